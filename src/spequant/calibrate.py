@@ -1,0 +1,136 @@
+"""`calibrate`: ranges from real data. Which rule picks a range is in `quantizers/ranges.py`."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spequant.batch_norm import reestimate_batch_norm
+from spequant.layers import act_quantizers, act_slots, weight_quantizers
+from spequant.prepare import share
+from spequant.quantizers import Quantizer, Rule, least_squares
+
+KEPT = 2**17  # values kept of each tensor over all batches
+SIGN_TOLERANCE = 1e-3  # of max|x|: less than that below zero counts as unsigned
+
+
+def run_model(model: nn.Module, batch: Any) -> Any:
+    """The model's output for a batch: a tensor, a tuple or list whose first entry is the input, or a dict of keywords."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(batch[0] if isinstance(batch, tuple | list) else batch)
+
+
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    rule: Rule = least_squares,
+    samples: int = 1024,
+    reestimate: bool = True,
+    run: Callable[[nn.Module, Any], Any] = run_model,
+) -> None:
+    """Give every quantizer of a prepared `model` its range, from the float network's activations.
+
+    batches: read until `samples` samples have passed; anything that `run(model, batch)` understands, by default a
+      tensor, (inputs, ...) or a dict of keyword arguments.
+    rule: (quantizer, values) -> clip, of least squared error at the quantizer's bits by default; `percentile(99.9)`
+      is the usual alternative. Quantizers with a rule of their own (MinMax) keep it.
+    reestimate: batch norm's running statistics are then measured anew on the same batches, at low bits.
+
+    Decides which activations are signed (below -1/1000 of the largest magnitude). Layers found to read one and the same
+    tensor at the same bits come to share one quantizer, so build the optimizer afterwards.
+    ValueError: model not prepared, fewer samples than asked for, values that are not finite. RuntimeError: a quantized
+    layer that never ran.
+    """
+    acts, weights = act_quantizers(model), weight_quantizers(model)
+    if not acts and not weights:
+        raise ValueError("model holds no quantizer: call spequant.prepare first")
+    kept = _read(batches, samples)
+    watcher = _Watcher(per_batch=max(1024, KEPT // len(kept)))
+    everyone = [*acts.values(), *weights.values()]
+    training = model.training
+    try:
+        for q in everyone:
+            q.watch = watcher
+        model.eval()
+        with torch.no_grad():
+            for batch in kept:
+                run(model, batch)
+                watcher.next_batch()
+    finally:
+        for q in everyone:
+            q.watch = None
+        model.train(training)
+    silent = [q.name for q in everyone if q not in watcher.values]
+    if silent:
+        raise RuntimeError(
+            f"quantized layers that never ran in {len(kept)} batches: {', '.join(silent)}. The module around them reads "
+            "their weights past their forward, or does not use them; leave them float with prepare(..., skip=[...])"
+        )
+    share(model, _groups(model, watcher))
+    for q in act_quantizers(model).values():
+        values = torch.cat(watcher.values[q])
+        low, high = values.min(), values.max()
+        if not torch.isfinite(values).all():
+            raise ValueError(f"{q.name}: its input holds NaN or Inf on the calibration data")
+        if q.signed is None:
+            q.set_signed(bool(low < -SIGN_TOLERANCE * torch.maximum(-low, high)))
+        q.fit(values, rule)
+    for q in weights.values():
+        q.fit(watcher.values[q][0], rule)
+    if reestimate:
+        reestimate_batch_norm(model, kept, run)
+
+
+def _read(batches: Iterable[Any], samples: int) -> list[Any]:
+    """The first batches that together hold `samples` samples."""
+    kept, seen = [], 0
+    for batch in batches:
+        first = next(iter(batch.values())) if isinstance(batch, Mapping) else batch
+        first = first[0] if isinstance(first, tuple | list) else first
+        kept.append(batch)
+        seen += len(first)
+        if seen >= samples:
+            return kept
+    raise ValueError(
+        f"batches held {seen} samples; expected at least samples={samples}. Give more data, or a smaller `samples` "
+        "(ranges from few samples are uncertain)"
+    )
+
+
+class _Watcher:
+    """Keeps of each quantizer's input a part and its extremes, and which quantizers saw one and the same tensor."""
+
+    def __init__(self, per_batch: int):
+        self.per_batch = per_batch
+        self.values: dict[Quantizer, list[Tensor]] = {}
+        self.inputs: dict[Quantizer, tuple[Tensor, int]] | None = {}
+        self.source: dict[Quantizer, tuple[int, int]] = {}
+
+    def __call__(self, quantizer: Quantizer, x: Tensor) -> None:
+        if quantizer.of_weight:
+            self.values.setdefault(quantizer, [x.detach()])
+            return
+        if self.inputs is not None:
+            self.inputs[quantizer] = (x, x._version)  # held, so that no other tensor takes its id within the batch
+            self.source[quantizer] = (id(x), x._version)
+        flat = x.detach().float().flatten()
+        stride = max(1, flat.numel() // self.per_batch)
+        # A stride without common factor with the usual powers of two, so that every channel and column is met.
+        part = flat[:: stride | 1]
+        self.values.setdefault(quantizer, []).append(torch.cat([part, flat.amin()[None], flat.amax()[None]]))
+
+    def next_batch(self) -> None:
+        self.inputs = None  # the first batch tells who shares; its tensors can go
+
+
+def _groups(model: nn.Module, watcher: _Watcher) -> list[list[tuple[nn.Module, str]]]:
+    """Activation slots that read the same tensor with equal quantizers."""
+    groups: dict[Any, list[tuple[nn.Module, str]]] = {}
+    for _, module, attribute in act_slots(model):
+        q = getattr(module, attribute)
+        key = (watcher.source.get(q, id(q)), type(q), tuple(sorted(q.config().items(), key=str)))
+        groups.setdefault(str(key), []).append((module, attribute))
+    return [g for g in groups.values() if len(g) > 1]

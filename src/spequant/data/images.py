@@ -1,0 +1,115 @@
+"""Image sets held whole on a device as uint8, and batches of them, augmented there.
+
+Order and augmentation are arithmetic: they follow from (seed, epoch, step), not from a position in a stream.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+HOLD_OUT_SEED = 2009_14502  # fixed, so that every run holds out the same images
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """images: uint8; labels: int64 in [0, classes); mean, std: per channel, of images scaled to [0, 1]."""
+
+    images: UInt8[Tensor, "n channels height width"]
+    labels: Int64[Tensor, "n"]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: int
+
+    def __post_init__(self) -> None:
+        if self.images.dim() != 4 or self.images.dtype != torch.uint8:
+            raise ValueError(
+                f"images are {self.images.dtype} of shape {tuple(self.images.shape)}; expected uint8 (n, channels, height, width)"
+            )
+        if self.labels.shape != self.images.shape[:1]:
+            raise ValueError(f"labels have shape {tuple(self.labels.shape)}; expected ({len(self.images)},), one an image")
+        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.classes:
+            low, high = int(self.labels.min()), int(self.labels.max())
+            raise ValueError(f"labels run from {low} to {high}; expected 0 to {self.classes - 1}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> "ImageSet":
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def part(self, indices: Tensor | slice) -> "ImageSet":
+        """The images at `indices` (int64 or a slice)."""
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
+
+    def normalise(self, images: UInt8[Tensor, "batch channels height width"]) -> Float[Tensor, "..."]:
+        """fp32: (images / 255 - mean) / std."""
+        mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1)
+        return (images.float() / 255 - mean) / std
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Zero padding by `padding` pixels, a random crop of the old size, and a random horizontal flip."""
+
+    padding: int = 4
+    flip: bool = True
+
+    def __call__(self, images: UInt8[Tensor, "batch channels height width"], rng: np.random.Generator) -> Tensor:
+        """The batch augmented, each image with a draw of its own from `rng`; on the device of `images`."""
+        batch, _, height, width = images.shape
+        drawn = rng.integers(0, 2 * self.padding + 1, size=(2, batch))
+        flips = rng.random(batch) < 0.5 if self.flip else np.zeros(batch, bool)
+        numbers = torch.from_numpy(np.stack([drawn[0], drawn[1], flips])).to(images.device, non_blocking=True)
+        top, left, flip = numbers
+        rows = top[:, None] + torch.arange(height, device=images.device)
+        columns = torch.arange(width, device=images.device).expand(batch, width)
+        columns = left[:, None] + torch.where(flip[:, None] > 0, width - 1 - columns, columns)
+        padded = torch.nn.functional.pad(images, (self.padding,) * 4)
+        # Channels-last gather: one index a pixel, all its channels beside each other.
+        index = torch.arange(batch, device=images.device)[:, None, None], rows[:, :, None], columns[:, None, :]
+        return padded.permute(0, 2, 3, 1)[index].permute(0, 3, 1, 2)
+
+
+def train_batches(
+    data: ImageSet, batch_size: int, *, seed: int, epoch: int, augment: Augment | None, start: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(normalised fp32 images, labels) in an order of (seed, epoch), from step `start` on; a short last batch is dropped."""
+    if not 1 <= batch_size <= len(data):
+        raise ValueError(f"batch_size is {batch_size!r}; expected 1 to {len(data)}, the number of images")
+    order = torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(len(data))).to(data.labels.device)
+    for step in range(start, len(data) // batch_size):
+        chosen = order[step * batch_size : (step + 1) * batch_size]
+        images = data.images[chosen]
+        if augment is not None:
+            images = augment(images, np.random.default_rng((seed, epoch, step)))
+        yield data.normalise(images), data.labels[chosen]
+
+
+def eval_batches(data: ImageSet, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(normalised fp32 images, labels), everything once, in order; the last batch may be short."""
+    for start in range(0, len(data), batch_size):
+        part = slice(start, start + batch_size)
+        yield data.normalise(data.images[part]), data.labels[part]
+
+
+def hold_out(train: ImageSet, count: int) -> tuple[ImageSet, ImageSet | None]:
+    """(the rest, `count` images, each class as near to its share as may be); always the same ones; count 0: (train, None)."""
+    if not 0 <= count < len(train):
+        raise ValueError(f"held_out is {count!r}; expected 0 to {len(train) - 1}, fewer than the training images")
+    if count == 0:
+        return train, None
+    order = np.random.default_rng(HOLD_OUT_SEED).permutation(len(train))
+    labels = train.labels.cpu().numpy()[order]
+    # Rank of each image within its class, in units of the class' size: the smallest ranks are held out.
+    rank = np.empty(len(train))
+    for label in np.unique(labels):
+        where = np.flatnonzero(labels == label)
+        rank[where] = (np.arange(len(where)) + 0.5) / len(where)
+    by_rank = order[np.argsort(rank, kind="stable")]
+    held, rest = np.sort(by_rank[:count]), np.sort(by_rank[count:])
+    return train.part(torch.from_numpy(rest)), train.part(torch.from_numpy(held))

@@ -1,0 +1,104 @@
+"""Tensors in, tensors out: rounding, fake quantization and their gradients.
+
+The only file with autograd tricks. Modules, state and policy live elsewhere.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+
+def zero_point(low: Tensor, high: Tensor, levels: Tensor) -> Tensor:
+    """Code of the value zero on the grid of `levels` levels over [low, high].
+
+    An integer, so that zero is on the grid; half-way between two codes where the range is symmetric and the number
+    of levels even (SAWB at 2 bits: -a, -a/3, a/3, a), the only grids here that leave zero out.
+    """
+    steps = levels - 1
+    return torch.where(low == -high, steps * 0.5, torch.round(-low * steps / (high - low)))
+
+
+def quantize(x: Tensor, low: Tensor, high: Tensor, levels: Tensor) -> Tensor:
+    """Codes 0 .. levels - 1 (fp32, integral) of `x` on the grid over [low, high]; ties go to the even code."""
+    steps = levels - 1
+    codes = torch.round(x.float() * (steps / (high - low)) + zero_point(low, high, levels))
+    return torch.minimum(codes.clamp_min(0.0), steps)
+
+
+def dequantize(codes: Tensor, low: Tensor, high: Tensor, levels: Tensor) -> Tensor:
+    """Values of `codes`. A quotient of integers times the range: a grid that refines another holds the very same floats."""
+    return (high - low) * ((codes - zero_point(low, high, levels)) / (levels - 1))
+
+
+class _FakeQuantize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x, low, high, levels, saturate: bool, inner: bool):
+        ctx.save_for_backward(x, low, high, levels)
+        ctx.saturate, ctx.inner = saturate, inner
+        return dequantize(quantize(x, low, high, levels), low, high, levels).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, low, high, levels = ctx.saved_tensors
+        x32, grad32 = x.float(), grad.float()
+        below, above = x32 <= low, x32 >= high
+        grad_x = grad_low = grad_high = None
+        if ctx.needs_input_grad[0]:
+            outside = (x32 < low) | (x32 > high)
+            grad_x = grad.masked_fill(outside, 0.0) if ctx.saturate else grad
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            to_low, to_high = below.float(), above.float()
+            if ctx.inner:
+                rounding = dequantize(quantize(x32, low, high, levels), low, high, levels) - x32
+                rounding = torch.where(below | above, 0.0, rounding / (high - low))
+                to_low, to_high = to_low - rounding, to_high + rounding
+            if ctx.needs_input_grad[1]:
+                grad_low = (grad32 * to_low).sum_to_size(low.shape)
+            if ctx.needs_input_grad[2]:
+                grad_high = (grad32 * to_high).sum_to_size(high.shape)
+        return grad_x, grad_low, grad_high, None, None, None
+
+
+def fake_quantize(
+    x: Float[Tensor, "*shape"],
+    low: Float[Tensor, "*range"],
+    high: Float[Tensor, "*range"],
+    levels: Float[Tensor, ""],
+    *,
+    saturate: bool = True,
+    inner: bool = False,
+) -> Float[Tensor, "*shape"]:
+    """`x` rounded to the nearest of `levels` equally spaced values over [low, high], clipped beyond.
+
+    Computed in fp32 whatever the dtype of `x`, which the result has. `low` and `high` broadcast against `x`
+    (0-dim: one range a tensor; (channels, 1, 1, 1): one a channel). Backward:
+
+    - to `x`, straight-through (Bengio et al., arXiv 1308.3432): 1 on low <= x <= high, else 0; 1 everywhere where
+      `saturate` is False.
+    - to `high`: 1 on x >= high, to `low`: 1 on x <= low (PACT, arXiv 1805.06085); with `inner`, inside also the
+      rounding error's share, +-(y - x) / (high - low), which makes a step s with high = Qp s and low = -Qn s receive
+      LSQ's gradient, round(x / s) - x / s (arXiv 1902.08153).
+    """
+    return _FakeQuantize.apply(x, low, high, levels, saturate, inner)
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, factor: float):
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.factor, None
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """`x` itself; its gradient is multiplied by `factor`."""
+    return _ScaleGradient.apply(x, factor)
+
+
+def positive(x: Tensor) -> Tensor:
+    """|x|, at least 1e-8: a stored range that an optimiser's step carries below zero stays a range and is pushed back."""
+    return x.abs().clamp_min(1e-8)

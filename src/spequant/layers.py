@@ -1,0 +1,99 @@
+"""Quantized layers, made from float ones: the float layer stays inside, its weight and input pass a quantizer first.
+
+No policy here: which layer gets which quantizer is decided in `prepare.py`.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from spequant.quantizers.base import Quantizer
+
+QUANTIZABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
+
+
+class QuantizedLayer(nn.Module):
+    """`layer` (any of `QUANTIZABLE` or a subclass, with its own forward) on quantized weight and input.
+
+    weight_quantizer, act_quantizer: None leaves that side float.
+    """
+
+    def __init__(self, layer: nn.Module, weight_quantizer: Quantizer | None, act_quantizer: Quantizer | None):
+        super().__init__()
+        self.layer = layer
+        self.weight_quantizer = weight_quantizer
+        self.act_quantizer = act_quantizer
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.act_quantizer is not None:
+            x = self.act_quantizer(x)
+        if self.weight_quantizer is None:
+            return self.layer(x, *args, **kwargs)
+        weight = self.weight_quantizer(self.layer.weight)
+        return functional_call(self.layer, {"weight": weight}, (x, *args), kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight":
+            raise AttributeError(
+                "this layer is quantized: reading its weight directly, as the module around it does, would bypass the "
+                "quantizers; leave the layer float with prepare(..., skip=[its name])"
+            )
+        return super().__getattr__(name)
+
+
+class QuantizedAdd(nn.Module):
+    """A marked residual addition on quantized addends."""
+
+    def __init__(self, add: nn.Module, branch_quantizer: Quantizer, shortcut_quantizer: Quantizer):
+        super().__init__()
+        self.add = add
+        self.branch_quantizer = branch_quantizer
+        self.shortcut_quantizer = shortcut_quantizer
+
+    def forward(self, branch: Tensor, shortcut: Tensor) -> Tensor:
+        return self.add(self.branch_quantizer(branch), self.shortcut_quantizer(shortcut))
+
+
+SLOTS = {
+    QuantizedLayer: ("act_quantizer",),
+    QuantizedAdd: ("branch_quantizer", "shortcut_quantizer"),
+}
+
+
+def act_slots(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
+    """(name of the layer, the layer, attribute) of every place that holds an activation quantizer, in model order."""
+    return [
+        (name, module, attribute)
+        for name, module in model.named_modules()
+        for attribute in SLOTS.get(type(module), ())
+        if getattr(module, attribute) is not None
+    ]
+
+
+def act_quantizers(model: nn.Module) -> dict[str, Quantizer]:
+    """Activation quantizers by name, each once, in model order."""
+    unique = {id(q): q for _, module, attribute in act_slots(model) for q in [getattr(module, attribute)]}
+    return {q.name: q for q in unique.values()}
+
+
+def weight_quantizers(model: nn.Module) -> dict[str, Quantizer]:
+    """Weight quantizers by name, each once, in model order."""
+    layers = [m for m in model.modules() if isinstance(m, QuantizedLayer) and m.weight_quantizer is not None]
+    unique = {id(m.weight_quantizer): m.weight_quantizer for m in layers}
+    return {q.name: q for q in unique.values() if q is not None}
+
+
+def weight_bits(model: nn.Module) -> int:
+    """Bits that the parameters take, quantizers aside: quantized weights at their width, everything else at 32."""
+    bits = 0
+    width = {
+        id(m.layer.weight): m.weight_quantizer.bits or 32
+        for m in model.modules()
+        if isinstance(m, QuantizedLayer) and m.weight_quantizer is not None
+    }
+    ranges = {id(p) for m in model.modules() if isinstance(m, Quantizer) for p in m.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in ranges:
+            bits += parameter.numel() * width.get(id(parameter), 32)
+    return bits

@@ -1,0 +1,43 @@
+"""Distillation losses: functions of student logits, teacher logits and temperature. fp32 throughout."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+DistillLoss = Callable[[Tensor, Tensor, float], Tensor]
+"""(student logits, teacher logits, temperature) -> 0-dim loss. A user's own function of this form serves as well."""
+
+
+def cosine(
+    student: Float[Tensor, "batch classes"], teacher: Float[Tensor, "batch classes"], temperature: float = 1.0
+) -> Float[Tensor, ""]:
+    """T^2 mean(1 - cos(p_T, p_S)), p = softmax(z / T): SPEQ's loss (arXiv 2009.14502; the T^2 is ours, as with KL).
+
+    In [0, T^2]. Its gradient: g = -(p_T / (|p_T||p_S|) - c p_S / |p_S|^2), dL/dz_S = T p_S (g - <p_S, g>) / batch.
+    """
+    p_s = F.softmax(student.float() / temperature, dim=-1)
+    p_t = F.softmax(teacher.float() / temperature, dim=-1)
+    return temperature**2 * (1 - F.cosine_similarity(p_t, p_s, dim=-1)).mean()
+
+
+def kl(
+    student: Float[Tensor, "batch classes"], teacher: Float[Tensor, "batch classes"], temperature: float = 1.0
+) -> Float[Tensor, ""]:
+    """T^2 mean KL(p_T || p_S), p = softmax(z / T) (Hinton et al., arXiv 1503.02531)."""
+    log_s = F.log_softmax(student.float() / temperature, dim=-1)
+    log_t = F.log_softmax(teacher.float() / temperature, dim=-1)
+    return temperature**2 * (log_t.exp() * (log_t - log_s)).sum(-1).mean()
+
+
+def ensemble(passes: Sequence[Tensor], temperature: float) -> Tensor:
+    """Logits whose softened softmax is the mean of those of `passes`: the soft label of several teacher passes."""
+    if len(passes) == 1:
+        return passes[0]
+    logs = torch.stack([F.log_softmax(z.float() / temperature, dim=-1) for z in passes])
+    return temperature * torch.logsumexp(logs, dim=0)  # the missing - log(passes) cancels in any softmax
+
+
+by_name: dict[str, DistillLoss] = {"cosine": cosine, "kl": kl}

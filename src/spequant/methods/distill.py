@@ -1,0 +1,62 @@
+"""Distillation from a separate, frozen teacher (Hinton et al. 2015, arXiv 1503.02531), alone or beside SPEQ.
+
+    L = CE(y, z_S) + lambda T^2 D(p_T, p_S),   D: KL or 1 - cos,   p = softmax(z / T)
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spequant.losses import DistillLoss, kl
+from spequant.methods.base import Losses, check_temperature, check_weight, penalties
+from spequant.methods.speq import SPEQ
+from spequant.tasks import Classification, Task
+
+
+class Distill:
+    """Student: the quantized model; teacher: a copy of `teacher`, frozen, in eval mode.
+
+    loss, temperature, weight: as in SPEQ; `kl` by default.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        *,
+        loss: DistillLoss = kl,
+        temperature: float = 1.0,
+        weight: float = 1.0,
+        task: Task | None = None,
+    ):
+        check_temperature(temperature)
+        check_weight(weight, "weight")
+        self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
+        self.loss, self.temperature, self.weight, self.task = loss, temperature, weight, task or Classification()
+
+    @torch.no_grad()
+    def teach(self, model: nn.Module, batch: Any) -> Tensor:
+        """The teacher's logits (batch, classes), without gradient."""
+        return self.task.logits(self.teacher, batch)
+
+    def __call__(self, model: nn.Module, batch: Any) -> Losses:
+        student = self.task.logits(model, batch)
+        task = self.task.loss(student, batch)
+        distill = self.loss(student, self.teach(model, batch), self.temperature)
+        return Losses(task + self.weight * distill + penalties(model), task, distill, student.detach())
+
+
+class SPEQDistill:
+    """Both teachers: the network itself at stochastic precision, and a separate one. Their weighted terms add up."""
+
+    def __init__(self, speq: SPEQ, distill: Distill):
+        self.speq, self.distill = speq, distill
+
+    def __call__(self, model: nn.Module, batch: Any) -> Losses:
+        own, separate = self.speq.teach(model, batch), self.distill.teach(model, batch)
+        student = self.speq.task.logits(model, batch)
+        task = self.speq.task.loss(student, batch)
+        distill = self.speq.weight * self.speq.loss(student, own, self.speq.temperature)
+        distill = distill + self.distill.weight * self.distill.loss(student, separate, self.distill.temperature)
+        return Losses(task + distill + penalties(model), task, distill, student.detach())

@@ -1,0 +1,83 @@
+"""SPEQ: stochastic precision ensemble self-distillation (Boo, Shin, Choi, Sung, AAAI 2021, arXiv 2009.14502).
+
+    L = CE(y, z_S) + lambda T^2 mean(1 - cos(p_T, p_S)),   p = softmax(z / T)
+
+| symbol | here |
+|---|---|
+| z_S, the n_A-bit student's logits | `student`, one forward with gradient |
+| z_T, the teacher's: the same weights, each activation quantizer at n_H bits with probability u, else n_A | `teach` |
+| n_H, u | `high_bits`, `probability`, or any other `policy` |
+| T, lambda | `temperature`, `weight` |
+
+The teacher gives no gradient: one forward more, no backward more. Known of the paper from second hand; open there and
+ours to choose: T, lambda and the factor T^2, batch norm in the teacher's pass (batch statistics, running ones
+untouched), dropout (as the student's mode).
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from spequant.batch_norm import MODES, Mode, batch_norm_mode
+from spequant.losses import DistillLoss, cosine, ensemble
+from spequant.methods.base import Losses, check_temperature, check_weight, penalties
+from spequant.precision import Policy, Stochastic, precision
+from spequant.tasks import Classification, Task
+
+
+class SPEQ:
+    """The method as a callable: `losses = SPEQ()(model, batch)`.
+
+    high_bits, probability: n_H and u. policy: in their place, e.g. `Mix()`.
+    loss: (student logits, teacher logits, temperature) -> 0-dim tensor; `cosine`, `kl` or your own.
+    batch_norm: of the teacher's pass: "leave" (batch statistics, running ones untouched), "update", "eval".
+    passes: teacher passes, each with its own draw, whose soft labels are averaged.
+    seed, step: the draws follow from (seed, step, rank); `step` counts calls, set it when resuming.
+    """
+
+    def __init__(
+        self,
+        high_bits: int = 8,
+        probability: float = 0.5,
+        *,
+        policy: Policy | None = None,
+        loss: DistillLoss = cosine,
+        temperature: float = 1.0,
+        weight: float = 1.0,
+        batch_norm: Mode = "leave",
+        passes: int = 1,
+        task: Task | None = None,
+        seed: int = 0,
+    ):
+        check_temperature(temperature)
+        check_weight(weight, "weight")
+        if batch_norm not in MODES:
+            raise ValueError(f"batch_norm is {batch_norm!r}; expected one of {', '.join(map(repr, MODES))}")
+        if isinstance(passes, bool) or not isinstance(passes, int) or passes < 1:
+            raise ValueError(f"passes is {passes!r}; expected a whole number of 1 or more")
+        self.policy = policy or Stochastic(high_bits, probability)
+        self.loss, self.temperature, self.weight = loss, temperature, weight
+        self.batch_norm: Mode = batch_norm
+        self.passes, self.task, self.seed, self.step = passes, task or Classification(), seed, 0
+
+    @torch.no_grad()
+    def teach(self, model: nn.Module, batch: Any) -> Tensor:
+        """The teacher's logits (batch, classes), without gradient; the precision is drawn from (seed, step, rank)."""
+        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        logits = []
+        with batch_norm_mode(model, self.batch_norm):
+            for i in range(self.passes):
+                draw = self.step * self.passes + i
+                with precision(model, self.policy, seed=self.seed, step=draw, rank=rank):
+                    logits.append(self.task.logits(model, batch))
+        self.step += 1
+        return ensemble(logits, self.temperature)
+
+    def __call__(self, model: nn.Module, batch: Any) -> Losses:
+        teacher = self.teach(model, batch)
+        student = self.task.logits(model, batch)
+        task = self.task.loss(student, batch)
+        distill = self.loss(student, teacher, self.temperature)
+        return Losses(task + self.weight * distill + penalties(model), task, distill, student.detach())

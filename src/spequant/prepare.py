@@ -1,0 +1,164 @@
+"""`prepare` and `unprepare`: the only surgery on a user's model.
+
+Decides which layer gets which quantizer; how a quantizer rounds, and where its range comes from, does not belong here.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+
+from spequant.layers import QUANTIZABLE, QuantizedAdd, QuantizedLayer, act_slots
+from spequant.quantizers import Quantizer
+
+Choice = Quantizer | int | None
+"""A quantizer to copy; or bits for the model's own kind of quantizer; or None, float."""
+
+
+def prepare(
+    model: nn.Module,
+    *,
+    weight: Quantizer | None,
+    act: Quantizer | None,
+    ends: Choice | tuple[Choice, Choice] = 8,
+    residual: Choice = 8,
+    overrides: Mapping[str, Choice | tuple[Choice, Choice]] | None = None,
+    skip: Sequence[str] = (),
+    per_channel: bool = False,
+) -> nn.Module:
+    """A copy of `model` whose Linear, Conv1d/2d/3d and ConvTranspose2d layers quantize their weights and inputs.
+
+    weight, act: a quantizer of the wanted kind and bits, copied for each layer; None leaves all weights, or all
+      activations, float.
+    ends: of the first and the last layer in the model's order: bits, a quantizer, a (weight, act) pair, or None (float).
+    residual: of the addends of additions that the network marks (modules with the attribute `residual_addition = True`
+      and `forward(branch, shortcut)`); bits, an activation quantizer, or None. Float where `act` is None.
+    overrides: {pattern of layer names: bits, quantizer, (weight, act) pair or None}; the last match wins, over `ends`
+      too. Patterns are those of the shell: "layer1.*".
+    skip: patterns of layers that stay as they are; the ends are the first and last of the others.
+    per_channel: one weight range an output channel in place of one a layer.
+
+    The model given is left as it is. Layers with one weight share its quantizer. The result has to be calibrated
+    before it runs. ValueError: a pattern that matches no layer, nothing to quantize, bits out of range, a model that
+    is prepared already.
+    """
+    if any(isinstance(m, QuantizedLayer | QuantizedAdd) for m in model.modules()):
+        raise ValueError("model is prepared already; unprepare it first, or prepare the float model")
+    for argument, template in (("weight", weight), ("act", act)):
+        if template is not None and not isinstance(template, Quantizer):
+            raise ValueError(f"{argument} is {template!r}; expected a quantizer such as PACT(2), or None to leave it float")
+    model = copy.deepcopy(model)
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, QUANTIZABLE)}
+    _check_patterns([*skip, *(overrides or {})], layers)
+    layers = {n: m for n, m in layers.items() if not _matches(n, skip)}
+    if not layers or (weight is None and act is None):
+        raise ValueError(
+            "nothing to quantize: "
+            + ("weight and act are both None" if layers else "the model has no Linear or convolution outside skip")
+        )
+    names = list(layers)
+    made: dict[int, nn.Module] = {}
+    by_weight: dict[int, Quantizer] = {}
+    for name, layer in layers.items():
+        choice: Choice | tuple[Choice, Choice] = (weight, act)
+        if name in (names[0], names[-1]):
+            choice = ends
+        for pattern, override in (overrides or {}).items():
+            choice = override if fnmatchcase(name, pattern) else choice
+        pair = choice if isinstance(choice, tuple) else (choice, choice)
+        if isinstance(choice, Quantizer):
+            raise ValueError(f"{name}: {choice!r} alone does not say whether it is for weight or act; give a pair")
+        w = _make(pair[0], weight, name, of_weight=True, shape=_range_shape(layer) if per_channel else ())
+        a = _make(pair[1], act, name, of_weight=False, shape=())
+        if w is not None:
+            w = by_weight.setdefault(id(layer.weight), w)
+        if w is not None or a is not None:
+            made[id(layer)] = QuantizedLayer(layer, w, a)
+    if residual is not None and act is not None:
+        for name, module in model.named_modules():
+            if getattr(module, "residual_addition", False):
+                pair = [_make(residual, act, f"{name}.{side}", of_weight=False, shape=()) for side in ("branch", "shortcut")]
+                made[id(module)] = QuantizedAdd(module, *pair)  # type: ignore[arg-type]
+    model = _replace(model, made)
+    for tag, (_, module, attribute) in enumerate(act_slots(model)):
+        getattr(module, attribute).tag = tag
+    model.register_load_state_dict_pre_hook(_share_as_saved)
+    return model
+
+
+def unprepare(model: nn.Module) -> nn.Module:
+    """A copy of a prepared `model` with its plain float layers back, weights as trained. ValueError if not prepared."""
+    model = copy.deepcopy(model)
+    made: dict[int, nn.Module] = {}
+    for module in model.modules():
+        if isinstance(module, QuantizedLayer):
+            made[id(module)] = module.layer
+        elif isinstance(module, QuantizedAdd):
+            made[id(module)] = module.add
+    if not made:
+        raise ValueError("model is not prepared: it holds no quantized layer")
+    hooks = model._load_state_dict_pre_hooks
+    for key in [k for k, hook in hooks.items() if getattr(hook, "hook", hook) is _share_as_saved]:
+        del hooks[key]
+    return _replace(model, made)
+
+
+def share(model: nn.Module, groups: Sequence[Sequence[tuple[nn.Module, str]]]) -> None:
+    """Let the activation slots (layer, attribute) of each group hold one quantizer: the first one's."""
+    for (first, first_attribute), *others in groups:
+        quantizer = getattr(first, first_attribute)
+        for module, attribute in others:
+            setattr(module, attribute, quantizer)
+
+
+def _make(choice: Choice, template: Quantizer | None, name: str, *, of_weight: bool, shape: tuple[int, ...]):
+    """The quantizer of one tensor, or None."""
+    if choice is None or template is None:
+        return None
+    source = choice if isinstance(choice, Quantizer) else template.like(bits=choice)
+    if source.bits is None:
+        return None
+    quantizer = source.like(of_weight=of_weight, shape=shape, signed=True if of_weight else source.signed)
+    quantizer.name = name
+    return quantizer
+
+
+def _range_shape(layer: nn.Module) -> tuple[int, ...]:
+    """Shape of one range an output channel, broadcastable against the layer's weight."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+    return tuple(size if d == axis else 1 for d, size in enumerate(weight.shape))
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, p) for p in patterns)
+
+
+def _check_patterns(patterns: Sequence[str], layers: Mapping[str, nn.Module]) -> None:
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in layers):
+            raise ValueError(f"pattern {pattern!r} matches no layer; layers that can be quantized: {', '.join(layers) or 'none'}")
+
+
+def _replace(model: nn.Module, made: Mapping[int, nn.Module]) -> nn.Module:
+    """Put `made[id(m)]` where m stood, at every place that holds it; the model itself may be such a place."""
+    if id(model) in made:
+        return made[id(model)]
+    for parent in list(model.modules()):
+        if isinstance(parent, QuantizedLayer | QuantizedAdd) and id(parent) not in made:
+            continue
+        for name, child in list(parent.named_children()):
+            if id(child) in made:
+                setattr(parent, name, made[id(child)])
+    return model
+
+
+def _share_as_saved(model: nn.Module, state: Mapping[str, Tensor], prefix: str, *_: object) -> None:
+    """Before loading: slots whose saved quantizers bear one tag share one, as they did when they were saved."""
+    groups: dict[int, list[tuple[nn.Module, str]]] = {}
+    for name, module, attribute in act_slots(model):
+        saved = state.get(f"{prefix}{name}.{attribute}._extra_state" if name else f"{prefix}{attribute}._extra_state")
+        if saved is not None:
+            groups.setdefault(int(saved[3]), []).append((module, attribute))
+    share(model, [g for g in groups.values() if len(g) > 1])

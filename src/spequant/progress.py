@@ -1,0 +1,48 @@
+"""Progress of a run on a terminal (one line that moves) or in a log (plain lines)."""
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from spequant.train import Progress as State
+
+
+class Terminal:
+    """A reporter: a bar with time left, loss, accuracy and images a second; one line an epoch."""
+
+    def __init__(self, name: str):
+        self.name, self.console, self.read = name, Console(), 0.0
+        columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[now]}")
+        self.bar = Progress(*columns, console=self.console, disable=not sys.stdout.isatty(), transient=True)
+        self.task = self.bar.add_task(name, total=1.0, now="")
+
+    def __enter__(self) -> "Terminal":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def step(self, progress: State) -> None:
+        """Reading the losses waits for the device, so at most once a second."""
+        if self.bar.disable or time.monotonic() - self.read < 1:
+            return
+        row = progress.row()
+        self.read = time.monotonic()
+        now = f"loss {row['loss']:.3f}  acc {row['train_accuracy']:.1f} %  {row['images_per_second']:.0f} images/s"
+        self.bar.update(self.task, completed=progress.done, now=now)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        held = f"  held-out {row['held_out_accuracy']:.2f} %" if "held_out_accuracy" in row else ""
+        left = row["seconds"] * (row["epochs"] - row["epoch"])
+        line = (
+            f"{self.name}  epoch {row['epoch']}/{row['epochs']}  loss {row['loss']:.4f}  distill {row['distill']:.4f}  "
+            f"train {row['train_accuracy']:.2f} %{held}  {row['images_per_second']:.0f} images/s  {left:.0f} s left"
+        )
+        if self.bar.disable:
+            print(line, flush=True)
+        else:
+            self.bar.print(line)

@@ -1,0 +1,33 @@
+"""The quantizers, one paper a file, and the dictionary that recipes choose from by name."""
+
+from spequant.quantizers.base import Quantizer, Rule
+from spequant.quantizers.dorefa import DoReFa
+from spequant.quantizers.least_squares import LeastSquares
+from spequant.quantizers.lsq import LSQ
+from spequant.quantizers.minmax import MinMax
+from spequant.quantizers.pact import PACT
+from spequant.quantizers.ranges import least_squares, percentile
+from spequant.quantizers.sawb import SAWB
+
+by_name: dict[str, type[Quantizer]] = {
+    "pact": PACT,
+    "sawb": SAWB,
+    "lsq": LSQ,
+    "dorefa": DoReFa,
+    "least-squares": LeastSquares,
+    "minmax": MinMax,
+}
+
+__all__ = [
+    "LSQ",
+    "PACT",
+    "SAWB",
+    "DoReFa",
+    "LeastSquares",
+    "MinMax",
+    "Quantizer",
+    "Rule",
+    "by_name",
+    "least_squares",
+    "percentile",
+]

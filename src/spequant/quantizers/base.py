@@ -1,0 +1,196 @@
+"""What every quantizer shares: bits, levels, sign, calibration, and the checks on its state.
+
+A paper's formula does not belong here; it has a file of its own beside this one.
+"""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from spequant.functional import fake_quantize
+
+Rule = Callable[["Quantizer", Tensor], Tensor]
+"""(quantizer, values) -> clip: how calibration chooses the end of a stored range. See `ranges.py`."""
+
+
+def check_bits(bits: int | None, what: str = "bits") -> None:
+    """ValueError unless `bits` is None (float) or a whole number from 1 to 8."""
+    if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8):
+        raise ValueError(f"{what} is {bits!r}; expected a whole number from 1 to 8, or None to leave it float")
+
+
+def level_tensor(levels: int, like: Tensor | None = None) -> Tensor:
+    """A number of levels as the 0-dim fp32 tensor that a quantizer holds: data, so that a change recompiles nothing."""
+    return torch.tensor(float(levels), device=None if like is None else like.device)
+
+
+class Quantizer(nn.Module):
+    """Rounds a tensor to a few equally spaced values between two bounds.
+
+    A subclass says where the bounds are (`bounds`), and, where it stores a range, how a clip becomes one (`set_clip`,
+    `bounds_at`). `bits` fixes the home grid that it trains at; `levels` is the grid in use, which
+    `spequant.precision` replaces for a while without moving the bounds.
+
+    bits: 1 to 8, or None: the tensor passes as it is.
+    signed: False: grid over [0, high]; True: zero or the middle of the range inside; None: calibration decides.
+    shape: of the range: () for one a tensor, e.g. (channels, 1, 1, 1) for one a channel of a convolution's weight.
+    of_weight: quantizes a weight (signed, the whole tensor at hand) rather than an activation (first axis: samples).
+    """
+
+    stored = True  # a range kept between forwards; False: the bounds follow from the tensor alone
+    rule: Rule | None = None  # the quantizer's own way to choose its clip; None: the one given to calibrate
+    saturate = True
+    inner = False
+
+    def __init__(
+        self, bits: int | None, *, signed: bool | None = None, shape: tuple[int, ...] = (), of_weight: bool = False
+    ):
+        super().__init__()
+        check_bits(bits)
+        self.bits, self.signed, self.shape, self.of_weight = bits, True if of_weight else signed, tuple(shape), of_weight
+        self.name = ""  # where it sits in the model; written by prepare
+        self.tag = -1  # its number in the model; layers whose quantizers have one tag share it
+        self.calibrated = not self.stored
+        self.watch: Callable[[Quantizer, Tensor], None] | None = None
+        self._home = self.levels = level_tensor(2 if bits is None else self.level_count())
+
+    # --- the interface that a paper fills in -------------------------------------------------------------------
+
+    def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(low, high), fp32, of `self.shape`. `x`: the tensor to quantize, read where the range is not stored."""
+        raise TypeError(f"{type(self).__name__} must define bounds(x) -> (low, high)")
+
+    def bounds_at(self, clip: Tensor) -> tuple[Tensor, Tensor]:
+        """(low, high) that the largest value `clip` would give: [0, clip] unsigned, [-clip, clip] signed."""
+        return (-clip if self.signed else torch.zeros_like(clip)), clip
+
+    def set_clip(self, clip: Tensor) -> None:
+        """Store the range whose largest value is `clip`, of `self.shape`."""
+        raise TypeError(f"{type(self).__name__} stores a range and must define set_clip(clip)")
+
+    def level_count(self, bits: int | None = None) -> int:
+        """Levels of the grid at `bits` (home bits by default): 2^b, or 2^b - 1 where signed, so that zero is one."""
+        bits = self.bits if bits is None else bits
+        assert bits is not None
+        if self.signed and bits == 1:
+            raise ValueError(
+                f"{self}: a signed grid that contains zero needs 2 bits or more; "
+                "for one-bit weights use SAWB, DoReFa, LSQ or LeastSquares"
+            )
+        return 2**bits - bool(self.signed)
+
+    def penalty(self) -> Tensor | None:
+        """A term to add to the loss (fp32, 0-dim), or None."""
+        return None
+
+    def config(self) -> dict[str, Any]:
+        """The arguments that make this quantizer again; a subclass adds its own."""
+        return {"bits": self.bits, "signed": self.signed, "shape": self.shape, "of_weight": self.of_weight}
+
+    # --- what follows from it ----------------------------------------------------------------------------------
+
+    def like(self, **changes: Any) -> Self:
+        """A new, uncalibrated quantizer of this kind with some arguments changed."""
+        return type(self)(**{**self.config(), **changes})
+
+    def fit(self, values: Tensor, rule: Rule) -> None:
+        """Set the range from `values`: a sample (n,) of an activation, or a whole weight where shape is not ()."""
+        if self.stored:
+            clip = (self.rule or rule)(self, values.detach().float())
+            self.set_clip(clip.to(values.device).reshape(self.shape))
+        self.calibrated = True
+
+    def set_signed(self, signed: bool) -> None:
+        """Decide between the grids over [0, high] and around zero; the number of levels follows."""
+        self.signed = signed
+        if self.bits is not None:
+            self._home = self.levels = level_tensor(self.level_count(), self._home)
+
+    def levels_at(self, bits: int) -> int:
+        """Levels when switched to `bits`, bounds held.
+
+        From home bits on k (L - 1) + 1, for the whole k that comes nearest to the grid of that width: every value of
+        the home grid is on the finer one. Below home, the grid of that width.
+        """
+        assert self.bits is not None
+        if bits < self.bits:
+            return self.level_count(bits)
+        steps = self.level_count() - 1
+        refine = max(1, round((self.level_count(bits) - 1) / steps))
+        return refine * steps + 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.watch is not None:
+            self.watch(self, x)
+            return x
+        if self.bits is None:
+            return x
+        if not self.calibrated:
+            raise RuntimeError(
+                f"the {type(self).__name__} of {self.name or 'an unnamed layer'} has no range yet: "
+                "call spequant.calibrate(model, batches), or load a calibrated state, before running the model"
+            )
+        return self.quantized(x)
+
+    def quantized(self, x: Tensor) -> Tensor:
+        """`x` on the grid in use."""
+        low, high = self.bounds(x)
+        return fake_quantize(x, low, high, self.levels, saturate=self.saturate, inner=self.inner)
+
+    def reduce(self, x: Tensor, how: Callable[..., Tensor]) -> Tensor:
+        """`how` (torch.mean, torch.amax ...) over everything that shares a range; the result has `self.shape`."""
+        if not self.shape:
+            return how(x)
+        return how(x, dim=[d for d, size in enumerate(self.shape) if size == 1], keepdim=True)
+
+    # --- state: the levels are an attribute outside state_dict, the bits are compared at loading ---------------
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Device moves reach parameters, buffers and levels; dtype changes leave all of them in fp32."""
+
+        def keep_fp32(t: Tensor) -> Tensor:
+            moved = fn(t)
+            return moved if moved.dtype == t.dtype else t.to(moved.device)
+
+        switched = self.levels is not self._home
+        super()._apply(keep_fp32, recurse)
+        self._home = keep_fp32(self._home)
+        self.levels = keep_fp32(self.levels) if switched else self._home
+        return self
+
+    def get_extra_state(self) -> Tensor:
+        """int64: (bits or 0, signed: 0 no, 1 yes, 2 undecided, calibrated, tag)."""
+        signed = 2 if self.signed is None else int(self.signed)
+        return torch.tensor([self.bits or 0, signed, int(self.calibrated), self.tag])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        _, signed, calibrated, self.tag = (int(v) for v in state)
+        self.calibrated = bool(calibrated)
+        if signed != 2:
+            self.set_signed(bool(signed))
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):  # noqa: ANN001
+        state = state_dict.get(prefix + "_extra_state")
+        if state is not None and int(state[0]) != (self.bits or 0):
+            raise ValueError(
+                f"{prefix[:-1]}: the state holds a quantizer of {int(state[0]) or 'no'} bits, the model one of "
+                f"{self.bits or 'no'}; prepare the model with the bits that the state was trained at"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.levels is not self._home:
+            raise RuntimeError(
+                f"{self.name or type(self).__name__}: the model is inside a precision context, whose draw would be "
+                "copied as if it were the model's own; leave the `with` block before copying, pickling or exporting"
+            )
+        return self.__dict__.copy()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.levels = self._home
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{k}={v}" for k, v in self.config().items() if v != ())

@@ -1,0 +1,36 @@
+"""DoReFa-Net's weights and activations (Zhou et al. 2016, arXiv 1606.06160)."""
+
+import torch
+from torch import Tensor
+
+from spequant.functional import fake_quantize
+from spequant.quantizers.base import Quantizer
+
+
+class DoReFa(Quantizer):
+    """Fixed bounds; weights are squashed by tanh first.
+
+    Weights      w_q = 2 round_k(tanh(w) / (2 max|tanh(w)|) + 1/2) - 1
+    Activations  a_q = round_k(clip(a, 0, 1)), or over [-1, 1] on 2^k - 1 levels where signed
+    Backward     straight-through round_k(x) = round((2^k - 1) x) / (2^k - 1); through tanh and, as written, its maximum
+
+    The quantized weights fill [-1, 1] whatever the float scale, so batch norm has to follow the layer.
+    """
+
+    stored = False
+
+    def level_count(self, bits: int | None = None) -> int:
+        bits = self.bits if bits is None else bits
+        assert bits is not None
+        return 2**bits if self.of_weight else super().level_count(bits)
+
+    def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.bounds_at(torch.ones(self.shape, device=x.device))
+
+    def quantized(self, x: Tensor) -> Tensor:
+        low, high = self.bounds(x)
+        if self.of_weight:
+            squashed = torch.tanh(x.float())
+            squashed = squashed / self.reduce(squashed.abs(), torch.amax).clamp_min(1e-8)
+            return fake_quantize(squashed, low, high, self.levels).to(x.dtype)
+        return fake_quantize(x, low, high, self.levels)

@@ -1,0 +1,50 @@
+"""Ranges read off the values: the largest magnitude, or a percentile of it. For 8-bit ends and calibration alone."""
+
+import torch
+from torch import Tensor
+
+from spequant.quantizers.base import Quantizer
+from spequant.quantizers.ranges import largest, quantile
+
+
+class MinMax(Quantizer):
+    """Bounds at max|x|, or at the `percentile` of |x|.
+
+    Weights: taken anew from the weight at every forward. Activations: found by calibration and kept.
+    Backward: 1 inside the bounds, 0 outside; the bounds are not trained.
+    """
+
+    def __init__(
+        self,
+        bits: int | None = 8,
+        *,
+        percentile: float = 100.0,
+        signed: bool | None = None,
+        shape: tuple[int, ...] = (),
+        of_weight: bool = False,
+    ):
+        super().__init__(bits, signed=signed, shape=shape, of_weight=of_weight)
+        if not 0 < percentile <= 100:
+            raise ValueError(f"percentile is {percentile!r}; expected above 0 and at most 100, e.g. 99.9")
+        self.percentile = percentile
+        self.rule = type(self).extent
+        self.stored = not of_weight
+        self.calibrated = of_weight
+        if self.stored:
+            self.register_buffer("clip", torch.ones(shape))
+
+    def extent(self, values: Tensor) -> Tensor:
+        """The clip that `values` ask for, of `self.shape`."""
+        if self.percentile == 100:
+            return largest(self, values)
+        return quantile(self, values.abs(), self.percentile)
+
+    def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        clip = self.get_buffer("clip") if self.stored else self.extent(x.detach().float())
+        return self.bounds_at(clip.clamp_min(1e-8))
+
+    def set_clip(self, clip: Tensor) -> None:
+        self.get_buffer("clip").copy_(clip)
+
+    def config(self) -> dict[str, object]:
+        return {**super().config(), "percentile": self.percentile}

@@ -1,0 +1,46 @@
+"""PACT: activations clipped at a trained value (Choi et al. 2018, arXiv 1805.06085)."""
+
+import torch
+from torch import Tensor, nn
+
+from spequant.functional import positive
+from spequant.quantizers.base import Quantizer
+
+
+class PACT(Quantizer):
+    """One trained clipping value `a` a layer.
+
+    Forward    y = clip(x, 0, a);  y_q = round(y (2^k - 1) / a) a / (2^k - 1)
+    Backward   dy_q/dx = 1 on 0 <= x <= a, else 0;  dy_q/da = 1 on x >= a, else 0, summed over the tensor
+    Loss       + decay / 2 * a^2   (the paper's L2 penalty on `a`)
+
+    Signed tensors: clip(x, -a, a) on 2^k - 1 levels, and dy_q/da = -1 on x <= -a.
+    """
+
+    def __init__(
+        self,
+        bits: int | None,
+        *,
+        decay: float = 2e-4,
+        signed: bool | None = None,
+        shape: tuple[int, ...] = (),
+        of_weight: bool = False,
+    ):
+        super().__init__(bits, signed=signed, shape=shape, of_weight=of_weight)
+        if not decay >= 0:
+            raise ValueError(f"decay is {decay!r}; expected 0 or more, the factor of the L2 penalty on the clip")
+        self.decay = decay
+        self.clip = nn.Parameter(torch.ones(shape))
+
+    def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.bounds_at(positive(self.clip))
+
+    def set_clip(self, clip: Tensor) -> None:
+        with torch.no_grad():
+            self.clip.copy_(clip)
+
+    def penalty(self) -> Tensor | None:
+        return 0.5 * self.decay * self.clip.square().sum() if self.decay else None
+
+    def config(self) -> dict[str, object]:
+        return {**super().config(), "decay": self.decay}

@@ -1,0 +1,66 @@
+"""Rules by which calibration chooses the end of a stored range: (quantizer, values) -> clip.
+
+Nothing here trains; a user's own rule is a function of the same form.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from spequant.functional import fake_quantize
+from spequant.quantizers.base import Quantizer, Rule
+
+
+def largest(quantizer: Quantizer, values: Tensor) -> Tensor:
+    """max|x|: nothing is clipped."""
+    return quantizer.reduce(values.abs(), torch.amax)
+
+
+def percentile(q: float) -> Rule:
+    """The rule that clips all but `q` percent of |x|, 0 < q <= 100."""
+    if not 0 < q <= 100:
+        raise ValueError(f"q is {q!r}; expected a percentage above 0 and at most 100, e.g. 99.9")
+
+    def clip(quantizer: Quantizer, values: Tensor) -> Tensor:
+        return quantile(quantizer, values.abs(), q)
+
+    return clip
+
+
+def quantile(quantizer: Quantizer, magnitudes: Tensor, q: float) -> Tensor:
+    """The `q`-th percentile of `magnitudes` over everything that shares a range of `quantizer`."""
+    rows = grouped(quantizer, magnitudes)
+    k = max(1, min(rows.shape[1], round(rows.shape[1] * q / 100)))
+    return rows.kthvalue(k, dim=1).values.reshape(quantizer.shape)
+
+
+def least_squares(quantizer: Quantizer, values: Tensor) -> Tensor:
+    """The clip, to 1/1000 of max|x|, at which the squared error of `quantizer`'s home grid is least.
+
+    Two sweeps over fractions of max|x|: 1/100 apart, then 1/1000 apart around the best. Each channel its own.
+    """
+    top = largest(quantizer, values).clamp_min(1e-8)
+
+    def error(fraction: Tensor) -> Tensor:
+        low, high = quantizer.bounds_at(top * fraction)
+        return quantizer.reduce((fake_quantize(values, low, high, quantizer.levels) - values).square(), torch.mean)
+
+    def best(fractions: list[Tensor]) -> Tensor:
+        errors = torch.stack([error(f) for f in fractions])
+        return torch.stack(fractions).gather(0, errors.argmin(0, keepdim=True))[0]
+
+    ones = torch.ones_like(top)
+    coarse = best([ones * i / 100 for i in range(1, 101)])
+    return top * best([(coarse + i / 1000).clamp(0.001, 1.0) for i in range(-9, 10)])
+
+
+def grouped(quantizer: Quantizer, x: Tensor) -> Tensor:
+    """`x` as (ranges, elements of each)."""
+    if not quantizer.shape:
+        return x.reshape(1, -1)
+    channel = max(range(x.dim()), key=lambda d: quantizer.shape[d])
+    return x.movedim(channel, 0).reshape(x.shape[channel], -1)
+
+
+by_name: dict[str, Callable[..., Tensor]] = {"least-squares": least_squares, "largest": largest}

@@ -1,0 +1,7 @@
+"""Recipes: what a run is made of, by name, and carrying it out."""
+
+from spequant.recipes.catalogue import RECIPES
+from spequant.recipes.run import Quiet, Reporter, evaluate_run, load_run, run
+from spequant.recipes.schema import Recipe
+
+__all__ = ["RECIPES", "Quiet", "Recipe", "Reporter", "evaluate_run", "load_run", "run"]

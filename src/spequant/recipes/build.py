@@ -1,0 +1,110 @@
+"""From a recipe's strings to objects: the only place where that happens."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from spequant import losses, models, quantizers
+from spequant.calibrate import calibrate
+from spequant.data import ImageSet, hold_out, load_cifar10, load_digits
+from spequant.methods import SPEQ, Distill, Method, Retrain, SPEQDistill
+from spequant.precision import Mix
+from spequant.prepare import prepare
+from spequant.quantizers import least_squares, percentile
+from spequant.recipes.schema import Data, MethodChoice, Network, Quantization, Recipe
+
+STATE = "model.safetensors"
+
+
+def device_of(recipe: Recipe) -> torch.device:
+    if recipe.train.device != "auto":
+        return torch.device(recipe.train.device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def build_data(choice: Data, device: torch.device) -> tuple[ImageSet, ImageSet | None, ImageSet]:
+    """(train, held out or None, test), on `device`."""
+    if choice.name == "digits":
+        train, test = load_digits()
+    else:
+        root = choice.root or os.environ.get("SPEQUANT_DATA")
+        if root is None:
+            raise ValueError(
+                "data.root is not set; expected the folder that holds CIFAR-10: give --data.root DIR, or set SPEQUANT_DATA "
+                "(--data.download fetches the set into it where there is a network)"
+            )
+        train, test = load_cifar10(root, choice.download)
+    rest, held = hold_out(train, choice.held_out)
+    if choice.images is not None:
+        if not 1 <= choice.images <= len(rest):
+            raise ValueError(f"data.images is {choice.images}; expected 1 to {len(rest)}")
+        rest = rest.part(slice(0, choice.images))
+    return rest.to(device), held.to(device) if held is not None else None, test.to(device)
+
+
+def build_network(choice: Network, data: ImageSet) -> nn.Module:
+    """The float network, with its weights loaded where the recipe names some."""
+    make = getattr(models, choice.name)
+    model = make(classes=data.classes, in_channels=data.images.shape[1])
+    if choice.weights is not None:
+        models.load_weights(model, weight_file(choice.weights))
+    return model
+
+
+def weight_file(path: Path) -> Path:
+    """A weight file, or that of a run's folder."""
+    return path / STATE if path.is_dir() else path
+
+
+def build_quantized(model: nn.Module, choice: Quantization) -> nn.Module:
+    """`model` prepared as the recipe says, not calibrated; the float model itself where both bits are None."""
+    if choice.weight_bits is None and choice.act_bits is None:
+        return model
+    weight, act = quantizers.by_name[choice.weight], quantizers.by_name[choice.act]
+    return prepare(
+        model,
+        weight=None if choice.weight_bits is None else weight(choice.weight_bits),
+        act=None if choice.act_bits is None else act(choice.act_bits),
+        ends=choice.end_bits,
+        residual=choice.residual_bits,
+        per_channel=choice.per_channel,
+    )
+
+
+def calibrated(model: nn.Module, choice: Quantization, batches: list) -> nn.Module:
+    """`build_quantized`, and its ranges from `batches`."""
+    quantized = build_quantized(model, choice)
+    if quantized is not model:
+        calibrate(quantized, batches, rule=percentile(choice.percentile) if choice.percentile else least_squares)
+    return quantized
+
+
+def build_method(choice: MethodChoice, network: nn.Module, seed: int) -> Method:
+    """`network`: the float one, teacher of "distill" unless the recipe names its weights."""
+    loss = losses.by_name[choice.loss]
+    speq = SPEQ(
+        choice.high_bits,
+        choice.probability,
+        policy=Mix() if choice.mix else None,
+        loss=loss,
+        temperature=choice.temperature,
+        weight=choice.weight,
+        batch_norm=choice.batch_norm,
+        passes=choice.passes,
+        seed=seed,
+    )
+    if choice.name == "retrain":
+        return Retrain()
+    if choice.name == "speq":
+        return speq
+    if choice.teacher is not None:
+        models.load_weights(network, weight_file(choice.teacher))
+    distill = Distill(network, loss=loss, temperature=choice.temperature, weight=choice.weight)
+    return distill if choice.name == "distill" else SPEQDistill(speq, distill)
+
+
+def with_seed(recipe: Recipe, seed: int) -> Recipe:
+    return replace(recipe, train=replace(recipe.train, seed=seed))

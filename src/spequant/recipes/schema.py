@@ -1,0 +1,135 @@
+"""What a run is made of: typed, frozen dataclasses, each field an override on the command line. Nothing is built here."""
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the network learns from."""
+
+    name: Literal["digits", "cifar10"] = "cifar10"
+    root: Path | None = None
+    """folder that holds cifar-10-batches-bin; None: the environment's SPEQUANT_DATA"""
+    download: bool = False
+    """fetch CIFAR-10 with torchvision where root does not hold it"""
+    images: int | None = None
+    """train on the first so many images alone; None: all"""
+    held_out: int = 5000
+    """training images kept apart for choices, measured after each epoch; 0: none"""
+    augment: bool = True
+    """pad-crop by 4 and flip"""
+
+
+@dataclass(frozen=True)
+class Network:
+    """The float network to start from."""
+
+    name: Literal["resnet8", "resnet20", "resnet32", "resnet44", "resnet56"] = "resnet20"
+    weights: Path | None = None
+    """float weights (.th, .safetensors), or the folder of a float run; None: random"""
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What is rounded, and how. Both bits None: a float network."""
+
+    weight: Literal["sawb", "lsq", "dorefa", "least-squares", "minmax", "pact"] = "sawb"
+    weight_bits: int | None = 2
+    act: Literal["pact", "lsq", "dorefa", "minmax"] = "pact"
+    act_bits: int | None = 2
+    end_bits: int | None = 8
+    """first and last layer; None: float"""
+    residual_bits: int | None = 8
+    """addends of residual additions; None: float"""
+    per_channel: bool = False
+    percentile: float | None = None
+    """clip at this percentile of the activations in calibration; None: clip of least squared error"""
+
+
+@dataclass(frozen=True)
+class MethodChoice:
+    """How the quantized network is trained."""
+
+    name: Literal["retrain", "speq", "distill", "speq-distill"] = "speq"
+    high_bits: int = 8
+    """n_H, the teacher's activation bits"""
+    probability: float = 0.5
+    """u, of n_H at each layer and forward"""
+    mix: bool = False
+    """draw from all widths 2 .. 8 in place of n_A and n_H"""
+    loss: Literal["cosine", "kl"] = "cosine"
+    temperature: float = 1.0
+    weight: float = 1.0
+    batch_norm: Literal["leave", "update", "eval"] = "leave"
+    """of the teacher's pass"""
+    passes: int = 1
+    """teacher passes averaged"""
+    teacher: Path | None = None
+    """float weights of the separate teacher; None: the float network that the student starts from"""
+
+
+@dataclass(frozen=True)
+class Training:
+    """Schedule and machine."""
+
+    epochs: int = 6
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.04
+    """at its peak"""
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    range_lr: float | None = None
+    """of clips and steps; None: as lr"""
+    schedule: Literal["cosine", "one-cycle", "step"] = "one-cycle"
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """autocast of the training steps; quantization and evaluation stay fp32"""
+    compile: bool = True
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    """of torch on the CPU; None: as torch finds them"""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run, whole."""
+
+    name: str = "run"
+    data: Data = field(default_factory=Data)
+    network: Network = field(default_factory=Network)
+    quant: Quantization = field(default_factory=Quantization)
+    method: MethodChoice = field(default_factory=MethodChoice)
+    train: Training = field(default_factory=Training)
+
+    @property
+    def quantized(self) -> bool:
+        return self.quant.weight_bits is not None or self.quant.act_bits is not None
+
+
+def to_json(recipe: Recipe) -> str:
+    return json.dumps(dataclasses.asdict(recipe), indent=2, default=str)
+
+
+def from_json(text: str) -> Recipe:
+    """The recipe that `to_json` wrote. ValueError names a field that this version does not have, or cannot read."""
+    return _read(Recipe, json.loads(text), "recipe")
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        unknown = set(value) - set(hints)
+        if unknown:
+            raise ValueError(f"{where} has the fields {sorted(unknown)}, unknown to this version; expected {sorted(hints)}")
+        return kind(**{k: _read(hints[k], v, f"{where}.{k}") for k, v in value.items()})  # type: ignore[operator]
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        kinds = [k for k in typing.get_args(kind) if k is not type(None)]
+        return None if value is None else _read(kinds[0], value, where)
+    return Path(value) if kind is Path else value

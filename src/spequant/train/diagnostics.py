@@ -1,0 +1,71 @@
+"""What a quantized network's layers do, sampled on one batch: clipping, levels in use, ranges, code changes, agreement."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spequant.functional import quantize
+from spequant.layers import QuantizedLayer, act_quantizers
+from spequant.precision import Policy, Stochastic, precision
+from spequant.quantizers import Quantizer
+
+
+class Diagnostics:
+    """Call with a model and inputs now and then; each call gives one row and compares with the call before."""
+
+    def __init__(self, policy: Policy | None = None):
+        self.policy = policy or Stochastic()
+        self.codes: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module, inputs: Tensor, *, step: int = 0) -> dict[str, Any]:
+        """{"layers": {name: {...}}, "agreement": ...}, shares in [0, 1].
+
+        Activations: `clipped` (share beyond the bounds), `levels` in use of `of` levels, `low`, `high`.
+        Weights: `changed` (share whose code changed since the last call), `clip`.
+        agreement: share of `inputs` (batch, ...) on which teacher (drawn by the policy) and student name one class.
+        """
+        layers: dict[str, dict[str, Any]] = {}
+        hooks = [
+            q.register_forward_pre_hook(_reader(layers.setdefault(name, {}))) for name, q in act_quantizers(model).items()
+        ]
+        training = model.training
+        try:
+            model.eval()
+            student = model(inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            model.train(training)
+        row: dict[str, Any] = {"layers": layers}
+        if layers:
+            model.eval()
+            with precision(model, self.policy, seed=1, step=step):
+                teacher = model(inputs)
+            model.train(training)
+            row["agreement"] = float((student.argmax(-1) == teacher.argmax(-1)).float().mean())
+        for module in model.modules():
+            if isinstance(module, QuantizedLayer) and module.weight_quantizer is not None:
+                layers.setdefault(module.weight_quantizer.name, {}).update(self._weight(module))
+        return row
+
+    def _weight(self, layer: Any) -> dict[str, Any]:
+        q: Quantizer = layer.weight_quantizer
+        low, high = q.bounds(layer.layer.weight)
+        codes = quantize(layer.layer.weight, low, high, q.levels).to(torch.uint8)
+        before, self.codes[q.name] = self.codes.get(q.name), codes
+        changed = None if before is None else float((codes != before).float().mean())
+        return {"changed": changed, "clip": float(high.mean())}
+
+
+def _reader(row: dict[str, Any]):
+    def read(quantizer: Quantizer, inputs: tuple[Tensor]) -> None:
+        x = inputs[0]
+        low, high = quantizer.bounds(x)
+        row["clipped"] = float(((x < low) | (x > high)).float().mean())
+        row["levels"] = len(torch.unique(quantize(x, low, high, quantizer.levels)))
+        row["of"] = int(quantizer.levels)
+        row["low"], row["high"] = float(low), float(high)
+
+    return read

@@ -1,0 +1,58 @@
+"""Fixtures that all tests share: the data at hand, one thread, fixed seeds. No tests and no builders of models here."""
+
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+UNPACK = Path(__file__).resolve().parents[2] / "shared" / "data" / "unpack.py"
+FOLDERS = ("cifar-10-batches-bin", "weights")
+
+torch.set_num_threads(1)  # xdist runs a worker a core; more threads than cores only slows them down
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    """Start every test from the same state of torch's and numpy's global generators."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder that holds `cifar-10-batches-bin/` and `weights/`; the test is skipped where no source of it exists."""
+    named = os.environ.get("SPEQUANT_DATA")
+    if named:
+        absent = _absent(Path(named))
+        if absent:
+            pytest.skip(f"SPEQUANT_DATA={named} lacks {', '.join(absent)}")
+        return Path(named)
+    if not UNPACK.is_file():
+        pytest.skip(f"no data: SPEQUANT_DATA is not set and {UNPACK} is absent")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spequant" / "data"
+    _unpack_once(cache)
+    return cache
+
+
+def _absent(folder: Path) -> list[str]:
+    """Names out of `FOLDERS` that `folder` does not hold."""
+    return [name for name in FOLDERS if not (folder / name).is_dir()]
+
+
+def _unpack_once(cache: Path) -> None:
+    """Run `unpack.py` unless its result is there; xdist's workers queue at a lock and find it done."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _absent(cache):
+            return
+        done = subprocess.run(
+            [sys.executable, str(UNPACK), str(cache), "cifar10", "weights"], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"{UNPACK} failed with status {done.returncode}:\n{done.stdout}{done.stderr}")
