@@ -59,12 +59,10 @@ def _without_dropout(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def reestimate_batch_norm(
-    model: nn.Module, batches: Iterable[Any], run: Callable[[nn.Module, Any], Any]
-) -> None:
+def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], run: Callable[[nn.Module, Any], Any]) -> None:
     """Replace running statistics by their mean over `batches`, each forwarded by `run(model, batch)`, dropout off.
 
-    The model runs at the precision in use; its mode (train or eval) is kept. A model without batch norm: nothing happens.
+    The model runs at the precision in use; its mode (train or eval) is kept. Without batch norm: nothing happens.
     """
     with _without_dropout(model):
         update_bn(({"batch": b} for b in batches), _Run(model, run))

@@ -16,7 +16,7 @@ SIGN_TOLERANCE = 1e-3  # of max|x|: less than that below zero counts as unsigned
 
 
 def run_model(model: nn.Module, batch: Any) -> Any:
-    """The model's output for a batch: a tensor, a tuple or list whose first entry is the input, or a dict of keywords."""
+    """The model's output for a batch: a tensor, a tuple or list that begins with the input, or a dict of keywords."""
     if isinstance(batch, Mapping):
         return model(**batch)
     return model(batch[0] if isinstance(batch, tuple | list) else batch)
@@ -66,8 +66,8 @@ def calibrate(
     silent = [q.name for q in everyone if q not in watcher.values]
     if silent:
         raise RuntimeError(
-            f"quantized layers that never ran in {len(kept)} batches: {', '.join(silent)}. The module around them reads "
-            "their weights past their forward, or does not use them; leave them float with prepare(..., skip=[...])"
+            f"quantized layers that never ran in {len(kept)} batches: {', '.join(silent)}. Other modules "
+            "read their weights past their forward, or nothing uses them; leave them float with prepare(..., skip=[...])"
         )
     share(model, _groups(model, watcher))
     for q in act_quantizers(model).values():

@@ -54,14 +54,16 @@ def train(args: list[str]) -> None:
     folder = out or Path("runs") / (recipe.name if recipe.train.seed == 0 else f"{recipe.name}-seed{recipe.train.seed}")
     with Terminal(recipe.name) as reporter:
         result = run(recipe, folder, reporter)
-    print(f"test accuracy {result['test_accuracy']:.2f} %  weights {result['weight_bytes'] / 1024:.1f} KiB  -> {folder}")
+    print(
+        f"test accuracy {result['test_accuracy']:.2f} %  weights {result['weight_bytes'] / 1024:.1f} KiB  -> {folder}"
+    )
 
 
 def evaluate(args: list[str]) -> None:
     if len(args) != 1:
         raise ValueError("evaluate takes one folder, that of a finished run")
     result = evaluate_run(Path(args[0]))
-    print(f"{result['recipe']}  accuracy {result['accuracy']:.2f} %  loss {result['loss']:.4f}  images {result['samples']}")
+    print("{recipe}  accuracy {accuracy:.2f} %  loss {loss:.4f}  images {samples}".format(**result))
 
 
 def demo(args: list[str]) -> None:

@@ -6,7 +6,6 @@ The only file with autograd tricks. Modules, state and policy live elsewhere.
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 
 def zero_point(low: Tensor, high: Tensor, levels: Tensor) -> Tensor:
@@ -27,13 +26,13 @@ def quantize(x: Tensor, low: Tensor, high: Tensor, levels: Tensor) -> Tensor:
 
 
 def dequantize(codes: Tensor, low: Tensor, high: Tensor, levels: Tensor) -> Tensor:
-    """Values of `codes`. A quotient of integers times the range: a grid that refines another holds the very same floats."""
+    """Values of `codes`: a quotient of integers times the range, so that a finer grid holds the very same floats."""
     return (high - low) * ((codes - zero_point(low, high, levels)) / (levels - 1))
 
 
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x, low, high, levels, saturate: bool, inner: bool):
+    def forward(ctx, x, low, high, levels, saturate: bool, inner: bool):
         ctx.save_for_backward(x, low, high, levels)
         ctx.saturate, ctx.inner = saturate, inner
         return dequantize(quantize(x, low, high, levels), low, high, levels).to(x.dtype)
@@ -100,5 +99,5 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
 
 
 def positive(x: Tensor) -> Tensor:
-    """|x|, at least 1e-8: a stored range that an optimiser's step carries below zero stays a range and is pushed back."""
+    """|x|, at least 1e-8: a stored range that a training step carries below zero stays one and is pushed back."""
     return x.abs().clamp_min(1e-8)

@@ -21,9 +21,9 @@ def prepare(
     *,
     weight: Quantizer | None,
     act: Quantizer | None,
-    ends: Choice | tuple[Choice, Choice] = 8,
+    ends: int | None | tuple[Choice, Choice] = 8,
     residual: Choice = 8,
-    overrides: Mapping[str, Choice | tuple[Choice, Choice]] | None = None,
+    overrides: Mapping[str, int | None | tuple[Choice, Choice]] | None = None,
     skip: Sequence[str] = (),
     per_channel: bool = False,
 ) -> nn.Module:
@@ -31,10 +31,10 @@ def prepare(
 
     weight, act: a quantizer of the wanted kind and bits, copied for each layer; None leaves all weights, or all
       activations, float.
-    ends: of the first and the last layer in the model's order: bits, a quantizer, a (weight, act) pair, or None (float).
+    ends: of the first and the last layer in the model's order: bits, a (weight, act) pair, or None (float).
     residual: of the addends of additions that the network marks (modules with the attribute `residual_addition = True`
       and `forward(branch, shortcut)`); bits, an activation quantizer, or None. Float where `act` is None.
-    overrides: {pattern of layer names: bits, quantizer, (weight, act) pair or None}; the last match wins, over `ends`
+    overrides: {pattern of layer names: bits, (weight, act) pair or None}; the last match wins, over `ends`
       too. Patterns are those of the shell: "layer1.*".
     skip: patterns of layers that stay as they are; the ends are the first and last of the others.
     per_channel: one weight range an output channel in place of one a layer.
@@ -47,7 +47,9 @@ def prepare(
         raise ValueError("model is prepared already; unprepare it first, or prepare the float model")
     for argument, template in (("weight", weight), ("act", act)):
         if template is not None and not isinstance(template, Quantizer):
-            raise ValueError(f"{argument} is {template!r}; expected a quantizer such as PACT(2), or None to leave it float")
+            raise ValueError(
+                f"{argument} is {template!r}; expected a quantizer such as PACT(2), or None to leave it float"
+            )
     model = copy.deepcopy(model)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, QUANTIZABLE)}
     _check_patterns([*skip, *(overrides or {})], layers)
@@ -78,7 +80,9 @@ def prepare(
     if residual is not None and act is not None:
         for name, module in model.named_modules():
             if getattr(module, "residual_addition", False):
-                pair = [_make(residual, act, f"{name}.{side}", of_weight=False, shape=()) for side in ("branch", "shortcut")]
+                pair = [
+                    _make(residual, act, f"{name}.{side}", of_weight=False, shape=()) for side in ("branch", "shortcut")
+                ]
                 made[id(module)] = QuantizedAdd(module, *pair)  # type: ignore[arg-type]
     model = _replace(model, made)
     for tag, (_, module, attribute) in enumerate(act_slots(model)):
@@ -138,7 +142,9 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 def _check_patterns(patterns: Sequence[str], layers: Mapping[str, nn.Module]) -> None:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in layers):
-            raise ValueError(f"pattern {pattern!r} matches no layer; layers that can be quantized: {', '.join(layers) or 'none'}")
+            raise ValueError(
+                f"pattern {pattern!r} matches no layer; layers that can be quantized: {', '.join(layers) or 'none'}"
+            )
 
 
 def _replace(model: nn.Module, made: Mapping[int, nn.Module]) -> nn.Module:

@@ -27,10 +27,13 @@ class ImageSet:
     def __post_init__(self) -> None:
         if self.images.dim() != 4 or self.images.dtype != torch.uint8:
             raise ValueError(
-                f"images are {self.images.dtype} of shape {tuple(self.images.shape)}; expected uint8 (n, channels, height, width)"
+                f"images are {self.images.dtype} of shape {tuple(self.images.shape)}; "
+                "expected uint8 (n, channels, height, width)"
             )
         if self.labels.shape != self.images.shape[:1]:
-            raise ValueError(f"labels have shape {tuple(self.labels.shape)}; expected ({len(self.images)},), one an image")
+            raise ValueError(
+                f"labels have shape {tuple(self.labels.shape)}; expected ({len(self.images)},), one an image"
+            )
         if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.classes:
             low, high = int(self.labels.min()), int(self.labels.max())
             raise ValueError(f"labels run from {low} to {high}; expected 0 to {self.classes - 1}")
@@ -78,7 +81,7 @@ class Augment:
 def train_batches(
     data: ImageSet, batch_size: int, *, seed: int, epoch: int, augment: Augment | None, start: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(normalised fp32 images, labels) in an order of (seed, epoch), from step `start` on; a short last batch is dropped."""
+    """(normalised fp32 images, labels) ordered by (seed, epoch), from step `start` on; no short last batch."""
     if not 1 <= batch_size <= len(data):
         raise ValueError(f"batch_size is {batch_size!r}; expected 1 to {len(data)}, the number of images")
     order = torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(len(data))).to(data.labels.device)
@@ -98,7 +101,7 @@ def eval_batches(data: ImageSet, batch_size: int) -> Iterator[tuple[Tensor, Tens
 
 
 def hold_out(train: ImageSet, count: int) -> tuple[ImageSet, ImageSet | None]:
-    """(the rest, `count` images, each class as near to its share as may be); always the same ones; count 0: (train, None)."""
+    """(the rest, `count` images, every class at its share); always the same ones; count 0: (train, None)."""
     if not 0 <= count < len(train):
         raise ValueError(f"held_out is {count!r}; expected 0 to {len(train) - 1}, fewer than the training images")
     if count == 0:

@@ -1,6 +1,6 @@
 """Distillation from a separate, frozen teacher (Hinton et al. 2015, arXiv 1503.02531), alone or beside SPEQ.
 
-    L = CE(y, z_S) + lambda T^2 D(p_T, p_S),   D: KL or 1 - cos,   p = softmax(z / T)
+L = CE(y, z_S) + lambda T^2 D(p_T, p_S),   D: KL or 1 - cos,   p = softmax(z / T)
 """
 
 import copy

@@ -1,6 +1,7 @@
 """Float weights from a file, checked against the network that they are for."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -17,6 +18,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; expected float weights (.th, .pt or .safetensors)")
     try:
+        state: Any
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:

@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from spequant.functional import fake_quantize
+from spequant.functional import fake_quantize, quantize
 
 Rule = Callable[["Quantizer", Tensor], Tensor]
 """(quantizer, values) -> clip: how calibration chooses the end of a stored range. See `ranges.py`."""
@@ -49,7 +49,12 @@ class Quantizer(nn.Module):
     ):
         super().__init__()
         check_bits(bits)
-        self.bits, self.signed, self.shape, self.of_weight = bits, True if of_weight else signed, tuple(shape), of_weight
+        self.bits, self.signed, self.shape, self.of_weight = (
+            bits,
+            True if of_weight else signed,
+            tuple(shape),
+            of_weight,
+        )
         self.name = ""  # where it sits in the model; written by prepare
         self.tag = -1  # its number in the model; layers whose quantizers have one tag share it
         self.calibrated = not self.stored
@@ -139,6 +144,10 @@ class Quantizer(nn.Module):
         low, high = self.bounds(x)
         return fake_quantize(x, low, high, self.levels, saturate=self.saturate, inner=self.inner)
 
+    def encode(self, x: Tensor) -> Tensor:
+        """Codes of `x`, fp32 whole numbers from 0 to levels - 1, on the grid in use."""
+        return quantize(x, *self.bounds(x), self.levels)
+
     def reduce(self, x: Tensor, how: Callable[..., Tensor]) -> Tensor:
         """`how` (torch.mean, torch.amax ...) over everything that shares a range; the result has `self.shape`."""
         if not self.shape:
@@ -171,7 +180,7 @@ class Quantizer(nn.Module):
         if signed != 2:
             self.set_signed(bool(signed))
 
-    def _load_from_state_dict(self, state_dict, prefix, *args):  # noqa: ANN001
+    def _load_from_state_dict(self, state_dict, prefix, *args):
         state = state_dict.get(prefix + "_extra_state")
         if state is not None and int(state[0]) != (self.bits or 0):
             raise ValueError(

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from spequant.functional import fake_quantize
+from spequant.functional import fake_quantize, quantize
 from spequant.quantizers.base import Quantizer
 
 
@@ -28,9 +28,14 @@ class DoReFa(Quantizer):
         return self.bounds_at(torch.ones(self.shape, device=x.device))
 
     def quantized(self, x: Tensor) -> Tensor:
-        low, high = self.bounds(x)
-        if self.of_weight:
-            squashed = torch.tanh(x.float())
-            squashed = squashed / self.reduce(squashed.abs(), torch.amax).clamp_min(1e-8)
-            return fake_quantize(squashed, low, high, self.levels).to(x.dtype)
-        return fake_quantize(x, low, high, self.levels)
+        if not self.of_weight:
+            return fake_quantize(x, *self.bounds(x), self.levels)
+        return fake_quantize(self.squashed(x), *self.bounds(x), self.levels).to(x.dtype)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return quantize(self.squashed(x) if self.of_weight else x, *self.bounds(x), self.levels)
+
+    def squashed(self, w: Tensor) -> Tensor:
+        """tanh(w) / max|tanh(w)|, in [-1, 1], fp32."""
+        squashed = torch.tanh(w.float())
+        return squashed / self.reduce(squashed.abs(), torch.amax).clamp_min(1e-8)

@@ -27,11 +27,15 @@ class MinMax(Quantizer):
         if not 0 < percentile <= 100:
             raise ValueError(f"percentile is {percentile!r}; expected above 0 and at most 100, e.g. 99.9")
         self.percentile = percentile
-        self.rule = type(self).extent
         self.stored = not of_weight
         self.calibrated = of_weight
         if self.stored:
             self.register_buffer("clip", torch.ones(shape))
+
+    @staticmethod
+    def rule(quantizer: Quantizer, values: Tensor) -> Tensor:
+        assert isinstance(quantizer, MinMax)
+        return quantizer.extent(values)
 
     def extent(self, values: Tensor) -> Tensor:
         """The clip that `values` ask for, of `self.shape`."""

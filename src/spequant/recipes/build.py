@@ -33,7 +33,7 @@ def build_data(choice: Data, device: torch.device) -> tuple[ImageSet, ImageSet |
         root = choice.root or os.environ.get("SPEQUANT_DATA")
         if root is None:
             raise ValueError(
-                "data.root is not set; expected the folder that holds CIFAR-10: give --data.root DIR, or set SPEQUANT_DATA "
+                "data.root is not set; expected the folder of CIFAR-10: give --data.root DIR or set SPEQUANT_DATA "
                 "(--data.download fetches the set into it where there is a network)"
             )
         train, test = load_cifar10(root, choice.download)

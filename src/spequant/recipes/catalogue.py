@@ -1,4 +1,4 @@
-"""The recipes by name: functions that return a `Recipe`; variants by `replace`. What each reached is in docs/results."""
+"""The recipes by name: functions that return a `Recipe`; variants by `replace`. Results: docs/results."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +28,16 @@ from spequant.recipes.build import (
     device_of,
 )
 from spequant.recipes.schema import Recipe, from_json, to_json
-from spequant.train import Diagnostics, Evaluation, Progress, evaluate, fit, make_optimizer, make_schedule, parameter_groups
+from spequant.train import (
+    Diagnostics,
+    Evaluation,
+    Progress,
+    evaluate,
+    fit,
+    make_optimizer,
+    make_schedule,
+    parameter_groups,
+)
 
 RECIPE, METRICS, RESULT = "recipe.json", "metrics.jsonl", "result.json"
 EVAL_BATCH = 500
@@ -67,10 +77,10 @@ def run(recipe: Recipe, folder: Path, reporter: Reporter | None = None) -> dict[
         torch.set_num_threads(recipe.train.threads)
     device = device_of(recipe)
     train, held, test = build_data(recipe.data, device)
-    network = build_network(recipe.network, train).to(device, memory_format=torch.channels_last)
+    network = channels_last(build_network(recipe.network, train), device)
     batch = recipe.train.batch_size
-    plain = list(train_batches(train, min(batch, len(train)), seed=0, epoch=0, augment=None))
-    few = plain[: -(-REESTIMATE_IMAGES // batch)]
+    plain = train_batches(train, min(batch, len(train)), seed=0, epoch=0, augment=None)
+    few = list(islice(plain, -(-REESTIMATE_IMAGES // batch)))
     model = calibrated(network, recipe.quant, few[: -(-1024 // batch)])
     method = build_method(recipe.method, network, recipe.train.seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +110,9 @@ def run(recipe: Recipe, folder: Path, reporter: Reporter | None = None) -> dict[
     return result
 
 
-def _train(recipe: Recipe, model: nn.Module, method: Any, train: ImageSet, held: ImageSet | None, reporter, write) -> None:
+def _train(
+    recipe: Recipe, model: nn.Module, method: Any, train: ImageSet, held: ImageSet | None, reporter, write
+) -> None:
     settings = recipe.train
     steps = len(train) // settings.batch_size
     optimizer = make_optimizer(
@@ -142,6 +154,11 @@ def _train(recipe: Recipe, model: nn.Module, method: Any, train: ImageSet, held:
     )
 
 
+def channels_last(model: nn.Module, device: torch.device) -> nn.Module:
+    """`model` on `device`, images' channels innermost: what convolutions on CPUs and tensor cores like best."""
+    return model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 def _measure(model: nn.Module, held: ImageSet | None) -> dict[str, float]:
     """Accuracy on the held-out images, where there are any."""
     return {} if held is None else {"held_out_accuracy": evaluate(model, eval_batches(held, EVAL_BATCH)).accuracy}
@@ -154,13 +171,17 @@ def _saved(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def _environment(device: torch.device) -> dict[str, Any]:
     root = Path(__file__).resolve().parent
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False)
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
+    )
     return {
         "command": " ".join(sys.argv),
         "commit": git.stdout.strip() or None,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu, {torch.get_num_threads()} threads",
     }
 
 
@@ -175,7 +196,7 @@ def load_run(folder: Path) -> tuple[Recipe, nn.Module, ImageSet]:
     network = build_network(replace(recipe.network, weights=None), test)
     model = build_quantized(network, recipe.quant)
     model.load_state_dict(load_file(folder / STATE))
-    return recipe, model.to(device, memory_format=torch.channels_last), test
+    return recipe, channels_last(model, device), test
 
 
 def evaluate_run(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a run is made of: typed, frozen dataclasses, each field an override on the command line. Nothing is built here."""
+"""What a run is made of: typed, frozen dataclasses, each field an override on the command line."""
 
 import dataclasses
 import json
@@ -127,7 +127,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         hints = typing.get_type_hints(kind)
         unknown = set(value) - set(hints)
         if unknown:
-            raise ValueError(f"{where} has the fields {sorted(unknown)}, unknown to this version; expected {sorted(hints)}")
+            raise ValueError(f"{where} has the fields {sorted(unknown)}, unknown here; expected {sorted(hints)}")
         return kind(**{k: _read(hints[k], v, f"{where}.{k}") for k, v in value.items()})  # type: ignore[operator]
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         kinds = [k for k in typing.get_args(kind) if k is not type(None)]

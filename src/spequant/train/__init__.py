@@ -4,4 +4,13 @@ from spequant.train.diagnostics import Diagnostics
 from spequant.train.loop import Evaluation, Progress, evaluate, fit
 from spequant.train.optimizers import make_optimizer, make_schedule, parameter_groups
 
-__all__ = ["Diagnostics", "Evaluation", "Progress", "evaluate", "fit", "make_optimizer", "make_schedule", "parameter_groups"]
+__all__ = [
+    "Diagnostics",
+    "Evaluation",
+    "Progress",
+    "evaluate",
+    "fit",
+    "make_optimizer",
+    "make_schedule",
+    "parameter_groups",
+]

@@ -1,11 +1,10 @@
-"""What a quantized network's layers do, sampled on one batch: clipping, levels in use, ranges, code changes, agreement."""
+"""What a quantized network's layers do, sampled on one batch: clipping, levels in use, ranges, code changes."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spequant.functional import quantize
 from spequant.layers import QuantizedLayer, act_quantizers
 from spequant.precision import Policy, Stochastic, precision
 from spequant.quantizers import Quantizer
@@ -28,7 +27,8 @@ class Diagnostics:
         """
         layers: dict[str, dict[str, Any]] = {}
         hooks = [
-            q.register_forward_pre_hook(_reader(layers.setdefault(name, {}))) for name, q in act_quantizers(model).items()
+            q.register_forward_pre_hook(_reader(layers.setdefault(name, {})))
+            for name, q in act_quantizers(model).items()
         ]
         training = model.training
         try:
@@ -52,11 +52,10 @@ class Diagnostics:
 
     def _weight(self, layer: Any) -> dict[str, Any]:
         q: Quantizer = layer.weight_quantizer
-        low, high = q.bounds(layer.layer.weight)
-        codes = quantize(layer.layer.weight, low, high, q.levels).to(torch.uint8)
+        codes = q.encode(layer.layer.weight).to(torch.uint8)
         before, self.codes[q.name] = self.codes.get(q.name), codes
         changed = None if before is None else float((codes != before).float().mean())
-        return {"changed": changed, "clip": float(high.mean())}
+        return {"changed": changed, "clip": float(q.bounds(layer.layer.weight)[1].mean())}
 
 
 def _reader(row: dict[str, Any]):
@@ -64,7 +63,7 @@ def _reader(row: dict[str, Any]):
         x = inputs[0]
         low, high = quantizer.bounds(x)
         row["clipped"] = float(((x < low) | (x > high)).float().mean())
-        row["levels"] = len(torch.unique(quantize(x, low, high, quantizer.levels)))
+        row["levels"] = len(torch.unique(quantizer.encode(x)))
         row["of"] = int(quantizer.levels)
         row["low"], row["high"] = float(low), float(high)
 

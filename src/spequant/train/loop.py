@@ -97,7 +97,9 @@ def fit(
             state.seconds = time.perf_counter() - start
             on_step(state)
         if not torch.isfinite(state.sums).all():
-            raise FloatingPointError(f"the loss of epoch {epoch + 1} is not finite: {state.row()}; lower the learning rate")
+            raise FloatingPointError(
+                f"the loss of epoch {epoch + 1} is not finite: {state.row()}; lower the learning rate"
+            )
         on_epoch(state)
 
 

@@ -1,0 +1,30 @@
+"""Curves of runs as a picture."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+def draw_curves(
+    arms: Mapping[str, Sequence[Path]], out: Path, figures: Sequence[str] = ("task", "train_accuracy")
+) -> None:
+    """One panel a figure of metrics.jsonl's epoch rows, one colour an arm, one line a run; written to `out` (PNG)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    labels = {"task": "cross-entropy", "train_accuracy": "accuracy on training images, %"}
+    picture = Figure(figsize=(5 * len(figures), 3.5), layout="constrained")
+    FigureCanvasAgg(picture)
+    for axes, figure in zip(picture.subplots(1, len(figures), squeeze=False)[0], figures, strict=True):
+        for colour, (arm, folders) in enumerate(arms.items()):
+            for i, folder in enumerate(folders):
+                lines = (folder / "metrics.jsonl").read_text().splitlines()
+                rows = [row for row in map(json.loads, lines) if row["kind"] == "epoch" and figure in row]
+                x, y = [row["epoch"] for row in rows], [row[figure] for row in rows]
+                axes.plot(x, y, color=f"C{colour}", label=arm if i == 0 else None, linewidth=1)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(labels.get(figure, figure.replace("_", " ")))
+        if figure == "task":
+            axes.set_yscale("log")
+        axes.legend(frameon=False)
+    picture.savefig(out, dpi=150)

@@ -1,0 +1,96 @@
+"""What each step down in bits costs, by calibration alone and after short training, and the worst layer."""
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import rich
+import torch
+from rich.table import Table
+from torch import nn
+
+from spequant.data import ImageSet, eval_batches, train_batches
+from spequant.layers import QuantizedLayer
+from spequant.progress import Terminal
+from spequant.recipes import RECIPES, Recipe, run
+from spequant.recipes.build import build_data, build_network, calibrated, device_of
+from spequant.train import evaluate
+
+RUNGS = ((8, 8), (4, 4), (2, 8), (8, 2), (2, 2))  # (weight bits, activation bits)
+IMAGES = 1000  # on which each layer alone is tried
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Settings of the ladder."""
+
+    recipe: Recipe = field(default_factory=lambda: _start())
+    out: Path = Path("runs/ladder")
+    """a folder a rung, and ladder.json"""
+
+
+def _start() -> Recipe:
+    recipe = RECIPES["cifar10-resnet20-w2a2-retrain"]()
+    train = replace(recipe.train, epochs=1, lr=0.02)
+    return replace(recipe, name="ladder", data=replace(recipe.data, held_out=5000), train=train)
+
+
+def run_ladder(settings: Ladder) -> None:
+    """Print one table: held-out and test accuracy of each rung, calibrated and trained, and its worst layer."""
+    recipe = settings.recipe
+    device = device_of(recipe)
+    if recipe.train.threads is not None:
+        torch.set_num_threads(recipe.train.threads)
+    train, held, test = build_data(recipe.data, device)
+    if held is None:
+        raise ValueError("recipe.data.held_out is 0; the ladder needs held-out images to name the worst layer")
+    network = build_network(recipe.network, train).to(device)
+    batches = list(train_batches(train, 128, seed=0, epoch=0, augment=None))[:8]
+    rows = []
+    for weight, act in RUNGS:
+        rung = replace(recipe, name=f"W{weight}A{act}", quant=replace(recipe.quant, weight_bits=weight, act_bits=act))
+        model = calibrated(network, rung.quant, batches)
+        layer, loss = worst_layer(model, held.part(slice(0, IMAGES)))
+        row = {
+            "rung": rung.name,
+            "calibrated": evaluate(model, eval_batches(held, 500)).accuracy,
+            "calibrated_test": evaluate(model, eval_batches(test, 500)).accuracy,
+            "worst_layer": layer,
+            "worst_layer_loss": loss,
+        }
+        with Terminal(rung.name) as reporter:
+            result = run(rung, settings.out / rung.name, reporter)
+        rows.append({**row, "trained": result["held_out_accuracy"], "trained_test": result["test_accuracy"]})
+    table = Table("", "calibrated: held out", "test", "trained: held out", "test", "worst layer (loss if alone)")
+    floating = {
+        name: evaluate(network, eval_batches(data, 500)).accuracy for name, data in (("held", held), ("test", test))
+    }
+    table.add_row("float", f"{floating['held']:.2f}", f"{floating['test']:.2f}")
+    for row in rows:
+        figures = [f"{row[k]:.2f}" for k in ("calibrated", "calibrated_test", "trained", "trained_test")]
+        table.add_row(row["rung"], *figures, f"{row['worst_layer']} ({row['worst_layer_loss']:.3f})")
+    rich.print(table)
+    (settings.out / "ladder.json").write_text(json.dumps({"float": floating, "rungs": rows}, indent=2))
+
+
+def worst_layer(model: nn.Module, data: ImageSet) -> tuple[str, float]:
+    """(name, loss) of the layer that costs most when it alone is quantized, in a calibrated `model`."""
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, QuantizedLayer)}
+    everyone = [q for m in layers.values() for q in (m.weight_quantizer, m.act_quantizer) if q is not None]
+    losses = {}
+    for name, layer in layers.items():
+        own = (layer.weight_quantizer, layer.act_quantizer)
+        others = [q for q in everyone if q not in own]
+        try:
+            for q in others:
+                q.watch = _pass
+            losses[name] = evaluate(model, eval_batches(data, 500)).loss
+        finally:
+            for q in others:
+                q.watch = None
+    worst = max(losses, key=losses.__getitem__)
+    return worst, losses[worst]
+
+
+def _pass(*_: object) -> None:
+    """Watching, a quantizer lets its tensor through unquantized."""

@@ -1,0 +1,123 @@
+"""The command line, recipes and run folders."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from spequant.cli import main
+from spequant.recipes import RECIPES, evaluate_run
+from spequant.recipes.schema import from_json, to_json
+from spequant.studies.compare import deviation, paired
+
+SHORT = ["--train.epochs", "1"]
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+
+def test_recipes_are_listed(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    main(["recipes"])
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_survives_its_file(name):
+    recipe = RECIPES[name]()
+    assert recipe.name == name and from_json(to_json(recipe)) == recipe
+
+
+def test_a_recipe_of_another_version_is_refused():
+    content = json.loads(to_json(RECIPES["digits-float"]()))
+    content["train"]["epoch"] = 3
+    with pytest.raises(ValueError, match=r"recipe\.train has the fields \['epoch'\]"):
+        from_json(json.dumps(content))
+
+
+def test_train_then_evaluate(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["train", "digits-float", "--train.epochs", "2"])
+    main(["train", "digits-w2a2-speq", *SHORT, "--method.temperature", "2", "--data.held-out", "200"])
+    folder = tmp_path / "runs" / "digits-w2a2-speq"
+    result = json.loads((folder / "result.json").read_text())
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["kind"] for row in rows] == ["start", "calibrated", "layers", "epoch", "layers", "result"]
+    assert rows[0]["command"] and rows[3]["images_per_second"] > 0 and rows[4]["layers"]["conv1"]["changed"] is not None
+    assert from_json((folder / "recipe.json").read_text()).method.temperature == 2
+    capsys.readouterr()
+    main(["evaluate", "runs/digits-w2a2-speq"])
+    assert f"accuracy {result['test_accuracy']:.2f} %" in capsys.readouterr().out
+    assert evaluate_run(folder)["accuracy"] == result["test_accuracy"] > 60
+    floating = json.loads((tmp_path / "runs/digits-float/result.json").read_text())
+    assert result["weight_bytes"] < floating["weight_bytes"] / 12
+    with pytest.raises(SystemExit, match="holds a finished run"):
+        main(["train", "digits-float"])
+    main(["compare", "runs/digits-float", "runs/digits-w2a2-speq"])
+    assert "digits-w2a2-speq" in capsys.readouterr().out
+
+
+def test_misspelt_words_get_a_hint(capsys):
+    with pytest.raises(SystemExit, match="did you mean digits-w2a2-speq"):
+        main(["train", "digits-w2a2-spek"])
+    with pytest.raises(SystemExit, match="did you mean train"):
+        main(["trian"])
+    with pytest.raises(SystemExit):
+        main(["train", "digits-float", "--train.epoch", "3"])
+    assert "--train.epochs" in capsys.readouterr().err
+
+
+def test_wrong_values_get_an_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SPEQUANT_DATA", raising=False)
+    with pytest.raises(SystemExit, match=r"data\.root is not set"):
+        main(["train", "cifar10-resnet20-w2a2-speq"])
+    with pytest.raises(SystemExit, match="held_out is 9999"):
+        main(["train", "digits-float", "--data.held-out", "9999"])
+    with pytest.raises(SystemExit, match=r"recipe\.json does not exist"):
+        main(["evaluate", str(tmp_path)])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_demo_writes_table_curves_metrics_and_networks(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["demo", "--epochs", "1", "--seeds", "2"])
+    printed = capsys.readouterr().out
+    assert re.search(r"SPEQ W2A2\s+│ \d+\.\d\d\s+│ \d+\.\d\d", printed) and "paired" in printed
+    out = tmp_path / "runs" / "demo"
+    assert (out / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert len(list(out.glob("*/metrics.jsonl"))) == len(list(out.glob("*/model.safetensors"))) == 5
+
+
+def test_the_demo_does_not_remove_what_is_not_its_own(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(SystemExit, match="not a demo"):
+        main(["demo", "--out", str(tmp_path)])
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_paired_difference():
+    a, b = {0: 1.0, 1: 2.0, 2: 3.0}, {0: 2.0, 1: 2.5, 2: 4.5, 7: 9.0}
+    gap, half, pairs = paired(a, b)
+    assert (gap, pairs) == (1.0, 3) and half == pytest.approx(4.303 * 0.5 / 3**0.5, rel=1e-3)
+    assert deviation([1.0, 3.0]) == pytest.approx(2**0.5)
+
+
+def test_readme_python_runs():
+    code = re.search(r"```python\n(.*?)```", README.read_text(), re.S)
+    assert code
+    names: dict = {}
+    exec(code.group(1), names)
+    losses = names["losses"]
+    assert losses.total.isfinite() and losses.distill > 0 and losses.task > 0
+
+
+def test_every_field_can_be_overridden(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "digits-float", "--help"])
+    printed = capsys.readouterr().out
+    recipe = RECIPES["digits-float"]()
+    for part in ("data", "network", "quant", "method", "train"):
+        for field in dataclasses.fields(getattr(recipe, part)):
+            assert f"--{part}.{field.name.replace('_', '-')}" in printed

@@ -1,0 +1,129 @@
+"""The loop, its optimisers and schedules, diagnostics, and golden losses."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import spequant
+from spequant.data import eval_batches, load_digits, train_batches
+from spequant.layers import act_quantizers
+from spequant.models import resnet8
+from spequant.quantizers import LSQ, PACT, SAWB
+from spequant.train import Diagnostics, evaluate, fit, make_optimizer, make_schedule, parameter_groups
+
+
+@pytest.fixture
+def prepared():
+    train, _ = load_digits()
+    model = spequant.prepare(resnet8(in_channels=1), weight=SAWB(2), act=PACT(2))
+    spequant.calibrate(model, eval_batches(train, 128))
+    return model, train
+
+
+def test_ranges_have_a_group_of_their_own(prepared):
+    model, _ = prepared
+    weights, ranges = parameter_groups(model, lr=0.1, weight_decay=1e-4, range_lr=0.01)
+    assert {id(p) for p in ranges["params"]} == {id(q.clip) for q in act_quantizers(model).values()}
+    assert (weights["lr"], weights["weight_decay"], ranges["lr"], ranges["weight_decay"]) == (0.1, 1e-4, 0.01, 0.0)
+    everything = sum(p.numel() for g in (weights, ranges) for p in g["params"])
+    assert everything == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("name", "peak", "end"), [("cosine", 0, 1e-3), ("one-cycle", 20, 1e-3), ("step", 0, 0.0101)])
+def test_schedules(name, peak, end):
+    optimizer = make_optimizer("sgd", [{"params": [nn.Parameter(torch.ones(1))], "lr": 1.0, "weight_decay": 0.0}])
+    schedule = make_schedule(name, optimizer, 100)
+    rates = []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert max(rates) == pytest.approx(1.0, abs=1e-3) and rates[peak] == pytest.approx(1.0, abs=1e-2)
+    assert rates[-1] <= end
+
+
+def test_unknown_names_are_refused():
+    group = [{"params": [nn.Parameter(torch.ones(1))], "lr": 1.0, "weight_decay": 0.0}]
+    with pytest.raises(ValueError, match="optimizer is 'adam'"):
+        make_optimizer("adam", group)
+    with pytest.raises(ValueError, match="schedule is 'linear'"):
+        make_schedule("linear", make_optimizer("sgd", group), 10)
+
+
+def losses_of(prepared, method, *, optimizer="sgd", lr=0.02, epochs=2):
+    model, train = prepared
+    seen = []
+    opt = make_optimizer(optimizer, parameter_groups(model, lr=lr, weight_decay=1e-4))
+    fit(
+        model,
+        method,
+        lambda epoch: train_batches(train, 128, seed=0, epoch=epoch, augment=None),
+        opt,
+        make_schedule("cosine", opt, epochs * 10),
+        epochs=epochs,
+        steps=10,
+        on_step=lambda p: seen.append(p.row()["loss"]),
+    )
+    return seen
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("method", [spequant.Retrain, spequant.SPEQ])
+def test_training_lowers_the_loss(prepared, method, optimizer):
+    seen = losses_of(prepared, method(), optimizer=optimizer, lr=0.02 if optimizer == "sgd" else 0.002)
+    assert len(seen) == 20 and seen[-1] < seen[9] < seen[0]
+
+
+def test_a_run_follows_from_its_seed(prepared):
+    first = losses_of(prepared, spequant.SPEQ())
+    torch.manual_seed(0)
+    train, _ = load_digits()
+    model = spequant.prepare(resnet8(in_channels=1), weight=SAWB(2), act=PACT(2))
+    spequant.calibrate(model, eval_batches(train, 128))
+    assert losses_of((model, train), spequant.SPEQ()) == first
+
+
+def test_a_loss_that_is_not_finite_stops_training(prepared):
+    with pytest.raises(FloatingPointError, match="epoch 1 is not finite"):
+        losses_of(prepared, spequant.Retrain(), lr=1e12)
+
+
+def test_evaluation_is_the_share_of_right_answers_and_keeps_the_mode():
+    class Parity(nn.Module):
+        def forward(self, x):
+            return torch.stack([x[:, 0], -x[:, 0]], 1)
+
+    model = Parity().train()
+    batches = [
+        (torch.tensor([[1.0], [-1.0], [1.0]]), torch.tensor([0, 1, 1])),
+        (torch.tensor([[2.0]]), torch.tensor([0])),
+    ]
+    result = evaluate(model, batches)
+    assert result.accuracy == 75 and result.samples == 4 and model.training
+    margins = [2.0, 2.0, -2.0, 4.0]
+    assert result.loss == pytest.approx(sum(math.log1p(math.exp(-m)) for m in margins) / 4, rel=1e-6)
+    with pytest.raises(ValueError, match="batches are empty"):
+        evaluate(model, [])
+
+
+def test_diagnostics_by_layer():
+    model = spequant.prepare(
+        nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), weight=LSQ(2), act=PACT(2), ends=2
+    )
+    x = torch.rand(64, 4)
+    spequant.calibrate(model, [x], samples=64)
+    look = Diagnostics()
+    with torch.no_grad():
+        act_quantizers(model)["0"].clip.fill_(0.5)
+    row = look(model, x)
+    layer = row["layers"]["0"]
+    assert layer["clipped"] == pytest.approx(float((x > 0.5).float().mean())) and layer["high"] == 0.5
+    assert layer["levels"] == layer["of"] == 4 and layer["changed"] is None
+    assert 0 <= row["agreement"] <= 1
+    assert look(model, x)["layers"]["0"]["changed"] == 0
+    with torch.no_grad():
+        model[0].layer.weight.neg_()
+    assert look(model, x)["layers"]["0"]["changed"] > 0.5
+    assert model.training
