@@ -33,8 +33,9 @@ def calibrate(
 ) -> None:
     """Give every quantizer of a prepared `model` its range, from the float network's activations.
 
-    batches: read until `samples` samples have passed; anything that `run(model, batch)` understands, by default a
-      tensor, (inputs, ...) or a dict of keyword arguments.
+    batches: of training data, augmented as in training where batch norm is re-estimated; read until `samples` samples
+      have passed; anything that `run(model, batch)` understands, by default a tensor, (inputs, ...) or a dict of keyword
+      arguments.
     rule: (quantizer, values) -> clip, of least squared error at the quantizer's bits by default; `percentile(99.9)`
       is the usual alternative. Quantizers with a rule of their own (MinMax) keep it.
     reestimate: batch norm's running statistics are then measured anew on the same batches, at low bits.
@@ -67,7 +68,7 @@ def calibrate(
     if silent:
         raise RuntimeError(
             f"quantized layers that never ran in {len(kept)} batches: {', '.join(silent)}. Other modules "
-            "read their weights past their forward, or nothing uses them; leave them float with prepare(..., skip=[...])"
+            "read their weights past their forward, or nothing uses them; leave them float: prepare(..., skip=[...])"
         )
     share(model, _groups(model, watcher))
     for q in act_quantizers(model).values():

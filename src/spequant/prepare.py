@@ -14,6 +14,8 @@ from spequant.quantizers import Quantizer
 
 Choice = Quantizer | int | None
 """A quantizer to copy; or bits for the model's own kind of quantizer; or None, float."""
+Override = int | tuple[Choice, Choice] | None
+"""Bits of weight and activation; or a choice for each, (weight, act); or None, both float."""
 
 
 def prepare(
@@ -21,9 +23,9 @@ def prepare(
     *,
     weight: Quantizer | None,
     act: Quantizer | None,
-    ends: int | None | tuple[Choice, Choice] = 8,
+    ends: Override = 8,
     residual: Choice = 8,
-    overrides: Mapping[str, int | None | tuple[Choice, Choice]] | None = None,
+    overrides: Mapping[str, Override] | None = None,
     skip: Sequence[str] = (),
     per_channel: bool = False,
 ) -> nn.Module:
@@ -59,31 +61,16 @@ def prepare(
             "nothing to quantize: "
             + ("weight and act are both None" if layers else "the model has no Linear or convolution outside skip")
         )
+    choices: dict[str, Override] = dict.fromkeys(layers, (weight, act))
     names = list(layers)
-    made: dict[int, nn.Module] = {}
-    by_weight: dict[int, Quantizer] = {}
-    for name, layer in layers.items():
-        choice: Choice | tuple[Choice, Choice] = (weight, act)
-        if name in (names[0], names[-1]):
-            choice = ends
-        for pattern, override in (overrides or {}).items():
-            choice = override if fnmatchcase(name, pattern) else choice
-        pair = choice if isinstance(choice, tuple) else (choice, choice)
-        if isinstance(choice, Quantizer):
-            raise ValueError(f"{name}: {choice!r} alone does not say whether it is for weight or act; give a pair")
-        w = _make(pair[0], weight, name, of_weight=True, shape=_range_shape(layer) if per_channel else ())
-        a = _make(pair[1], act, name, of_weight=False, shape=())
-        if w is not None:
-            w = by_weight.setdefault(id(layer.weight), w)
-        if w is not None or a is not None:
-            made[id(layer)] = QuantizedLayer(layer, w, a)
+    choices[names[0]] = choices[names[-1]] = ends
+    for pattern, override in (overrides or {}).items():
+        choices.update(dict.fromkeys((n for n in names if fnmatchcase(n, pattern)), override))
+    made = _quantized_layers(layers, choices, weight, act, per_channel)
     if residual is not None and act is not None:
-        for name, module in model.named_modules():
-            if getattr(module, "residual_addition", False):
-                pair = [
-                    _make(residual, act, f"{name}.{side}", of_weight=False, shape=()) for side in ("branch", "shortcut")
-                ]
-                made[id(module)] = QuantizedAdd(module, *pair)  # type: ignore[arg-type]
+        made |= _quantized_adds(model, residual, act)
+    if not made:
+        raise ValueError("nothing to quantize: ends and overrides leave every layer float; give one of them bits")
     model = _replace(model, made)
     for tag, (_, module, attribute) in enumerate(act_slots(model)):
         getattr(module, attribute).tag = tag
@@ -114,6 +101,42 @@ def share(model: nn.Module, groups: Sequence[Sequence[tuple[nn.Module, str]]]) -
         quantizer = getattr(first, first_attribute)
         for module, attribute in others:
             setattr(module, attribute, quantizer)
+
+
+def _quantized_layers(
+    layers: Mapping[str, nn.Module],
+    choices: Mapping[str, Override],
+    weight: Quantizer | None,
+    act: Quantizer | None,
+    per_channel: bool,
+) -> dict[int, nn.Module]:
+    """{id of the float layer: its quantized layer}, of those that any quantizer was chosen for."""
+    made: dict[int, nn.Module] = {}
+    by_weight: dict[int, Quantizer] = {}
+    for name, layer in layers.items():
+        choice = choices[name]
+        if isinstance(choice, Quantizer):
+            raise ValueError(f"{name}: {choice!r} alone does not say whether it is for weight or act; give a pair")
+        pair = choice if isinstance(choice, tuple) else (choice, choice)
+        w = _make(pair[0], weight, name, of_weight=True, shape=_range_shape(layer) if per_channel else ())
+        a = _make(pair[1], act, name, of_weight=False, shape=())
+        if w is not None:
+            w = by_weight.setdefault(id(layer.weight), w)
+        if w is not None or a is not None:
+            made[id(layer)] = QuantizedLayer(layer, w, a)
+    return made
+
+
+def _quantized_adds(model: nn.Module, residual: Choice, act: Quantizer) -> dict[int, nn.Module]:
+    """{id of the marked addition: its quantized one}."""
+    made: dict[int, nn.Module] = {}
+    for name, module in model.named_modules():
+        if getattr(module, "residual_addition", False):
+            branch = _make(residual, act, f"{name}.branch", of_weight=False, shape=())
+            shortcut = _make(residual, act, f"{name}.shortcut", of_weight=False, shape=())
+            if branch is not None and shortcut is not None:
+                made[id(module)] = QuantizedAdd(module, branch, shortcut)
+    return made
 
 
 def _make(choice: Choice, template: Quantizer | None, name: str, *, of_weight: bool, shape: tuple[int, ...]):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import rich
@@ -9,7 +10,7 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from spequant.data import ImageSet, eval_batches, train_batches
+from spequant.data import Augment, ImageSet, eval_batches, train_batches
 from spequant.layers import QuantizedLayer
 from spequant.progress import Terminal
 from spequant.recipes import RECIPES, Recipe, run
@@ -45,7 +46,8 @@ def run_ladder(settings: Ladder) -> None:
     if held is None:
         raise ValueError("recipe.data.held_out is 0; the ladder needs held-out images to name the worst layer")
     network = build_network(recipe.network, train).to(device)
-    batches = list(train_batches(train, 128, seed=0, epoch=0, augment=None))[:8]
+    augment = Augment() if recipe.data.augment else None
+    batches = list(islice(train_batches(train, 128, seed=0, epoch=0, augment=augment), 8))
     rows = []
     for weight, act in RUNGS:
         rung = replace(recipe, name=f"W{weight}A{act}", quant=replace(recipe.quant, weight_bits=weight, act_bits=act))
