@@ -34,8 +34,8 @@ def calibrate(
     """Give every quantizer of a prepared `model` its range, from the float network's activations.
 
     batches: of training data, augmented as in training where batch norm is re-estimated; read until `samples` samples
-      have passed; anything that `run(model, batch)` understands, by default a tensor, (inputs, ...) or a dict of keyword
-      arguments.
+      have passed; anything that `run(model, batch)` understands, by default a tensor, (inputs, ...) or a dict of
+      keyword arguments.
     rule: (quantizer, values) -> clip, of least squared error at the quantizer's bits by default; `percentile(99.9)`
       is the usual alternative. Quantizers with a rule of their own (MinMax) keep it.
     reestimate: batch norm's running statistics are then measured anew on the same batches, at low bits.
@@ -49,22 +49,8 @@ def calibrate(
     if not acts and not weights:
         raise ValueError("model holds no quantizer: call spequant.prepare first")
     kept = _read(batches, samples)
-    watcher = _Watcher(per_batch=max(1024, KEPT // len(kept)))
-    everyone = [*acts.values(), *weights.values()]
-    training = model.training
-    try:
-        for q in everyone:
-            q.watch = watcher
-        model.eval()
-        with torch.no_grad():
-            for batch in kept:
-                run(model, batch)
-                watcher.next_batch()
-    finally:
-        for q in everyone:
-            q.watch = None
-        model.train(training)
-    silent = [q.name for q in everyone if q not in watcher.values]
+    watcher = _watch(model, [*acts.values(), *weights.values()], kept, run)
+    silent = [q.name for q in (*acts.values(), *weights.values()) if q not in watcher.values]
     if silent:
         raise RuntimeError(
             f"quantized layers that never ran in {len(kept)} batches: {', '.join(silent)}. Other modules "
@@ -83,6 +69,27 @@ def calibrate(
         q.fit(watcher.values[q][0], rule)
     if reestimate:
         reestimate_batch_norm(model, kept, run)
+
+
+def _watch(
+    model: nn.Module, quantizers: list[Quantizer], kept: list[Any], run: Callable[[nn.Module, Any], Any]
+) -> "_Watcher":
+    """What reaches each quantizer while the model runs float, in eval mode."""
+    watcher = _Watcher(per_batch=max(1024, KEPT // len(kept)))
+    training = model.training
+    try:
+        for q in quantizers:
+            q.watch = watcher
+        model.eval()
+        with torch.no_grad():
+            for batch in kept:
+                run(model, batch)
+                watcher.next_batch()
+    finally:
+        for q in quantizers:
+            q.watch = None
+        model.train(training)
+    return watcher
 
 
 def _read(batches: Iterable[Any], samples: int) -> list[Any]:

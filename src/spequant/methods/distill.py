@@ -33,7 +33,8 @@ class Distill:
         check_temperature(temperature)
         check_weight(weight, "weight")
         self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
-        self.loss, self.temperature, self.weight, self.task = loss, temperature, weight, task or Classification()
+        self.loss, self.temperature, self.weight = loss, float(temperature), float(weight)
+        self.task = task or Classification()
 
     @torch.no_grad()
     def teach(self, model: nn.Module, batch: Any) -> Tensor:

@@ -58,7 +58,7 @@ class SPEQ:
         if isinstance(passes, bool) or not isinstance(passes, int) or passes < 1:
             raise ValueError(f"passes is {passes!r}; expected a whole number of 1 or more")
         self.policy = policy or Stochastic(high_bits, probability)
-        self.loss, self.temperature, self.weight = loss, temperature, weight
+        self.loss, self.temperature, self.weight = loss, float(temperature), float(weight)
         self.batch_norm: Mode = batch_norm
         self.passes, self.task, self.seed, self.step = passes, task or Classification(), seed, 0
 

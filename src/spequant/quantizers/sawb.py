@@ -6,17 +6,14 @@ from torch import Tensor
 from spequant.quantizers.base import Quantizer
 
 COEFFICIENTS: dict[int, tuple[float, float]] = {
-    # levels: (c1, c2); published, the paper's or its authors' later code's
+    # levels: (c1, c2); published by the paper or in its authors' later code
     2: (0.0, 1.0),
-    3: (2.587, -1.693),
     4: (3.212, -2.178),
     8: (7.509, -6.892),
-    15: (12.035, -12.03),
     16: (12.68, -12.80),
     127: (28.24, -30.81),
     255: (31.76, -35.04),
     # refitted by tools/fit_sawb.py
-    7: (6.454, -5.643),
     31: (15.320, -15.578),
     63: (20.273, -21.336),
 }
@@ -31,7 +28,7 @@ class SAWB(Quantizer):
                paper, which leaves 13.8 % of Gaussian weights without gradient at 2 bits); none through `a`
 
     Levels L = 2^b to 4 bits, without zero; 2^b - 1 from 5 bits on, so that the codes fit int8. At 4 levels the paper's
-    coefficients. Where nothing is published (5 and 6 bits, and 7 levels) they are refitted by tools/fit_sawb.py.
+    coefficients. Where nothing is published (5 and 6 bits) they are refitted by tools/fit_sawb.py.
     """
 
     stored = False
