@@ -1,6 +1,6 @@
 """Golden losses: a refactoring that should not alter numbers leaves these where they are.
 
-After a change that should alter them: `python tests/test_golden.py` writes tests/golden.json anew; say why in the commit.
+After a change that should alter them, `python tests/test_golden.py` writes golden.json anew; the commit says why.
 """
 
 import json

@@ -25,13 +25,13 @@ class QuantizedLayer(nn.Module):
         self.weight_quantizer = weight_quantizer
         self.act_quantizer = act_quantizer
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.act_quantizer is not None:
-            x = self.act_quantizer(x)
+            input = self.act_quantizer(input)
         if self.weight_quantizer is None:
-            return self.layer(x, *args, **kwargs)
+            return self.layer(input, *args, **kwargs)
         weight = self.weight_quantizer(self.layer.weight)
-        return functional_call(self.layer, {"weight": weight}, (x, *args), kwargs)
+        return functional_call(self.layer, {"weight": weight}, (input, *args), kwargs)
 
     def __getattr__(self, name: str) -> Any:
         if name == "weight":

@@ -177,7 +177,7 @@ def _replace(model: nn.Module, made: Mapping[int, nn.Module]) -> nn.Module:
     for parent in list(model.modules()):
         if isinstance(parent, QuantizedLayer | QuantizedAdd) and id(parent) not in made:
             continue
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):  # named_children leaves out a module's second place
             if id(child) in made:
                 setattr(parent, name, made[id(child)])
     return model

@@ -81,7 +81,7 @@ class Quantizer(nn.Module):
         assert bits is not None
         if self.signed and bits == 1:
             raise ValueError(
-                f"{self}: a signed grid that contains zero needs 2 bits or more; "
+                f"{type(self).__name__} at 1 bit: a signed grid that contains zero needs 2 bits or more; "
                 "for one-bit weights use SAWB, DoReFa, LSQ or LeastSquares"
             )
         return 2**bits - bool(self.signed)

@@ -1,0 +1,59 @@
+"""Literal numpy twins of the quantizers: value and hand-written gradient, float64, one formula of the paper each."""
+
+import numpy as np
+
+
+def pact(x, grad, a, bits, signed=False):
+    """(y, dL/dx, dL/da)."""
+    low, steps = (-a, 2**bits - 2) if signed else (0.0, 2**bits - 1)
+    clipped = np.clip(x, low, a)
+    y = np.round((clipped - low) * steps / (a - low)) * (a - low) / steps + low
+    inside = (x >= low) & (x <= a)
+    to_a = (x >= a).astype(float) - ((x <= low).astype(float) if signed else 0.0)
+    return y, grad * inside, (grad * to_a).sum()
+
+
+def sawb(w, grad, c1, c2, levels, clip_gradient):
+    """(w_q, dL/dw)."""
+    a = c1 * np.sqrt((w**2).mean()) + c2 * np.abs(w).mean()
+    a = a if a > 0 else np.abs(w).max()
+    u = np.clip(w / a, -1, 1) / 2 + 0.5
+    r = np.round(u * (levels - 1)) / (levels - 1)
+    return (2 * r - 1) * a, grad * (np.abs(w) <= a) if clip_gradient else grad
+
+
+def lsq(v, grad, s, qn, qp, elements):
+    """(v_hat, dL/dv, dL/ds), the gradient of the step scaled by 1 / sqrt(elements Qp)."""
+    ratio = v / s
+    rounded = np.round(np.clip(ratio, -qn, qp)) if qn != 0.5 else np.where(ratio > 0, 0.5, -0.5)
+    to_s = np.where(ratio <= -qn, -qn, np.where(ratio >= qp, qp, rounded - ratio))
+    inside = (ratio >= -qn) & (ratio <= qp)
+    return s * rounded, grad * inside, (grad * to_s).sum() / np.sqrt(elements * max(qp, 1.0))
+
+
+def dorefa_weight(w, bits):
+    """w_q."""
+    n = 2**bits - 1
+    t = np.tanh(w)
+    return 2 * np.round((t / (2 * np.abs(t).max()) + 0.5) * n) / n - 1
+
+
+def dorefa_act(x, grad, bits):
+    """(a_q, dL/da)."""
+    n = 2**bits - 1
+    return np.round(np.clip(x, 0, 1) * n) / n, grad * ((x >= 0) & (x <= 1))
+
+
+def least_squares_error(w, bits):
+    """Mean squared error of the best of 3000 steps, on 2^n - 1 levels (1 bit: +-mean|w|)."""
+    if bits == 1:
+        return ((np.abs(w) - np.abs(w).mean()) ** 2).mean()
+    half = (2**bits - 2) / 2
+    steps = np.linspace(1e-3, 1, 3000) * np.abs(w).max() / half
+    return min(((w - d * np.sign(w) * np.minimum(np.round(np.abs(w) / d), half)) ** 2).mean() for d in steps)
+
+
+def symmetric(x, clip, bits):
+    """x on 2^b - 1 levels over [-clip, clip]."""
+    half = 2 ** (bits - 1) - 1
+    return np.round(np.clip(x, -clip, clip) * half / clip) * clip / half

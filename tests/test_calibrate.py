@@ -1,0 +1,156 @@
+"""`calibrate`: ranges, signs, sharing, batch norm, and layers that never ran."""
+
+import pytest
+import torch
+from torch import nn
+
+import spequant
+from spequant.layers import act_quantizers, weight_quantizers
+from spequant.models import resnet8
+from spequant.quantizers import LSQ, PACT, SAWB, DoReFa, MinMax, percentile
+
+
+class Attention(nn.Module):
+    """Three linears read one tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.q, self.k, self.v, self.out = (nn.Linear(4, 4) for _ in range(5))
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        return self.out((self.q(x) * self.k(x)).softmax(-1) * self.v(x))
+
+
+def prepare(model, weight=None, act=None, **options):
+    return spequant.prepare(model, weight=weight or SAWB(2), act=act or PACT(2), **options)
+
+
+@pytest.mark.parametrize("kind", [PACT, LSQ, MinMax])
+def test_every_range_changes(kind):
+    model = prepare(resnet8(), kind(4), kind(4))
+    stored = [q for q in (*act_quantizers(model).values(), *weight_quantizers(model).values()) if q.stored]
+    before = [[t.clone() for t in (*q.parameters(), *q.buffers())] for q in stored]
+    spequant.calibrate(model, [torch.randn(64, 3, 8, 8)], samples=64)
+    for q, old in zip(stored, before, strict=True):
+        (new,) = (*q.parameters(), *q.buffers())
+        assert new != old[0] and q.calibrated
+
+
+def test_signs_are_decided_with_a_tolerance_or_by_the_user():
+    def signs(x, act=None):
+        model = prepare(nn.Sequential(nn.Linear(4, 4)), act=act, ends=2)
+        spequant.calibrate(model, [x], samples=len(x))
+        return model[0].act_quantizer.signed
+
+    x = torch.rand(64, 4)
+    x[0, 0] = -1e-4
+    assert signs(x) is False
+    assert signs(nn.functional.gelu(torch.randn(64, 4))) is True
+    assert signs(x, PACT(2, signed=True)) is True
+    assert signs(torch.randn(64, 4), PACT(2, signed=False)) is False
+
+
+def test_layers_that_read_one_tensor_share_a_quantizer_at_equal_bits():
+    model = prepare(Attention())
+    spequant.calibrate(model, [torch.randn(64, 4)], samples=64)
+    assert model.q.act_quantizer is model.k.act_quantizer is model.v.act_quantizer
+    assert model.stem.act_quantizer is not model.q.act_quantizer is not model.out.act_quantizer
+    assert list(act_quantizers(model)) == ["stem", "q", "out"]
+    model = prepare(Attention(), overrides={"k": 4})
+    spequant.calibrate(model, [torch.randn(64, 4)], samples=64)
+    assert model.q.act_quantizer is model.v.act_quantizer is not model.k.act_quantizer
+
+
+def test_inputs_in_other_forms():
+    x = torch.randn(64, 4)
+    states = []
+    for batch, options in (
+        (x, {}),
+        ((x, "label"), {}),
+        ([x], {}),
+        ({"input": x}, {}),
+        ({"a": x}, {"run": lambda model, batch: model(batch["a"])}),
+    ):
+        model = prepare(nn.Sequential(nn.Linear(4, 4)) if not isinstance(batch, dict) else nn.Linear(4, 4), ends=2)
+        spequant.calibrate(model, [batch], samples=64, **options)
+        states.append(float(next(iter(act_quantizers(model).values())).clip.detach()))
+    assert len(set(states)) == 1
+
+
+def test_rule_by_percentile():
+    x = torch.rand(5000, 4)
+    model = prepare(nn.Linear(4, 4), ends=2)
+    spequant.calibrate(model, [x], rule=percentile(90))
+    assert float(model.act_quantizer.clip.detach()) == pytest.approx(0.9, abs=0.02)
+
+
+def test_too_few_samples_and_values_that_are_not_finite():
+    model = prepare(nn.Sequential(nn.Linear(4, 4)), ends=2)
+    with pytest.raises(ValueError, match="batches held 64 samples; expected at least samples=1024"):
+        spequant.calibrate(model, [torch.randn(64, 4)])
+    with pytest.raises(ValueError, match="0: its input holds NaN or Inf"):
+        spequant.calibrate(model, [torch.full((8, 4), torch.nan)], samples=8)
+    with pytest.raises(ValueError, match=r"call spequant\.prepare first"):
+        spequant.calibrate(nn.Linear(2, 2), [torch.randn(8, 2)], samples=8)
+
+
+def test_a_layer_that_never_ran_is_named():
+    class Bypass(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.last(self.used(x))
+
+    model = prepare(Bypass())
+    with pytest.raises(RuntimeError, match=r"never ran in 1 batches: unused, unused\..*skip="):
+        spequant.calibrate(model, [torch.randn(8, 4)], samples=8)
+    assert all(q.watch is None for q in act_quantizers(model).values())
+    spequant.calibrate(prepare(Bypass(), skip=["unused"]), [torch.randn(8, 4)], samples=8)
+
+
+def test_a_weight_read_past_its_layer_is_refused():
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+        def forward(self, x):
+            return self.attention(x, x, x)[0]
+
+    model = prepare(Encoder(), ends=2)
+    with pytest.raises(AttributeError, match="reading its weight directly"):
+        spequant.calibrate(model, [torch.randn(8, 3, 4)], samples=8)
+
+
+def test_batch_norm_is_measured_anew_at_low_bits():
+    def net():
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.9), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        )
+
+    batches = [torch.randn(16, 3, 6, 6) for _ in range(4)]
+    model = prepare(net(), ends=2).train()
+    spequant.calibrate(model, batches, samples=64)
+    assert model.training and model[3].p == 0.9
+    model[3].p = 0.0
+    means = []
+    with torch.no_grad():
+        for x in batches:
+            hidden = model[0](x)
+            normal = nn.functional.batch_norm(hidden, None, None, model[1].weight, model[1].bias, training=True)
+            means.append((hidden.mean((0, 2, 3)), model[4](normal.relu()).mean((0, 2, 3))))
+    for norm, mean in zip((model[1], model[5]), zip(*means, strict=True), strict=True):
+        torch.testing.assert_close(norm.running_mean, torch.stack(mean).mean(0))
+    model = prepare(net(), ends=2)
+    spequant.calibrate(model, batches, samples=64, reestimate=False)
+    assert torch.equal(model[1].running_mean, torch.zeros(4))
+
+
+def test_weights_only_models_and_dorefa():
+    for options in ({"act": None, "weight": LSQ(2)}, {"weight": DoReFa(2), "act": DoReFa(2)}):
+        model = spequant.prepare(nn.Sequential(nn.Linear(4, 4)), ends=2, **options)
+        spequant.calibrate(model, [torch.randn(8, 4)], samples=8)
+        assert model(torch.randn(3, 4)).isfinite().all()

@@ -1,0 +1,203 @@
+"""`prepare` and `unprepare`: which layers, which quantizers, state, and errors."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load, save
+from torch import nn
+
+import spequant
+from spequant.layers import QuantizedAdd, QuantizedLayer, act_quantizers, weight_bits, weight_quantizers
+from spequant.models import resnet8
+from spequant.quantizers import LSQ, PACT, SAWB, MinMax
+
+
+class PaddedConv(nn.Conv2d):
+    """A user's subclass with its own forward."""
+
+    def forward(self, x):
+        return F.conv2d(F.pad(x, (1, 1, 1, 1)), self.weight, self.bias, self.stride)
+
+
+class MarkedAdd(nn.Module):
+    residual_addition = True
+
+    def forward(self, branch, shortcut):
+        return branch + shortcut
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.a, self.b, self.shortcut = (nn.Conv2d(i, 4, 1) for i in (3, 4, 4, 4))
+        self.join, self.head = MarkedAdd(), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        return self.head(self.join(self.b(self.a(x).relu()), self.shortcut(x)).relu().mean((2, 3)))
+
+
+LAYERS = {
+    "linear": (nn.Linear(6, 4), (5, 6), F.linear),
+    "conv1d": (nn.Conv1d(3, 4, 3), (2, 3, 9), F.conv1d),
+    "conv2d": (nn.Conv2d(3, 4, 3), (2, 3, 9, 9), F.conv2d),
+    "conv3d": (nn.Conv3d(3, 4, 3), (2, 3, 5, 5, 5), F.conv3d),
+    "transpose": (nn.ConvTranspose2d(3, 4, 3), (2, 3, 5, 5), F.conv_transpose2d),
+    "subclass": (PaddedConv(3, 4, 3), (2, 3, 9, 9), lambda x, w, b: F.conv2d(F.pad(x, (1, 1, 1, 1)), w, b)),
+}
+
+
+def calibrated(model, x, **options):
+    options.setdefault("weight", SAWB(2))
+    options.setdefault("act", PACT(2))
+    model = spequant.prepare(model, **options)
+    spequant.calibrate(model, [x], samples=len(x))
+    return model
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+def bits(model):
+    weights, acts = weight_quantizers(model), act_quantizers(model)
+    return {
+        name: (weights[name].bits if name in weights else None, acts[name].bits if name in acts else None)
+        for name in weights | acts
+    }
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_layer_computes_on_quantized_weight_and_input(kind, per_channel):
+    layer, shape, literal = LAYERS[kind]
+    x = torch.randn(shape)
+    model = calibrated(layer, x, ends=2, per_channel=per_channel)
+    assert isinstance(model, QuantizedLayer) and isinstance(layer, type(model.layer))
+    w = model.weight_quantizer(layer.weight)
+    torch.testing.assert_close(model(x), literal(model.act_quantizer(x), w, layer.bias))
+    assert len(w.unique()) <= (16 if per_channel else 4)
+    axis = 1 if kind == "transpose" else 0
+    assert model.weight_quantizer.shape == (tuple(4 if d == axis else 1 for d in range(w.dim())) if per_channel else ())
+
+
+def test_first_and_last_layer_at_8_bits_and_choices_by_pattern():
+    prepare = lambda **k: bits(spequant.prepare(mlp(), weight=SAWB(2), act=PACT(2), **k))  # noqa: E731
+    assert prepare() == {"0": (8, 8), "2": (2, 2), "4": (8, 8)}
+    assert prepare(ends=None) == {"2": (2, 2)}
+    assert prepare(ends=(4, None)) == {"0": (4, None), "2": (2, 2), "4": (4, None)}
+    assert prepare(skip=["0"]) == {"2": (8, 8), "4": (8, 8)}
+    assert prepare(overrides={"*": 3, "2": (4, 5)}) == {"0": (3, 3), "2": (4, 5), "4": (3, 3)}
+    assert prepare(overrides={"2": None}) == {"0": (8, 8), "4": (8, 8)}
+    model = spequant.prepare(mlp(), weight=SAWB(2), act=PACT(2), overrides={"4": (MinMax(6), LSQ(5))})
+    assert isinstance(model[4].weight_quantizer, MinMax) and isinstance(model[4].act_quantizer, LSQ)
+
+
+def test_weights_only_and_activations_only():
+    x = torch.randn(64, 4)
+    assert bits(calibrated(mlp(), x, act=None)) == {"0": (8, None), "2": (2, None), "4": (8, None)}
+    assert bits(calibrated(mlp(), x, weight=None)) == {"0": (None, 8), "2": (None, 2), "4": (None, 8)}
+
+
+def test_marked_residual_additions():
+    model = spequant.prepare(Residual(), weight=SAWB(2), act=PACT(2))
+    assert isinstance(model.join, QuantizedAdd)
+    assert {q.bits for q in (model.join.branch_quantizer, model.join.shortcut_quantizer)} == {8}
+    assert isinstance(spequant.prepare(Residual(), weight=SAWB(2), act=PACT(2), residual=None).join, MarkedAdd)
+    x = torch.randn(64, 3, 4, 4)
+    spequant.calibrate(model, [x], samples=64)
+    a, b = torch.randn(2, 4, 3, 3), torch.rand(2, 4, 3, 3)
+    assert torch.equal(model.join(a, b), model.join.branch_quantizer(a) + model.join.shortcut_quantizer(b))
+
+
+def test_tied_weights_share_a_quantizer_and_a_layer_used_twice_stays_one():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    prepared = spequant.prepare(model, weight=LSQ(2), act=PACT(2), ends=2)
+    assert prepared[0].weight_quantizer is prepared[1].weight_quantizer is not prepared[2].weight_quantizer
+    assert prepared[0].layer.weight is prepared[1].layer.weight
+    shared = nn.Linear(4, 4)
+    prepared = spequant.prepare(nn.Sequential(shared, nn.ReLU(), shared), weight=SAWB(2), act=PACT(2), ends=2)
+    assert prepared[0] is prepared[2]
+
+
+def test_the_model_given_is_left_as_it_is_and_unprepare_gives_float_back():
+    model = resnet8()
+    before = copy.deepcopy(model.state_dict())
+    x = torch.randn(64, 3, 8, 8)
+    prepared = calibrated(model, x)
+    assert [type(m) for m in model.modules()] == [type(m) for m in resnet8().modules()]
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    with torch.no_grad():
+        prepared.linear.layer.weight.add_(1)
+    plain = spequant.unprepare(prepared)
+    assert [type(m) for m in plain.modules()] == [type(m) for m in model.modules()]
+    assert torch.equal(plain.linear.weight, before["linear.weight"] + 1)
+    resnet8().load_state_dict(plain.state_dict())
+    spequant.prepare(plain, weight=SAWB(2), act=PACT(2))
+    with pytest.raises(ValueError, match="not prepared"):
+        spequant.unprepare(model)
+
+
+def test_copies_pickles_and_moves():
+    x = torch.randn(64, 3, 8, 8)
+    model = calibrated(resnet8(), x).eval()
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(x), model(x))
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    assert half.conv1.layer.weight.dtype == torch.bfloat16 and half(x.bfloat16()).dtype == torch.bfloat16
+    for q in act_quantizers(half).values():
+        assert q.clip.dtype == q.levels.dtype == torch.float32
+
+
+def test_state_loads_into_a_fresh_model_and_not_into_one_of_other_bits():
+    x = torch.randn(64, 3, 4, 4)
+    source = Residual()
+    model = calibrated(source, x, act=PACT(2)).eval()
+    assert model.a.act_quantizer is model.shortcut.act_quantizer  # they read one tensor
+    saved = load(save({k: v.clone() for k, v in model.state_dict().items()}))
+    fresh = spequant.prepare(Residual(), weight=SAWB(2), act=PACT(2)).eval()
+    fresh.load_state_dict(saved)
+    assert torch.equal(fresh(x), model(x)) and fresh.a.act_quantizer is fresh.shortcut.act_quantizer
+    wrapped = nn.Sequential(spequant.prepare(Residual(), weight=SAWB(2), act=PACT(2))).eval()
+    wrapped.load_state_dict({f"0.{k}": v for k, v in saved.items()})
+    assert torch.equal(wrapped(x), model(x)) and wrapped[0].a.act_quantizer is wrapped[0].shortcut.act_quantizer
+    for other in ({"act": PACT(4)}, {"weight": SAWB(4)}):
+        options = {"weight": SAWB(2), "act": PACT(2)} | other
+        with pytest.raises(
+            ValueError, match=r"a\.\w+_quantizer: the state holds a quantizer of 2 bits, the model one of 4"
+        ):
+            spequant.prepare(Residual(), **options).load_state_dict(saved)
+
+
+def test_size_at_real_bits():
+    model = spequant.prepare(mlp(), weight=SAWB(2), act=PACT(2))
+    assert weight_bits(model) == 8 * 32 + 2 * 64 + 8 * 16 + 32 * (8 + 8 + 2)
+
+
+def test_errors_name_what_is_wrong():
+    prepared = spequant.prepare(mlp(), weight=SAWB(2), act=PACT(2))
+    cases = [
+        (prepared, {}, "prepared already"),
+        (mlp(), {"skip": ["head*"]}, r"'head\*' matches no layer; layers that can be quantized: 0, 2, 4"),
+        (mlp(), {"overrides": {"5": 4}}, "'5' matches no layer"),
+        (mlp(), {"weight": None, "act": None}, "weight and act are both None"),
+        (mlp(), {"skip": ["*"]}, "nothing to quantize"),
+        (nn.Linear(3, 3), {"ends": None}, "leave every layer float"),
+        (nn.ReLU(), {}, "no Linear or convolution"),
+        (mlp(), {"weight": 2}, "weight is 2; expected a quantizer"),
+        (mlp(), {"ends": 9}, "bits is 9"),
+    ]
+    for model, options, message in cases:
+        with pytest.raises(ValueError, match=message):
+            spequant.prepare(model, **({"weight": SAWB(2), "act": PACT(2)} | options))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_running_before_calibration_names_the_layer(training):
+    model = spequant.prepare(mlp(), weight=SAWB(2), act=PACT(2)).train(training)
+    with pytest.raises(RuntimeError, match=r"PACT of 0 has no range yet: call spequant\.calibrate"):
+        model(torch.randn(2, 4))

@@ -1,0 +1,82 @@
+"""Properties of every grid, over random ranges, widths and values."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spequant.quantizers import LSQ, PACT, SAWB, DoReFa, LeastSquares, MinMax
+from spequant.quantizers.base import level_tensor
+
+ACTS = (PACT, LSQ, MinMax, DoReFa)
+quick = settings(max_examples=60, deadline=None, derandomize=True)
+grids = given(
+    kind=st.sampled_from(ACTS),
+    signed=st.booleans(),
+    bits=st.integers(1, 8),
+    clip=st.floats(2**-10, 1024, width=32),
+    seed=st.integers(0, 2**16),
+)
+
+
+def make(kind, signed, bits, clip, seed):
+    """A quantizer with its range, and values that fall within and beyond it."""
+    q = kind(max(bits, 2) if signed else bits, signed=signed)
+    if q.stored:
+        q.set_clip(torch.tensor(clip))
+        q.calibrated = True
+    x = torch.randn(500, generator=torch.Generator().manual_seed(seed)) * clip
+    return q, x
+
+
+@quick
+@grids
+def test_activation_grids(kind, signed, bits, clip, seed):
+    q, x = make(kind, signed, bits, clip, seed)
+    low, high = (bound.detach() for bound in q.bounds(x))
+    y = q(x).detach()
+    assert len(y.unique()) <= 2**q.bits
+    assert q(torch.zeros(3)).eq(0).all()
+    assert (y >= low * (1 + 1e-6)).all() and (y <= high * (1 + 1e-6)).all()
+    assert (q(x.sort().values).detach().diff() >= 0).all()
+    assert torch.equal(q(y), y)
+    finer = q.encode(torch.linspace(float(low), float(high), 4096))
+    assert finer.min() == 0 and finer.max() == q.levels - 1
+
+
+@quick
+@grids
+def test_the_teachers_grid_contains_the_students(kind, signed, bits, clip, seed):
+    q, x = make(kind, signed, bits, clip, seed)
+    y = q(x).detach()
+    for high_bits in range(q.bits, 9):
+        q.levels = level_tensor(q.levels_at(high_bits))
+        assert torch.equal(q(y).detach(), y)
+
+
+@quick
+@grids
+def test_zero_stays_on_the_grid_at_fewer_bits(kind, signed, bits, clip, seed):
+    q, x = make(kind, signed, bits, clip, seed)
+    for low_bits in range(2 if signed else 1, q.bits):
+        q.levels = level_tensor(q.levels_at(low_bits))
+        assert q(torch.zeros(3)).eq(0).all() and len(q(x).unique()) <= 2**low_bits
+
+
+@pytest.mark.parametrize("kind", [SAWB, LSQ, LeastSquares, MinMax, PACT])
+@quick
+@given(bits=st.integers(2, 8), seed=st.integers(0, 2**16), scale=st.floats(2**-10, 128, width=32))
+def test_weight_grids(kind, bits, seed, scale):
+    w = torch.randn(300, generator=torch.Generator().manual_seed(seed)) * scale
+    q = kind(bits).like(of_weight=True)
+    if q.stored:
+        q.set_clip(w.abs().max())
+    q.calibrated = True
+    y = q(w).detach()
+    assert len(y.unique()) <= 2**bits
+    order = w.argsort()
+    assert (y[order].diff() >= 0).all()
+    low, high = (bound.detach() for bound in q.bounds(w))
+    codes = q.encode(w)
+    assert codes.min() >= 0 and codes.max() <= q.levels - 1 and torch.equal(codes, codes.round())
+    assert (y >= low - 1e-5 * scale).all() and (y <= high + 1e-5 * scale).all()
