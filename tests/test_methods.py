@@ -1,0 +1,215 @@
+"""Retrain, SPEQ and distillation: what reaches whom, batch norm in the teacher's pass, and a user's own parts."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import spequant
+from spequant import SPEQ, Distill, Mix, Retrain, SPEQDistill
+from spequant.layers import act_quantizers
+from spequant.models import resnet8
+from spequant.quantizers import LSQ, PACT, SAWB, Quantizer
+
+
+@pytest.fixture
+def batch():
+    return torch.randn(32, 3, 8, 8), torch.randint(0, 10, (32,))
+
+
+@pytest.fixture
+def model(batch):
+    model = spequant.prepare(resnet8(), weight=SAWB(2), act=PACT(2))
+    spequant.calibrate(model, [batch], samples=32)
+    return model.train()
+
+
+def statistics(model):
+    return {k: v.clone() for k, v in model.state_dict().items() if "running" in k or "tracked" in k}
+
+
+def same(a, b):
+    return all(torch.equal(v, b[k]) for k, v in a.items())
+
+
+def gradients(model, method, batch):
+    model = copy.deepcopy(model)
+    method(model, batch).total.backward()
+    return {n: p.grad for n, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("quantizers", [(SAWB(2), PACT(2)), (LSQ(2), LSQ(2)), (SAWB(2, clip_gradient=True), PACT(4))])
+def test_every_parameter_and_range_gets_a_gradient(quantizers, batch):
+    model = spequant.prepare(resnet8(), weight=quantizers[0], act=quantizers[1])
+    spequant.calibrate(model, [batch], samples=32)
+    for name, grad in gradients(model, SPEQ(), batch).items():
+        assert grad is not None and grad.isfinite().all() and grad.abs().sum() > 0, name
+
+
+def test_the_teacher_differs_from_the_student_and_gives_no_gradient(model, batch):
+    teacher = SPEQ().teach(model, batch)
+    assert not teacher.requires_grad and teacher.grad_fn is None
+    student = model(batch[0])
+    assert student.requires_grad and (teacher - student.detach()).abs().max() > 1e-2
+    losses = SPEQ()(model, batch)
+    assert losses.distill > 1e-5 and losses.task > 0 and not losses.logits.requires_grad
+
+
+@pytest.mark.parametrize("mode", ["leave", "eval", "update"])
+def test_running_statistics_in_the_teachers_pass(model, batch, mode):
+    before = statistics(model)
+    SPEQ(batch_norm=mode).teach(model, batch)
+    assert same(before, statistics(model)) == (mode != "update")
+    assert model.training and all(
+        m.training and m.track_running_stats for m in model.modules() if isinstance(m, nn.BatchNorm2d)
+    )
+
+
+def test_batch_statistics_where_left_and_running_ones_in_eval(model, batch):
+    with spequant.precision(model, spequant.Fixed(8)), torch.no_grad():
+        of_batch = copy_free_forward(model, batch, training=True)
+        of_running = copy_free_forward(model, batch, training=False)
+    left = SPEQ(probability=1.0).teach(model, batch)
+    running = SPEQ(probability=1.0, batch_norm="eval").teach(model, batch)
+    torch.testing.assert_close(left, of_batch)
+    torch.testing.assert_close(running, of_running)
+    assert (left - running).abs().max() > 1e-3
+
+
+def copy_free_forward(model, batch, training):
+    """A forward whose effect on the running statistics is taken back."""
+    before = statistics(model)
+    model.train(training)
+    logits = model(batch[0])
+    model.train()
+    for name, tensor in before.items():
+        model.state_dict()[name].copy_(tensor)
+    return logits
+
+
+def test_an_inf_in_the_teachers_pass_leaves_the_statistics(model, batch):
+    before = statistics(model)
+    SPEQ().teach(model, (batch[0] * torch.inf, batch[1]))
+    assert same(before, statistics(model))
+
+
+def test_statistics_are_put_back_after_an_exception(model):
+    with pytest.raises(RuntimeError):
+        SPEQ().teach(model, (torch.randn(2, 5, 8, 8), None))
+    assert all(m.track_running_stats for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_no_distillation_where_both_coincide(model, batch):
+    assert abs(float(SPEQ(probability=0.0)(model, batch).distill.detach())) < 1e-6
+
+
+def test_weight_zero_is_retrain(model, batch):
+    speq, retrain = gradients(model, SPEQ(weight=0.0), batch), gradients(model, Retrain(), batch)
+    assert all(torch.equal(speq[n], retrain[n]) for n in retrain)
+
+
+def test_total_is_task_plus_weighted_distillation_plus_penalty(model, batch):
+    losses = SPEQ(weight=3.0, temperature=2)(model, batch)
+    penalty = sum(0.5 * q.decay * float(q.clip.detach()) ** 2 for q in act_quantizers(model).values())
+    assert float(losses.total.detach()) == pytest.approx(
+        float((losses.task + 3 * losses.distill).detach()) + penalty, rel=1e-5
+    )
+    free = spequant.prepare(resnet8(), weight=SAWB(2), act=PACT(2, decay=0.0))
+    free.load_state_dict(model.state_dict())
+    with_penalty, without = gradients(model, Retrain(), batch), gradients(free, Retrain(), batch)
+    for name, q in [(n, m) for n, m in model.named_modules() if isinstance(m, PACT)]:
+        difference = with_penalty[f"{name}.clip"] - without[f"{name}.clip"]
+        torch.testing.assert_close(difference, q.decay * q.clip.detach(), rtol=1e-2, atol=1e-6)
+
+
+def test_each_step_draws_anew_and_a_step_can_be_repeated(model, batch):
+    method = SPEQ()
+    first, second = method.teach(model, batch), method.teach(model, batch)
+    assert not torch.equal(first, second) and method.step == 2
+    method.step = 0
+    assert torch.equal(method.teach(model, batch), first)
+    assert not torch.equal(SPEQ(seed=1).teach(model, batch), first)
+
+
+def test_several_teacher_passes_are_averaged(model, batch):
+    method = SPEQ(passes=3, temperature=2.0)
+    soft = (method.teach(model, batch) / 2).softmax(-1)
+    singles = SPEQ()
+    each = torch.stack([(singles.teach(model, batch) / 2).softmax(-1) for _ in range(3)])
+    torch.testing.assert_close(soft, each.mean(0))
+    assert (each[0] - each[1]).abs().max() > 1e-4
+
+
+def test_soft_targets(model, batch):
+    soft = F.one_hot(batch[1], 10).float()
+    hard, mixed = Retrain()(model, batch).task, Retrain()(model, (batch[0], soft)).task
+    torch.testing.assert_close(hard, mixed)
+
+
+def test_a_separate_teacher_is_a_frozen_copy(model, batch):
+    floating = resnet8().train()
+    method = Distill(floating, temperature=2, weight=0.5)
+    assert not method.teacher.training and method.teacher is not floating and floating.training
+    before = statistics(method.teacher)
+    losses = method(model, batch)
+    losses.total.backward()
+    assert all(p.grad is None for p in method.teacher.parameters()) and same(before, statistics(method.teacher))
+    logits = model(batch[0])
+    expected = spequant.losses.kl(logits, method.teacher(batch[0]), 2.0)
+    torch.testing.assert_close(losses.distill, expected)
+
+
+def test_both_teachers_together(model, batch):
+    floating = resnet8()
+    both = SPEQDistill(SPEQ(weight=2.0), Distill(floating, weight=0.5))(model, batch)
+    expected = 2 * SPEQ()(model, batch).distill + 0.5 * Distill(floating)(model, batch).distill
+    torch.testing.assert_close(both.distill, expected)
+    assert both.total > both.task
+
+
+class HalfSteps(Quantizer):
+    """A user's own quantizer: a fixed range."""
+
+    stored = False
+
+    def bounds(self, x):
+        return self.bounds_at(torch.tensor(1.5, device=x.device))
+
+
+def test_a_users_own_quantizer_loss_policy_and_task(batch):
+    class Ends:
+        def draw(self, home, rng):
+            return [8] * len(home)
+
+    class Named:
+        def logits(self, model, batch):
+            return model(batch["image"])
+
+        def loss(self, logits, batch):
+            return F.cross_entropy(logits, batch["label"])
+
+    model = spequant.prepare(resnet8(), weight=SAWB(2), act=HalfSteps(2))
+    images = {"image": batch[0], "label": batch[1]}
+    spequant.calibrate(model, [images], samples=32, run=lambda m, b: m(b["image"]))
+    method = SPEQ(policy=Ends(), loss=lambda s, t, temperature: (s - t).square().mean(), task=Named())
+    losses = method(model, images)
+    losses.total.backward()
+    assert losses.distill > 0 and model.conv1.layer.weight.grad.abs().sum() > 0
+    assert SPEQ(policy=Mix(), task=Named())(model, images).total.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0}, "temperature is 0"),
+        ({"weight": -1}, "weight is -1"),
+        ({"passes": 0}, "passes is 0"),
+        ({"batch_norm": "off"}, "batch_norm is 'off'; expected one of 'leave', 'update', 'eval'"),
+        ({"high_bits": 0}, "high_bits is 0"),
+    ],
+)
+def test_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        SPEQ(**options)

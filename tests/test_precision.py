@@ -1,0 +1,125 @@
+"""The stochastic-precision draw: frequencies, seeds, undoing, refusals."""
+
+import copy
+import pickle
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import spequant
+from spequant import Fixed, Mix, Stochastic, precision
+from spequant.layers import act_quantizers
+from spequant.models import resnet8
+from spequant.quantizers import PACT, SAWB
+
+
+@pytest.fixture
+def model():
+    model = spequant.prepare(resnet8(), weight=SAWB(2), act=PACT(2))
+    spequant.calibrate(model, [torch.randn(64, 3, 8, 8)], samples=64)
+    return model
+
+
+def levels(model):
+    return {name: int(q.levels) for name, q in act_quantizers(model).items()}
+
+
+def drawn(model, policy, steps, **seeds):
+    rows = []
+    for step in range(steps):
+        with precision(model, policy, step=step, **seeds):
+            rows.append([n for name, n in levels(model).items() if act_quantizers(model)[name].bits == 2])
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("u", [0.5, 0.3])
+def test_frequencies_are_binomial_and_layers_independent(model, u):
+    rows = drawn(model, Stochastic(8, u), 1000) == 256
+    assert rows.shape == (1000, 6)
+    bound = 5 * (u * (1 - u) / 1000) ** 0.5
+    assert (abs(rows.mean(0) - u) < bound).all()
+    correlation = np.corrcoef(rows.T) - np.eye(6)
+    assert abs(correlation).max() < 5 / 1000**0.5
+
+
+def test_mix_is_uniform_over_its_widths(model):
+    rows = drawn(model, Mix(), 700)
+    values, counts = np.unique(rows, return_counts=True)
+    assert values.tolist() == [4, 7, 16, 31, 64, 127, 256]  # refinements of 4 levels nearest to 2^b
+    n, p = rows.size, 1 / 7
+    assert (abs(counts - n * p) < 5 * (n * p * (1 - p)) ** 0.5).all()
+
+
+def test_a_draw_follows_from_seed_step_and_rank(model):
+    draws = {}
+    for seed, step, rank in product(range(2), range(2), range(2)):
+        with precision(model, Stochastic(), seed=seed, step=step, rank=rank):
+            draws[seed, step, rank] = tuple(levels(model).values())
+        with precision(model, Stochastic(), seed=seed, step=step, rank=rank):
+            assert tuple(levels(model).values()) == draws[seed, step, rank]
+    assert len(set(draws.values())) >= 7  # of 8, six layers each: one pair may meet by chance
+
+
+def test_fixed_assignments(model):
+    home = levels(model)
+    with precision(model, Stochastic(8, 1.0)):
+        assert all(n >= 255 for n in levels(model).values())
+    with precision(model, Fixed(8)):
+        assert all(n >= 255 for n in levels(model).values())
+    with precision(model, Fixed({"layer1.*": 8, "layer1.0.conv2": 4})):
+        changed = {name: n for name, n in levels(model).items() if n != home[name]}
+        assert changed == {"layer1.0.conv1": 256, "layer1.0.conv2": 16}
+    with precision(model, Fixed(2)):
+        assert levels(model)["conv1"] == 3  # signed: below its home bits
+    assert levels(model) == home
+    with (
+        pytest.raises(ValueError, match="'head' matches no activation quantizer"),
+        precision(model, Fixed({"head": 8})),
+    ):
+        pass
+
+
+def test_bounds_stand_and_ends_stay(model):
+    x = torch.randn(4, 3, 8, 8)
+    q = act_quantizers(model)["layer2.0.conv1"]
+    before = [b.clone() for b in q.bounds(x)]
+    with precision(model, Stochastic(8, 1.0)):
+        assert int(act_quantizers(model)["conv1"].levels) == 255
+        assert all(torch.equal(a, b) for a, b in zip(before, q.bounds(x), strict=True))
+
+
+def test_undone_after_an_exception_and_no_copies_inside(model):
+    home = levels(model)
+    with pytest.raises(KeyError), precision(model, Fixed(8)):
+        for refused in (copy.deepcopy, pickle.dumps):
+            with pytest.raises(RuntimeError, match="inside a precision context"):
+                refused(model)
+        raise KeyError
+    assert levels(model) == home
+    copy.deepcopy(model)
+
+
+def test_a_move_inside_keeps_levels_in_fp32(model):
+    home = levels(model)
+    with precision(model, Fixed(8)):
+        model.double()
+    assert levels(model) == home
+    assert all(q.levels.dtype == torch.float32 for q in act_quantizers(model).values())
+
+
+def test_errors(model):
+    for make, message in (
+        (lambda: Stochastic(9), "high_bits is 9"),
+        (lambda: Stochastic(8, 1.5), "probability is 1.5"),
+        (lambda: Mix(()), "widths is empty"),
+        (lambda: Mix((2, 0)), "widths is 0"),
+        (lambda: Fixed(0), "bits is 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
+    for bare in (nn.Linear(2, 2), spequant.prepare(resnet8(), weight=SAWB(2), act=None)):
+        with pytest.raises(ValueError, match="no activation quantizer"), precision(bare, Stochastic()):
+            pass
