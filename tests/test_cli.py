@@ -10,7 +10,6 @@ import pytest
 from spequant.cli import main
 from spequant.recipes import RECIPES, evaluate_run
 from spequant.recipes.schema import from_json, to_json
-from spequant.studies.compare import deviation, paired
 
 SHORT = ["--train.epochs", "1"]
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -78,30 +77,6 @@ def test_wrong_values_get_an_error(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=r"recipe\.json does not exist"):
         main(["evaluate", str(tmp_path)])
     assert not (tmp_path / "runs").exists()
-
-
-def test_demo_writes_table_curves_metrics_and_networks(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    main(["demo", "--epochs", "1", "--seeds", "2"])
-    printed = capsys.readouterr().out
-    assert re.search(r"SPEQ W2A2\s+│ \d+\.\d\d\s+│ \d+\.\d\d", printed) and "paired" in printed
-    out = tmp_path / "runs" / "demo"
-    assert (out / "curves.png").read_bytes()[:4] == b"\x89PNG"
-    assert len(list(out.glob("*/metrics.jsonl"))) == len(list(out.glob("*/model.safetensors"))) == 5
-
-
-def test_the_demo_does_not_remove_what_is_not_its_own(tmp_path):
-    (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(SystemExit, match="not a demo"):
-        main(["demo", "--out", str(tmp_path)])
-    assert (tmp_path / "thesis.tex").exists()
-
-
-def test_paired_difference():
-    a, b = {0: 1.0, 1: 2.0, 2: 3.0}, {0: 2.0, 1: 2.5, 2: 4.5, 7: 9.0}
-    gap, half, pairs = paired(a, b)
-    assert (gap, pairs) == (1.0, 3) and half == pytest.approx(4.303 * 0.5 / 3**0.5, rel=1e-3)
-    assert deviation([1.0, 3.0]) == pytest.approx(2**0.5)
 
 
 def test_readme_python_runs():

@@ -8,6 +8,8 @@ import torch
 
 from reference.augment import augment as literal_augment
 from spequant.data import Augment, ImageSet, eval_batches, hold_out, load_cifar10, load_digits, train_batches
+from spequant.recipes.build import build_data
+from spequant.recipes.schema import Data
 
 
 def image_set(n=100, size=8, channels=3, classes=10):
@@ -108,3 +110,17 @@ def test_damaged_or_missing_cifar10_names_the_file(tmp_path):
     (folder / "data_batch_1.bin").write_bytes(b"\x0b" * 30_730_000)
     with pytest.raises(ValueError, match="holds the label 11"):
         load_cifar10(tmp_path)
+
+
+def test_images_are_the_first_ones_and_held_out_come_after_them():
+    whole = load_digits()[0]
+    rest, held, _ = build_data(Data("digits", images=300, held_out=100), torch.device("cpu"))
+    assert torch.equal(rest.images, whole.images[:300]) and held is not None and len(held) == 100
+    later = {image.numpy().tobytes() for image in whole.images[300:]}
+    assert all(image.numpy().tobytes() in later for image in held.images)
+    everything = build_data(Data("digits", images=len(whole), held_out=0), torch.device("cpu"))
+    assert len(everything[0]) == len(whole) and everything[1] is None
+    with pytest.raises(ValueError, match="images is 5000"):
+        build_data(Data("digits", images=5000), torch.device("cpu"))
+    with pytest.raises(ValueError, match="held_out is 5000"):
+        build_data(Data("digits", images=300, held_out=5000), torch.device("cpu"))

@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 try:
-    import rich
     import tyro
     from rich.table import Table
 except ModuleNotFoundError as error:  # the extra is not installed
     raise SystemExit(f"the command line needs {error.name}: pip install 'spequant[all]'") from None
 
-from spequant.progress import Terminal
 from spequant.recipes import RECIPES, Recipe, evaluate_run, run
+from spequant.terminal import Terminal, print_table
 
 USAGE = """usage: spequant COMMAND [ARGUMENTS]
 
@@ -36,7 +35,7 @@ def recipes(args: list[str]) -> None:
     table = Table("recipe", "what it is")
     for name, make in RECIPES.items():
         table.add_row(name, " ".join((make.__doc__ or "").split()))
-    rich.print(table)
+    print_table(table)
 
 
 def train(args: list[str]) -> None:
@@ -79,9 +78,9 @@ def ladder(args: list[str]) -> None:
 
 
 def compare(args: list[str]) -> None:
-    from spequant.studies.compare import report
+    from spequant.studies.compare import Compare, report
 
-    rich.print(report([Path(a) for a in args]))
+    print_table(report(tyro.cli(Compare, args=args, prog="spequant compare")))
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

@@ -37,11 +37,13 @@ def build_data(choice: Data, device: torch.device) -> tuple[ImageSet, ImageSet |
                 "(--data.download fetches the set into it where there is a network)"
             )
         train, test = load_cifar10(root, choice.download)
-    rest, held = hold_out(train, choice.held_out)
-    if choice.images is not None:
-        if not 1 <= choice.images <= len(rest):
-            raise ValueError(f"data.images is {choice.images}; expected 1 to {len(rest)}")
-        rest = rest.part(slice(0, choice.images))
+    if choice.images is None:
+        rest, held = hold_out(train, choice.held_out)
+    else:
+        if not 1 <= choice.images <= len(train):
+            raise ValueError(f"data.images is {choice.images}; expected 1 to {len(train)}")
+        rest = train.part(slice(0, choice.images))
+        held = hold_out(train.part(slice(choice.images, None)), choice.held_out)[1] if choice.held_out else None
     return rest.to(device), held.to(device) if held is not None else None, test.to(device)
 
 

@@ -19,7 +19,7 @@ class Data:
     download: bool = False
     """fetch CIFAR-10 with torchvision where root does not hold it"""
     images: int | None = None
-    """train on the first so many images alone; None: all"""
+    """train on the first so many images alone, and hold out from those after them; None: all"""
     held_out: int = 5000
     """training images kept apart for choices, measured after each epoch; 0: none"""
     augment: bool = True

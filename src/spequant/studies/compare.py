@@ -3,14 +3,25 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from rich.table import Table
+from tyro.conf import Positional
 
 # Student's t, 97.5 %, by degrees of freedom.
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Which runs, and what of them. Runs of one recipe name are one arm, paired with the first arm by seed."""
+
+    runs: Annotated[tuple[Path, ...], Positional]
+    """folders of finished runs; the first one's arm is what the others are compared with"""
+    figure: Literal["test_accuracy", "held_out_accuracy"] = "test_accuracy"
 
 
 def deviation(values: Sequence[float]) -> float:
@@ -28,30 +39,60 @@ def paired(a: Mapping[int, float], b: Mapping[int, float]) -> tuple[float, float
     return mean(differences), t * stdev(differences) / math.sqrt(n), n
 
 
-def read(folders: Sequence[Path], figure: str = "test_accuracy") -> dict[str, dict[int, float]]:
-    """{recipe: {seed: figure}} of finished runs. FileNotFoundError names a folder without a result."""
-    arms: dict[str, dict[int, float]] = {}
+def difference(a: Mapping[int, float], b: Mapping[int, float]) -> str:
+    """`paired` in words: +0.31 ± 0.20 (5 pairs); without an interval where there is one pair alone."""
+    gap, half, pairs = paired(a, b)
+    if not pairs:
+        return "no seed in common"
+    return f"{gap:+.2f} (1 pair)" if pairs == 1 else f"{gap:+.2f} ± {half:.2f} ({pairs} pairs)"
+
+
+def read(folders: Sequence[Path]) -> dict[str, dict[int, dict[str, Any]]]:
+    """{recipe: {seed: result}} of finished runs.
+
+    FileNotFoundError names a folder without a result; ValueError two runs of one name and seed.
+    """
+    arms: dict[str, dict[int, dict[str, Any]]] = {}
     for folder in folders:
         path = folder / "result.json"
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist; expected the folder of a finished run")
-        result: dict[str, Any] = json.loads(path.read_text())
-        if figure in result:
-            arms.setdefault(result["recipe"], {})[result["seed"]] = result[figure]
+        result = json.loads(path.read_text())
+        arm = arms.setdefault(result["recipe"], {})
+        if result["seed"] in arm:
+            raise ValueError(
+                f"{folder} is a second run of {result['recipe']} with seed {result['seed']}; "
+                "train variants of a recipe with --name, so that each is an arm of its own"
+            )
+        arm[result["seed"]] = result
     return arms
 
 
-def report(folders: Sequence[Path]) -> Table:
-    """A table of arms; the difference of each to the first, seed by seed."""
-    figure = "test_accuracy"
-    arms = read(folders, figure)
+def report(settings: Compare) -> Table:
+    """A table of arms; the difference of each to the first, seed by seed.
+
+    ValueError where no folder is given, or a run has not the figure asked for.
+    """
+    arms = read(settings.runs)
     if not arms:
         raise ValueError("compare takes the folders of finished runs, e.g. runs/a runs/a-seed1 runs/b runs/b-seed1")
-    table = Table("arm", "seeds", figure.replace("_", " "), "deviation", "difference to the first (95 % interval)")
-    first = next(iter(arms.values()))
-    for name, values in arms.items():
-        gap, half, pairs = paired(first, values)
-        difference = "" if values is first else f"{gap:+.2f} +- {half:.2f} ({pairs} pairs)"
-        numbers = list(values.values())
-        table.add_row(name, str(len(values)), f"{mean(numbers):.2f}", f"{deviation(numbers):.2f}", difference)
+    figure = settings.figure
+    without = [f"{name}, seed {seed}" for name, arm in arms.items() for seed, r in arm.items() if figure not in r]
+    if without:
+        raise ValueError(f"figure is {figure!r}, not measured by {'; '.join(without)}; train with --data.held-out")
+    table = Table(
+        "arm", "seeds", figure.replace("_", " "), "deviation", "difference to the first (95 %)", "seconds a run"
+    )
+    values = {name: {seed: result[figure] for seed, result in arm.items()} for name, arm in arms.items()}
+    first = next(iter(values))
+    for name, arm in values.items():
+        numbers = list(arm.values())
+        table.add_row(
+            name,
+            str(len(arm)),
+            f"{mean(numbers):.2f}",
+            f"{deviation(numbers):.2f}" if len(numbers) > 1 else "-",
+            "" if name == first else difference(values[first], arm),
+            f"{mean(r['seconds'] for r in arms[name].values()):.0f}",
+        )
     return table

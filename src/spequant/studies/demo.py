@@ -7,14 +7,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import rich
 from rich.table import Table
 
-from spequant.progress import Terminal
 from spequant.recipes import RECIPES, run
 from spequant.recipes.build import with_seed
-from spequant.studies.compare import deviation, paired
+from spequant.studies.compare import deviation, difference
 from spequant.studies.curves import draw_curves
+from spequant.terminal import Terminal, print_table
 
 
 @dataclass(frozen=True)
@@ -56,11 +55,10 @@ def run_demo(settings: Demo) -> None:
                 result = run(recipe, folder, reporter)
             arms.setdefault(arm, []).append(result)
             folders.setdefault(arm, []).append(folder)
-    rich.print(_table(arms))
+    print_table(_table(arms))
     if settings.seeds > 1:
         retrain, speq = ({r["seed"]: r["test_accuracy"] for r in arms[a]} for a in ("Retrain W2A2", "SPEQ W2A2"))
-        gap, half, pairs = paired(retrain, speq)
-        print(f"SPEQ - Retrain, paired: {gap:+.2f} +- {half:.2f} points (95 %, {pairs} seeds, 500 test images)")
+        print(f"SPEQ - Retrain, paired: {difference(retrain, speq)} points, 95 %, 500 test images")
     draw_curves(folders, settings.out / "curves.png")
     print(f"curves, metrics (JSON lines) and networks are in {settings.out}/")
 

@@ -5,16 +5,15 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-import rich
 import torch
 from rich.table import Table
 from torch import nn
 
 from spequant.data import Augment, ImageSet, eval_batches, train_batches
 from spequant.layers import QuantizedLayer
-from spequant.progress import Terminal
 from spequant.recipes import RECIPES, Recipe, run
 from spequant.recipes.build import build_data, build_network, calibrated, device_of
+from spequant.terminal import Terminal, print_table
 from spequant.train import evaluate
 
 RUNGS = ((8, 8), (4, 4), (2, 8), (8, 2), (2, 2))  # (weight bits, activation bits)
@@ -39,6 +38,13 @@ def _start() -> Recipe:
 def run_ladder(settings: Ladder) -> None:
     """Print one table: held-out and test accuracy of each rung, calibrated and trained, and its worst layer."""
     recipe = settings.recipe
+    if recipe.network.weights is None:
+        raise ValueError(
+            "recipe.network.weights is not set; the ladder starts from a float network: give its weight file, or the "
+            "folder of a float run"
+        )
+    if settings.out.exists():
+        raise FileExistsError(f"{settings.out} exists; give another --out, or remove it")
     device = device_of(recipe)
     if recipe.train.threads is not None:
         torch.set_num_threads(recipe.train.threads)
@@ -71,7 +77,7 @@ def run_ladder(settings: Ladder) -> None:
     for row in rows:
         figures = [f"{row[k]:.2f}" for k in ("calibrated", "calibrated_test", "trained", "trained_test")]
         table.add_row(row["rung"], *figures, f"{row['worst_layer']} ({row['worst_layer_loss']:.3f})")
-    rich.print(table)
+    print_table(table)
     (settings.out / "ladder.json").write_text(json.dumps({"float": floating, "rungs": rows}, indent=2))
 
 

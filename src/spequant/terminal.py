@@ -1,4 +1,4 @@
-"""Progress of a run on a terminal (one line that moves) or in a log (plain lines)."""
+"""What the commands say, on a terminal (one line that moves) or in a log (plain lines)."""
 
 import sys
 import time
@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from spequant.train import Progress as State
 
@@ -46,3 +47,8 @@ class Terminal:
             print(line, flush=True)
         else:
             self.bar.print(line)
+
+
+def print_table(table: Table) -> None:
+    """In a log as wide as it needs: nothing is cut off there."""
+    Console(width=None if sys.stdout.isatty() else 240).print(table)

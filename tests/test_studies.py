@@ -1,0 +1,95 @@
+"""Studies: demo, ladder, compare, on the digits."""
+
+import json
+import re
+
+import pytest
+
+from spequant.cli import main
+from spequant.studies.compare import deviation, difference, paired
+
+
+def test_demo_writes_table_curves_metrics_and_networks(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["demo", "--epochs", "1", "--seeds", "2"])
+    printed = capsys.readouterr().out
+    assert re.search(r"SPEQ W2A2\s+│ \d+\.\d\d\s+│ \d+\.\d\d", printed) and "paired" in printed
+    out = tmp_path / "runs" / "demo"
+    assert (out / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert len(list(out.glob("*/metrics.jsonl"))) == len(list(out.glob("*/model.safetensors"))) == 5
+
+
+def test_the_demo_does_not_remove_what_is_not_its_own(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(SystemExit, match="not a demo"):
+        main(["demo", "--out", str(tmp_path)])
+    assert (tmp_path / "thesis.tex").exists()
+
+
+@pytest.fixture(scope="module")
+def float_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("float") / "digits-float"
+    main(["train", "digits-float", "--train.epochs", "4", "--out", str(folder)])
+    return folder
+
+
+def test_ladder_names_the_worst_layer_of_each_rung(float_run, tmp_path, capsys):
+    settings = "--data.name digits --data.held-out 200 --data.no-augment --network.name resnet8 --train.no-compile"
+    arguments = settings.replace("--", "--recipe.").split()
+    arguments += ["--recipe.network.weights", str(float_run), "--out", str(tmp_path / "ladder")]
+    main(["ladder", *arguments])
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "ladder" / "ladder.json").read_text())
+    rungs = {r["rung"]: r for r in found["rungs"]}
+    assert list(rungs) == ["W8A8", "W4A4", "W2A8", "W8A2", "W2A2"]
+    assert all(r["worst_layer"] in printed for r in rungs.values())
+    # Eight bits cost next to nothing, two bits much, and a layer alone less than all of them together.
+    assert abs(rungs["W8A8"]["calibrated_test"] - found["float"]["test"]) < 1
+    assert rungs["W2A2"]["calibrated_test"] < rungs["W8A8"]["calibrated_test"] - 2
+    assert rungs["W2A2"]["worst_layer_loss"] > rungs["W8A8"]["worst_layer_loss"]
+    with pytest.raises(SystemExit, match="exists; give another --out"):
+        main(["ladder", *arguments])
+
+
+def test_the_ladder_asks_for_a_float_network():
+    with pytest.raises(SystemExit, match=r"recipe\.network\.weights is not set"):
+        main(["ladder"])
+
+
+def result(folder, name, seed, **figures):
+    folder.mkdir()
+    (folder / "result.json").write_text(json.dumps({"recipe": name, "seed": seed, "seconds": 9.0, **figures}))
+    return str(folder)
+
+
+def test_compare_pairs_arms_by_seed(tmp_path, capsys):
+    name = "a-recipe-with-a-rather-long-name-that-must-not-be-cut-off-in-a-log"
+    runs = [
+        result(tmp_path / f"{arm}{seed}", arm, seed, test_accuracy=70.0 + seed + gain * (1 + seed))
+        for arm, gain in (("plain", 0), (name, 1.0))
+        for seed in range(3)
+    ]
+    main(["compare", *runs])
+    printed = capsys.readouterr().out
+    assert name in printed and "+2.00 ± 2.48 (3 pairs)" in printed
+    main(["compare", runs[0], runs[3]])
+    assert "+1.00 (1 pair)" in capsys.readouterr().out
+
+
+def test_compare_refuses_what_it_cannot_tell_apart_or_find(tmp_path):
+    one = result(tmp_path / "one", "a", 0, test_accuracy=70.0)
+    two = result(tmp_path / "two", "a", 0, test_accuracy=71.0)
+    with pytest.raises(SystemExit, match=r"two is a second run of a with seed 0.* --name"):
+        main(["compare", one, two])
+    with pytest.raises(SystemExit, match="not measured by a, seed 0"):
+        main(["compare", one, "--figure", "held_out_accuracy"])
+    with pytest.raises(SystemExit, match=r"result\.json does not exist"):
+        main(["compare", str(tmp_path)])
+
+
+def test_paired_difference():
+    a, b = {0: 1.0, 1: 2.0, 2: 3.0}, {0: 2.0, 1: 2.5, 2: 4.5, 7: 9.0}
+    gap, half, pairs = paired(a, b)
+    assert (gap, pairs) == (1.0, 3) and half == pytest.approx(4.303 * 0.5 / 3**0.5, rel=1e-3)
+    assert deviation([1.0, 3.0]) == pytest.approx(2**0.5)
+    assert difference(a, {5: 1.0}) == "no seed in common"
