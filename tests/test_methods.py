@@ -213,3 +213,12 @@ def test_a_users_own_quantizer_loss_policy_and_task(batch):
 def test_errors(options, message):
     with pytest.raises(ValueError, match=message):
         SPEQ(**options)
+
+
+def test_a_model_that_returns_no_tensor_asks_for_a_task():
+    class Wrapped(nn.Linear):
+        def forward(self, x):
+            return {"logits": super().forward(x)}
+
+    with pytest.raises(TypeError, match="the model returned dict; expected a tensor of logits"):
+        spequant.Retrain()(Wrapped(4, 2), (torch.rand(3, 4), torch.zeros(3, dtype=torch.long)))

@@ -201,3 +201,22 @@ def test_running_before_calibration_names_the_layer(training):
     model = spequant.prepare(mlp(), weight=SAWB(2), act=PACT(2)).train(training)
     with pytest.raises(RuntimeError, match=r"PACT of 0 has no range yet: call spequant\.calibrate"):
         model(torch.randn(2, 4))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch's word on its older weight_norm
+@pytest.mark.parametrize(
+    "norm", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm, nn.utils.weight_norm]
+)
+def test_a_weight_computed_from_others_is_refused_by_name(norm):
+    model = nn.Sequential(nn.Linear(4, 4), norm(nn.Linear(4, 4)), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match="1: its weight is computed from others"):
+        spequant.prepare(model, weight=SAWB(2), act=PACT(2))
+    if norm is not nn.utils.weight_norm:  # torch cannot deep-copy a model with its older one
+        assert type(spequant.prepare(model, weight=SAWB(2), act=PACT(2), skip=["1"])[0]) is QuantizedLayer
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_a_weight_without_a_shape_is_refused_by_name():
+    model = nn.Sequential(nn.Linear(4, 4), nn.LazyLinear(4), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match="1: its weight has no shape yet"):
+        spequant.prepare(model, weight=SAWB(2), act=PACT(2))

@@ -61,7 +61,10 @@ def calibrate(
         values = torch.cat(watcher.values[q])
         low, high = values.min(), values.max()
         if not torch.isfinite(values).all():
-            raise ValueError(f"{q.name}: its input holds NaN or Inf on the calibration data")
+            raise ValueError(
+                f"{q.name}: its input holds NaN or Inf on the calibration data; look for them in the batches, and "
+                "whether the float model gives finite logits on them"
+            )
         if q.signed is None:
             q.set_signed(bool(low < -SIGN_TOLERANCE * torch.maximum(-low, high)))
         q.fit(values, rule)

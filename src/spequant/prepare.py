@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from spequant.layers import QUANTIZABLE, QuantizedAdd, QuantizedLayer, act_slots
 from spequant.quantizers import Quantizer
@@ -52,7 +53,6 @@ def prepare(
             raise ValueError(
                 f"{argument} is {template!r}; expected a quantizer such as PACT(2), or None to leave it float"
             )
-    model = copy.deepcopy(model)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, QUANTIZABLE)}
     _check_patterns([*skip, *(overrides or {})], layers)
     layers = {n: m for n, m in layers.items() if not _matches(n, skip)}
@@ -61,6 +61,9 @@ def prepare(
             "nothing to quantize: "
             + ("weight and act are both None" if layers else "the model has no Linear or convolution outside skip")
         )
+    _check_weights(layers)
+    model = copy.deepcopy(model)
+    layers = {n: model.get_submodule(n) for n in layers}
     choices: dict[str, Override] = dict.fromkeys(layers, (weight, act))
     names = list(layers)
     choices[names[0]] = choices[names[-1]] = ends
@@ -168,6 +171,19 @@ def _check_patterns(patterns: Sequence[str], layers: Mapping[str, nn.Module]) ->
             raise ValueError(
                 f"pattern {pattern!r} matches no layer; layers that can be quantized: {', '.join(layers) or 'none'}"
             )
+
+
+def _check_weights(layers: Mapping[str, nn.Module]) -> None:
+    """A weight that the layer computes anew at each forward, or has not yet, cannot pass a quantizer."""
+    for name, layer in layers.items():
+        weight = layer._parameters.get("weight")
+        if weight is None:
+            raise ValueError(
+                f"{name}: its weight is computed from others (weight_norm, spectral_norm or another parametrization); "
+                "remove that first (torch.nn.utils.parametrize.remove_parametrizations), or leave the layer float: skip"
+            )
+        if isinstance(weight, UninitializedParameter):
+            raise ValueError(f"{name}: its weight has no shape yet; run the model once before prepare, or use skip")
 
 
 def _replace(model: nn.Module, made: Mapping[int, nn.Module]) -> nn.Module:
