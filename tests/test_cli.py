@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 from spequant.cli import main
+from spequant.layers import act_quantizers
+from spequant.models import resnet8
+from spequant.quantizers import PACT
 from spequant.recipes import RECIPES, evaluate_run
+from spequant.recipes.build import build_quantized
 from spequant.recipes.schema import from_json, to_json
 
 SHORT = ["--train.epochs", "1"]
@@ -96,3 +100,10 @@ def test_every_field_can_be_overridden(capsys):
     for part in ("data", "network", "quant", "method", "train"):
         for field in dataclasses.fields(getattr(recipe, part)):
             assert f"--{part}.{field.name.replace('_', '-')}" in printed
+
+
+def test_the_penalty_on_clips_comes_from_the_recipe():
+    choice = dataclasses.replace(RECIPES["digits-w2a2-speq"]().quant, act_decay=0.5)
+    model = build_quantized(resnet8(in_channels=1), choice)
+    assert {q.decay for q in act_quantizers(model).values() if isinstance(q, PACT)} == {0.5}
+    assert build_quantized(resnet8(in_channels=1), dataclasses.replace(choice, act="lsq"))

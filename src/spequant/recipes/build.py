@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -66,10 +67,11 @@ def build_quantized(model: nn.Module, choice: Quantization) -> nn.Module:
     if choice.weight_bits is None and choice.act_bits is None:
         return model
     weight, act = quantizers.by_name[choice.weight], quantizers.by_name[choice.act]
+    settings: dict[str, Any] = {"decay": choice.act_decay} if choice.act == "pact" else {}
     return prepare(
         model,
         weight=None if choice.weight_bits is None else weight(choice.weight_bits),
-        act=None if choice.act_bits is None else act(choice.act_bits),
+        act=None if choice.act_bits is None else act(choice.act_bits, **settings),
         ends=choice.end_bits,
         residual=choice.residual_bits,
         per_channel=choice.per_channel,
