@@ -41,7 +41,9 @@ def test_a_recipe_of_another_version_is_refused():
 
 def test_train_then_evaluate(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    main(["train", "digits-float", "--train.epochs", "2"])
+    main(["train", "digits-float", "--train.epochs", "2", "--data.held-out", "200", "--data.measure-every", "2"])
+    metrics = (tmp_path / "runs/digits-float/metrics.jsonl").read_text().splitlines()
+    assert ["held_out_accuracy" in row for row in map(json.loads, metrics) if row["kind"] == "epoch"] == [False, True]
     main(["train", "digits-w2a2-speq", *SHORT, "--method.temperature", "2", "--data.held-out", "200"])
     folder = tmp_path / "runs" / "digits-w2a2-speq"
     result = json.loads((folder / "result.json").read_text())
@@ -78,6 +80,8 @@ def test_wrong_values_get_an_error(tmp_path, monkeypatch):
         main(["train", "cifar10-resnet20-w2a2-speq"])
     with pytest.raises(SystemExit, match="held_out is 9999"):
         main(["train", "digits-float", "--data.held-out", "9999"])
+    with pytest.raises(SystemExit, match="measure_every is 0"):
+        main(["train", "digits-float", "--data.measure-every", "0"])
     with pytest.raises(SystemExit, match=r"recipe\.json does not exist"):
         main(["evaluate", str(tmp_path)])
     assert not (tmp_path / "runs").exists()

@@ -71,6 +71,8 @@ def run(recipe: Recipe, folder: Path, reporter: Reporter | None = None) -> dict[
     reporter = reporter or Quiet()
     if (folder / RESULT).exists():
         raise FileExistsError(f"{folder} holds a finished run; give another --out, or remove it")
+    if recipe.data.measure_every < 1:
+        raise ValueError(f"data.measure_every is {recipe.data.measure_every}; expected 1 or more epochs")
     start = time.perf_counter()
     torch.manual_seed(recipe.train.seed)
     if recipe.train.threads is not None:
@@ -130,7 +132,8 @@ def _train(
             write({"kind": "layers", "epoch": step, **diagnostics(model, sample, step=step)})
 
     def on_epoch(progress: Progress) -> None:
-        row = {**progress.row(), **_measure(model, held)}
+        measured = (progress.epoch + 1) % recipe.data.measure_every == 0
+        row = {**progress.row(), **_measure(model, held if measured else None)}
         write({"kind": "epoch", **row})
         reporter.epoch({**row, "epochs": settings.epochs})
         layers(progress.epoch + 1)

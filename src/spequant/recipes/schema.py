@@ -21,7 +21,9 @@ class Data:
     images: int | None = None
     """train on the first so many images alone, and hold out from those after them; None: all"""
     held_out: int = 5000
-    """training images kept apart for choices, measured after each epoch; 0: none"""
+    """training images kept apart for choices, measured before training, during and after it; 0: none"""
+    measure_every: int = 1
+    """epochs from one measurement on the held-out images to the next"""
     augment: bool = True
     """pad-crop by 4 and flip"""
 
