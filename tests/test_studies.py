@@ -91,5 +91,8 @@ def test_paired_difference():
     a, b = {0: 1.0, 1: 2.0, 2: 3.0}, {0: 2.0, 1: 2.5, 2: 4.5, 7: 9.0}
     gap, half, pairs = paired(a, b)
     assert (gap, pairs) == (1.0, 3) and half == pytest.approx(4.303 * 0.5 / 3**0.5, rel=1e-3)
+    many = {seed: float(seed) for seed in range(25)}
+    _, half, _ = paired({seed: 0.0 for seed in many}, many)
+    assert half == pytest.approx(2.0639 * deviation(list(many.values())) / 5, rel=1e-3)  # past the table of t
     assert deviation([1.0, 3.0]) == pytest.approx(2**0.5)
     assert difference(a, {5: 1.0}) == "no seed in common"

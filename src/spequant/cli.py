@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(f"spequant: command {args[0]!r}: {nearest(args[0], list(COMMANDS))}")
     try:
         COMMANDS[args[0]](args[1:])
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         raise SystemExit(f"spequant {args[0]}: {error}") from None
 
 

@@ -12,7 +12,7 @@ from spequant.train import Progress as State
 
 
 class Terminal:
-    """A reporter: a bar with time left, loss, accuracy and images a second; one line an epoch."""
+    """A reporter: a bar with time left, loss (on the labels), accuracy and images a second; one line an epoch."""
 
     def __init__(self, name: str):
         self.name, self.console, self.read = name, Console(), 0.0
@@ -33,14 +33,14 @@ class Terminal:
             return
         row = progress.row()
         self.read = time.monotonic()
-        now = f"loss {row['loss']:.3f}  acc {row['train_accuracy']:.1f} %  {row['images_per_second']:.0f} images/s"
+        now = f"loss {row['task']:.3f}  acc {row['train_accuracy']:.1f} %  {row['images_per_second']:.0f} images/s"
         self.bar.update(self.task, completed=progress.done, now=now)
 
     def epoch(self, row: dict[str, Any]) -> None:
         held = f"  held-out {row['held_out_accuracy']:.2f} %" if "held_out_accuracy" in row else ""
         left = row["seconds"] * (row["epochs"] - row["epoch"])
         line = (
-            f"{self.name}  epoch {row['epoch']}/{row['epochs']}  loss {row['loss']:.4f}  distill {row['distill']:.4f}  "
+            f"{self.name}  epoch {row['epoch']}/{row['epochs']}  loss {row['task']:.4f}  distill {row['distill']:.4f}  "
             f"train {row['train_accuracy']:.2f} %{held}  {row['images_per_second']:.0f} images/s  {left:.0f} s left"
         )
         if self.bar.disable:

@@ -12,7 +12,12 @@ RETRAIN = MethodChoice(name="retrain")
 
 def cifar10_resnet20_w2a2_speq() -> Recipe:
     """W2A2 ResNet-20 on CIFAR-10 by SPEQ in 6 epochs, from float weights (--network.weights)."""
-    return Recipe("cifar10-resnet20-w2a2-speq", data=Data(held_out=0), method=MethodChoice("speq"))
+    return Recipe(
+        "cifar10-resnet20-w2a2-speq",
+        data=Data(held_out=0),
+        quant=Quantization(act_decay=2e-3),  # against 2e-4: +0.7 on held-out images, docs/results
+        method=MethodChoice("speq"),
+    )
 
 
 def cifar10_resnet20_w2a2_retrain() -> Recipe:
@@ -22,7 +27,7 @@ def cifar10_resnet20_w2a2_retrain() -> Recipe:
 
 def _paper(recipe: Recipe) -> Recipe:
     train = replace(recipe.train, epochs=200, lr=0.1, schedule="cosine", weight_decay=2e-4)
-    return replace(recipe, name=recipe.name + "-200", train=train)
+    return replace(recipe, name=recipe.name + "-200", quant=Quantization(), train=train)
 
 
 def cifar10_resnet20_w2a2_speq_200() -> Recipe:
