@@ -68,12 +68,13 @@ def build_quantized(model: nn.Module, choice: Quantization) -> nn.Module:
         return model
     weight, act = quantizers.by_name[choice.weight], quantizers.by_name[choice.act]
     settings: dict[str, Any] = {"decay": choice.act_decay} if choice.act == "pact" else {}
+    # The penalty is for clips of few levels: at 8 bits a wide range costs nothing, and pulled in it clips the stream.
     return prepare(
         model,
         weight=None if choice.weight_bits is None else weight(choice.weight_bits),
         act=None if choice.act_bits is None else act(choice.act_bits, **settings),
-        ends=choice.end_bits,
-        residual=choice.residual_bits,
+        ends=(weight(choice.end_bits), act(choice.end_bits)),
+        residual=act(choice.residual_bits),
         per_channel=choice.per_channel,
     )
 

@@ -46,7 +46,7 @@ class Quantization:
     act: Literal["pact", "lsq", "dorefa", "minmax"] = "pact"
     act_bits: int | None = 2
     act_decay: float = 2e-4
-    """PACT's L2 penalty on its clips; without it they only grow"""
+    """PACT's L2 penalty on its clips, ends and addends aside (those keep 2e-4); without it they only grow"""
     end_bits: int | None = 8
     """first and last layer; None: float"""
     residual_bits: int | None = 8
