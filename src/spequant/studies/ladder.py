@@ -13,6 +13,7 @@ from spequant.data import Augment, ImageSet, eval_batches, train_batches
 from spequant.layers import QuantizedLayer
 from spequant.recipes import RECIPES, Recipe, run
 from spequant.recipes.build import build_data, build_network, calibrated, device_of
+from spequant.recipes.schema import Quantization
 from spequant.terminal import Terminal, print_table
 from spequant.train import evaluate
 
@@ -32,7 +33,7 @@ class Ladder:
 def _start() -> Recipe:
     recipe = RECIPES["cifar10-resnet20-w2a2-retrain"]()
     train = replace(recipe.train, epochs=1, lr=0.02)
-    return replace(recipe, name="ladder", data=replace(recipe.data, held_out=5000), train=train)
+    return replace(recipe, name="ladder", data=replace(recipe.data, held_out=5000), quant=Quantization(), train=train)
 
 
 def run_ladder(settings: Ladder) -> None:
