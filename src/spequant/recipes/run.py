@@ -41,7 +41,7 @@ from spequant.train import (
 
 RECIPE, METRICS, RESULT = "recipe.json", "metrics.jsonl", "result.json"
 EVAL_BATCH = 500
-REESTIMATE_IMAGES = 5120
+REESTIMATE = (40, 512)  # batches, images of each: near the whole set's statistics, which evaluation runs on
 SAMPLE = 256  # images that the layers' diagnostics look at
 
 
@@ -84,8 +84,8 @@ def run(recipe: Recipe, folder: Path, reporter: Reporter | None = None) -> dict[
     # Augmented as in training: on plain images batch norm's statistics, and so the network, are others. Float ResNet-20
     # keeps 91.8 % with statistics from augmented images and 89.9 % with those from plain ones.
     augment = Augment() if recipe.data.augment else None
-    few = list(islice(train_batches(train, batch, seed=0, epoch=0, augment=augment), -(-REESTIMATE_IMAGES // batch)))
-    model = calibrated(network, recipe.quant, few[: -(-1024 // batch)])
+    few = islice(train_batches(train, batch, seed=0, epoch=0, augment=augment), -(-1024 // batch))
+    model = calibrated(network, recipe.quant, list(few))
     method = build_method(recipe.method, network, recipe.train.seed)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECIPE).write_text(to_json(recipe))
@@ -99,7 +99,9 @@ def run(recipe: Recipe, folder: Path, reporter: Reporter | None = None) -> dict[
         if recipe.quantized:
             write({"kind": "calibrated", **_measure(model, held)})
         _train(recipe, model, method, train, held, reporter, write)
-        reestimate_batch_norm(model, few, run_model)
+        batches, images = REESTIMATE[0], min(REESTIMATE[1], len(train))
+        many = islice(train_batches(train, images, seed=0, epoch=0, augment=augment), batches)
+        reestimate_batch_norm(model, many, run_model)
         result = {
             "recipe": recipe.name,
             "seed": recipe.train.seed,
