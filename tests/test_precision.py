@@ -91,15 +91,20 @@ def test_bounds_stand_and_ends_stay(model):
         assert all(torch.equal(a, b) for a, b in zip(before, q.bounds(x), strict=True))
 
 
+def export(model):
+    return torch.export.export(model, (torch.randn(2, 3, 8, 8),))
+
+
 def test_undone_after_an_exception_and_no_copies_inside(model):
     home = levels(model)
     with pytest.raises(KeyError), precision(model, Fixed(8)):
-        for refused in (copy.deepcopy, pickle.dumps):
+        for refused in (copy.deepcopy, pickle.dumps, export):
             with pytest.raises(RuntimeError, match="inside a precision context"):
                 refused(model)
         raise KeyError
     assert levels(model) == home
     copy.deepcopy(model)
+    export(model)
 
 
 def test_a_move_inside_keeps_levels_in_fp32(model):

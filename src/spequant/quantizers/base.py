@@ -127,6 +127,8 @@ class Quantizer(nn.Module):
         return refine * steps + 1
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():
+            self._refuse_switched()
         if self.watch is not None:
             self.watch(self, x)
             return x
@@ -189,12 +191,15 @@ class Quantizer(nn.Module):
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def _refuse_switched(self) -> None:
         if self.levels is not self._home:
             raise RuntimeError(
                 f"{self.name or type(self).__name__}: the model is inside a precision context, whose draw would be "
                 "copied as if it were the model's own; leave the `with` block before copying, pickling or exporting"
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._refuse_switched()
         return self.__dict__.copy()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
