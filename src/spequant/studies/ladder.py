@@ -6,9 +6,11 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from rich.table import Table
 from torch import nn
 
+from spequant.batch_norm import batch_norm_mode
 from spequant.data import Augment, ImageSet, eval_batches, train_batches
 from spequant.layers import QuantizedLayer
 from spequant.recipes import RECIPES, Recipe, run
@@ -83,7 +85,10 @@ def run_ladder(settings: Ladder) -> None:
 
 
 def worst_layer(model: nn.Module, data: ImageSet) -> tuple[str, float]:
-    """(name, loss) of the layer that costs most when it alone is quantized, in a calibrated `model`."""
+    """(name, loss) of the layer that costs most when it alone is quantized, in a calibrated `model`.
+
+    Batch norm takes its statistics from the batches of `data`: running ones fit the network as it is quantized whole.
+    """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, QuantizedLayer)}
     everyone = [q for m in layers.values() for q in (m.weight_quantizer, m.act_quantizer) if q is not None]
     losses = {}
@@ -93,12 +98,20 @@ def worst_layer(model: nn.Module, data: ImageSet) -> tuple[str, float]:
         try:
             for q in others:
                 q.watch = _pass
-            losses[name] = evaluate(model, eval_batches(data, 500)).loss
+            losses[name] = _loss(model, data)
         finally:
             for q in others:
                 q.watch = None
     worst = max(losses, key=losses.__getitem__)
     return worst, losses[worst]
+
+
+@torch.no_grad()
+def _loss(model: nn.Module, data: ImageSet) -> float:
+    model.train()
+    with batch_norm_mode(model, "leave"):
+        losses = [float(F.cross_entropy(model(x), y)) * len(y) for x, y in eval_batches(data, 500)]
+    return sum(losses) / len(data)
 
 
 def _pass(*_: object) -> None:
