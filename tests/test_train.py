@@ -1,6 +1,7 @@
 """The loop, its optimisers and schedules, diagnostics, and golden losses."""
 
 import math
+from itertools import islice
 
 import pytest
 import torch
@@ -11,7 +12,17 @@ from spequant.data import eval_batches, load_digits, train_batches
 from spequant.layers import act_quantizers
 from spequant.models import resnet8
 from spequant.quantizers import LSQ, PACT, SAWB
-from spequant.train import Diagnostics, evaluate, fit, make_optimizer, make_schedule, parameter_groups
+from spequant.train import (
+    Diagnostics,
+    TrainingState,
+    evaluate,
+    fit,
+    make_accelerator,
+    make_optimizer,
+    make_schedule,
+    parameter_groups,
+    train_step,
+)
 
 
 @pytest.fixture
@@ -52,19 +63,17 @@ def test_unknown_names_are_refused():
         make_schedule("linear", make_optimizer("sgd", group), 10)
 
 
-def losses_of(prepared, method, *, optimizer="sgd", lr=0.02, epochs=2):
+def losses_of(prepared, method, *, optimizer="sgd", lr=0.02, epochs=2, ema=None, **settings):
     model, train = prepared
     seen = []
     opt = make_optimizer(optimizer, parameter_groups(model, lr=lr, weight_decay=1e-4))
     fit(
-        model,
-        method,
-        lambda epoch: train_batches(train, 128, seed=0, epoch=epoch, augment=None),
-        opt,
-        make_schedule("cosine", opt, epochs * 10),
+        TrainingState(model, method, opt, make_schedule("cosine", opt, epochs * 10), ema=ema),
+        lambda epoch, start: train_batches(train, 128, seed=0, epoch=epoch, augment=None, start=start),
         epochs=epochs,
         steps=10,
         on_step=lambda p: seen.append(p.row()["loss"]),
+        **settings,
     )
     return seen
 
@@ -85,8 +94,56 @@ def test_a_run_follows_from_its_seed(prepared):
     assert losses_of((model, train), spequant.SPEQ()) == first
 
 
+def test_bf16_trains_under_autocast_and_evaluates_in_fp32(prepared):
+    model, train = prepared
+    kinds = []
+    hook = model.linear.layer.register_forward_hook(lambda module, inputs, output: kinds.append(output.dtype))
+    seen = losses_of(prepared, spequant.SPEQ(), accelerator=make_accelerator("bf16"))
+    assert seen[-1] < seen[0] and set(kinds) == {torch.bfloat16}
+    kinds.clear()
+    evaluate(model, eval_batches(train, 500))
+    hook.remove()
+    losses_of(prepared, spequant.Retrain(), epochs=1, accelerator=make_accelerator("fp32"))  # one after the other
+    assert set(kinds) == {torch.float32} and not torch.is_autocast_enabled("cpu")
+
+
+def test_gradients_add_up_over_parts_of_a_batch_and_are_clipped():
+    weights = {}
+    for parts in (1, 4):
+        torch.manual_seed(0)
+        model = nn.Linear(6, 3)
+        before = model.weight.detach().clone()
+        opt = make_optimizer("sgd", [{"params": list(model.parameters()), "lr": 1.0, "weight_decay": 0.0}])
+        state = TrainingState(model, spequant.Retrain(), opt, make_schedule("step", opt, 10))
+        batch = torch.randn(8, 6), torch.arange(8) % 3
+        train_step(state, batch, make_accelerator(accumulate=parts), clip_norm=0.01)
+        weights[parts] = model.weight.detach() - before
+        assert state.step == 1 and 0 < weights[parts].norm() <= 0.01 + 1e-6
+    torch.testing.assert_close(weights[1], weights[4])
+    with pytest.raises(ValueError, match="8 does not split into 3"):
+        train_step(state, batch, make_accelerator(accumulate=3))
+
+
+def test_an_average_of_the_weights_is_the_result(prepared):
+    model, train = prepared
+    opt = make_optimizer("sgd", parameter_groups(model, lr=0.05, weight_decay=0))
+    state = TrainingState(model, spequant.SPEQ(), opt, make_schedule("cosine", opt, 10), ema=0.75)
+    assert state.result is state.ema.module and state.result is not model
+    averaged = None
+    for batch in islice(train_batches(train, 64, seed=0, epoch=0, augment=None), 4):
+        train_step(state, batch, make_accelerator())
+        now = [p.detach().clone() for p in model.parameters()]
+        averaged = now if averaged is None else [0.75 * a + 0.25 * b for a, b in zip(averaged, now, strict=True)]
+    for a, b in zip(averaged, state.result.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    with pytest.raises(ValueError, match=r"ema is 1\.5; expected a decay between 0 and 1"):
+        TrainingState(model, spequant.SPEQ(), opt, make_schedule("cosine", opt, 10), ema=1.5)
+
+
 def test_a_loss_that_is_not_finite_stops_training(prepared):
-    with pytest.raises(FloatingPointError, match="epoch 1 is not finite"):
+    with pytest.raises(
+        FloatingPointError, match=r"not finite at epoch 1, step \d.*the first to go: .*lower the learning rate"
+    ):
         losses_of(prepared, spequant.Retrain(), lr=1e12)
 
 

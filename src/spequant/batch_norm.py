@@ -1,13 +1,18 @@
-"""Batch norm's running statistics: kept out of the teacher's pass, and measured anew for the quantized network."""
+"""Batch norm: its running statistics kept out of the teacher's pass and measured anew for the quantized network, its
+batch statistics taken over all processes."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim.swa_utils import update_bn
+
+from spequant.functional import all_reduce
+from spequant.processes import average_over_processes, world
 
 Mode = Literal["leave", "update", "eval"]
 MODES: tuple[Mode, ...] = ("leave", "update", "eval")
@@ -63,6 +68,63 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], run: Callabl
     """Replace running statistics by their mean over `batches`, each forwarded by `run(model, batch)`, dropout off.
 
     The model runs at the precision in use; its mode (train or eval) is kept. Without batch norm: nothing happens.
+    Several processes: each gives batches of its own, equally many, and all end with the mean over everyone's.
     """
     with _without_dropout(model):
         update_bn(({"batch": b} for b in batches), _Run(model, run))
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    average_over_processes(b for m in norms for b in m.buffers(recurse=False))
+
+
+class SyncBatchNorm(_BatchNorm):
+    """Batch norm over the batches of all processes together, on any device; alone, or in eval mode, plain batch norm.
+
+    torch's own class of this name runs on GPUs alone. Mean and variance in fp32, two sums over processes:
+    y = (x - mean) / sqrt(var + eps) * weight + bias. Input (batch, channels, ...).
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"input has shape {tuple(input.shape)}; expected (batch, channels, ...)")
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or world() == 1:
+            return super().forward(input)
+        self._check_input_dim(input)
+        axes = [d for d in range(input.dim()) if d != 1]
+        shape = [1, -1] + [1] * (input.dim() - 2)
+        x = input.float()
+        values = x.new_tensor([input.numel() // input.shape[1]])
+        sums = all_reduce(torch.cat([x.sum(axes), values]))
+        count = sums[-1].detach()
+        mean = sums[:-1] / count
+        centred = x - mean.view(shape)
+        var = all_reduce(centred.square().sum(axes)) / count
+        if self.track_running_stats:
+            self._track(mean.detach(), var.detach() * count / (count - 1))
+        y = centred * torch.rsqrt(var + self.eps).view(shape)
+        if self.affine:
+            y = y * self.weight.view(shape) + self.bias.view(shape)
+        return y.to(input.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, var: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        share = self.num_batches_tracked.reciprocal() if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(var, share)
+
+
+def synchronise_batch_norm(model: nn.Module) -> None:
+    """Let every batch norm in `model` take its batch statistics over all processes: replaced in place, the parameters
+    and buffers themselves kept. On a GPU torch's own class, elsewhere ours."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if isinstance(child, _BatchNorm) and not isinstance(child, SyncBatchNorm | nn.SyncBatchNorm):
+                tensor = next(child.buffers(recurse=False), None)
+                on_gpu = tensor is not None and tensor.device.type == "cuda"
+                made = nn.SyncBatchNorm if on_gpu else SyncBatchNorm
+                new = made(child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats)
+                new._parameters, new._buffers = child._parameters, child._buffers
+                setattr(parent, name, new.train(child.training))

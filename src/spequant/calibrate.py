@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from spequant.batch_norm import reestimate_batch_norm
 from spequant.layers import act_quantizers, act_slots, weight_quantizers
 from spequant.prepare import share
+from spequant.processes import gathered, world
 from spequant.quantizers import Quantizer, Rule, least_squares
 
 KEPT = 2**17  # values kept of each tensor over all batches
@@ -40,6 +41,8 @@ def calibrate(
       is the usual alternative. Quantizers with a rule of their own (MinMax) keep it.
     reestimate: batch norm's running statistics are then measured anew on the same batches, at low bits.
 
+    Several processes: each gives its part of the samples; ranges follow from all of them and are the same everywhere.
+
     Decides which activations are signed (below -1/1000 of the largest magnitude). Layers found to read one and the same
     tensor at the same bits come to share one quantizer, so build the optimizer afterwards.
     ValueError: model not prepared, fewer samples than asked for, values that are not finite. RuntimeError: a quantized
@@ -48,7 +51,7 @@ def calibrate(
     acts, weights = act_quantizers(model), weight_quantizers(model)
     if not acts and not weights:
         raise ValueError("model holds no quantizer: call spequant.prepare first")
-    kept = _read(batches, samples)
+    kept = _read(batches, -(-samples // world()))
     watcher = _watch(model, [*acts.values(), *weights.values()], kept, run)
     silent = [q.name for q in (*acts.values(), *weights.values()) if q not in watcher.values]
     if silent:
@@ -59,6 +62,7 @@ def calibrate(
     share(model, _groups(model, watcher))
     for q in act_quantizers(model).values():
         values = torch.cat(watcher.values[q])
+        values = torch.cat(gathered(values.cpu())).to(values.device)
         low, high = values.min(), values.max()
         if not torch.isfinite(values).all():
             raise ValueError(

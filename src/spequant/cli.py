@@ -1,23 +1,32 @@
 """The command `spequant`: parses and calls."""
 
 import difflib
+import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 try:
     import tyro
     from rich.table import Table
+    from tyro.conf import FlagCreatePairsOff
 except ModuleNotFoundError as error:  # the extra is not installed
     raise SystemExit(f"the command line needs {error.name}: pip install 'spequant[all]'") from None
 
-from spequant.recipes import RECIPES, Recipe, evaluate_run, run
+from spequant.processes import rank
+from spequant.recipes import RECIPES, Recipe, dry_run, evaluate_run, listing, run
 from spequant.terminal import Terminal, print_table
+from spequant.train import Interrupted
 
 USAGE = """usage: spequant COMMAND [ARGUMENTS]
 
   recipes                       the recipes by name
   train RECIPE [--FIELD VALUE]  train; `spequant train RECIPE --help` lists every field
+      --resume                  go on where a run was killed or interrupted; --dry-run: what it would take
+  runs [FOLDER]                 runs with state, recipe and accuracy
   evaluate RUN                  accuracy of a finished run on its test set
   demo                          float, Retrain and SPEQ on handwritten digits, a table
   ladder [--help]               what each step down in bits costs, W8A8 to W2A2
@@ -38,24 +47,59 @@ def recipes(args: list[str]) -> None:
     print_table(table)
 
 
+@dataclass(frozen=True)
+class Train:
+    """Train a recipe. Under `accelerate launch` or `torchrun` (`-m spequant train ...`): on several processes."""
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    out: Path | None = None
+    """the run's folder; None: runs/NAME, and runs/NAME-seedN for a seed other than 0"""
+    resume: FlagCreatePairsOff[bool] = False
+    """go on from the last checkpoint of a run that was killed or interrupted"""
+    dry_run: FlagCreatePairsOff[bool] = False
+    """images, steps, memory and hours, from some steps; nothing is written"""
+
+
 def train(args: list[str]) -> None:
     if not args or args[0] not in RECIPES:
         given = args[0] if args else ""
         raise ValueError(f"recipe is {given!r}; {nearest(given, list(RECIPES))} (spequant recipes lists them)")
-    out: Path | None = None
-    if "--out" in args:
-        at = args.index("--out")
-        out = Path(args[at + 1]) if at + 1 < len(args) else None
-        del args[at : at + 2]
-    recipe: Recipe = tyro.cli(
-        Recipe, default=RECIPES[args[0]](), args=args[1:], prog=f"spequant train {args[0]} [--out FOLDER]"
+    settings = tyro.cli(Train, default=Train(RECIPES[args[0]]()), args=args[1:], prog=f"spequant train {args[0]}")
+    recipe = settings.recipe
+    if settings.dry_run:
+        estimate = dry_run(recipe)
+        if rank() == 0:
+            print(*estimate.lines(), sep="\n")
+        return
+    folder = settings.out or Path("runs") / (
+        recipe.name if recipe.train.seed == 0 else f"{recipe.name}-seed{recipe.train.seed}"
     )
-    folder = out or Path("runs") / (recipe.name if recipe.train.seed == 0 else f"{recipe.name}-seed{recipe.train.seed}")
-    with Terminal(recipe.name) as reporter:
-        result = run(recipe, folder, reporter)
-    print(
-        f"test accuracy {result['test_accuracy']:.2f} %  weights {result['weight_bytes'] / 1024:.1f} KiB  -> {folder}"
-    )
+    try:
+        with Terminal(recipe.name) as reporter:
+            result = run(recipe, folder, reporter, resume=settings.resume)
+    except Interrupted as stopped:
+        again = shlex.join(["spequant", "train", *args, *([] if settings.resume else ["--resume"])])
+        if rank() == 0:
+            print(f"{stopped}; saved in {folder}. To go on: {again}", file=sys.stderr)
+        raise SystemExit(130) from None
+    if rank() == 0:
+        size = result["weight_bytes"] / 1024
+        print(f"test accuracy {result['test_accuracy']:.2f} %  weights {size:.1f} KiB  -> {folder}")
+
+
+def runs(args: list[str]) -> None:
+    if len(args) > 1:
+        raise ValueError("runs takes one folder at most, the one below which the runs are (runs/ by default)")
+    parent = Path(args[0] if args else "runs")
+    if not parent.is_dir():
+        raise FileNotFoundError(f"{parent} does not exist; expected a folder with runs below it")
+    table = Table("run", "recipe", "state", "epoch", "test, %", "held out, %", "last started")
+    for row in listing(parent):
+        figures = [f"{row[k]:.2f}" if k in row else "-" for k in ("test_accuracy", "held_out_accuracy")]
+        epoch = f"{row['epoch']}/{row['epochs']}" if "epoch" in row else "-"
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["date"]))
+        table.add_row(row["run"], row["recipe"], row["state"], epoch, *figures, when)
+    print_table(table)
 
 
 def evaluate(args: list[str]) -> None:
@@ -84,7 +128,7 @@ def compare(args: list[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    f.__name__: f for f in (recipes, train, evaluate, demo, ladder, compare)
+    f.__name__: f for f in (recipes, train, runs, evaluate, demo, ladder, compare)
 }
 
 

@@ -4,6 +4,7 @@ The only file with autograd tricks. Modules, state and policy live elsewhere.
 """
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
@@ -96,6 +97,25 @@ class _ScaleGradient(torch.autograd.Function):
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
     """`x` itself; its gradient is multiplied by `factor`."""
     return _ScaleGradient.apply(x, factor)
+
+
+class _AllReduce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad):
+        total = grad.clone()
+        dist.all_reduce(total)
+        return total
+
+
+def all_reduce(x: Tensor) -> Tensor:
+    """`x` summed over all processes. Each one's result depends on every one's `x`, so gradients are summed as well."""
+    return _AllReduce.apply(x)
 
 
 def positive(x: Tensor) -> Tensor:

@@ -21,8 +21,7 @@ class Terminal:
         self.task = self.bar.add_task(name, total=1.0, now="")
 
     def __enter__(self) -> "Terminal":
-        self.bar.start()
-        return self
+        return self  # the bar starts with the first step: of several processes one alone is told of steps
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
@@ -31,6 +30,7 @@ class Terminal:
         """Reading the losses waits for the device, so at most once a second."""
         if self.bar.disable or time.monotonic() - self.read < 1:
             return
+        self.bar.start()
         row = progress.row()
         self.read = time.monotonic()
         now = f"loss {row['task']:.3f}  acc {row['train_accuracy']:.1f} %  {row['images_per_second']:.0f} images/s"

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+EVERYTHING = slice(None)
 HOLD_OUT_SEED = 2009_14502  # fixed, so that every run holds out the same images
 
 
@@ -62,13 +63,16 @@ class Augment:
     padding: int = 4
     flip: bool = True
 
-    def __call__(self, images: UInt8[Tensor, "batch channels height width"], rng: np.random.Generator) -> Tensor:
-        """The batch augmented, each image with a draw of its own from `rng`; on the device of `images`."""
-        batch, _, height, width = images.shape
+    def draw(self, batch: int, rng: np.random.Generator) -> np.ndarray:
+        """(3, batch): top, left, mirrored or not, for each image of a batch."""
         drawn = rng.integers(0, 2 * self.padding + 1, size=(2, batch))
         flips = rng.random(batch) < 0.5 if self.flip else np.zeros(batch, bool)
-        numbers = torch.from_numpy(np.stack([drawn[0], drawn[1], flips])).to(images.device, non_blocking=True)
-        top, left, flip = numbers
+        return np.stack([*drawn, flips])
+
+    def __call__(self, images: UInt8[Tensor, "batch channels height width"], drawn: np.ndarray) -> Tensor:
+        """The batch augmented as `drawn` by `draw`; on the device of `images`."""
+        batch, _, height, width = images.shape
+        top, left, flip = torch.from_numpy(drawn).to(images.device, non_blocking=True)
         rows = top[:, None] + torch.arange(height, device=images.device)
         columns = torch.arange(width, device=images.device).expand(batch, width)
         columns = left[:, None] + torch.where(flip[:, None] > 0, width - 1 - columns, columns)
@@ -79,23 +83,38 @@ class Augment:
 
 
 def train_batches(
-    data: ImageSet, batch_size: int, *, seed: int, epoch: int, augment: Augment | None, start: int = 0
+    data: ImageSet,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    augment: Augment | None,
+    start: int = 0,
+    part: slice = EVERYTHING,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(normalised fp32 images, labels) ordered by (seed, epoch), from step `start` on; no short last batch."""
+    """(normalised fp32 images, labels) ordered by (seed, epoch), from step `start` on; no short last batch.
+
+    part: the slice of each batch that one of several processes takes; together they see the very images, augmented the
+      very same way, that one process would.
+    """
     if not 1 <= batch_size <= len(data):
         raise ValueError(f"batch_size is {batch_size!r}; expected 1 to {len(data)}, the number of images")
     order = torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(len(data))).to(data.labels.device)
     for step in range(start, len(data) // batch_size):
-        chosen = order[step * batch_size : (step + 1) * batch_size]
+        chosen = order[step * batch_size : (step + 1) * batch_size][part]
         images = data.images[chosen]
         if augment is not None:
-            images = augment(images, np.random.default_rng((seed, epoch, step)))
+            drawn = augment.draw(batch_size, np.random.default_rng((seed, epoch, step)))
+            images = augment(images, np.ascontiguousarray(drawn[:, part]))
         yield data.normalise(images), data.labels[chosen]
 
 
-def eval_batches(data: ImageSet, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(normalised fp32 images, labels), everything once, in order; the last batch may be short."""
-    for start in range(0, len(data), batch_size):
+def eval_batches(data: ImageSet, batch_size: int, *, turn: int = 0, turns: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+    """(normalised fp32 images, labels), everything once, in order; the last batch may be short.
+
+    turn, turns: every `turns`-th batch from number `turn` on, so that as many processes share the work.
+    """
+    for start in range(turn * batch_size, len(data), turns * batch_size):
         part = slice(start, start + batch_size)
         yield data.normalise(data.images[part]), data.labels[part]
 

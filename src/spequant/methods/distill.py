@@ -4,6 +4,7 @@ L = CE(y, z_S) + lambda T^2 D(p_T, p_S),   D: KL or 1 - cos,   p = softmax(z / T
 """
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -53,6 +54,12 @@ class SPEQDistill:
 
     def __init__(self, speq: SPEQ, distill: Distill):
         self.speq, self.distill = speq, distill
+
+    def state_dict(self) -> dict[str, int]:
+        return self.speq.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.speq.load_state_dict(state)
 
     def __call__(self, model: nn.Module, batch: Any) -> Losses:
         own, separate = self.speq.teach(model, batch), self.distill.teach(model, batch)

@@ -14,16 +14,17 @@ ours to choose: T, lambda and the factor T^2, batch norm in the teacher's pass (
 untouched), dropout (as the student's mode).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from spequant.batch_norm import MODES, Mode, batch_norm_mode
 from spequant.losses import DistillLoss, cosine, ensemble
 from spequant.methods.base import Losses, check_temperature, check_weight, penalties
 from spequant.precision import Policy, Stochastic, precision
+from spequant.processes import rank, unwrapped
 from spequant.tasks import Classification, Task
 
 
@@ -64,16 +65,26 @@ class SPEQ:
 
     @torch.no_grad()
     def teach(self, model: nn.Module, batch: Any) -> Tensor:
-        """The teacher's logits (batch, classes), without gradient; the precision is drawn from (seed, step, rank)."""
-        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        """The teacher's logits (batch, classes), without gradient; the precision is drawn from (seed, step, rank).
+
+        A model in DistributedDataParallel is run inside it: nothing is synchronised, buffers neither.
+        """
+        model = unwrapped(model)
         logits = []
         with batch_norm_mode(model, self.batch_norm):
             for i in range(self.passes):
                 draw = self.step * self.passes + i
-                with precision(model, self.policy, seed=self.seed, step=draw, rank=rank):
+                with precision(model, self.policy, seed=self.seed, step=draw, rank=rank()):
                     logits.append(self.task.logits(model, batch))
         self.step += 1
         return ensemble(logits, self.temperature)
+
+    def state_dict(self) -> dict[str, int]:
+        """How many calls there were, from which the next draw follows."""
+        return {"step": self.step}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.step = int(state["step"])
 
     def __call__(self, model: nn.Module, batch: Any) -> Losses:
         teacher = self.teach(model, batch)

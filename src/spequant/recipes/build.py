@@ -14,13 +14,14 @@ from spequant.data import ImageSet, hold_out, load_cifar10, load_digits
 from spequant.methods import SPEQ, Distill, Method, Retrain, SPEQDistill
 from spequant.precision import Mix
 from spequant.prepare import prepare
+from spequant.processes import world
 from spequant.quantizers import least_squares, percentile
+from spequant.recipes.folder import STATE
 from spequant.recipes.schema import Data, MethodChoice, Network, Quantization, Recipe
-
-STATE = "model.safetensors"
 
 
 def device_of(recipe: Recipe) -> torch.device:
+    """Where a single process runs it."""
     if recipe.train.device != "auto":
         return torch.device(recipe.train.device)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -80,10 +81,12 @@ def build_quantized(model: nn.Module, choice: Quantization) -> nn.Module:
 
 
 def calibrated(model: nn.Module, choice: Quantization, batches: list) -> nn.Module:
-    """`build_quantized`, and its ranges from `batches`."""
+    """`build_quantized`, and its ranges from `batches`, the very same ones in every process."""
     quantized = build_quantized(model, choice)
     if quantized is not model:
-        calibrate(quantized, batches, rule=percentile(choice.percentile) if choice.percentile else least_squares)
+        samples = min(1024, sum(len(labels) for _, labels in batches)) * world()  # fewer images: all that there are
+        rule = percentile(choice.percentile) if choice.percentile else least_squares
+        calibrate(quantized, batches, rule=rule, samples=samples)
     return quantized
 
 

@@ -1,46 +1,29 @@
-"""A recipe carried out: a folder with the recipe, metrics as JSON lines, the network and the result."""
+"""A recipe carried out in a folder: trained, resumed, measured, saved."""
 
 import json
-import platform
-import subprocess
-import sys
 import time
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from spequant.batch_norm import reestimate_batch_norm
 from spequant.calibrate import run_model
-from spequant.data import Augment, ImageSet, eval_batches, train_batches
+from spequant.data import ImageSet, train_batches
 from spequant.layers import weight_bits
-from spequant.recipes.build import (
-    STATE,
-    build_data,
-    build_method,
-    build_network,
-    build_quantized,
-    calibrated,
-    device_of,
-)
-from spequant.recipes.schema import Recipe, from_json, to_json
-from spequant.train import (
-    Diagnostics,
-    Evaluation,
-    Progress,
-    evaluate,
-    fit,
-    make_optimizer,
-    make_schedule,
-    parameter_groups,
-)
+from spequant.processes import rank
+from spequant.recipes.assembly import Assembly, assemble, channels_last, measure, start_processes
+from spequant.recipes.build import build_data, build_network, build_quantized, device_of
+from spequant.recipes.folder import CHECKPOINTS, METRICS, RECIPE, RESULT, STATE, Metrics, held, start_files
+from spequant.recipes.schema import Recipe, differences, from_json, to_json
+from spequant.train import Diagnostics, Progress, Snapshot, TrainingState, fit
+from spequant.train.checkpoint import checkpoints, read, write
+from spequant.train.files import placed, write_whole
+from spequant.train.interruption import interruptions
 
-RECIPE, METRICS, RESULT = "recipe.json", "metrics.jsonl", "result.json"
-EVAL_BATCH = 500
 REESTIMATE = (40, 512)  # batches, images of each: near the whole set's statistics, which evaluation runs on
 SAMPLE = 256  # images that the layers' diagnostics look at
 
@@ -63,133 +46,150 @@ class Quiet:
         pass
 
 
-def run(recipe: Recipe, folder: Path, reporter: Reporter | None = None) -> dict[str, Any]:
+def run(recipe: Recipe, folder: Path, reporter: Reporter | None = None, *, resume: bool = False) -> dict[str, Any]:
     """Train as `recipe` says; the result, also in `folder`/result.json. The test set is read once, at the end.
 
-    FileExistsError: `folder` holds a finished run.
+    resume: go on from the last checkpoint in `folder`, or start where there is none. The weights become those of a run
+      that was never interrupted.
+
+    FileExistsError: `folder` holds a run, finished or (without `resume`) not. OSError: it cannot be written to, or is
+    in use. ValueError: what it holds is damaged or of another recipe. Interrupted: stopped by SIGINT or SIGTERM.
     """
-    reporter = reporter or Quiet()
-    if (folder / RESULT).exists():
-        raise FileExistsError(f"{folder} holds a finished run; give another --out, or remove it")
     if recipe.data.measure_every < 1:
         raise ValueError(f"data.measure_every is {recipe.data.measure_every}; expected 1 or more epochs")
-    start = time.perf_counter()
-    torch.manual_seed(recipe.train.seed)
-    if recipe.train.threads is not None:
-        torch.set_num_threads(recipe.train.threads)
-    device = device_of(recipe)
-    train, held, test = build_data(recipe.data, device)
-    network = channels_last(build_network(recipe.network, train), device)
-    batch = recipe.train.batch_size
-    # Augmented as in training: on plain images batch norm's statistics, and so the network, are others. Float ResNet-20
-    # keeps 91.8 % with statistics from augmented images and 89.9 % with those from plain ones.
-    augment = Augment() if recipe.data.augment else None
-    few = islice(train_batches(train, batch, seed=0, epoch=0, augment=augment), -(-1024 // batch))
-    model = calibrated(network, recipe.quant, list(few))
-    method = build_method(recipe.method, network, recipe.train.seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECIPE).write_text(to_json(recipe))
-    with (folder / METRICS).open("w") as log:
+    accelerator = start_processes(recipe, folder)
+    with held(folder, resume), interruptions() as stop:
+        snapshot, facts = _last_checkpoint(recipe, folder) if resume else (None, {})
+        assembly = assemble(recipe, accelerator, snapshot)
+        under_way = _Run(assembly, folder, reporter if reporter and rank() == 0 else Quiet(), facts)
+        try:
+            return under_way.carry_out(stop, snapshot)
+        finally:
+            under_way.close()
 
-        def write(row: dict[str, Any]) -> None:
-            log.write(json.dumps(row) + "\n")
-            log.flush()
 
-        write({"kind": "start", **_environment(device)})
-        if recipe.quantized:
-            write({"kind": "calibrated", **_measure(model, held)})
-        _train(recipe, model, method, train, held, reporter, write)
-        batches, images = REESTIMATE[0], min(REESTIMATE[1], len(train))
-        many = islice(train_batches(train, images, seed=0, epoch=0, augment=augment), batches)
-        reestimate_batch_norm(model, many, run_model)
+def _last_checkpoint(recipe: Recipe, folder: Path) -> tuple[Snapshot | None, dict[str, Any]]:
+    found = checkpoints(folder / CHECKPOINTS)
+    if not found:
+        return None, {}
+    snapshot, facts = read(found[-1])
+    other = differences(from_json(json.dumps(facts["recipe"])), recipe)
+    if other:
+        raise ValueError(
+            f"{found[-1]} is of another recipe: {'; '.join(other)}. Resume with the fields that it was started with "
+            f"({folder / RECIPE}), or give another --out"
+        )
+    return snapshot, facts
+
+
+class _Run:
+    """One run under way: what it logs, saves and measures around the loop."""
+
+    def __init__(self, assembly: Assembly, folder: Path, reporter: Reporter, facts: dict[str, Any]):
+        self.assembly, self.folder, self.reporter = assembly, folder, reporter
+        self.recipe, self.state = assembly.recipe, assembly.state
+        self.main = rank() == 0
+        self.earlier = float(facts.get("seconds", 0.0))
+        self.begun = time.perf_counter()
+        self.diagnostics = Diagnostics()
+        train = assembly.train
+        self.sample = train.normalise(train.images[:SAMPLE])
+        if self.main:
+            self.here = start_files(folder, self.recipe, self.state.device)
+            self.metrics = Metrics(folder / METRICS, int(facts.get("metrics_bytes", 0)))
+        assembly.accelerator.init_trackers(
+            "tracker", json.loads(json.dumps(self.here, default=str)) if self.main else {}
+        )
+
+    def carry_out(self, stop: Any, snapshot: Snapshot | None) -> dict[str, Any]:
+        settings, assembly = self.recipe.train, self.assembly
+        if snapshot is None:
+            self.write({"kind": "start", **(self.here if self.main else {})})
+            if self.recipe.quantized:
+                self.write({"kind": "calibrated", **self.held_out(self.state.model)})
+            self.layers(0)
+        else:
+            self.diagnostics.codes = {k: v.to(self.state.device) for k, v in snapshot.part("codes").items()}
+            self.write({"kind": "resumed", "step": self.state.step, **(self.here if self.main else {})})
+        fit(
+            self.state,
+            assembly.batches,
+            epochs=settings.epochs,
+            steps=assembly.steps,
+            accelerator=assembly.accelerator,
+            clip_norm=settings.clip_norm,
+            checkpoint_every=settings.checkpoint_every,
+            on_step=self.reporter.step,
+            on_epoch=self.epoch,
+            on_checkpoint=self.save,
+            stop=stop,
+        )
+        return self.finish()
+
+    def write(self, row: dict[str, Any]) -> None:
+        if self.main:
+            self.metrics.write(row)
+
+    def close(self) -> None:
+        for tracker in self.assembly.accelerator.trackers:
+            tracker.finish()
+        if self.main:
+            self.metrics.close()
+
+    def held_out(self, model: nn.Module) -> dict[str, float]:
+        """Accuracy on the held-out images, where there are any."""
+        held = self.assembly.held
+        return {} if held is None else {"held_out_accuracy": measure(model, held).accuracy}
+
+    def epoch(self, progress: Progress) -> None:
+        measured = (progress.epoch + 1) % self.recipe.data.measure_every == 0
+        row = {**progress.row(), **(self.held_out(self.state.model) if measured else {})}
+        self.write({"kind": "epoch", **row})
+        self.assembly.accelerator.log({k: v for k, v in row.items() if k != "epoch"}, step=self.state.step)
+        self.reporter.epoch({**row, "epochs": progress.epochs})
+        self.layers(progress.epoch + 1)
+
+    def layers(self, epoch: int) -> None:
+        if self.recipe.quantized and self.main:
+            self.write(
+                {"kind": "layers", "epoch": epoch, **self.diagnostics(self.state.model, self.sample, step=epoch)}
+            )
+
+    def save(self, state: TrainingState) -> None:
+        snapshot = state.capture()
+        if self.main:
+            codes = {f"codes.{k}": v for k, v in self.diagnostics.codes.items()}
+            facts = {
+                "recipe": json.loads(to_json(self.recipe)),
+                "metrics_bytes": self.metrics.size(),
+                "seconds": self.earlier + time.perf_counter() - self.begun,
+            }
+            write(self.folder / CHECKPOINTS, Snapshot({**snapshot.tensors, **codes}, snapshot.numbers), facts)
+
+    def finish(self) -> dict[str, Any]:
+        """Batch norm measured anew, the figures, the network; result.json comes last."""
+        train, model = self.assembly.train, self.state.result
+        batches = train_batches(train, min(REESTIMATE[1], len(train)), seed=0, epoch=0, augment=self.assembly.augment)
+        reestimate_batch_norm(model, islice(batches, REESTIMATE[0]), run_model)
         result = {
-            "recipe": recipe.name,
-            "seed": recipe.train.seed,
-            "test_accuracy": evaluate(model, eval_batches(test, EVAL_BATCH)).accuracy,
-            **_measure(model, held),
+            "recipe": self.recipe.name,
+            "seed": self.recipe.train.seed,
+            "test_accuracy": measure(model, self.assembly.test).accuracy,
+            **self.held_out(model),
             "weight_bytes": weight_bits(model) // 8,
-            "seconds": round(time.perf_counter() - start, 1),
+            "seconds": round(self.earlier + time.perf_counter() - self.begun, 1),
         }
-        write({"kind": "result", **result})
-    save_file({k: v.contiguous() for k, v in _saved(model).items()}, folder / STATE)
-    (folder / RESULT).write_text(json.dumps(result, indent=2))
-    return result
+        self.write({"kind": "result", **result})
+        if self.main:
+            with placed(self.folder / STATE) as path:
+                save_file(_saved(model), path)
+            write_whole(self.folder / RESULT, json.dumps(result, indent=2))
+        return result
 
 
-def _train(
-    recipe: Recipe, model: nn.Module, method: Any, train: ImageSet, held: ImageSet | None, reporter, write
-) -> None:
-    settings = recipe.train
-    steps = len(train) // settings.batch_size
-    optimizer = make_optimizer(
-        settings.optimizer,
-        parameter_groups(model, lr=settings.lr, weight_decay=settings.weight_decay, range_lr=settings.range_lr),
-        momentum=settings.momentum,
-    )
-    diagnostics = Diagnostics()
-    sample = train.normalise(train.images[:SAMPLE])
-
-    def layers(step: int) -> None:
-        if recipe.quantized:
-            write({"kind": "layers", "epoch": step, **diagnostics(model, sample, step=step)})
-
-    def on_epoch(progress: Progress) -> None:
-        measured = (progress.epoch + 1) % recipe.data.measure_every == 0
-        row = {**progress.row(), **_measure(model, held if measured else None)}
-        write({"kind": "epoch", **row})
-        reporter.epoch({**row, "epochs": settings.epochs})
-        layers(progress.epoch + 1)
-
-    layers(0)
-    fit(
-        torch.compile(model) if settings.compile else model,  # type: ignore[arg-type]
-        method,
-        lambda epoch: train_batches(
-            train,
-            settings.batch_size,
-            seed=settings.seed,
-            epoch=epoch,
-            augment=Augment() if recipe.data.augment else None,
-        ),
-        optimizer,
-        make_schedule(settings.schedule, optimizer, settings.epochs * steps),
-        epochs=settings.epochs,
-        steps=steps,
-        precision=settings.precision,
-        on_step=reporter.step,
-        on_epoch=on_epoch,
-    )
-
-
-def channels_last(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` on `device`, images' channels innermost: what convolutions on CPUs and tensor cores like best."""
-    return model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def _measure(model: nn.Module, held: ImageSet | None) -> dict[str, float]:
-    """Accuracy on the held-out images, where there are any."""
-    return {} if held is None else {"held_out_accuracy": evaluate(model, eval_batches(held, EVAL_BATCH)).accuracy}
-
-
-def _saved(model: nn.Module) -> dict[str, torch.Tensor]:
+def _saved(model: nn.Module) -> dict[str, Tensor]:
     """state_dict with a storage of its own for each name, as safetensors wants it: shared quantizers appear twice."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-
-
-def _environment(device: torch.device) -> dict[str, Any]:
-    root = Path(__file__).resolve().parent
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
-    )
-    return {
-        "command": " ".join(sys.argv),
-        "commit": git.stdout.strip() or None,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"cpu, {torch.get_num_threads()} threads",
-    }
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
 
 
 def load_run(folder: Path) -> tuple[Recipe, nn.Module, ImageSet]:
@@ -209,5 +209,4 @@ def load_run(folder: Path) -> tuple[Recipe, nn.Module, ImageSet]:
 def evaluate_run(folder: Path) -> dict[str, Any]:
     """Accuracy and loss of a finished run on its test set."""
     recipe, model, test = load_run(folder)
-    result: Evaluation = evaluate(model, eval_batches(test, EVAL_BATCH))
-    return {"recipe": recipe.name, "seed": recipe.train.seed, **asdict(result)}
+    return {"recipe": recipe.name, "seed": recipe.train.seed, **asdict(measure(model, test))}

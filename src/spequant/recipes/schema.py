@@ -84,6 +84,9 @@ class Training:
 
     epochs: int = 6
     batch_size: int = 128
+    """images of an optimizer step, over all processes"""
+    accumulate: int = 1
+    """parts that a process splits its share of a batch into, one after another, to save memory"""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.04
     """at its peak"""
@@ -92,9 +95,21 @@ class Training:
     range_lr: float | None = None
     """of clips and steps; None: as lr"""
     schedule: Literal["cosine", "one-cycle", "step"] = "one-cycle"
+    clip_norm: float | None = None
+    """largest norm of the gradient; None: any"""
+    ema: float | None = None
+    """decay of a moving average of the weights, which is then the result, with batch norm of its own; None: none"""
     precision: Literal["fp32", "bf16"] = "bf16"
     """autocast of the training steps; quantization and evaluation stay fp32"""
     compile: bool = True
+    sync_batch_norm: bool = True
+    """with several processes, batch statistics over all of them"""
+    deterministic: bool = False
+    """on a GPU: deterministic kernels alone, slower; a CPU is deterministic as it is"""
+    checkpoint_every: int | None = None
+    """steps from one checkpoint to the next within an epoch; None: at the end of each epoch alone"""
+    tracker: str | None = None
+    """tensorboard, wandb ... or any other that accelerate knows; metrics.jsonl is written in any case"""
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
@@ -115,6 +130,30 @@ class Recipe:
     @property
     def quantized(self) -> bool:
         return self.quant.weight_bits is not None or self.quant.act_bits is not None
+
+
+ELSEWHERE = (
+    "data.root",
+    "data.download",
+    "train.device",
+    "train.threads",
+    "train.checkpoint_every",
+    "train.tracker",
+)
+"""Fields that say where and how a run is carried out; a resumed run may change them."""
+
+
+def differences(found: Recipe, expected: Recipe) -> list[str]:
+    """ "train.lr is 0.1, expected 0.04" for each field in which two recipes differ, `ELSEWHERE` aside."""
+
+    def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        items: dict[str, Any] = {}
+        for key, value in values.items():
+            items |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        return items
+
+    a, b = flat(dataclasses.asdict(found)), flat(dataclasses.asdict(expected))
+    return [f"{k} is {a[k]!r}, expected {b[k]!r}" for k in a if k not in ELSEWHERE and a[k] != b[k]]
 
 
 def to_json(recipe: Recipe) -> str:

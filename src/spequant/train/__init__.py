@@ -1,16 +1,25 @@
-"""Training and evaluation: one loop, its optimisers, what it logs."""
+"""Training and evaluation: one loop, its state and checkpoints, optimisers, what it logs."""
 
 from spequant.train.diagnostics import Diagnostics
-from spequant.train.loop import Evaluation, Progress, evaluate, fit
+from spequant.train.launch import make_accelerator, make_deterministic, wrap
+from spequant.train.loop import Evaluation, Interrupted, evaluate, fit, train_step
 from spequant.train.optimizers import make_optimizer, make_schedule, parameter_groups
+from spequant.train.state import Progress, Snapshot, TrainingState
 
 __all__ = [
     "Diagnostics",
     "Evaluation",
+    "Interrupted",
     "Progress",
+    "Snapshot",
+    "TrainingState",
     "evaluate",
     "fit",
+    "make_accelerator",
+    "make_deterministic",
     "make_optimizer",
     "make_schedule",
     "parameter_groups",
+    "train_step",
+    "wrap",
 ]

@@ -1,21 +1,35 @@
-"""The one training loop, and evaluation. Builds nothing: model, method and batches come from outside."""
+"""The one training loop, and evaluation. Builds nothing: state and batches come from outside; knows of no files."""
 
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from spequant.methods import Method
+from spequant.processes import rank, sum_over_processes, world
 from spequant.tasks import Classification, Task
-from spequant.train.optimizers import reduced_precision
+from spequant.train.guard import FiniteGuard
+from spequant.train.launch import make_accelerator
+from spequant.train.state import Progress, TrainingState
 
-Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
-"""epoch -> its training batches"""
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Batches = Callable[[int, int], Iterable[tuple[Tensor, Tensor]]]
+"""(epoch, first step) -> this process's part of the batches of that epoch, from that step on"""
+CHECK_EVERY = 50
+"""steps between two looks at whether the loss is finite: each waits for the device"""
+
+
+class Interrupted(Exception):
+    """Training stopped because it was asked to; what was done is in the last checkpoint."""
+
+    def __init__(self, step: int):
+        super().__init__(f"interrupted after step {step}")
+        self.step = step
 
 
 @dataclass(frozen=True)
@@ -27,85 +41,119 @@ class Evaluation:
     samples: int
 
 
-@dataclass
-class Progress:
-    """Where training stands; given to the callback after every step. Tensors stay on the device until they are read."""
-
-    epoch: int
-    step: int  # within the epoch, from 1
-    steps: int  # of an epoch
-    epochs: int
-    lr: float
-    images: int
-    seconds: float  # since the epoch's start
-    sums: Tensor  # (4,): total, task, distill, hits; over the epoch's steps, the first three per step
-
-    @property
-    def done(self) -> float:
-        """Share of all training that is behind, 0 to 1."""
-        return (self.epoch + self.step / self.steps) / self.epochs
-
-    def row(self) -> dict[str, Any]:
-        """The means so far, read from the device."""
-        total, task, distill, hits = self.sums.tolist()
-        return {
-            "epoch": self.epoch + 1,
-            "loss": total / self.step,
-            "task": task / self.step,
-            "distill": distill / self.step,
-            "train_accuracy": 100 * hits / max(1, self.images),
-            "lr": self.lr,
-            "images_per_second": self.images / max(1e-9, self.seconds),
-            "seconds": self.seconds,
-        }
-
-
 def fit(
-    model: nn.Module,
-    method: Method,
+    state: TrainingState,
     batches: Batches,
-    optimizer: Optimizer,
-    schedule: LRScheduler,
     *,
     epochs: int,
     steps: int,
-    precision: Literal["fp32", "bf16"] = "fp32",
+    accelerator: "Accelerator | None" = None,
+    clip_norm: float | None = None,
+    checkpoint_every: int | None = None,
     on_step: Callable[[Progress], None] = lambda progress: None,
     on_epoch: Callable[[Progress], None] = lambda progress: None,
+    on_checkpoint: Callable[[TrainingState], None] = lambda state: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Train `model` (compiled or not) for `epochs` epochs of `steps` steps. The last weights are the result.
+    """Train from where `state` stands to `epochs` epochs of `steps` optimizer steps. The last weights are the result.
 
-    FloatingPointError: the mean loss of an epoch is not finite.
+    accelerator: mixed precision, processes and gradient accumulation (its `gradient_accumulation_steps` parts of each
+      batch); None: fp32, one pass.
+    clip_norm: largest norm of the gradient, above 0; None: any.
+    on_checkpoint: called when `state` should be saved: every `checkpoint_every` steps and at the end of each epoch,
+      after `on_epoch`; never once the loss was not finite.
+    stop: asked after each step (with several processes every 50); once true, `on_checkpoint`, then `Interrupted`.
+
+    FloatingPointError: the loss was not finite; it names epoch, step and layers.
     """
-    device = next(model.parameters()).device
-    for epoch in range(epochs):
-        model.train()
-        state = Progress(epoch, 0, steps, epochs, 0.0, 0, 0.0, torch.zeros(4, device=device))
-        start = time.perf_counter()
-        for batch in batches(epoch):
-            with reduced_precision(device, precision):
-                losses = method(model, batch)
-            losses.total.backward()
-            state.lr = optimizer.param_groups[0]["lr"]
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-            hits = (losses.logits.argmax(-1) == batch[1]).sum()
-            state.sums += torch.stack([losses.total.detach(), losses.task.detach(), losses.distill.detach(), hits])
-            state.step += 1
-            state.images += len(batch[1])
-            state.seconds = time.perf_counter() - start
-            on_step(state)
-        if not torch.isfinite(state.sums).all():
-            raise FloatingPointError(
-                f"the loss of epoch {epoch + 1} is not finite: {state.row()}; lower the learning rate"
-            )
-        on_epoch(state)
+    accelerator = accelerator or make_accelerator()
+
+    def step(batch: Any) -> Tensor:
+        return train_step(state, batch, accelerator, clip_norm)
+
+    guard = FiniteGuard(state, step, batches, steps)
+    while state.step < epochs * steps:
+        epoch, start = divmod(state.step, steps)
+        if start == 0:
+            state.progress = Progress(epochs, steps, epoch, sums=torch.zeros(4, device=state.device))
+        progress, before = state.progress, state.progress.seconds
+        asked = False
+        state.wrapped.train()
+        clock = time.perf_counter()
+        for batch in batches(epoch, start):
+            progress.lr = state.optimizer.param_groups[0]["lr"]
+            sums = step(batch)
+            guard.note(sums[0])
+            progress.sums += sums
+            progress.step += 1
+            progress.images += len(batch[1])
+            progress.seconds = before + time.perf_counter() - clock
+            on_step(progress)
+            asked = stop() if world() == 1 else state.step % CHECK_EVERY == 0 and _anyone(stop(), state.device)
+            last = progress.step == steps
+            due = asked or (checkpoint_every is not None and state.step % checkpoint_every == 0)
+            if due or last or state.step % CHECK_EVERY == 0:
+                guard.check()
+            if due and not last:
+                on_checkpoint(state)
+            if asked and not last:
+                raise Interrupted(state.step)
+            if last:
+                break
+        if progress.step < steps:
+            raise ValueError(f"the batches of epoch {epoch + 1} ended after {progress.step} steps; expected {steps}")
+        on_epoch(progress.over_processes())
+        on_checkpoint(state)
+        if asked and state.step < epochs * steps:
+            raise Interrupted(state.step)
+
+
+def train_step(state: TrainingState, batch: Any, accelerator: "Accelerator", clip_norm: float | None = None) -> Tensor:
+    """One optimizer step on this process's part of a batch; (4,): total, task, distill (means over parts), hits."""
+    # Dropout's numbers are arithmetic, too: nothing of them has to be saved.
+    torch.manual_seed(int(np.random.SeedSequence((state.seed, state.step, rank())).generate_state(1)[0]))
+    parts = _split(batch, accelerator.gradient_accumulation_steps)
+    sums = torch.zeros(4, device=state.device)
+    for part in parts:
+        with accelerator.accumulate(state.wrapped):
+            with accelerator.autocast():
+                losses = state.method(state.wrapped, part)
+            accelerator.backward(losses.total)
+        with torch.no_grad():
+            hits = (losses.logits.argmax(-1) == part[1]).sum() * len(parts)
+            sums += torch.stack([losses.total, losses.task, losses.distill, hits]) / len(parts)
+    if clip_norm is not None:
+        accelerator.clip_grad_norm_(state.model.parameters(), clip_norm)
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    state.schedule.step()
+    if state.freezer is not None:
+        state.freezer.step()
+    if state.ema is not None:
+        state.ema.update_parameters(state.model)
+    state.step += 1
+    return sums
+
+
+def _split(batch: Any, parts: int) -> list[Any]:
+    """`batch`, tensors of one length, as `parts` batches of equal length."""
+    if parts == 1:
+        return [batch]
+    if len(batch[0]) % parts:
+        raise ValueError(f"a batch of {len(batch[0])} does not split into {parts} equal parts; change train.accumulate")
+    return list(zip(*(x.chunk(parts) for x in batch), strict=True))
+
+
+def _anyone(asked: bool, device: torch.device) -> bool:
+    return bool(sum_over_processes(torch.tensor(float(asked), device=device)) > 0)
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], task: Task | None = None) -> Evaluation:
-    """Top-1 accuracy and mean loss of `model` in eval mode, in fp32. The model's mode is put back."""
+    """Top-1 accuracy and mean loss of `model` in eval mode, in fp32. The model's mode is put back.
+
+    Several processes: each gives its part of the batches; all get the figures of the whole.
+    """
     task = task or Classification()
     training = model.training
     model.eval()
@@ -118,6 +166,10 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], task: T
             samples += len(batch[1])
     finally:
         model.train(training)
+    if world() > 1:
+        device = next(model.parameters()).device
+        figures = sum_over_processes(torch.tensor([hits, loss, samples], dtype=torch.float64, device=device)).tolist()
+        hits, loss, samples = int(figures[0]), figures[1], int(figures[2])
     if not samples:
         raise ValueError("batches are empty; expected at least one to evaluate on")
     return Evaluation(100 * hits / samples, loss / samples, samples)

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from typing import Any, Literal
 
-import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
@@ -56,8 +55,3 @@ def make_schedule(name: ScheduleName, optimizer: Optimizer, steps: int) -> LRSch
     if name == "step":
         return MultiStepLR(optimizer, [steps * 3 // 10, steps * 6 // 10])
     raise ValueError(f"schedule is {name!r}; expected 'cosine', 'one-cycle' or 'step'")
-
-
-def reduced_precision(device: torch.device, precision: Literal["fp32", "bf16"]) -> torch.autocast:
-    """autocast for training steps; quantization itself stays in fp32 inside."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

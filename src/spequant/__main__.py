@@ -1,0 +1,6 @@
+"""`python -m spequant`: the command line, for launchers such as torchrun."""
+
+from spequant.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""What torch.distributed says of this process, and values brought together over all of them.
+
+Alone (no process group): rank 0 of 1, and nothing to bring together. Who starts processes is not decided here.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gathered(value: Any) -> list[Any]:
+    """`value` of every process, in order of rank; tensors should be on the CPU."""
+    if world() == 1:
+        return [value]
+    values: list[Any] = [None] * world()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def sum_over_processes(x: Tensor) -> Tensor:
+    """`x` added up over processes, in place, without gradient."""
+    if world() > 1:
+        dist.all_reduce(x)
+    return x
+
+
+def average_over_processes(tensors: Iterable[Tensor]) -> None:
+    """Replace each floating-point tensor by its mean over processes, in place."""
+    if world() > 1:
+        for x in tensors:
+            if x.is_floating_point():
+                x.copy_(sum_over_processes(x.clone()) / world())
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside DistributedDataParallel: its forward synchronises nothing. Any other model is itself."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def portion(items: int, what: str, parts: int | None = None, part: int | None = None) -> slice:
+    """The slice of `items` that this process takes; ValueError where they do not divide evenly."""
+    parts, part = world() if parts is None else parts, rank() if part is None else part
+    if items % parts:
+        raise ValueError(f"{what} is {items}; expected a multiple of {parts}, the number of processes that share it")
+    size = items // parts
+    return slice(part * size, (part + 1) * size)
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    sum_over_processes(torch.zeros((), device=_device()))
+
+
+def _device() -> str:
+    return "cuda" if world() > 1 and dist.get_backend() == "nccl" else "cpu"

@@ -1,0 +1,179 @@
+"""A run's folder: who may write to it, its small files, and the list of runs below another folder.
+
+recipe.json        the recipe, every field
+environment.json   a list, one entry a start: command, commit, versions, device, processes, date
+metrics.jsonl      rows of training
+checkpoints/       see train/checkpoint.py
+model.safetensors  the trained network
+result.json        there once the run is finished
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from spequant.processes import barrier, rank, world
+from spequant.recipes.schema import Recipe, from_json, to_json
+from spequant.train.checkpoint import checkpoints, clean
+from spequant.train.files import write_whole
+
+RECIPE, METRICS, RESULT, STATE = "recipe.json", "metrics.jsonl", "result.json", "model.safetensors"
+ENVIRONMENT, CHECKPOINTS, LOCK = "environment.json", "checkpoints", ".lock"
+PACKAGES = ("spequant", "torch", "numpy", "safetensors", "accelerate", "torchvision")
+
+
+@contextmanager
+def held(folder: Path, resume: bool) -> Iterator[None]:
+    """Inside, `folder` is this run's alone. Made where it does not exist, and removed again if nothing came of it.
+
+    FileExistsError: it holds a run and `resume` is false. OSError: it cannot be written to, or is in use.
+    """
+    if rank() > 0:
+        barrier()  # rank 0 looks first; where it fails the launcher ends all
+        yield
+        return
+    if (folder / RESULT).exists():
+        raise FileExistsError(f"{folder} holds a finished run; give another --out, or remove it")
+    if (folder / RECIPE).exists() and not resume:
+        raise FileExistsError(
+            f"{folder} holds a run that is not finished; go on with --resume, give another --out, or remove it"
+        )
+    made = [p for p in (folder, *folder.parents) if not p.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OSError(f"{folder} is in use by another run; give another --out, or wait for its end") from None
+    except OSError as error:
+        raise OSError(f"{folder} cannot be written to ({error}); give another --out") from error
+    try:
+        clean(folder / CHECKPOINTS)
+        barrier()
+        yield
+    finally:
+        lock.release()
+        if made and not (folder / RECIPE).exists():
+            (folder / LOCK).unlink(missing_ok=True)
+            for path in made:
+                path.rmdir()
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a run holds `folder` at this moment."""
+    path = folder / LOCK
+    if not path.exists() or not os.access(path, os.W_OK):
+        return False
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def start_files(folder: Path, recipe: Recipe, device: torch.device) -> dict[str, Any]:
+    """Write recipe.json and add this start to environment.json; that entry."""
+    (folder / CHECKPOINTS).mkdir(exist_ok=True)
+    here = environment(device)
+    path = folder / ENVIRONMENT
+    before = json.loads(path.read_text()) if path.exists() else []
+    write_whole(path, json.dumps([*before, here], indent=2))
+    write_whole(folder / RECIPE, to_json(recipe))
+    return here
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What this process runs on and with."""
+    root = Path(__file__).resolve().parent
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
+    )
+    on_gpu = device.type == "cuda"
+    return {
+        "command": " ".join(sys.argv),
+        "commit": git.stdout.strip() or None,
+        "python": platform.python_version(),
+        **{package: _version(package) for package in PACKAGES},
+        "device": torch.cuda.get_device_name(device) if on_gpu else f"cpu, {torch.get_num_threads()} threads",
+        "processes": world(),
+        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+class Metrics:
+    """metrics.jsonl: rows added one by one; on resuming cut back to where the checkpoint stood."""
+
+    def __init__(self, path: Path, size: int = 0):
+        self.file = path.open("a")
+        self.file.truncate(min(size, self.file.tell()))
+        self.file.seek(0, os.SEEK_END)
+
+    def write(self, row: dict[str, Any]) -> None:
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+
+    def size(self) -> int:
+        """Bytes, all of them forced to the disk."""
+        os.fsync(self.file.fileno())
+        return self.file.tell()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def listing(parent: Path) -> list[dict[str, Any]]:
+    """A row for each run below `parent`: path, recipe, state, step, epoch, accuracies as far as it got."""
+    rows = []
+    for path in sorted(parent.rglob(RECIPE)):
+        folder = path.parent
+        row: dict[str, Any] = {"run": str(folder), "date": path.stat().st_mtime}
+        try:
+            recipe = from_json(path.read_text())
+            row |= {"recipe": recipe.name, "seed": recipe.train.seed, "epochs": recipe.train.epochs}
+        except ValueError as error:
+            row |= {"recipe": f"unreadable: {error}", "state": "unknown"}
+            rows.append(row)
+            continue
+        row |= _progress(folder)
+        if (folder / RESULT).exists():
+            row |= {**json.loads((folder / RESULT).read_text()), "state": "finished"}
+        elif in_use(folder):
+            row["state"] = "running"
+        else:
+            row["state"] = "stopped" if checkpoints(folder / CHECKPOINTS) else "stopped before its first checkpoint"
+        rows.append(row)
+    return rows
+
+
+def _progress(folder: Path) -> dict[str, Any]:
+    """The last epoch's row that can be read."""
+    found: dict[str, Any] = {}
+    path = folder / METRICS
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:  # the end of a line that is being written
+            continue
+        if row.get("kind") == "epoch":
+            found = {k: row[k] for k in ("epoch", "held_out_accuracy") if k in row}
+    return found

@@ -1,0 +1,68 @@
+"""Processes, devices and wrappers: accelerate's object, and the network as a step calls it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from spequant.processes import world
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def make_accelerator(
+    precision: Literal["fp32", "bf16"] = "fp32",
+    *,
+    device: str = "auto",
+    accumulate: int = 1,
+    tracker: str | None = None,
+    folder: Path | None = None,
+) -> "Accelerator":
+    """accelerate's `Accelerator`; under `accelerate launch` or `torchrun` it joins the other processes.
+
+    precision: "bf16": autocast of training steps; quantization itself stays in fp32 inside.
+    accumulate: parts of a batch whose gradients are added up to one step.
+    tracker: "tensorboard", "wandb" ...: any that accelerate knows by name; it writes below `folder`.
+    """
+    from accelerate import Accelerator  # lazily: an extra, and seconds to import
+    from accelerate.state import AcceleratorState, is_initialized
+
+    if accumulate < 1:
+        raise ValueError(f"accumulate is {accumulate!r}; expected 1 or more parts of a batch")
+    if is_initialized():  # accelerate keeps one a process, which refuses another precision or device
+        AcceleratorState._reset_state(reset_partial_state=world() == 1)
+    made = Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision,
+        gradient_accumulation_steps=accumulate,
+        cpu=device.startswith("cpu"),
+        log_with=tracker,
+        project_dir=folder,
+    )
+    if tracker is not None and not made.log_with:
+        raise ValueError(f"tracker is {tracker!r}; accelerate does not find its package: install it")
+    return made
+
+
+def wrap(model: nn.Module, *, compile: bool = False) -> nn.Module:
+    """`model` as a training step calls it: compiled, and with several processes in DistributedDataParallel.
+
+    Not accelerate's `prepare`: that puts autocast into the model's forward, and evaluation is to stay in fp32.
+    """
+    wrapped: nn.Module = torch.compile(model) if compile else model  # type: ignore[assignment]
+    return wrapped if world() == 1 else DistributedDataParallel(wrapped)
+
+
+def make_deterministic() -> None:
+    """Let torch choose deterministic kernels alone, on a GPU too; RuntimeError later where an operation has none.
+
+    On the CPU, with a fixed number of threads, training is deterministic as it is. On a GPU sums of gradients in
+    convolutions, in indexing and in pooling are not, without this.
+    """
+    import os
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True)

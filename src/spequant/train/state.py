@@ -1,0 +1,217 @@
+"""All that training changes, as one object: what a checkpoint holds and what going back restores. No files here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from spequant.methods import Method
+from spequant.processes import sum_over_processes, world
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """tensors: by "model.NAME", "optimizer.PARAMETER.KEY", "ema.NAME", "freezer.NAME"; numbers: what JSON can say."""
+
+    tensors: dict[str, Tensor]
+    numbers: dict[str, Any]
+
+    def part(self, name: str) -> dict[str, Tensor]:
+        """The tensors under `name`, without it."""
+        return {k.removeprefix(name + "."): v for k, v in self.tensors.items() if k.startswith(name + ".")}
+
+
+class Freezer(Protocol):
+    """Called after each optimizer step; its state is a flat {name: tensor}."""
+
+    def step(self) -> None: ...
+    def state_dict(self) -> dict[str, Tensor]: ...
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+@dataclass
+class Progress:
+    """Where training stands. Sums stay on the device until they are read."""
+
+    epochs: int = 0
+    steps: int = 0  # of an epoch
+    epoch: int = 0
+    step: int = 0  # within the epoch, from 1
+    lr: float = 0.0
+    images: int = 0
+    seconds: float = 0.0  # since the epoch's start
+    sums: Tensor = field(default_factory=lambda: torch.zeros(4))  # total, task, distill: one a step; hits
+    processes: int = 1  # whose sums and images these are
+
+    @property
+    def done(self) -> float:
+        """Share of all training that is behind, 0 to 1."""
+        return (self.epoch + self.step / self.steps) / self.epochs
+
+    def over_processes(self) -> "Progress":
+        """The same with the sums of all processes."""
+        total = sum_over_processes(self.sums.clone())
+        return replace(self, sums=total, images=self.images * world(), processes=world())
+
+    def row(self) -> dict[str, Any]:
+        """The means so far, read from the device."""
+        total, task, distill, hits = self.sums.tolist()
+        steps = self.step * self.processes
+        return {
+            "epoch": self.epoch + 1,
+            "loss": total / steps,
+            "task": task / steps,
+            "distill": distill / steps,
+            "train_accuracy": 100 * hits / max(1, self.images),
+            "lr": self.lr,
+            "images_per_second": self.images / max(1e-9, self.seconds),
+            "seconds": self.seconds,
+        }
+
+
+class TrainingState:
+    """model: the plain network, whose weights are the result.
+
+    wrapped: what a step calls: `model` itself, compiled, or in DistributedDataParallel; None: `model`.
+    ema: decay of an exponential moving average of the weights, 0 to 1; None: none. freezer: see `Freezer`.
+    seed: dropout's random numbers follow from (seed, step, rank).
+    step: optimizer steps done.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        optimizer: Optimizer,
+        schedule: LRScheduler,
+        *,
+        wrapped: nn.Module | None = None,
+        ema: float | None = None,
+        freezer: Freezer | None = None,
+        seed: int = 0,
+    ):
+        if ema is not None and not 0 < ema < 1:
+            raise ValueError(f"ema is {ema!r}; expected a decay between 0 and 1, e.g. 0.999, or None")
+        self.model, self.method, self.optimizer, self.schedule = model, method, optimizer, schedule
+        self.wrapped = model if wrapped is None else wrapped
+        self.ema = None if ema is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema))
+        self.freezer, self.seed, self.step = freezer, seed, 0
+        self.progress = Progress(sums=torch.zeros(4, device=self.device))
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def result(self) -> nn.Module:
+        """The network that training is for: the averaged one where weights are averaged."""
+        return self.model if self.ema is None else self.ema.module
+
+    def capture(self) -> Snapshot:
+        """A copy of everything, on its device. Every process has to call it; all but the sums are equal on all."""
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        names = {id(p): n for n, p in self.model.named_parameters()}
+        for parameter, values in self.optimizer.state.items():
+            tensors |= {f"optimizer.{names[id(parameter)]}.{k}": v for k, v in values.items() if v is not None}
+        numbers: dict[str, Any] = {
+            "step": self.step,
+            "groups": [_numbers(g) for g in self.optimizer.param_groups],
+            "schedule": {k: self.schedule.state_dict()[k] for k in SCHEDULE},
+            "method": _state_of(self.method),
+            "progress": self._progress(),
+        }
+        if self.ema is not None:
+            tensors |= {f"ema.{k}": v for k, v in self.ema.module.state_dict().items()}
+            numbers["averaged"] = int(self.ema.n_averaged)
+        if self.freezer is not None:
+            tensors |= {f"freezer.{k}": v for k, v in self.freezer.state_dict().items()}
+        for name, value in tensors.items():
+            if not isinstance(value, Tensor):
+                raise TypeError(
+                    f"{name} is a {type(value).__name__}; expected tensors alone: nothing else is saved without pickle"
+                )
+        return Snapshot({k: v.detach().clone() for k, v in tensors.items()}, numbers)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to `snapshot`. ValueError names the first tensor that is missing, too much or of another shape."""
+        expected = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        if self.ema is not None:
+            expected |= {f"ema.{k}": v for k, v in self.ema.module.state_dict().items()}
+        _compare({k: v for k, v in snapshot.tensors.items() if k.startswith(("model.", "ema."))}, expected)
+        optimizer = self._optimizer_state(snapshot)
+        self.model.load_state_dict(snapshot.part("model"))
+        self.optimizer.load_state_dict(optimizer)
+        numbers = snapshot.numbers
+        self.schedule.load_state_dict(numbers["schedule"])
+        if hasattr(self.method, "load_state_dict"):
+            self.method.load_state_dict(numbers["method"])  # type: ignore[attr-defined]
+        if self.ema is not None:
+            self.ema.module.load_state_dict(snapshot.part("ema"))
+            self.ema.n_averaged.fill_(numbers["averaged"])
+        if self.freezer is not None:
+            self.freezer.load_state_dict({k: v.to(self.device) for k, v in snapshot.part("freezer").items()})
+        self.step = numbers["step"]
+        progress = dict(numbers["progress"])
+        sums = torch.tensor(progress.pop("sums"), device=self.device) / world()
+        self.progress = Progress(**progress, sums=sums)
+        self.progress.images //= world()
+
+    def _progress(self) -> dict[str, Any]:
+        whole = self.progress.over_processes()
+        values = {k: getattr(whole, k) for k in ("epochs", "steps", "epoch", "step", "lr", "images", "seconds")}
+        return {**values, "sums": whole.sums.tolist()}
+
+    @torch.no_grad()
+    def _optimizer_state(self, snapshot: Snapshot) -> dict[str, Any]:
+        """What torch's `load_state_dict` takes: states by number, groups as they are now with the numbers of then."""
+        current = self.optimizer.state_dict()
+        ordered = [p for g in self.optimizer.param_groups for p in g["params"]]
+        number = {id(p): i for i, p in enumerate(ordered)}
+        parameters = dict(self.model.named_parameters())
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in snapshot.part("optimizer").items():
+            owner, _, key = name.rpartition(".")
+            if owner not in parameters or id(parameters[owner]) not in number:
+                raise ValueError(f"optimizer.{name} was found; expected no such parameter in this network")
+            shape = parameters[owner].shape
+            if value.dim() and value.shape != shape:
+                raise ValueError(f"optimizer.{name} has shape {tuple(value.shape)}; expected {tuple(shape)}")
+            like = torch.empty_like(parameters[owner]) if value.shape == shape else torch.empty_like(value)
+            state.setdefault(number[id(parameters[owner])], {})[key] = like.copy_(value)  # strides as the parameter's
+        groups = snapshot.numbers["groups"]
+        if len(groups) != len(current["param_groups"]):
+            raise ValueError(f"the optimizer has {len(groups)} groups; expected {len(current['param_groups'])}")
+        groups = [{**now, **then} for now, then in zip(current["param_groups"], groups, strict=True)]
+        return {"state": state, "param_groups": groups}
+
+
+SCHEDULE = ("last_epoch", "_step_count", "_last_lr")
+"""What changes in a schedule of torch; the rest follows from how it was made."""
+
+
+def _numbers(group: Mapping[str, Any]) -> dict[str, float]:
+    """Learning rate, momentum ...: settings that a schedule may have moved; not where and how the step is computed."""
+    return {k: v for k, v in group.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+
+
+def _state_of(method: Method) -> dict[str, Any]:
+    return method.state_dict() if hasattr(method, "state_dict") else {}  # type: ignore[attr-defined]
+
+
+def _compare(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    for name in [*expected, *found]:
+        if name not in found:
+            raise ValueError(f"{name} is missing; expected {_kind(expected[name])}: the state of another network?")
+        if name not in expected:
+            raise ValueError(f"{name} ({_kind(found[name])}) was found; expected no such tensor: another network?")
+        if found[name].shape != expected[name].shape or found[name].dtype != expected[name].dtype:
+            raise ValueError(f"{name} is {_kind(found[name])}; expected {_kind(expected[name])}")
+
+
+def _kind(x: Tensor) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}"

@@ -1,0 +1,128 @@
+"""Trains, kills the training with SIGKILL at random moments and at each point of writing a checkpoint, resumes it, and
+compares with a run that was left alone. Prints JSON.
+
+    python killer.py FOLDER KILLS POINTS      POINTS: how many random kills; then "4,9" or "all" points
+
+A process of its own, since it forks: each training is a child that need not import anything.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from spequant.recipes import RECIPES, run
+from spequant.train import files
+
+
+def recipe():
+    made = RECIPES["digits-w2a2-speq"]()
+    train = replace(made.train, epochs=2, checkpoint_every=3, ema=0.9, device="cpu")
+    data = replace(made.data, images=512, held_out=97)
+    return replace(made, train=train, network=replace(made.network, weights=None), data=data)
+
+
+def child(work: Callable[[], object]) -> int:
+    """Fork; the child does `work` and ends."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        work()
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def until(pid: int, seconds: float | None = None) -> int:
+    """Wait for the child, kill it after `seconds`; its wait status."""
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(pid, signal.SIGKILL)
+    return os.waitpid(pid, 0)[1]
+
+
+def dying_at(point: int) -> None:
+    """From now on, this process dies at its `point`-th step of writing files: before a sync, a rename or a removal."""
+    count = 0
+
+    def counted(original):
+        def call(*args, **kwargs):
+            nonlocal count
+            count += 1
+            if count == point:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **kwargs)
+
+        return call
+
+    files.os.fsync, files.os.rename, files.os.replace = map(counted, (os.fsync, os.rename, os.replace))
+    files.shutil.rmtree = counted(files.shutil.rmtree)
+
+
+def equal(a: Path, b: Path) -> bool:
+    """Weights bit for bit, figures and rows of training (times aside)."""
+    first, second = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
+    weights = first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+    return weights and rows(a) == rows(b)
+
+
+def rows(folder: Path) -> list[dict]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    times = ("seconds", "images_per_second")
+    return [
+        {k: v for k, v in row.items() if k not in times} for row in found if row["kind"] not in ("start", "resumed")
+    ]
+
+
+def main() -> None:
+    folder, kills = Path(sys.argv[1]), int(sys.argv[2])
+    points = range(1, 10_000) if sys.argv[3] == "all" else [int(point) for point in sys.argv[3].split(",")]
+    torch.set_num_threads(1)
+    alone = folder / "alone"
+    run(recipe(), folder / "first")  # imports what it needs, which its forks then have
+    start = time.perf_counter()
+    assert until(child(lambda: run(recipe(), alone))) == 0
+    assert equal(folder / "first", alone)
+    seconds = time.perf_counter() - start
+    draw = random.Random(0)
+    trials = []
+
+    def trial(name: str, work: Callable[[], object], after: float | None) -> bool:
+        out = folder / name
+        status = until(child(work), after)
+        killed = os.WIFSIGNALED(status)
+        if killed:
+            assert until(child(lambda: run(recipe(), out, resume=True))) == 0, name
+        else:
+            assert status == 0, name
+        trials.append({"name": name, "killed": killed, "equal": equal(alone, out)})
+        return killed
+
+    for i in range(kills):
+        out = folder / f"kill{i}"
+        trial(out.name, lambda out=out: run(recipe(), out), draw.uniform(0.1, 0.9) * seconds)
+    for point in points:
+        out = folder / f"point{point}"
+
+        def work(out=out, point=point) -> None:
+            dying_at(point)
+            run(recipe(), out)
+
+        if not trial(out.name, work, None):  # the run had fewer points than that
+            trials.pop()
+            break
+    print(json.dumps({"seconds": seconds, "trials": trials}))
+
+
+if __name__ == "__main__":
+    main()

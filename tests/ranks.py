@@ -1,0 +1,90 @@
+"""What one of several processes computes; rank 0 writes it as JSON. Run by test_processes.py, and alone as its twin.
+
+python ranks.py FOLDER        RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT in the environment
+"""
+
+import hashlib
+import json
+import sys
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+import spequant
+from spequant.data import load_digits, train_batches
+from spequant.layers import act_quantizers
+from spequant.models import resnet8
+from spequant.precision import Stochastic, precision
+from spequant.processes import gathered, portion, rank, sum_over_processes, world
+from spequant.quantizers import PACT, SAWB
+from spequant.recipes import RECIPES, Recipe
+from spequant.recipes.assembly import assemble, measure, start_processes
+from spequant.train import make_accelerator, train_step
+
+
+def recipe(name: str, **changes) -> Recipe:
+    made = RECIPES[name]()
+    train = replace(made.train, device="cpu", threads=1, lr=0.02, **changes)
+    return replace(made, train=train, network=replace(made.network, weights=None))
+
+
+def digest(model: torch.nn.Module) -> str:
+    return hashlib.sha256(b"".join(v.detach().numpy().tobytes() for v in model.parameters())).hexdigest()
+
+
+def trained(recipe: Recipe, steps: int) -> dict:
+    """Losses of some steps over all processes, and whether these end with equal weights."""
+    assembly = assemble(recipe, start_processes(recipe, Path()))
+    state = assembly.state
+    state.wrapped.train()
+    losses = []
+    for batch in islice(assembly.batches(0, 0), steps):
+        sums = sum_over_processes(train_step(state, batch, assembly.accelerator)) / world()
+        losses.append(sums[:3].tolist())
+    return {
+        "losses": losses,
+        "equal": len(set(gathered(digest(state.model)))) == 1,
+        "accuracy": measure(state.model, assembly.test).accuracy,
+        "draws": gathered(draw(state.model)) if recipe.quantized else [],
+    }
+
+
+def draw(model: torch.nn.Module) -> list[float]:
+    with precision(model, Stochastic(), seed=0, step=0, rank=rank()):
+        return [float(q.levels) for q in act_quantizers(model).values()]
+
+
+def calibrated() -> dict:
+    """Ranges and running statistics from batches of which each process sees its part."""
+    torch.manual_seed(0)
+    train, _ = load_digits()
+    model = spequant.prepare(resnet8(in_channels=1), weight=SAWB(2), act=PACT(2))
+    batches = list(train_batches(train, 128, seed=0, epoch=0, augment=None, part=portion(128, "batch")))
+    spequant.calibrate(model, batches, samples=1024)
+    return {
+        "equal": len(set(gathered(digest(model)))) == 1,
+        "ranges": {name: float(q.bounds(torch.zeros(1))[1].detach()) for name, q in act_quantizers(model).items()},
+        "means": model.bn1.running_mean.tolist(),
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    make_accelerator(device="cpu")  # joins the others
+    found = {
+        "world": world(),
+        "calibrated": calibrated(),
+        "float": trained(recipe("digits-float"), 12),
+        "retrain": trained(recipe("digits-w2a2-retrain"), 12),
+        "accumulated": trained(recipe("digits-float", accumulate=2, clip_norm=0.5), 4),
+        "unsynchronised": trained(recipe("digits-float", sync_batch_norm=False), 4),
+        "speq": trained(recipe("digits-w2a2-speq", ema=0.9), 6),
+    }
+    if rank() == 0:
+        Path(sys.argv[1], "found.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Several processes (gloo, on the CPU) against one."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import spequant
+from spequant.batch_norm import SyncBatchNorm, synchronise_batch_norm
+from spequant.models import resnet8
+from spequant.processes import portion
+from spequant.quantizers import PACT, SAWB
+from spequant.train.checkpoint import checkpoints
+
+RANKS = Path(__file__).parent / "ranks.py"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+
+
+def launch(folder: Path, world: int) -> dict:
+    """What `world` processes of ranks.py found; one of them without any launcher's variables."""
+    folder.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(world)}
+    processes = []
+    for rank in range(world):
+        here = {**address, "RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
+        command = [sys.executable, str(RANKS), str(folder)]
+        processes.append(subprocess.Popen(command, env={**ENVIRONMENT, **here}, stderr=subprocess.PIPE, text=True))
+    said = [process.communicate()[1] for process in processes]
+    assert not any(process.returncode for process in processes), said
+    return json.loads((folder / "found.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    return launch(tmp_path_factory.mktemp("ranks") / "one", 1)
+
+
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_several_processes_mean_the_same_as_one(one, world, tmp_path):
+    several = launch(tmp_path / "several", world)
+    assert (one["world"], several["world"]) == (1, world)
+    for arm in ("float", "retrain"):
+        for a, b in zip(one[arm]["losses"], several[arm]["losses"], strict=True):
+            assert b == pytest.approx(a, rel=1e-5)
+        assert several[arm]["accuracy"] == pytest.approx(one[arm]["accuracy"], abs=0.4)  # two images of 500
+    for arm in ("float", "retrain", "accumulated", "unsynchronised", "speq"):
+        assert several[arm]["equal"], f"{arm}: weights differ by rank"
+    # Batch norm without synchronisation, or over half a batch, is another network.
+    assert several["unsynchronised"]["losses"][0] != pytest.approx(one["unsynchronised"]["losses"][0], rel=1e-5)
+    # SPEQ: the student's first pass is the same, the teachers' draws are each rank's own.
+    assert several["speq"]["losses"][0][1] == pytest.approx(one["speq"]["losses"][0][1], rel=1e-5)
+    assert len({tuple(draw) for draw in several["speq"]["draws"]}) == world
+    # Calibration from parts of the samples: the same everywhere, and what one process finds but for its sampling.
+    a, b = one["calibrated"], several["calibrated"]
+    assert b["equal"]
+    assert b["ranges"] == pytest.approx(a["ranges"], rel=0.05)
+    assert b["means"] == pytest.approx(a["means"], rel=1e-2, abs=1e-3)
+
+
+def train(folder: Path, *arguments: str, processes: int) -> subprocess.Popen:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    start = launcher if processes > 1 else [sys.executable]
+    command = [*start, "-m", "spequant", "train", "digits-w2a2-speq", "--train.device", "cpu", "--out", str(folder)]
+    command += ["--train.epochs", "5", "--network.weights", "None", *arguments]
+    return subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_run_which_resumes_on_another_number(tmp_path):
+    folder = tmp_path / "run"
+    launched = train(folder, processes=2)
+    while not checkpoints(folder / "checkpoints"):
+        assert launched.poll() is None, launched.communicate()[0]
+        time.sleep(0.05)
+    workers = subprocess.run(["pgrep", "-P", str(launched.pid)], capture_output=True, text=True, check=True).stdout
+    killed = time.monotonic()
+    os.kill(int(workers.split()[-1]), signal.SIGKILL)
+    said, _ = launched.communicate(timeout=60)
+    assert launched.returncode != 0 and time.monotonic() - killed < 60
+    assert "Signal 9 (SIGKILL)" in said and not (folder / "result.json").exists()
+    resumed = train(folder, "--resume", processes=1)
+    said, _ = resumed.communicate()
+    assert resumed.returncode == 0, said
+    assert json.loads((folder / "result.json").read_text())["seed"] == 0
+    starts = json.loads((folder / "environment.json").read_text())
+    assert [s["processes"] for s in starts] == [2, 1]
+
+
+def test_synchronised_batch_norm_alone_is_plain_batch_norm():
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.3), nn.Linear(6, 5), nn.Flatten(0, 1))
+    plain.append(nn.BatchNorm1d(6, affine=False, track_running_stats=False))
+    x = torch.randn(2, 3, 8, 8)
+    other = nn.Sequential(*plain)
+    names = list(plain.state_dict())
+    expected = [plain(x), plain.eval()(x)]
+    plain.train()
+    plain[1].reset_running_stats()
+    synchronise_batch_norm(other)
+    assert [type(m) is SyncBatchNorm for m in other] == [False, True, False, False, True]
+    found = [other.train()(x), other.eval()(x)]
+    assert list(other.state_dict()) == names and other[1].weight is plain[1].weight
+    for a, b in zip(expected, found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_share_that_does_not_divide_is_refused():
+    assert portion(12, "train.batch_size", 4, 2) == slice(6, 9)
+    with pytest.raises(ValueError, match=r"train\.batch_size is 10; expected a multiple of 4"):
+        portion(10, "train.batch_size", 4, 0)
+
+
+def test_the_teacher_runs_inside_ddp_and_synchronises_nothing(tmp_path):
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = spequant.prepare(resnet8(in_channels=1), weight=SAWB(2), act=PACT(2))
+        spequant.calibrate(model, [torch.rand(64, 1, 8, 8)], samples=64)
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        calls = {wrapped: 0, model: 0}
+        for module in calls:
+            module.register_forward_hook(lambda m, *_: calls.__setitem__(m, calls[m] + 1))
+        losses = spequant.SPEQ()(wrapped, (torch.rand(8, 1, 8, 8), torch.arange(8)))
+        losses.total.backward()
+        assert calls == {wrapped: 1, model: 2}  # the student's pass through it; the teacher's beside it
+    finally:
+        torch.distributed.destroy_process_group()
