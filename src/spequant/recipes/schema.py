@@ -13,11 +13,12 @@ from typing import Any, Literal
 class Data:
     """What the network learns from."""
 
-    name: Literal["digits", "cifar10"] = "cifar10"
+    name: Literal["digits", "cifar10", "cifar100", "fashion-mnist"] = "cifar10"
     root: Path | None = None
-    """folder that holds cifar-10-batches-bin; None: the environment's SPEQUANT_DATA"""
+    """folder that holds cifar-10-batches-bin, cifar-100-binary or fashion-mnist; None: the environment's SPEQUANT_DATA;
+    Fashion-MNIST is found where Debian's package puts it, too"""
     download: bool = False
-    """fetch CIFAR-10 with torchvision where root does not hold it"""
+    """fetch the set with torchvision where root does not hold it"""
     images: int | None = None
     """train on the first so many images alone, and hold out from those after them; None: all"""
     held_out: int = 5000
@@ -32,7 +33,7 @@ class Data:
 class Network:
     """The float network to start from."""
 
-    name: Literal["resnet8", "resnet20", "resnet32", "resnet44", "resnet56"] = "resnet20"
+    name: Literal["resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "vgg16_bn", "mobilenet_v2"] = "resnet20"
     weights: Path | None = None
     """float weights (.th, .safetensors), or the folder of a float run; None: random"""
 
