@@ -40,6 +40,7 @@ class Quantizer(nn.Module):
     """
 
     stored = True  # a range kept between forwards; False: the bounds follow from the tensor alone
+    fits_few = True  # False: bounds right for many values alone, so that a depthwise weight gets another quantizer
     rule: Rule | None = None  # the quantizer's own way to choose its clip; None: the one given to calibrate
     saturate = True
     inner = False

@@ -90,6 +90,7 @@ def build_quantized(model: nn.Module, choice: Quantization) -> nn.Module:
         model,
         weight=None if choice.weight_bits is None else weight(choice.weight_bits),
         act=None if choice.act_bits is None else act(choice.act_bits, **settings),
+        depthwise=None if choice.depthwise is None else quantizers.by_name[choice.depthwise](choice.weight_bits),
         ends=(weight(choice.end_bits), act(choice.end_bits)),
         residual=act(choice.residual_bits),
         per_channel=choice.per_channel,

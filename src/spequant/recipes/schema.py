@@ -44,6 +44,8 @@ class Quantization:
 
     weight: Literal["sawb", "lsq", "dorefa", "least-squares", "minmax", "pact"] = "sawb"
     weight_bits: int | None = 2
+    depthwise: Literal["lsq", "least-squares", "sawb", "dorefa", "minmax"] | None = None
+    """of depthwise convolutions, one range a channel, at weight_bits; None: as weight, but least-squares for sawb"""
     act: Literal["pact", "lsq", "dorefa", "minmax"] = "pact"
     act_bits: int | None = 2
     act_decay: float = 2e-4
