@@ -97,6 +97,10 @@ class Training:
     schedule: Literal["cosine", "one-cycle", "step"] = "one-cycle"
     precision: Literal["fp32", "bf16"] = "bf16"
     """autocast of the training steps; quantization and evaluation stay fp32"""
+    freeze_threshold: float | None = None
+    """freeze weights of 4 bits or fewer that oscillate more often than this (share of steps); None: none"""
+    freeze_threshold_end: float | None = None
+    """where a half cosine takes that threshold by the end of training; None: it stays"""
     compile: bool = True
     seed: int = 0
     device: str = "auto"
