@@ -11,7 +11,7 @@ import pytest
 import torch
 
 UNPACK = Path(__file__).resolve().parents[2] / "shared" / "data" / "unpack.py"
-FOLDERS = ("cifar-10-batches-bin", "weights")
+FOLDERS = {"cifar10": "cifar-10-batches-bin", "cifar100": "cifar-100-binary", "weights": "weights"}
 
 torch.set_num_threads(1)  # xdist runs a worker a core; more threads than cores only slows them down
 
@@ -26,33 +26,44 @@ def fixed_seed() -> None:
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder that holds `cifar-10-batches-bin/` and `weights/`; the test is skipped where no source of it exists."""
+    return _folder_with("cifar10", "weights")
+
+
+@pytest.fixture(scope="session")
+def cifar100_data() -> Path:
+    """Folder that holds `cifar-100-binary/`; the test is skipped where no source of it exists."""
+    return _folder_with("cifar100")
+
+
+def _folder_with(*names: str) -> Path:
+    """SPEQUANT_DATA, or the cache, with the sets called `names` in `FOLDERS`."""
     named = os.environ.get("SPEQUANT_DATA")
     if named:
-        absent = _absent(Path(named))
+        absent = _absent(Path(named), names)
         if absent:
-            pytest.skip(f"SPEQUANT_DATA={named} lacks {', '.join(absent)}")
+            pytest.skip(f"SPEQUANT_DATA={named} lacks {', '.join(FOLDERS[name] for name in absent)}")
         return Path(named)
     if not UNPACK.is_file():
         pytest.skip(f"no data: SPEQUANT_DATA is not set and {UNPACK} is absent")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spequant" / "data"
-    _unpack_once(cache)
+    _unpack_once(cache, names)
     return cache
 
 
-def _absent(folder: Path) -> list[str]:
-    """Names out of `FOLDERS` that `folder` does not hold."""
-    return [name for name in FOLDERS if not (folder / name).is_dir()]
+def _absent(folder: Path, names: tuple[str, ...]) -> list[str]:
+    """Those of `names` whose folder is not below `folder`."""
+    return [name for name in names if not (folder / FOLDERS[name]).is_dir()]
 
 
-def _unpack_once(cache: Path) -> None:
+def _unpack_once(cache: Path, names: tuple[str, ...]) -> None:
     """Run `unpack.py` unless its result is there; xdist's workers queue at a lock and find it done."""
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not _absent(cache):
+        absent = _absent(cache, names)
+        if not absent:
             return
-        done = subprocess.run(
-            [sys.executable, str(UNPACK), str(cache), "cifar10", "weights"], capture_output=True, text=True, check=False
-        )
+        command = [sys.executable, str(UNPACK), str(cache), *absent]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"{UNPACK} failed with status {done.returncode}:\n{done.stdout}{done.stderr}")

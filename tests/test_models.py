@@ -1,4 +1,4 @@
-"""The CIFAR ResNets: sizes, shortcuts, names, float weights."""
+"""The CIFAR networks: sizes, shortcuts, names, float weights."""
 
 import pytest
 import torch
@@ -9,7 +9,15 @@ from spequant.data import eval_batches, load_cifar10
 from spequant.models.resnet_cifar import OptionA
 from spequant.train import evaluate
 
-PARAMETERS = {"resnet8": 75_290, "resnet20": 269_722, "resnet32": 464_154, "resnet44": 658_586, "resnet56": 853_018}
+PARAMETERS = {
+    "resnet8": 75_290,
+    "resnet20": 269_722,
+    "resnet32": 464_154,
+    "resnet44": 658_586,
+    "resnet56": 853_018,
+    "vgg16_bn": 14_724_042,
+    "mobilenet_v2": 2_236_682,
+}
 WEIGHTS = {"resnet20": "resnet20-12fca82f.th", "resnet32": "resnet32-d509ac18.th", "resnet56": "resnet56-4bfd9763.th"}
 ACCURACY = {"resnet20": 91.73, "resnet32": 92.63, "resnet56": 93.39}
 
@@ -29,9 +37,38 @@ def test_option_a_shortcut_is_a_strided_identity_convolution():
     assert torch.equal(OptionA(2, 8)(x), F.conv2d(x, kernel, stride=2))
 
 
-def test_residual_additions_are_marked():
-    marked = [m for m in models.resnet20().modules() if getattr(m, "residual_addition", False)]
-    assert len(marked) == 9
+@pytest.mark.parametrize("name", ["vgg16_bn", "mobilenet_v2", "resnet20"])
+def test_other_images_and_classes(name):
+    model = getattr(models, name)(classes=100, in_channels=1)
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 100)
+
+
+@pytest.mark.parametrize(("name", "additions"), [("resnet20", 9), ("mobilenet_v2", 10), ("vgg16_bn", 0)])
+def test_residual_additions_are_marked(name, additions):
+    marked = [m for m in getattr(models, name)().modules() if getattr(m, "residual_addition", False)]
+    assert len(marked) == additions and all(isinstance(m, models.ResidualAdd) for m in marked)
+
+
+def test_vgg_ends_in_the_usual_pooling():
+    model = models.vgg16_bn().eval()
+    x = torch.randn(2, 3, 32, 32)
+    literal = x
+    for stage in model.stages:
+        literal = F.max_pool2d(stage(literal), 2)
+    torch.testing.assert_close(model(x), model.linear(literal.flatten(1)))
+
+
+def test_mobilenet_v2_computes_as_torchvisions():
+    torchvision = pytest.importorskip("torchvision")
+    ours, other = models.mobilenet_v2().eval(), torchvision.models.mobilenet_v2(num_classes=10).eval()
+    other.features[0][0].stride = other.features[2].conv[1][0].stride = (1, 1)  # what CIFAR's adaptation changes
+    other.load_state_dict(dict(zip(other.state_dict(), ours.state_dict().values(), strict=True)))
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(ours(x), other(x))
+    hooked = []
+    ours.conv2.register_forward_pre_hook(lambda _, inputs: hooked.append(tuple(inputs[0].shape)))
+    ours(x)
+    assert hooked == [(2, 320, 4, 4)]
 
 
 def test_weight_file_errors_name_the_file(tmp_path):

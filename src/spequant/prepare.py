@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from spequant.layers import QUANTIZABLE, QuantizedAdd, QuantizedLayer, act_slots
-from spequant.quantizers import Quantizer
+from spequant.quantizers import LeastSquares, Quantizer
 
 Choice = Quantizer | int | None
 """A quantizer to copy; or bits for the model's own kind of quantizer; or None, float."""
@@ -24,6 +24,7 @@ def prepare(
     *,
     weight: Quantizer | None,
     act: Quantizer | None,
+    depthwise: Quantizer | None = None,
     ends: Override = 8,
     residual: Choice = 8,
     overrides: Mapping[str, Override] | None = None,
@@ -34,11 +35,14 @@ def prepare(
 
     weight, act: a quantizer of the wanted kind and bits, copied for each layer; None leaves all weights, or all
       activations, float.
+    depthwise: the weight quantizer of depthwise convolutions (groups = input channels > 1), which always have one range
+      a channel, of nine weights as a rule. None: `weight`, or where its ranges need many values (SAWB), LeastSquares on
+      the same levels.
     ends: of the first and the last layer in the model's order: bits, a (weight, act) pair, or None (float).
     residual: of the addends of additions that the network marks (modules with the attribute `residual_addition = True`
       and `forward(branch, shortcut)`); bits, an activation quantizer, or None. Float where `act` is None.
-    overrides: {pattern of layer names: bits, (weight, act) pair or None}; the last match wins, over `ends`
-      too. Patterns are those of the shell: "layer1.*".
+    overrides: {pattern of layer names: bits, (weight, act) pair or None}; the last match wins, over `ends` and
+      `depthwise` too. Patterns are those of the shell: "layer1.*".
     skip: patterns of layers that stay as they are; the ends are the first and last of the others.
     per_channel: one weight range an output channel in place of one a layer.
 
@@ -46,13 +50,7 @@ def prepare(
     before it runs. ValueError: a pattern that matches no layer, nothing to quantize, bits out of range, a model that
     is prepared already.
     """
-    if any(isinstance(m, QuantizedLayer | QuantizedAdd) for m in model.modules()):
-        raise ValueError("model is prepared already; unprepare it first, or prepare the float model")
-    for argument, template in (("weight", weight), ("act", act)):
-        if template is not None and not isinstance(template, Quantizer):
-            raise ValueError(
-                f"{argument} is {template!r}; expected a quantizer such as PACT(2), or None to leave it float"
-            )
+    _check_arguments(model, weight, act, depthwise)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, QUANTIZABLE)}
     _check_patterns([*skip, *(overrides or {})], layers)
     layers = {n: m for n, m in layers.items() if not _matches(n, skip)}
@@ -64,12 +62,13 @@ def prepare(
     _check_weights(layers)
     model = copy.deepcopy(model)
     layers = {n: model.get_submodule(n) for n in layers}
-    choices: dict[str, Override] = dict.fromkeys(layers, (weight, act))
+    weights = _weight_kinds(layers, weight, depthwise)
+    choices: dict[str, Override] = {n: (kind, act) for n, kind in weights.items()}
     names = list(layers)
     choices[names[0]] = choices[names[-1]] = ends
     for pattern, override in (overrides or {}).items():
         choices.update(dict.fromkeys((n for n in names if fnmatchcase(n, pattern)), override))
-    made = _quantized_layers(layers, choices, weight, act, per_channel)
+    made = _quantized_layers(layers, choices, weights, act, per_channel)
     if residual is not None and act is not None:
         made |= _quantized_adds(model, residual, act)
     if not made:
@@ -106,10 +105,25 @@ def share(model: nn.Module, groups: Sequence[Sequence[tuple[nn.Module, str]]]) -
             setattr(module, attribute, quantizer)
 
 
+def _weight_kinds(
+    layers: Mapping[str, nn.Module], weight: Quantizer | None, depthwise: Quantizer | None
+) -> dict[str, Quantizer | None]:
+    """{layer: the kind of quantizer of its weight}."""
+    if depthwise is None:
+        depthwise = weight if weight is None or weight.fits_few else LeastSquares(weight.bits, zero=False)
+    elif not any(_is_depthwise(layer) for layer in layers.values()):
+        raise ValueError(f"depthwise is {depthwise!r}, but no layer outside skip is a depthwise convolution")
+    return {name: depthwise if _is_depthwise(layer) else weight for name, layer in layers.items()}
+
+
+def _is_depthwise(layer: nn.Module) -> bool:
+    return getattr(layer, "groups", 1) == getattr(layer, "in_channels", 0) > 1
+
+
 def _quantized_layers(
     layers: Mapping[str, nn.Module],
     choices: Mapping[str, Override],
-    weight: Quantizer | None,
+    weights: Mapping[str, Quantizer | None],
     act: Quantizer | None,
     per_channel: bool,
 ) -> dict[int, nn.Module]:
@@ -121,7 +135,8 @@ def _quantized_layers(
         if isinstance(choice, Quantizer):
             raise ValueError(f"{name}: {choice!r} alone does not say whether it is for weight or act; give a pair")
         pair = choice if isinstance(choice, tuple) else (choice, choice)
-        w = _make(pair[0], weight, name, of_weight=True, shape=_range_shape(layer) if per_channel else ())
+        shape = _range_shape(layer) if per_channel or _is_depthwise(layer) else ()
+        w = _make(pair[0], weights[name], name, of_weight=True, shape=shape)
         a = _make(pair[1], act, name, of_weight=False, shape=())
         if w is not None:
             w = by_weight.setdefault(id(layer.weight), w)
@@ -157,7 +172,7 @@ def _make(choice: Choice, template: Quantizer | None, name: str, *, of_weight: b
 def _range_shape(layer: nn.Module) -> tuple[int, ...]:
     """Shape of one range an output channel, broadcastable against the layer's weight."""
     weight: Tensor = layer.weight  # type: ignore[assignment]
-    axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+    axis = 1 if isinstance(layer, nn.ConvTranspose2d) and not _is_depthwise(layer) else 0
     return tuple(size if d == axis else 1 for d, size in enumerate(weight.shape))
 
 
@@ -171,6 +186,18 @@ def _check_patterns(patterns: Sequence[str], layers: Mapping[str, nn.Module]) ->
             raise ValueError(
                 f"pattern {pattern!r} matches no layer; layers that can be quantized: {', '.join(layers) or 'none'}"
             )
+
+
+def _check_arguments(
+    model: nn.Module, weight: Quantizer | None, act: Quantizer | None, depthwise: Quantizer | None
+) -> None:
+    if any(isinstance(m, QuantizedLayer | QuantizedAdd) for m in model.modules()):
+        raise ValueError("model is prepared already; unprepare it first, or prepare the float model")
+    for argument, template in (("weight", weight), ("act", act), ("depthwise", depthwise)):
+        if template is not None and not isinstance(template, Quantizer):
+            raise ValueError(f"{argument} is {template!r}; expected a quantizer such as PACT(2), or None")
+    if depthwise is not None and weight is None:
+        raise ValueError(f"depthwise is {depthwise!r}, but weight is None, which leaves all weights float")
 
 
 def _check_weights(layers: Mapping[str, nn.Module]) -> None:

@@ -44,13 +44,17 @@ def dorefa_act(x, grad, bits):
     return np.round(np.clip(x, 0, 1) * n) / n, grad * ((x >= 0) & (x <= 1))
 
 
-def least_squares_error(w, bits):
-    """Mean squared error of the best of 3000 steps, on 2^n - 1 levels (1 bit: +-mean|w|)."""
+def least_squares_error(w, bits, zero=True):
+    """Mean squared error of the best of 3000 steps, on 2^n - 1 levels (1 bit: +-mean|w|); `zero` False: 2^n up to
+    n = 4, half-way between."""
     if bits == 1:
         return ((np.abs(w) - np.abs(w).mean()) ** 2).mean()
-    half = (2**bits - 2) / 2
+    even = not zero and bits <= 4
+    half = (2**bits - 1) / 2 if even else (2**bits - 2) / 2
+    shift = 0.5 if even else 0.0
+    codes = lambda d: np.minimum(np.round(np.abs(w) / d - shift) + shift, half)  # noqa: E731
     steps = np.linspace(1e-3, 1, 3000) * np.abs(w).max() / half
-    return min(((w - d * np.sign(w) * np.minimum(np.round(np.abs(w) / d), half)) ** 2).mean() for d in steps)
+    return min(((w - d * np.sign(w) * codes(d)) ** 2).mean() for d in steps)
 
 
 def symmetric(x, clip, bits):

@@ -1,5 +1,6 @@
-"""CIFAR-10 from disk: the official binary layout, or torchvision's pickled one."""
+"""CIFAR-10 and CIFAR-100 from disk: the official binary layout, or torchvision's pickled one."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +8,55 @@ import torch
 
 from spequant.data.images import ImageSet
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # those that the published float weights were trained with
-ROW = 1 + 3 * 32 * 32
-IMAGES = 10_000
-SOURCE = "https://www.cs.toronto.edu/~kriz/cifar.html (CIFAR-10 binary version)"
-FOLDER, PICKLED = "cifar-10-batches-bin", "cifar-10-batches-py"
-TRAIN_FILES = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
+PIXELS = 3 * 32 * 32
+SITE = "https://www.cs.toronto.edu/~kriz/cifar.html"
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """One of the two sets. A row of a binary file: `label_bytes` labels, of which the last counts, and the pixels."""
+
+    title: str  # also torchvision's class, without the hyphen
+    folder: str
+    pickled: str
+    train: tuple[str, ...]
+    test: str
+    rows: int  # of a training file
+    label_bytes: int
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def source(self) -> str:
+        return f"{SITE} ({self.title} binary version)"
+
+
+CIFAR10 = _Layout(
+    title="CIFAR-10",
+    folder="cifar-10-batches-bin",
+    pickled="cifar-10-batches-py",
+    train=tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
+    test="test_batch.bin",
+    rows=10_000,
+    label_bytes=1,
+    classes=10,
+    mean=(0.485, 0.456, 0.406),  # those that the published float weights were trained with
+    std=(0.229, 0.224, 0.225),
+)
+CIFAR100 = _Layout(
+    title="CIFAR-100",
+    folder="cifar-100-binary",
+    pickled="cifar-100-python",
+    train=("train.bin",),
+    test="test.bin",
+    rows=50_000,
+    label_bytes=2,
+    classes=100,
+    mean=(0.507, 0.487, 0.441),  # of the training images
+    std=(0.267, 0.256, 0.276),
+)
+TEST_ROWS = 10_000
 
 
 def load_cifar10(root: str | Path, download: bool = False) -> tuple[ImageSet, ImageSet]:
@@ -21,38 +65,56 @@ def load_cifar10(root: str | Path, download: bool = False) -> tuple[ImageSet, Im
     root: holds, or is, `cifar-10-batches-bin`; or holds torchvision's `cifar-10-batches-py`, which `download` fetches.
     FileNotFoundError or ValueError: a file that is missing or damaged, with its name and the size expected.
     """
-    root = Path(root)
-    folder = root if root.name == FOLDER else root / FOLDER
-    if not folder.is_dir() and (download or (root / PICKLED).is_dir()):
-        return _from_torchvision(root, True, download), _from_torchvision(root, False, download)
-    train = [_read(folder / name) for name in TRAIN_FILES]
-    return _image_set(np.concatenate(train)), _image_set(_read(folder / "test_batch.bin"))
+    return _load(CIFAR10, Path(root), download)
 
 
-def _read(path: Path) -> np.ndarray:
-    """Rows (10,000, 3073): label, then 3 planes of 32 x 32."""
+def load_cifar100(root: str | Path, download: bool = False) -> tuple[ImageSet, ImageSet]:
+    """(train, 50,000 images; test, 10,000), uint8 3 x 32 x 32, the 100 fine labels.
+
+    root: holds, or is, `cifar-100-binary`; or holds torchvision's `cifar-100-python`, which `download` fetches.
+    FileNotFoundError or ValueError: a file that is missing or damaged, with its name and the size expected.
+    """
+    return _load(CIFAR100, Path(root), download)
+
+
+def _load(layout: _Layout, root: Path, download: bool) -> tuple[ImageSet, ImageSet]:
+    folder = root if root.name == layout.folder else root / layout.folder
+    if not folder.is_dir() and (download or (root / layout.pickled).is_dir()):
+        return _from_torchvision(layout, root, True, download), _from_torchvision(layout, root, False, download)
+    train = [_read(layout, folder / name, layout.rows) for name in layout.train]
+    return _image_set(layout, np.concatenate(train)), _image_set(layout, _read(layout, folder / layout.test, TEST_ROWS))
+
+
+def _read(layout: _Layout, path: Path, rows: int) -> np.ndarray:
+    """(rows, label bytes and pixels)."""
+    expected = rows * (layout.label_bytes + PIXELS)
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} does not exist; expected {IMAGES * ROW} bytes, one of the six files of CIFAR-10's binary layout. "
-            f"Set data.root to the folder that holds {FOLDER}; to be had at {SOURCE}, or with data.download"
+            f"{path} does not exist; expected {expected} bytes, a file of {layout.title}'s binary layout. "
+            f"Set data.root to the folder that holds {layout.folder}; to be had at {layout.source}, or with "
+            "data.download"
         )
     size = path.stat().st_size
-    if size != IMAGES * ROW:
-        raise ValueError(f"{path} has {size} bytes; expected {IMAGES * ROW}. Fetch it anew from {SOURCE}")
-    rows = np.fromfile(path, np.uint8).reshape(IMAGES, ROW)
-    if rows[:, 0].max() > 9:
-        raise ValueError(f"{path} holds the label {rows[:, 0].max()}; expected 0 to 9. Fetch it anew from {SOURCE}")
-    return rows
+    if size != expected:
+        raise ValueError(f"{path} has {size} bytes; expected {expected}. Fetch it anew from {layout.source}")
+    content = np.fromfile(path, np.uint8).reshape(rows, -1)
+    largest = content[:, layout.label_bytes - 1].max()
+    if largest >= layout.classes:
+        raise ValueError(
+            f"{path} holds the label {largest}; expected 0 to {layout.classes - 1}. Fetch it anew from {layout.source}"
+        )
+    return content
 
 
-def _image_set(rows: np.ndarray) -> ImageSet:
-    images = torch.from_numpy(rows[:, 1:].reshape(-1, 3, 32, 32).copy())
-    return ImageSet(images, torch.from_numpy(rows[:, 0].astype(np.int64)), MEAN, STD, 10)
+def _image_set(layout: _Layout, rows: np.ndarray) -> ImageSet:
+    images = torch.from_numpy(rows[:, layout.label_bytes :].reshape(-1, 3, 32, 32).copy())
+    labels = torch.from_numpy(rows[:, layout.label_bytes - 1].astype(np.int64))
+    return ImageSet(images, labels, layout.mean, layout.std, layout.classes)
 
 
-def _from_torchvision(root: Path, train: bool, download: bool) -> ImageSet:
-    from torchvision.datasets import CIFAR10  # lazily: only this layout needs it
+def _from_torchvision(layout: _Layout, root: Path, train: bool, download: bool) -> ImageSet:
+    from torchvision import datasets  # lazily: only this layout needs it
 
-    data = CIFAR10(root, train=train, download=download)
+    data = getattr(datasets, layout.title.replace("-", ""))(root, train=train, download=download)
     images = torch.from_numpy(np.ascontiguousarray(data.data.transpose(0, 3, 1, 2)))
-    return ImageSet(images, torch.tensor(data.targets), MEAN, STD, 10)
+    return ImageSet(images, torch.tensor(data.targets), layout.mean, layout.std, layout.classes)

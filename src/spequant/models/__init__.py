@@ -1,6 +1,22 @@
 """Float networks and their weights."""
 
-from spequant.models.resnet_cifar import CifarResNet, ResidualAdd, resnet8, resnet20, resnet32, resnet44, resnet56
+from spequant.models.mobilenet_v2_cifar import CifarMobileNetV2, mobilenet_v2
+from spequant.models.residual import ResidualAdd
+from spequant.models.resnet_cifar import CifarResNet, resnet8, resnet20, resnet32, resnet44, resnet56
+from spequant.models.vgg_cifar import CifarVGG, vgg16_bn
 from spequant.models.weights import load_weights
 
-__all__ = ["CifarResNet", "ResidualAdd", "load_weights", "resnet8", "resnet20", "resnet32", "resnet44", "resnet56"]
+__all__ = [
+    "CifarMobileNetV2",
+    "CifarResNet",
+    "CifarVGG",
+    "ResidualAdd",
+    "load_weights",
+    "mobilenet_v2",
+    "resnet8",
+    "resnet20",
+    "resnet32",
+    "resnet44",
+    "resnet56",
+    "vgg16_bn",
+]

@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from spequant.functional import fake_quantize, quantize
+from spequant.functional import dequantize, fake_quantize, quantize
 
 Rule = Callable[["Quantizer", Tensor], Tensor]
 """(quantizer, values) -> clip: how calibration chooses the end of a stored range. See `ranges.py`."""
@@ -40,6 +40,7 @@ class Quantizer(nn.Module):
     """
 
     stored = True  # a range kept between forwards; False: the bounds follow from the tensor alone
+    fits_few = True  # False: bounds right for many values alone, so that a depthwise weight gets another quantizer
     rule: Rule | None = None  # the quantizer's own way to choose its clip; None: the one given to calibrate
     saturate = True
     inner = False
@@ -60,6 +61,10 @@ class Quantizer(nn.Module):
         self.calibrated = not self.stored
         self.watch: Callable[[Quantizer, Tensor], None] | None = None
         self._home = self.levels = level_tensor(2 if bits is None else self.level_count())
+        self.frozen: Tensor | None
+        self.frozen_codes: Tensor | None
+        self.register_buffer("frozen", None)  # bool: elements of a weight held at a code, by train/freezing.py;
+        self.register_buffer("frozen_codes", None)  # uint8: that code, and where none is held anything
 
     # --- the interface that a paper fills in -------------------------------------------------------------------
 
@@ -139,16 +144,32 @@ class Quantizer(nn.Module):
                 f"the {type(self).__name__} of {self.name or 'an unnamed layer'} has no range yet: "
                 "call spequant.calibrate(model, batches), or load a calibrated state, before running the model"
             )
-        return self.quantized(x)
+        y = self.quantized(x)
+        if self.frozen is None or self.frozen_codes is None:
+            return y
+        held = dequantize(self.frozen_codes.float(), *self.bounds(x), self.levels)
+        return torch.where(self.frozen, held.to(y.dtype), y)
 
     def quantized(self, x: Tensor) -> Tensor:
         """`x` on the grid in use."""
         low, high = self.bounds(x)
         return fake_quantize(x, low, high, self.levels, saturate=self.saturate, inner=self.inner)
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Codes of `x`, fp32 whole numbers from 0 to levels - 1, on the grid in use."""
+    def nearest(self, x: Tensor) -> Tensor:
+        """Codes, fp32 whole numbers, of the levels nearest to `x`."""
         return quantize(x, *self.bounds(x), self.levels)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Codes of `x`, fp32 whole numbers from 0 to levels - 1, on the grid in use; frozen weights keep theirs."""
+        codes = self.nearest(x)
+        if self.frozen is None or self.frozen_codes is None:
+            return codes
+        return torch.where(self.frozen, self.frozen_codes, codes)
+
+    def hold_codes(self, codes: Tensor) -> None:
+        """Make room for frozen elements of a weight, with `codes` for a start; none is frozen yet."""
+        self.frozen_codes = codes.to(torch.uint8)
+        self.frozen = torch.zeros_like(self.frozen_codes, dtype=torch.bool)
 
     def reduce(self, x: Tensor, how: Callable[..., Tensor]) -> Tensor:
         """`how` (torch.mean, torch.amax ...) over everything that shares a range; the result has `self.shape`."""
@@ -189,6 +210,8 @@ class Quantizer(nn.Module):
                 f"{prefix[:-1]}: the state holds a quantizer of {int(state[0]) or 'no'} bits, the model one of "
                 f"{self.bits or 'no'}; prepare the model with the bits that the state was trained at"
             )
+        if prefix + "frozen" in state_dict and self.frozen is None:
+            self.hold_codes(state_dict[prefix + "frozen_codes"].to(self._home.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _refuse_switched(self) -> None:

@@ -32,7 +32,7 @@ class DoReFa(Quantizer):
             return fake_quantize(x, *self.bounds(x), self.levels)
         return fake_quantize(self.squashed(x), *self.bounds(x), self.levels).to(x.dtype)
 
-    def encode(self, x: Tensor) -> Tensor:
+    def nearest(self, x: Tensor) -> Tensor:
         return quantize(self.squashed(x) if self.of_weight else x, *self.bounds(x), self.levels)
 
     def squashed(self, w: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from spequant.batch_norm import synchronise_batch_norm
 from spequant.data import Augment, ImageSet, eval_batches, train_batches
 from spequant.processes import portion, rank, world
 from spequant.recipes.build import build_data, build_method, build_network, build_quantized, calibrated
-from spequant.recipes.schema import Recipe
+from spequant.recipes.schema import Recipe, Training
 from spequant.train import (
     Evaluation,
     Snapshot,
@@ -26,6 +26,7 @@ from spequant.train import (
     parameter_groups,
     wrap,
 )
+from spequant.train.freezing import OscillationFreezer, annealed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -121,11 +122,21 @@ def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | No
         make_schedule(settings.schedule, optimizer, settings.epochs * steps),
         wrapped=wrap(model, compile=settings.compile),
         ema=settings.ema,
+        freezer=_freezer(model, settings, settings.epochs * steps),
         seed=settings.seed,
     )
     if snapshot is not None:
         state.restore(snapshot)
     return Assembly(recipe, accelerator, train, held, test, state)
+
+
+def _freezer(model: nn.Module, settings: Training, steps: int) -> OscillationFreezer | None:
+    first, last = settings.freeze_threshold, settings.freeze_threshold_end
+    if first is None:
+        return None
+    return OscillationFreezer(
+        model, threshold=first if last is None else lambda number: annealed(first, last, number / steps)
+    )
 
 
 def channels_last(model: nn.Module, device: torch.device) -> nn.Module:

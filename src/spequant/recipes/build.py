@@ -1,6 +1,7 @@
 """From a recipe's strings to objects: the only place where that happens."""
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from torch import nn
 
 from spequant import losses, models, quantizers
 from spequant.calibrate import calibrate
-from spequant.data import ImageSet, hold_out, load_cifar10, load_digits
+from spequant.data import ImageSet, hold_out, load_cifar10, load_cifar100, load_digits, load_fashion_mnist
 from spequant.methods import SPEQ, Distill, Method, Retrain, SPEQDistill
 from spequant.precision import Mix
 from spequant.prepare import prepare
@@ -18,6 +19,9 @@ from spequant.processes import world
 from spequant.quantizers import least_squares, percentile
 from spequant.recipes.folder import STATE
 from spequant.recipes.schema import Data, MethodChoice, Network, Quantization, Recipe
+
+Loader = Callable[[Path | None, bool], tuple[ImageSet, ImageSet]]
+"""(root, download) -> (train, test)"""
 
 
 def device_of(recipe: Recipe) -> torch.device:
@@ -27,18 +31,32 @@ def device_of(recipe: Recipe) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def build_data(choice: Data, device: torch.device) -> tuple[ImageSet, ImageSet | None, ImageSet]:
-    """(train, held out or None, test), on `device`."""
-    if choice.name == "digits":
-        train, test = load_digits()
-    else:
-        root = choice.root or os.environ.get("SPEQUANT_DATA")
+def _below_root(load: Callable[[Path, bool], tuple[ImageSet, ImageSet]], title: str) -> Loader:
+    """`load` for a set that is looked for below data.root alone."""
+
+    def checked(root: Path | None, download: bool) -> tuple[ImageSet, ImageSet]:
         if root is None:
             raise ValueError(
-                "data.root is not set; expected the folder of CIFAR-10: give --data.root DIR or set SPEQUANT_DATA "
+                f"data.root is not set; expected the folder of {title}: give --data.root DIR or set SPEQUANT_DATA "
                 "(--data.download fetches the set into it where there is a network)"
             )
-        train, test = load_cifar10(root, choice.download)
+        return load(root, download)
+
+    return checked
+
+
+LOADERS: dict[str, Loader] = {
+    "digits": lambda root, download: load_digits(),
+    "cifar10": _below_root(load_cifar10, "CIFAR-10"),
+    "cifar100": _below_root(load_cifar100, "CIFAR-100"),
+    "fashion-mnist": load_fashion_mnist,
+}
+
+
+def build_data(choice: Data, device: torch.device) -> tuple[ImageSet, ImageSet | None, ImageSet]:
+    """(train, held out or None, test), on `device`."""
+    root = choice.root or os.environ.get("SPEQUANT_DATA")
+    train, test = LOADERS[choice.name](Path(root) if root else None, choice.download)
     if choice.images is None:
         rest, held = hold_out(train, choice.held_out)
     else:
@@ -74,6 +92,7 @@ def build_quantized(model: nn.Module, choice: Quantization) -> nn.Module:
         model,
         weight=None if choice.weight_bits is None else weight(choice.weight_bits),
         act=None if choice.act_bits is None else act(choice.act_bits, **settings),
+        depthwise=None if choice.depthwise is None else quantizers.by_name[choice.depthwise](choice.weight_bits),
         ends=(weight(choice.end_bits), act(choice.end_bits)),
         residual=act(choice.residual_bits),
         per_channel=choice.per_channel,

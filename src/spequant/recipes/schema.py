@@ -13,11 +13,12 @@ from typing import Any, Literal
 class Data:
     """What the network learns from."""
 
-    name: Literal["digits", "cifar10"] = "cifar10"
+    name: Literal["digits", "cifar10", "cifar100", "fashion-mnist"] = "cifar10"
     root: Path | None = None
-    """folder that holds cifar-10-batches-bin; None: the environment's SPEQUANT_DATA"""
+    """folder that holds cifar-10-batches-bin, cifar-100-binary or fashion-mnist; None: the environment's SPEQUANT_DATA;
+    Fashion-MNIST is found where Debian's package puts it, too"""
     download: bool = False
-    """fetch CIFAR-10 with torchvision where root does not hold it"""
+    """fetch the set with torchvision where root does not hold it"""
     images: int | None = None
     """train on the first so many images alone, and hold out from those after them; None: all"""
     held_out: int = 5000
@@ -32,7 +33,7 @@ class Data:
 class Network:
     """The float network to start from."""
 
-    name: Literal["resnet8", "resnet20", "resnet32", "resnet44", "resnet56"] = "resnet20"
+    name: Literal["resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "vgg16_bn", "mobilenet_v2"] = "resnet20"
     weights: Path | None = None
     """float weights (.th, .safetensors), or the folder of a float run; None: random"""
 
@@ -43,6 +44,8 @@ class Quantization:
 
     weight: Literal["sawb", "lsq", "dorefa", "least-squares", "minmax", "pact"] = "sawb"
     weight_bits: int | None = 2
+    depthwise: Literal["lsq", "least-squares", "sawb", "dorefa", "minmax"] | None = None
+    """of depthwise convolutions, one range a channel, at weight_bits; None: as weight, but least-squares for sawb"""
     act: Literal["pact", "lsq", "dorefa", "minmax"] = "pact"
     act_bits: int | None = 2
     act_decay: float = 2e-4
@@ -101,6 +104,10 @@ class Training:
     """decay of a moving average of the weights, which is then the result, with batch norm of its own; None: none"""
     precision: Literal["fp32", "bf16"] = "bf16"
     """autocast of the training steps; quantization and evaluation stay fp32"""
+    freeze_threshold: float | None = None
+    """freeze weights of 4 bits or fewer that oscillate more often than this (share of steps); None: none"""
+    freeze_threshold_end: float | None = None
+    """where a half cosine takes that threshold by the end of training; None: it stays"""
     compile: bool = True
     sync_batch_norm: bool = True
     """with several processes, batch statistics over all of them"""

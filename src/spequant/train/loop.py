@@ -127,11 +127,11 @@ def train_step(state: TrainingState, batch: Any, accelerator: "Accelerator", cli
     state.optimizer.step()
     state.optimizer.zero_grad()
     state.schedule.step()
+    state.step += 1
     if state.freezer is not None:
-        state.freezer.step()
+        state.freezer.step(state.step)
     if state.ema is not None:
         state.ema.update_parameters(state.model)
-    state.step += 1
     return sums
 
 

@@ -1,0 +1,79 @@
+"""Fashion-MNIST from disk (Xiao, Rasul and Vollgraf 2017, arXiv 1708.07747): MNIST's idx files, plain or gzipped."""
+
+import gzip
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from spequant.data.images import ImageSet
+
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
+BELOW = ("", "fashion-mnist", "FashionMNIST/raw")  # where a root may hold it; the last is torchvision's
+SOURCE = "https://github.com/zalandoresearch/fashion-mnist, or Debian's package dataset-fashion-mnist"
+MEAN, STD = (0.286,), (0.353,)  # of the training images
+FILES = {
+    "train-images-idx3-ubyte": (60_000, 28, 28),
+    "train-labels-idx1-ubyte": (60_000,),
+    "t10k-images-idx3-ubyte": (10_000, 28, 28),
+    "t10k-labels-idx1-ubyte": (10_000,),
+}
+
+
+def load_fashion_mnist(root: str | Path | None = None, download: bool = False) -> tuple[ImageSet, ImageSet]:
+    """(train, 60,000 images; test, 10,000), uint8 1 x 28 x 28, ten kinds of clothes.
+
+    root: is, or holds as `fashion-mnist` or torchvision's `FashionMNIST/raw`, the folder of the four files. Without it,
+      or where it does not hold them: those of Debian's package; else torchvision fetches them into it if `download`.
+    FileNotFoundError or ValueError: a file that is missing or damaged, with its name and the size expected.
+    """
+    places = [Path(root) / below for below in BELOW] if root is not None else []
+    found = next((folder for folder in [*places, DEBIAN] if any(_file(folder, name) for name in FILES)), None)
+    if found is None and download and root is not None:
+        from torchvision.datasets import FashionMNIST  # lazily: only downloading needs it
+
+        FashionMNIST(root, download=True)
+        found = places[-1]
+    images, labels, test_images, test_labels = (
+        _read(found or (places or [DEBIAN])[0], name, shape) for name, shape in FILES.items()
+    )
+    return _image_set(images, labels), _image_set(test_images, test_labels)
+
+
+def _file(folder: Path, name: str) -> Path | None:
+    """The file called `name`, or `name`.gz."""
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+
+def _read(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The uint8 array of `shape` in an idx file: 0, 0, 8 for uint8, the number of axes, the axes big-endian, data."""
+    header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
+    expected = len(header) + int(np.prod(shape))
+    path = _file(folder, name)
+    if path is None:
+        raise FileNotFoundError(
+            f"{folder / name} (or .gz) does not exist; expected {expected} bytes, unpacked. Set data.root to the "
+            f"folder that holds it; to be had at {SOURCE}, or with data.download and data.root"
+        )
+    again = f"Fetch it anew from {SOURCE}"
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be unpacked ({error}); expected {expected} bytes in it. {again}") from error
+    if len(content) != expected:
+        raise ValueError(f"{path} has {len(content)} bytes, unpacked; expected {expected}. {again}")
+    if not content.startswith(header):
+        raise ValueError(
+            f"{path} begins with {content[: len(header)].hex()}; expected {header.hex()}, the header of a uint8 array "
+            f"of shape {shape}. {again}"
+        )
+    array = np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape)
+    if len(shape) == 1 and array.max() > 9:
+        raise ValueError(f"{path} holds the label {array.max()}; expected 0 to 9. {again}")
+    return array
+
+
+def _image_set(images: np.ndarray, labels: np.ndarray) -> ImageSet:
+    pixels = torch.from_numpy(images.copy()).unsqueeze(1)
+    return ImageSet(pixels, torch.from_numpy(labels.astype(np.int64)), MEAN, STD, 10)

@@ -1,0 +1,82 @@
+"""MobileNetV2 for small images: Sandler et al. 2018 (arXiv 1801.04381), table 2, with stride 1 in place of 2 in the
+stem and in the stage of width 24, so that 32 x 32 images end as 4 x 4.
+
+Float networks only; nothing here knows of quantization. torchvision's and timm's blocks do the same, but their residual
+additions are not modules, which they would have to be to be quantized.
+"""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from spequant.models.residual import ResidualAdd
+
+STEM, HEAD = 32, 1280
+STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+"""(expansion, width, blocks, stride of the first)"""
+
+
+class InvertedResidual(nn.Module):
+    """1 x 1 expansion, 3 x 3 depthwise convolution, 1 x 1 projection to a linear bottleneck; where neither size nor
+    width change, the input is added.
+
+    Activations are clipped at 6. A quantizer that clips the next layer's input below 6 (PACT, after calibration at few
+    bits) takes the place of that clip; PACT's `a` cannot stay above 6, where no input reaches it and its penalty alone
+    acts. The bottleneck, and so the input of the next expansion, is not clipped and has both signs.
+    """
+
+    def __init__(self, inputs: int, outputs: int, expansion: int, stride: int):
+        super().__init__()
+        hidden = inputs * expansion
+        if expansion > 1:
+            self.expand = nn.Conv2d(inputs, hidden, 1, bias=False)
+            self.bn1 = nn.BatchNorm2d(hidden)
+        else:
+            self.expand, self.bn1 = None, None
+        self.depthwise = nn.Conv2d(hidden, hidden, 3, stride, 1, groups=hidden, bias=False)
+        self.bn2 = nn.BatchNorm2d(hidden)
+        self.project = nn.Conv2d(hidden, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.add = ResidualAdd() if stride == 1 and inputs == outputs else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = x
+        if self.expand is not None and self.bn1 is not None:
+            branch = F.relu6(self.bn1(self.expand(branch)))
+        branch = F.relu6(self.bn2(self.depthwise(branch)))
+        branch = self.bn3(self.project(branch))
+        return branch if self.add is None else self.add(branch, x)
+
+
+class CifarMobileNetV2(nn.Module):
+    """Stem, 17 inverted residual blocks in seven stages, a 1 x 1 convolution, global average pool, linear."""
+
+    def __init__(self, *, classes: int = 10, in_channels: int = 3):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, STEM, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(STEM)
+        blocks, width = [], STEM
+        for expansion, outputs, count, stride in STAGES:
+            for i in range(count):
+                blocks.append(InvertedResidual(width, outputs, expansion, stride if i == 0 else 1))
+                width = outputs
+        self.blocks = nn.Sequential(*blocks)
+        self.conv2 = nn.Conv2d(width, HEAD, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(HEAD)
+        self.linear = nn.Linear(HEAD, classes)
+        for m in self.modules():
+            if isinstance(m, nn.Conv2d):
+                nn.init.kaiming_normal_(m.weight, mode="fan_out")
+            elif isinstance(m, nn.Linear):
+                nn.init.normal_(m.weight, std=0.01)
+                nn.init.zeros_(m.bias)
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        x = F.relu6(self.bn1(self.conv1(x)))
+        x = F.relu6(self.bn2(self.conv2(self.blocks(x))))
+        return self.linear(x.mean((2, 3)))
+
+
+def mobilenet_v2(classes: int = 10, in_channels: int = 3) -> CifarMobileNetV2:
+    """2,236,682 parameters at 10 classes, 2,351,972 at 100."""
+    return CifarMobileNetV2(classes=classes, in_channels=in_channels)

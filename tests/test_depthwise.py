@@ -1,0 +1,131 @@
+"""Depthwise convolutions: which quantizer their few weights a channel get, and how well it fits them."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import spequant
+from reference import quantizers as literal
+from spequant.layers import weight_quantizers
+from spequant.models import mobilenet_v2
+from spequant.quantizers import LSQ, PACT, SAWB, DoReFa, LeastSquares, MinMax, least_squares
+from spequant.recipes.build import build_quantized
+from spequant.recipes.schema import Quantization
+
+
+def network(depthwise=None):
+    depthwise = depthwise or nn.Conv2d(8, 8, 3, padding=1, groups=8)
+    return nn.Sequential(nn.Conv2d(3, 8, 1), depthwise, nn.Conv2d(8, 8, 1, groups=4), nn.Conv2d(8, 4, 1))
+
+
+def kinds(**options):
+    model = spequant.prepare(network(), **({"weight": SAWB(3), "act": PACT(3)} | options))
+    return {name: (type(q), q.bits, q.shape) for name, q in weight_quantizers(model).items()}
+
+
+def test_depthwise_weights_get_least_squares_a_channel_where_the_others_get_sawb():
+    assert kinds() == {
+        "0": (SAWB, 8, ()),
+        "1": (LeastSquares, 3, (8, 1, 1, 1)),
+        "2": (SAWB, 3, ()),  # grouped, not depthwise
+        "3": (SAWB, 8, ()),
+    }
+
+
+@pytest.mark.parametrize("kind", [LSQ, DoReFa, MinMax, LeastSquares])
+def test_other_quantizers_stay_with_one_range_a_channel(kind):
+    assert kinds(weight=kind(3))["1"] == (kind, 3, (8, 1, 1, 1))
+
+
+def test_the_keyword_chooses_another_and_overrides_and_ends_win():
+    assert kinds(depthwise=LSQ(4))["1"] == (LSQ, 4, (8, 1, 1, 1))
+    assert kinds(overrides={"1": 5})["1"] == (LeastSquares, 5, (8, 1, 1, 1))
+    assert kinds(depthwise=LSQ(4), overrides={"1": 5})["1"] == (LSQ, 5, (8, 1, 1, 1))
+    assert kinds(overrides={"1": (SAWB(3), 3)})["1"] == (SAWB, 3, (8, 1, 1, 1))
+    assert "1" not in kinds(overrides={"1": None})
+    assert kinds(skip=["0"])["1"] == (LeastSquares, 8, (8, 1, 1, 1))  # now the first layer
+    assert kinds(skip=["0"], ends=(MinMax(8), 8))["1"] == (MinMax, 8, (8, 1, 1, 1))
+
+
+def test_a_keyword_without_effect_is_refused():
+    plain = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 1))
+    for model, options, message in [
+        (plain, {"depthwise": LSQ(2)}, "no layer outside skip is a depthwise convolution"),
+        (network(), {"depthwise": LSQ(2), "weight": None}, "weight is None"),
+        (network(), {"depthwise": 2}, "depthwise is 2; expected a quantizer"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            spequant.prepare(model, **({"weight": SAWB(2), "act": PACT(2)} | options))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(8, 16, 3, padding=1, groups=8),
+        nn.ConvTranspose2d(8, 8, 3, padding=1, groups=8),
+        nn.ConvTranspose2d(8, 16, 3, padding=1, groups=8),
+    ],
+)
+@pytest.mark.parametrize("depthwise", [None, LSQ(2)])
+def test_multiplied_and_transposed_ones(layer, depthwise):
+    inputs = layer.weight.shape[0]
+    tail = nn.Conv2d(layer.out_channels, 8, 1)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), layer, tail)
+    model = spequant.prepare(model, weight=SAWB(2), act=PACT(2), depthwise=depthwise)
+    x = torch.randn(64, 3, 6, 6)
+    spequant.calibrate(model, [x], samples=64)
+    q = model[1].weight_quantizer
+    assert q.shape == (inputs, 1, 1, 1) and model(x).isfinite().all()
+    rows = q(layer.weight).detach().flatten(1)
+    assert all(len(row.unique()) <= 4 for row in rows) and len(rows.unique()) > 4
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+def test_least_squares_fits_nine_samples_better_than_sawb(bits):
+    w = torch.randn(300, 1, 3, 3) * torch.rand(300, 1, 1, 1)
+    shape = (300, 1, 1, 1)
+    best, lsq = LeastSquares(bits, zero=False, shape=shape, of_weight=True), LSQ(bits, shape=shape, of_weight=True)
+    assert best.level_count() == SAWB(bits).level_count()
+    lsq.fit(w, least_squares)
+    with torch.no_grad():
+        ours, other, per_tensor, sawb = (
+            float((q(w) - w).square().mean()) for q in (best, lsq, SAWB(bits), SAWB(bits, shape=shape))
+        )
+    assert ours <= sawb + 1e-9 and ours < 0.9 * per_tensor and other < 0.9 * per_tensor
+    if bits > 1:  # at one bit SAWB's clip, E|w|, is the best
+        assert ours < 0.9 * sawb
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_least_squares_on_nine_samples_is_near_the_best_of_many_steps(bits, zero):
+    q = LeastSquares(bits, zero=zero, shape=(16, 1, 1, 1), of_weight=True)
+    w = torch.distributions.Laplace(0.0, 1.0).sample((16, 1, 3, 3))
+    error = (q(w) - w).square().flatten(1).mean(1).double().numpy()
+    least = [literal.least_squares_error(row.double().numpy(), bits, zero) for row in w.flatten(1)]
+    assert np.mean(error) <= 1.05 * np.mean(least)
+    parts = [LeastSquares(bits, zero=zero, of_weight=True)(row) for row in w]
+    torch.testing.assert_close(q(w), torch.stack(parts))
+
+
+def test_mobilenet_v2_and_the_recipes_field():
+    model = build_quantized(mobilenet_v2(), Quantization())
+    found = [q for q in weight_quantizers(model).values() if isinstance(q, LeastSquares)]
+    assert len(found) == 17 and all(q.bits == 2 and not q.zero and q.shape[0] > 1 for q in found)
+    model = build_quantized(mobilenet_v2(), Quantization(weight_bits=4, depthwise="lsq"))
+    assert sum(isinstance(q, LSQ) and q.bits == 4 for q in weight_quantizers(model).values()) == 17
+
+
+def test_mobilenet_v2_is_calibrated_and_trains():
+    model = spequant.prepare(mobilenet_v2(), weight=SAWB(2), act=PACT(2))
+    batch = torch.randn(32, 3, 16, 16), torch.randint(0, 10, (32,))
+    spequant.calibrate(model, [batch], samples=32)
+    assert model.blocks[3].expand.act_quantizer.signed  # the linear bottleneck
+    assert not model.blocks[3].depthwise.act_quantizer.signed
+    assert float(model.blocks[3].depthwise.act_quantizer.clip.detach()) <= 6  # ReLU6
+    losses = spequant.SPEQ()(model, batch)
+    losses.total.backward()
+    assert losses.total.isfinite() and all(
+        p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad
+    )
