@@ -25,7 +25,7 @@ from spequant.train import files
 
 def recipe():
     made = RECIPES["digits-w2a2-speq"]()
-    train = replace(made.train, epochs=2, checkpoint_every=3, ema=0.9, device="cpu")
+    train = replace(made.train, epochs=2, checkpoint_every=3, ema=0.9, freeze_threshold=0.005, device="cpu")
     data = replace(made.data, images=512, held_out=97)
     return replace(made, train=train, network=replace(made.network, weights=None), data=data)
 

@@ -144,6 +144,8 @@ class _Run:
     def epoch(self, progress: Progress) -> None:
         measured = (progress.epoch + 1) % self.recipe.data.measure_every == 0
         row = {**progress.row(), **(self.held_out(self.state.model) if measured else {})}
+        if self.state.freezer is not None:
+            row["frozen"] = self.state.freezer.frozen_share()
         self.write({"kind": "epoch", **row})
         self.assembly.accelerator.log({k: v for k, v in row.items() if k != "epoch"}, step=self.state.step)
         self.reporter.epoch({**row, "epochs": progress.epochs})
