@@ -119,8 +119,8 @@ def test_mobilenet_v2_and_the_recipes_field():
 
 def test_mobilenet_v2_is_calibrated_and_trains():
     model = spequant.prepare(mobilenet_v2(), weight=SAWB(2), act=PACT(2))
-    batch = torch.randn(32, 3, 16, 16), torch.randint(0, 10, (32,))
-    spequant.calibrate(model, [batch], samples=32)
+    batch = torch.randn(8, 3, 16, 16), torch.randint(0, 10, (8,))
+    spequant.calibrate(model, [batch], samples=8)
     assert model.blocks[3].expand.act_quantizer.signed  # the linear bottleneck
     assert not model.blocks[3].depthwise.act_quantizer.signed
     assert float(model.blocks[3].depthwise.act_quantizer.clip.detach()) <= 6  # ReLU6
