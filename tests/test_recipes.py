@@ -15,7 +15,6 @@ ROWS = {
     "cifar10-vgg16-w2a2-speq": (3, 10, "CifarVGG"),
     "cifar100-resnet32-w2a2-speq": (3, 100, "CifarResNet"),
     "cifar100-mobilenetv2-w2a2-speq": (3, 100, "CifarMobileNetV2"),
-    "cifar100-mobilenetv2-w4a4-retrain": (3, 100, "CifarMobileNetV2"),
     "fashion-resnet20-w2a2-speq": (1, 10, "CifarResNet"),
 }
 
