@@ -19,9 +19,9 @@ def test_cifar100(cifar100_data):
     assert torch.bincount(train.labels).tolist() == [500] * 100 and torch.bincount(test.labels).tolist() == [100] * 100
     row = np.fromfile(cifar100_data / "cifar-100-binary" / "test.bin", np.uint8, 3074, offset=7 * 3074)
     assert int(test.labels[7]) == row[1] and test.images[7].flatten().tolist() == row[2:].tolist()
-    pixels = train.images.transpose(0, 1).flatten(1).float() / 255
-    torch.testing.assert_close(pixels.mean(1), torch.tensor(train.mean), rtol=0, atol=1e-3)
-    torch.testing.assert_close(pixels.std(1), torch.tensor(train.std), rtol=0, atol=1e-3)
+    pixels = train.images[::10].transpose(0, 1).flatten(1).float() / 255
+    torch.testing.assert_close(pixels.mean(1), torch.tensor(train.mean), rtol=0, atol=5e-3)
+    torch.testing.assert_close(pixels.std(1), torch.tensor(train.std), rtol=0, atol=5e-3)
 
 
 def test_damaged_or_missing_cifar100_names_the_file(tmp_path):

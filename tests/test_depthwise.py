@@ -117,15 +117,9 @@ def test_mobilenet_v2_and_the_recipes_field():
     assert sum(isinstance(q, LSQ) and q.bits == 4 for q in weight_quantizers(model).values()) == 17
 
 
-def test_mobilenet_v2_is_calibrated_and_trains():
+def test_mobilenet_v2_has_signed_bottlenecks_and_clips_within_relu6():
     model = spequant.prepare(mobilenet_v2(), weight=SAWB(2), act=PACT(2))
-    batch = torch.randn(32, 3, 16, 16), torch.randint(0, 10, (32,))
-    spequant.calibrate(model, [batch], samples=32)
-    assert model.blocks[3].expand.act_quantizer.signed  # the linear bottleneck
-    assert not model.blocks[3].depthwise.act_quantizer.signed
-    assert float(model.blocks[3].depthwise.act_quantizer.clip.detach()) <= 6  # ReLU6
-    losses = spequant.SPEQ()(model, batch)
-    losses.total.backward()
-    assert losses.total.isfinite() and all(
-        p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad
-    )
+    spequant.calibrate(model, [torch.randn(8, 3, 16, 16)], samples=8, reestimate=False)
+    block = model.blocks[3]
+    assert block.expand.act_quantizer.signed and not block.depthwise.act_quantizer.signed
+    assert float(block.depthwise.act_quantizer.clip.detach()) <= 6
