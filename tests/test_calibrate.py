@@ -1,11 +1,14 @@
 """`calibrate`: ranges, signs, sharing, batch norm, and layers that never ran."""
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
 
 import spequant
 from spequant.layers import act_quantizers, weight_quantizers
+from spequant.methods.base import penalties
 from spequant.models import resnet8
 from spequant.quantizers import LSQ, PACT, SAWB, DoReFa, MinMax, percentile
 
@@ -154,3 +157,108 @@ def test_weights_only_models_and_dorefa():
         model = spequant.prepare(nn.Sequential(nn.Linear(4, 4)), ends=2, **options)
         spequant.calibrate(model, [torch.randn(8, 4)], samples=8)
         assert model(torch.randn(3, 4)).isfinite().all()
+
+
+@pytest.mark.parametrize("width", [384, 3 * 5 * 7, 96])
+def test_every_column_is_met_and_a_few_outliers_do_not_decide(width):
+    x = torch.rand(1024, width)
+    x[:, 1::3] *= 4
+    model = spequant.prepare(nn.Sequential(nn.Linear(width, 4)), weight=None, act=PACT(2), ends=2)
+    spequant.calibrate(model, [x], rule=percentile(99.0), reestimate=False)
+    assert float(act_quantizers(model)["0"].clip.detach()) == pytest.approx(float(x.flatten().quantile(0.99)), rel=0.02)
+
+    x = torch.randn(1024, 4096).relu()
+    x[::128, 0] = 100.0  # 8 of 4.2 million, one the largest of each batch
+    model = spequant.prepare(nn.Sequential(nn.Linear(4096, 4)), weight=None, act=PACT(2), ends=2)
+    spequant.calibrate(model, x.split(128), reestimate=False)
+    assert float(act_quantizers(model)["0"].clip.detach()) < 3
+    model = spequant.prepare(nn.Sequential(nn.Linear(4096, 4)), weight=None, act=MinMax(8), ends=8)
+    spequant.calibrate(model, x.split(128), reestimate=False)
+    assert float(act_quantizers(model)["0"].clip.detach()) == 100
+
+
+class TwoLevels(nn.Module):
+    """One head on two tensors, and another layer on the second of them alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.down, self.head, self.out = (nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, x):
+        first = self.stem(x) * 10
+        second = first.relu() * 0.1
+        return self.out(self.head(first) + self.head(second) + self.down(second))
+
+
+def test_a_layer_used_on_two_tensors_shares_with_no_one_that_reads_one_of_them():
+    torch.manual_seed(1)
+    x = torch.randn(256, 4)
+    floating = TwoLevels()
+    model = spequant.prepare(floating, weight=SAWB(8), act=PACT(8))
+    spequant.calibrate(model, [x], samples=256)
+    assert model.head.act_quantizer is not model.down.act_quantizer
+    assert model.head.act_quantizer.signed and not model.down.act_quantizer.signed
+    assert (model(x) - floating(x)).norm() < 0.05 * floating(x).norm()
+
+
+def test_calibrating_again_decides_signs_again_and_keeps_frozen_modules():
+    model = spequant.prepare(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), weight=None, act=PACT(4), ends=4)
+    model[1].eval()  # frozen by its user
+    spequant.calibrate(model, [torch.rand(64, 4)], samples=64)
+    assert not model[0].act_quantizer.signed
+    spequant.calibrate(pickle.loads(pickle.dumps(model)), [torch.randn(64, 4)], samples=64)
+    fresh = spequant.prepare(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), weight=None, act=PACT(4), ends=4)
+    fresh.load_state_dict(model.state_dict())
+    for again in (model, fresh):
+        spequant.calibrate(again, [torch.randn(64, 4)], samples=64)
+        assert again[0].act_quantizer.signed and int(again[0].act_quantizer.levels) == 15
+    assert model.training and model[0].training and not model[1].training
+
+
+def test_two_prepared_networks_in_one_model():
+    def made():
+        return spequant.prepare(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), weight=SAWB(2), act=PACT(2), ends=2)
+
+    model = nn.Sequential(made(), made())
+    spequant.calibrate(model, [torch.randn(64, 4)], samples=64)
+    assert len(act_quantizers(model)) == 4
+    with spequant.precision(model, spequant.Fixed(8)):
+        assert {int(q.levels) for q in act_quantizers(model).values()} == {255}
+    assert float(penalties(model)) == pytest.approx(sum(float(penalties(part)) for part in model))
+
+
+def test_a_tensor_of_zeros_gets_a_range_that_can_be_trained():
+    model = spequant.prepare(nn.Sequential(nn.Linear(4, 4)), weight=None, act=PACT(2), ends=2)
+    spequant.calibrate(model, [torch.zeros(64, 4)], samples=64)
+    model(torch.ones(8, 4)).sum().backward()
+    clip = model[0].act_quantizer.clip
+    assert float(clip.detach()) == 1 and clip.grad.abs() > 0
+
+
+def test_an_activation_without_a_sign_is_not_calibrated():
+    model = spequant.prepare(nn.Sequential(nn.Linear(4, 4)), weight=DoReFa(8), act=DoReFa(8), ends=8)
+    with pytest.raises(RuntimeError, match="has no range yet"):
+        model(torch.rand(8, 4))
+
+
+def test_batch_norm_is_not_measured_on_nothing():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    batches = iter([torch.randn(64, 4) + 3])
+    spequant.reestimate_batch_norm(model, batches)
+    before = model[1].running_mean.clone()
+    with pytest.raises(ValueError, match="batches are empty"):
+        spequant.reestimate_batch_norm(model, batches)
+    assert torch.equal(before, model[1].running_mean)
+
+
+def test_samples_are_counted_in_nested_batches():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, pair):
+            return self.fc(pair[0] + pair[1])
+
+    model = spequant.prepare(Two(), weight=SAWB(2), act=PACT(2))
+    spequant.calibrate(model, [((torch.rand(64, 4), torch.rand(64, 4)), torch.zeros(64))], samples=64)

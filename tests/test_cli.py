@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from spequant.cli import main
 from spequant.layers import act_quantizers
@@ -112,3 +114,51 @@ def test_the_penalty_on_clips_comes_from_the_recipe():
     decays = {(q.bits, q.decay) for q in act_quantizers(model).values() if isinstance(q, PACT)}
     assert decays == {(2, 0.5), (8, 2e-4)}  # ends and addends keep their own
     assert build_quantized(resnet8(in_channels=1), dataclasses.replace(choice, act="lsq"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    main(["train", "digits-w2a2-retrain", "--network.weights", "None", *SHORT, "--out", str(folder)])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("model.safetensors", b"short", "model.safetensors is no readable weight file"),
+        ("recipe.json", b"[]", "recipe.json: recipe is \\[\\]; expected an object"),
+        ("recipe.json", b"{", "recipe.json: recipe is no JSON"),
+        ("recipe.json", b'"resnet8"', '"resnet9"'),
+        ("recipe.json", b'"sawb"', '"minmax"'),
+    ],
+)
+def test_a_damaged_run_is_refused(finished, tmp_path, file, content, said, capsys):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(finished, damaged)
+    if said.startswith('"'):
+        (damaged / file).write_bytes((damaged / file).read_bytes().replace(content, said.encode()))
+        said = "recipe.network.name is 'resnet9'; expected one of" if "9" in said else "another kind of quantizer"
+    else:
+        (damaged / file).write_bytes(content)
+    with pytest.raises(SystemExit, match=said):
+        main(["evaluate", str(damaged)])
+    main(["runs", str(tmp_path)])  # one bad folder does not hide the others
+    assert "damaged" in capsys.readouterr().out
+
+
+def test_what_is_no_state_dict_is_refused(tmp_path):
+    torch.save(torch.zeros(3), tmp_path / "tensor.th")
+    with pytest.raises(SystemExit, match=r"tensor\.th holds a Tensor; expected tensors by name"):
+        main(
+            [
+                "train",
+                "digits-w2a2-retrain",
+                "--network.weights",
+                str(tmp_path / "tensor.th"),
+                "--out",
+                str(tmp_path / "x"),
+            ]
+        )
+    with pytest.raises(SystemExit, match="recipes takes no arguments"):
+        main(["recipes", "foo"])

@@ -60,3 +60,12 @@ def test_an_ensemble_has_the_mean_of_its_soft_labels():
     mean = torch.stack([(z / 2).softmax(-1) for z in passes]).mean(0)
     torch.testing.assert_close((ensemble(passes, 2.0) / 2).softmax(-1), mean)
     assert ensemble(passes[:1], 2.0) is passes[0]
+
+
+def test_classes_masked_with_minus_infinity_count_for_nothing(logits):
+    student, teacher = logits
+    masked = torch.tensor([False] * 8 + [True] * 2)
+    value = kl(student.masked_fill(masked, -math.inf), teacher.masked_fill(masked, -math.inf), 2.0)
+    assert float(value.detach()) == pytest.approx(float(kl(student.detach()[:, :8], teacher[:, :8], 2.0)), rel=1e-5)
+    value.backward()
+    assert torch.isfinite(student.grad).all()

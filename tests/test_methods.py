@@ -10,6 +10,7 @@ from torch import nn
 import spequant
 from spequant import SPEQ, Distill, Mix, Retrain, SPEQDistill
 from spequant.layers import act_quantizers
+from spequant.losses import kl
 from spequant.models import resnet8
 from spequant.quantizers import LSQ, PACT, SAWB, Quantizer
 
@@ -222,3 +223,31 @@ def test_a_model_that_returns_no_tensor_asks_for_a_task():
 
     with pytest.raises(TypeError, match="the model returned dict; expected a tensor of logits"):
         spequant.Retrain()(Wrapped(4, 2), (torch.rand(3, 4), torch.zeros(3, dtype=torch.long)))
+
+
+def test_the_student_is_pulled_to_the_teacher_and_not_the_other_way_round(model, batch):
+    asked = []
+
+    def loss(student, teacher, temperature):
+        asked.append((student.requires_grad, teacher.requires_grad))
+        return kl(student, teacher, temperature)
+
+    speq = spequant.SPEQ(loss=loss)
+    losses = speq(model, batch)
+    assert asked == [(True, False)]
+    speq.step = 0
+    teacher, student = speq.teach(model, batch), model(batch[0])
+    assert float(losses.distill) == pytest.approx(float(kl(student, teacher)), rel=1e-5)
+
+
+def test_instance_norm_in_the_teachers_pass_is_left_alone():
+    model = nn.Sequential(
+        nn.Conv1d(2, 4, 3), nn.InstanceNorm1d(4, track_running_stats=True), nn.Flatten(), nn.LazyLinear(3)
+    )
+    x = torch.randn(8, 2, 9)
+    model(x)
+    model = spequant.prepare(model, weight=SAWB(2), act=PACT(2))
+    spequant.calibrate(model, [x], samples=8)
+    before = model[1].running_mean.clone()
+    spequant.SPEQ().teach(model, (x, torch.zeros(8, dtype=torch.long)))
+    assert torch.equal(before, model[1].running_mean)

@@ -12,7 +12,7 @@ from torch import nn
 import spequant
 from spequant.layers import QuantizedAdd, QuantizedLayer, act_quantizers, weight_bits, weight_quantizers
 from spequant.models import resnet8
-from spequant.quantizers import LSQ, PACT, SAWB, MinMax
+from spequant.quantizers import LSQ, PACT, SAWB, DoReFa, LeastSquares, MinMax
 
 
 class PaddedConv(nn.Conv2d):
@@ -220,3 +220,81 @@ def test_a_weight_without_a_shape_is_refused_by_name():
     model = nn.Sequential(nn.Linear(4, 4), nn.LazyLinear(4), nn.Linear(4, 2))
     with pytest.raises(ValueError, match="1: its weight has no shape yet"):
         spequant.prepare(model, weight=SAWB(2), act=PACT(2))
+
+
+def tied():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    model[2].weight = model[1].weight
+    return model
+
+
+def test_tied_weights_that_were_to_differ_are_refused_by_name():
+    with pytest.raises(ValueError, match="1 and 2 have one weight"):
+        spequant.prepare(tied(), weight=SAWB(2), act=PACT(2), overrides={"2": 8})
+    assert spequant.prepare(tied(), weight=SAWB(2), act=PACT(2), overrides={"2": (2, 8)})
+
+
+def test_a_weight_that_a_float_module_reads_counts_as_float():
+    model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 10, bias=False))
+    model[1].weight = model[0].weight
+    assert weight_bits(spequant.prepare(model, weight=SAWB(2), act=None, ends=2)) == 32 * 40
+
+
+def test_what_else_a_layer_has_can_be_read_but_its_weight():
+    model = spequant.prepare(nn.Sequential(nn.Linear(4, 3)), weight=SAWB(2), act=PACT(2))
+    assert model[0].out_features == 3 and model[0].bias.shape == (3,)
+    with pytest.raises(AttributeError, match=r"0 is quantized: reading its weight .* skip=\['0'\]"):
+        _ = model[0].weight
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = model[0].nothing
+
+
+class Scaled(PACT):
+    def __init__(self, bits, scale=1.0, **settings):
+        super().__init__(bits, **settings)
+        self.scale = scale
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"act": SAWB(2)}, ValueError, "SAWB was given for an activation"),
+        ({"act": LeastSquares(2)}, ValueError, "LeastSquares was given for an activation"),
+        ({"skip": "0"}, ValueError, r"skip is '0'; expected a list"),
+        ({"overrides": {"0": (4,)}}, ValueError, r"\(4,\) was given; expected bits, a pair"),
+        ({"act": Scaled(2, scale=5.0)}, TypeError, r"config\(\) lacks scale"),
+    ],
+)
+def test_what_would_be_lost_in_silence_is_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        spequant.prepare(
+            nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), **{"weight": SAWB(2), "act": PACT(2), **arguments}
+        )
+
+
+def test_the_state_of_another_kind_of_quantizer_is_refused():
+    def made(weight, **settings):
+        model = spequant.prepare(
+            nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), weight=weight, act=PACT(2), ends=2, **settings
+        )
+        spequant.calibrate(model, [torch.rand(64, 4)], samples=64)
+        return model
+
+    state = made(SAWB(2)).state_dict()
+    with pytest.raises(ValueError, match=r"0\.weight_quantizer: the state holds another kind of quantizer than DoReFa"):
+        made(DoReFa(2)).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"ranges of shape \(\), the model of \(4, 1\)"):
+        made(SAWB(2), per_channel=True).load_state_dict(state)
+
+
+def test_transposed_convolutions_per_channel():
+    for rule in (spequant.quantizers.percentile(99.0), spequant.quantizers.least_squares):
+        model = spequant.prepare(
+            nn.Sequential(nn.ConvTranspose2d(8, 1, 3)), weight=LSQ(4), act=None, ends=4, per_channel=True
+        )
+        spequant.calibrate(model, [torch.rand(64, 8, 4, 4)], samples=64, rule=rule)
+        assert model[0].weight_quantizer.step.shape == (1, 1, 1, 1)
+    with pytest.raises(ValueError, match="output channels of its 2 groups in one axis"):
+        spequant.prepare(
+            nn.Sequential(nn.ConvTranspose2d(8, 8, 3, groups=2)), weight=LSQ(4), act=None, per_channel=True, ends=4
+        )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import spequant
 from reference import quantizers as literal
 from spequant.quantizers import LSQ, PACT, SAWB, DoReFa, LeastSquares, MinMax, Quantizer, least_squares, percentile
 from spequant.quantizers.base import level_tensor
@@ -285,7 +286,7 @@ def test_copies_and_pickles_but_not_while_switched():
     q = ready(LSQ(2, signed=False), 1.5)
     x = torch.rand(50)
     for other in (copy.deepcopy(q), pickle.loads(pickle.dumps(q))):
-        assert torch.equal(other(x), q(x)) and other.levels is other._home
+        assert torch.equal(other(x), q(x)) and other.levels is other.home_levels
     q.levels = level_tensor(256)
     for refused in (copy.deepcopy, pickle.dumps):
         with pytest.raises(RuntimeError, match="inside a precision context"):
@@ -305,4 +306,36 @@ def test_a_users_own_quantizer():
     q = Thirds(2, signed=False)
     assert q(torch.tensor([-1.0, 0.4, 0.6, 2.2, 9.0])).tolist() == [0, 0, 1, 2, 3]
     with pytest.raises(TypeError, match="must define bounds"):
-        ready(Quantizer(2))(torch.ones(1))
+        ready(Quantizer(2, signed=False))(torch.ones(1))
+
+
+def test_lsq_scales_the_gradient_of_each_channels_step_by_its_own_share():
+    w = torch.randn(4, 3, 3, 3)
+    whole = LSQ(2, of_weight=True, shape=(4, 1, 1, 1))
+    whole.fit(w, least_squares)
+    whole(w).square().sum().backward()
+    for channel in range(4):
+        q = LSQ(2, of_weight=True)
+        q.fit(w[channel : channel + 1], least_squares)
+        q(w[channel : channel + 1]).square().sum().backward()
+        assert float(whole.step.grad[channel]) == pytest.approx(float(q.step.grad), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [PACT, LSQ])
+def test_a_range_that_a_step_carried_below_zero_stays_a_range(kind):
+    q = kind(2, signed=False)
+    q.fit(torch.rand(100), least_squares)
+    x = torch.rand(64, 4)
+    expected = q(x)
+    with torch.no_grad():
+        next(q.parameters()).neg_()
+    assert torch.equal(q(x), expected)
+
+
+def test_a_move_inside_a_precision_context_leaves_the_home_grid(tmp_path):
+    model = spequant.prepare(torch.nn.Sequential(torch.nn.Linear(4, 4)), weight=None, act=PACT(2), ends=2)
+    spequant.calibrate(model, [torch.rand(64, 4)], samples=64)
+    with spequant.precision(model, spequant.Fixed(8)):
+        model._apply(torch.clone)  # what .to("cuda") does
+    copy.deepcopy(model)
+    assert int(model[0].act_quantizer.levels) == 4

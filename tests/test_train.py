@@ -184,3 +184,18 @@ def test_diagnostics_by_layer():
         model[0].layer.weight.neg_()
     assert look(model, x)["layers"]["0"]["changed"] > 0.5
     assert model.training
+
+
+def test_a_range_lr_of_zero_freezes_ranges_and_tied_weights_are_compared_once(prepared):
+    model, _ = prepared
+    assert parameter_groups(model, lr=0.1, weight_decay=0, range_lr=0.0)[1]["lr"] == 0
+    tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    tied[1].weight = tied[0].weight
+    tied = spequant.prepare(tied, weight=SAWB(2), act=PACT(2), ends=2)
+    x = torch.rand(64, 4)
+    spequant.calibrate(tied, [x], samples=64)
+    look = Diagnostics()
+    look(tied, x)
+    with torch.no_grad():
+        tied[0].layer.weight.neg_()
+    assert look(tied, x)["layers"]["0"]["changed"] > 0.5

@@ -1,13 +1,14 @@
 """Batch norm: its running statistics kept out of the teacher's pass and measured anew for the quantized network, its
 batch statistics taken over all processes."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim.swa_utils import update_bn
 
@@ -28,17 +29,40 @@ def batch_norm_mode(model: nn.Module, mode: Mode) -> Iterator[None]:
     """
     if mode not in MODES:
         raise ValueError(f"batch_norm is {mode!r}; expected one of {', '.join(map(repr, MODES))}")
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
+    buffers = [dict(m._buffers) for m in norms]
     try:
         for m in norms:
-            if mode == "leave":
+            if mode == "leave" and isinstance(m, _BatchNorm):
                 m.track_running_stats = False
+            elif mode == "leave":  # instance norm writes them whatever it is told, as long as it has them
+                m._buffers.update(running_mean=None, running_var=None)
             elif mode == "eval":
                 m.training = False
         yield
     finally:
-        for m in norms:
+        for m, own in zip(norms, buffers, strict=True):
             m.track_running_stats, m.training = True, True
+            if not isinstance(m, _BatchNorm):
+                m._buffers.update(own)
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """At the end each module is in train or eval mode as it was, those that the user froze apart, too."""
+    before = [(m, m.training) for m in model.modules()]
+    try:
+        yield
+    finally:
+        for m, training in before:
+            m.training = training
+
+
+def run_model(model: nn.Module, batch: Any) -> Any:
+    """The model's output for a batch: a tensor, a tuple or list that begins with the input, or a dict of keywords."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(batch[0] if isinstance(batch, tuple | list) else batch)
 
 
 class _Run(nn.Module):
@@ -64,13 +88,21 @@ def _without_dropout(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], run: Callable[[nn.Module, Any], Any]) -> None:
+def reestimate_batch_norm(
+    model: nn.Module, batches: Iterable[Any], run: Callable[[nn.Module, Any], Any] = run_model
+) -> None:
     """Replace running statistics by their mean over `batches`, each forwarded by `run(model, batch)`, dropout off.
 
-    The model runs at the precision in use; its mode (train or eval) is kept. Without batch norm: nothing happens.
+    The model runs at the precision in use; its modules' modes are kept. Without batch norm: nothing happens.
+    ValueError: no batches.
     Several processes: each gives batches of its own, equally many, and all end with the mean over everyone's.
     """
-    with _without_dropout(model):
+    batches = iter(batches)
+    first = next(batches, None)
+    if first is None:
+        raise ValueError("batches are empty (an iterator that was read before?); expected at least one to measure on")
+    batches = chain([first], batches)
+    with _without_dropout(model), modes_kept(model):
         update_bn(({"batch": b} for b in batches), _Run(model, run))
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
     average_over_processes(b for m in norms for b in m.buffers(recurse=False))

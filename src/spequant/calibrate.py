@@ -1,12 +1,13 @@
 """`calibrate`: ranges from real data. Which rule picks a range is in `quantizers/ranges.py`."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spequant.batch_norm import reestimate_batch_norm
+from spequant.batch_norm import modes_kept, reestimate_batch_norm, run_model
 from spequant.layers import act_quantizers, act_slots, weight_quantizers
 from spequant.prepare import share
 from spequant.processes import gathered, world
@@ -14,13 +15,6 @@ from spequant.quantizers import Quantizer, Rule, least_squares
 
 KEPT = 2**17  # values kept of each tensor over all batches
 SIGN_TOLERANCE = 1e-3  # of max|x|: less than that below zero counts as unsigned
-
-
-def run_model(model: nn.Module, batch: Any) -> Any:
-    """The model's output for a batch: a tensor, a tuple or list that begins with the input, or a dict of keywords."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(batch[0] if isinstance(batch, tuple | list) else batch)
 
 
 def calibrate(
@@ -63,15 +57,16 @@ def calibrate(
     for q in act_quantizers(model).values():
         values = torch.cat(watcher.values[q])
         values = torch.cat(gathered(values.cpu())).to(values.device)
-        low, high = values.min(), values.max()
-        if not torch.isfinite(values).all():
+        ends = torch.cat([end for part in gathered([end.cpu() for end in watcher.ends[q]]) for end in part])
+        low, high = ends.min(), ends.max()
+        if not torch.isfinite(ends).all():
             raise ValueError(
                 f"{q.name}: its input holds NaN or Inf on the calibration data; look for them in the batches, and "
                 "whether the float model gives finite logits on them"
             )
-        if q.signed is None:
+        if q.sign_open:
             q.set_signed(bool(low < -SIGN_TOLERANCE * torch.maximum(-low, high)))
-        q.fit(values, rule)
+        q.fit(values, rule, ends.to(values.device))
     for q in weights.values():
         q.fit(watcher.values[q][0], rule)
     if reestimate:
@@ -83,19 +78,17 @@ def _watch(
 ) -> "_Watcher":
     """What reaches each quantizer while the model runs float, in eval mode."""
     watcher = _Watcher(per_batch=max(1024, KEPT // len(kept)))
-    training = model.training
     try:
         for q in quantizers:
             q.watch = watcher
-        model.eval()
-        with torch.no_grad():
+        with modes_kept(model), torch.no_grad():
+            model.eval()
             for batch in kept:
                 run(model, batch)
                 watcher.next_batch()
     finally:
         for q in quantizers:
             q.watch = None
-        model.train(training)
     return watcher
 
 
@@ -103,8 +96,9 @@ def _read(batches: Iterable[Any], samples: int) -> list[Any]:
     """The first batches that together hold `samples` samples."""
     kept, seen = [], 0
     for batch in batches:
-        first = next(iter(batch.values())) if isinstance(batch, Mapping) else batch
-        first = first[0] if isinstance(first, tuple | list) else first
+        first = batch
+        while not isinstance(first, Tensor):  # the first tensor inside tells how many samples there are
+            first = next(iter(first.values() if isinstance(first, Mapping) else first))
         kept.append(batch)
         seen += len(first)
         if seen >= samples:
@@ -121,31 +115,33 @@ class _Watcher:
     def __init__(self, per_batch: int):
         self.per_batch = per_batch
         self.values: dict[Quantizer, list[Tensor]] = {}
-        self.inputs: dict[Quantizer, tuple[Tensor, int]] | None = {}
-        self.source: dict[Quantizer, tuple[int, int]] = {}
+        self.ends: dict[Quantizer, list[Tensor]] = {}  # (least, largest) of each batch
+        self.inputs: list[Tensor] | None = []
+        self.sources: dict[Quantizer, tuple[tuple[int, int], ...]] = {}
 
     def __call__(self, quantizer: Quantizer, x: Tensor) -> None:
         if quantizer.of_weight:
             self.values.setdefault(quantizer, [x.detach()])
             return
         if self.inputs is not None:
-            self.inputs[quantizer] = (x, x._version)  # held, so that no other tensor takes its id within the batch
-            self.source[quantizer] = (id(x), x._version)
+            self.inputs.append(x)  # held, so that no other tensor takes its id within the batch
+            self.sources[quantizer] = (*self.sources.get(quantizer, ()), (id(x), x._version))
         flat = x.detach().float().flatten()
         stride = max(1, flat.numel() // self.per_batch)
-        # A stride without common factor with the usual powers of two, so that every channel and column is met.
-        part = flat[:: stride | 1]
-        self.values.setdefault(quantizer, []).append(torch.cat([part, flat.amin()[None], flat.amax()[None]]))
+        while math.gcd(stride, flat.numel()) > 1:  # so that every channel and column is met
+            stride += 1
+        self.values.setdefault(quantizer, []).append(flat[stride // 2 :: stride])
+        self.ends.setdefault(quantizer, []).append(torch.stack([flat.amin(), flat.amax()]))
 
     def next_batch(self) -> None:
         self.inputs = None  # the first batch tells who shares; its tensors can go
 
 
 def _groups(model: nn.Module, watcher: _Watcher) -> list[list[tuple[nn.Module, str]]]:
-    """Activation slots that read the same tensor with equal quantizers."""
+    """Activation slots that read the same tensor, or tensors, with equal quantizers."""
     groups: dict[Any, list[tuple[nn.Module, str]]] = {}
     for _, module, attribute in act_slots(model):
         q = getattr(module, attribute)
-        key = (watcher.source.get(q, id(q)), type(q), tuple(sorted(q.config().items(), key=str)))
+        key = (watcher.sources.get(q, id(q)), type(q), tuple(sorted(q.config().items(), key=str)))
         groups.setdefault(str(key), []).append((module, attribute))
     return [g for g in groups.values() if len(g) > 1]

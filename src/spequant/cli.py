@@ -41,6 +41,8 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 
 def recipes(args: list[str]) -> None:
+    if args:
+        raise ValueError(f"recipes takes no arguments, but was given {' '.join(args)}")
     table = Table("recipe", "what it is")
     for name, make in RECIPES.items():
         table.add_row(name, " ".join((make.__doc__ or "").split()))

@@ -34,12 +34,20 @@ class QuantizedLayer(nn.Module):
         return functional_call(self.layer, {"weight": weight}, (input, *args), kwargs)
 
     def __getattr__(self, name: str) -> Any:
+        """Whatever else the float layer has (bias, out_features ...); its weight would bypass quantization."""
         if name == "weight":
+            quantizer = self.weight_quantizer or self.act_quantizer
+            own = quantizer.name if quantizer is not None else "this layer"
             raise AttributeError(
-                "this layer is quantized: reading its weight directly, as the module around it does, would bypass the "
-                "quantizers; leave the layer float with prepare(..., skip=[its name])"
+                f"{own} is quantized: reading its weight directly, as the module around it does, would bypass the "
+                f"quantizers; leave the layer float with prepare(..., skip=[{own!r}])"
             )
-        return super().__getattr__(name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name in ("layer", "_modules", "_parameters", "_buffers"):
+                raise
+            return getattr(self.layer, name)
 
 
 class QuantizedAdd(nn.Module):
@@ -73,24 +81,38 @@ def act_slots(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
 
 def act_quantizers(model: nn.Module) -> dict[str, Quantizer]:
     """Activation quantizers by name, each once, in model order."""
-    unique = {id(q): q for _, module, attribute in act_slots(model) for q in [getattr(module, attribute)]}
-    return {q.name: q for q in unique.values()}
+    slots = [(f"{name}.{attribute}", getattr(module, attribute)) for name, module, attribute in act_slots(model)]
+    return _named(slots)
 
 
 def weight_quantizers(model: nn.Module) -> dict[str, Quantizer]:
     """Weight quantizers by name, each once, in model order."""
-    layers = [m for m in model.modules() if isinstance(m, QuantizedLayer) and m.weight_quantizer is not None]
-    unique = {id(m.weight_quantizer): m.weight_quantizer for m in layers}
-    return {q.name: q for q in unique.values() if q is not None}
+    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, QuantizedLayer)]
+    return _named([(f"{n}.weight_quantizer", m.weight_quantizer) for n, m in layers if m.weight_quantizer is not None])
+
+
+def _named(slots: list[tuple[str, Quantizer]]) -> dict[str, Quantizer]:
+    """Each quantizer once, by its own name; by its path where another one has that name (two prepared networks in one
+    model)."""
+    named: dict[str, Quantizer] = {}
+    seen: set[int] = set()
+    for path, q in slots:
+        if id(q) not in seen:
+            seen.add(id(q))
+            named[path if q.name in named else q.name] = q
+    return named
 
 
 def weight_bits(model: nn.Module) -> int:
     """Bits that the parameters take, quantizers aside: quantized weights at their width, everything else at 32."""
     bits = 0
+    layers = {id(m.layer) for m in model.modules() if isinstance(m, QuantizedLayer) and m.weight_quantizer is not None}
+    # A weight that a float module reads as well, a tied embedding, has to be there in float.
+    shared = {id(p) for m in model.modules() if id(m) not in layers for p in m.parameters(recurse=False)}
     width = {
         id(m.layer.weight): m.weight_quantizer.bits or 32
         for m in model.modules()
-        if isinstance(m, QuantizedLayer) and m.weight_quantizer is not None
+        if isinstance(m, QuantizedLayer) and m.weight_quantizer is not None and id(m.layer.weight) not in shared
     }
     ranges = {id(p) for m in model.modules() if isinstance(m, Quantizer) for p in m.parameters()}
     for parameter in model.parameters():

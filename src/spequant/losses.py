@@ -29,7 +29,8 @@ def kl(
     """T^2 mean KL(p_T || p_S), p = softmax(z / T) (Hinton et al., arXiv 1503.02531)."""
     log_s = F.log_softmax(student.float() / temperature, dim=-1)
     log_t = F.log_softmax(teacher.float() / temperature, dim=-1)
-    return temperature**2 * (log_t.exp() * (log_t - log_s)).sum(-1).mean()
+    gap = (log_t - log_s).masked_fill(torch.isneginf(log_t), 0.0)  # classes masked with -inf count for nothing
+    return temperature**2 * (log_t.exp() * gap).sum(-1).mean()
 
 
 def ensemble(passes: Sequence[Tensor], temperature: float) -> Tensor:

@@ -101,11 +101,11 @@ def precision(model: nn.Module, policy: Policy, *, seed: int = 0, step: int = 0,
     counts = [float(q.levels_at(b)) for q, b in zip(quantizers.values(), policy.draw(home, rng), strict=True)]
     # One small transfer for all layers, without waiting for it; each quantizer holds a view of its own number.
     levels = torch.tensor(counts).to(next(iter(quantizers.values())).levels.device, non_blocking=True).unbind()
-    before = [q.levels for q in quantizers.values()]
+    before = [(q.levels, q.levels is q.home_levels) for q in quantizers.values()]
     try:
         for q, number in zip(quantizers.values(), levels, strict=True):
             q.levels = number
         yield
     finally:
-        for q, number in zip(quantizers.values(), before, strict=True):
-            q.levels = number
+        for q, (number, home) in zip(quantizers.values(), before, strict=True):
+            q.levels = q.home_levels if home else number  # after a move inside, the home grid is another tensor

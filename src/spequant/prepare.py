@@ -50,7 +50,7 @@ def prepare(
     before it runs. ValueError: a pattern that matches no layer, nothing to quantize, bits out of range, a model that
     is prepared already.
     """
-    _check_arguments(model, weight, act, depthwise)
+    _check_arguments(model, weight, act, depthwise, skip)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, QUANTIZABLE)}
     _check_patterns([*skip, *(overrides or {})], layers)
     layers = {n: m for n, m in layers.items() if not _matches(n, skip)}
@@ -135,11 +135,19 @@ def _quantized_layers(
         if isinstance(choice, Quantizer):
             raise ValueError(f"{name}: {choice!r} alone does not say whether it is for weight or act; give a pair")
         pair = choice if isinstance(choice, tuple) else (choice, choice)
+        if len(pair) != 2:
+            raise ValueError(f"{name}: {choice!r} was given; expected bits, a pair (weight, act), or None")
         shape = _range_shape(layer) if per_channel or _is_depthwise(layer) else ()
         w = _make(pair[0], weights[name], name, of_weight=True, shape=shape)
         a = _make(pair[1], act, name, of_weight=False, shape=())
         if w is not None:
-            w = by_weight.setdefault(id(layer.weight), w)
+            first = by_weight.setdefault(id(layer.weight), w)
+            if first.config() != w.config():
+                raise ValueError(
+                    f"{first.name} and {name} have one weight, but it was to be quantized by {first!r} and by {w!r}; "
+                    "give both the same with overrides (first and last layer have 8 bits by themselves: see ends)"
+                )
+            w = first
         if w is not None or a is not None:
             made[id(layer)] = QuantizedLayer(layer, w, a)
     return made
@@ -164,6 +172,11 @@ def _make(choice: Choice, template: Quantizer | None, name: str, *, of_weight: b
     source = choice if isinstance(choice, Quantizer) else template.like(bits=choice)
     if source.bits is None:
         return None
+    if source.weights_only and not of_weight:
+        raise ValueError(
+            f"{name}: {type(source).__name__} was given for an activation; it is for weights: use PACT, LSQ, DoReFa or "
+            "MinMax for activations"
+        )
     quantizer = source.like(of_weight=of_weight, shape=shape, signed=True if of_weight else source.signed)
     quantizer.name = name
     return quantizer
@@ -172,6 +185,12 @@ def _make(choice: Choice, template: Quantizer | None, name: str, *, of_weight: b
 def _range_shape(layer: nn.Module) -> tuple[int, ...]:
     """Shape of one range an output channel, broadcastable against the layer's weight."""
     weight: Tensor = layer.weight  # type: ignore[assignment]
+    transposed = isinstance(layer, nn.ConvTranspose2d)
+    if transposed and layer.groups > 1 and not _is_depthwise(layer):
+        raise ValueError(
+            f"per_channel is True, but {layer!r} has the output channels of its {layer.groups} groups in one axis; "
+            "prepare without per_channel, or leave this layer float with skip"
+        )
     axis = 1 if isinstance(layer, nn.ConvTranspose2d) and not _is_depthwise(layer) else 0
     return tuple(size if d == axis else 1 for d, size in enumerate(weight.shape))
 
@@ -188,9 +207,9 @@ def _check_patterns(patterns: Sequence[str], layers: Mapping[str, nn.Module]) ->
             )
 
 
-def _check_arguments(
-    model: nn.Module, weight: Quantizer | None, act: Quantizer | None, depthwise: Quantizer | None
-) -> None:
+def _check_arguments(model: nn.Module, weight: object, act: object, depthwise: object, skip: Sequence[str]) -> None:
+    if isinstance(skip, str):
+        raise ValueError(f"skip is {skip!r}; expected a list of patterns, e.g. skip=[{skip!r}]")
     if any(isinstance(m, QuantizedLayer | QuantizedAdd) for m in model.modules()):
         raise ValueError("model is prepared already; unprepare it first, or prepare the float model")
     for argument, template in (("weight", weight), ("act", act), ("depthwise", depthwise)):

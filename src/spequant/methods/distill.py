@@ -50,7 +50,10 @@ class Distill:
 
 
 class SPEQDistill:
-    """Both teachers: the network itself at stochastic precision, and a separate one. Their weighted terms add up."""
+    """Both teachers: the network itself at stochastic precision, and a separate one. Their weighted terms add up.
+
+    `Losses.distill` is the sum of both, weights included.
+    """
 
     def __init__(self, speq: SPEQ, distill: Distill):
         self.speq, self.distill = speq, distill

@@ -25,7 +25,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path} is no readable weight file ({error}); fetch or write it anew") from error
-    state = state.get("state_dict", state)
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds a {type(state).__name__}; expected tensors by name, a state_dict")
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     try:
         model.load_state_dict(state)

@@ -3,6 +3,8 @@
 A paper's formula does not belong here; it has a file of its own beside this one.
 """
 
+import inspect
+import zlib
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -42,6 +44,7 @@ class Quantizer(nn.Module):
     stored = True  # a range kept between forwards; False: the bounds follow from the tensor alone
     fits_few = True  # False: bounds right for many values alone, so that a depthwise weight gets another quantizer
     rule: Rule | None = None  # the quantizer's own way to choose its clip; None: the one given to calibrate
+    weights_only = False  # for weights alone: the grid leaves zero out, or the range follows from each tensor anew
     saturate = True
     inner = False
 
@@ -56,11 +59,12 @@ class Quantizer(nn.Module):
             tuple(shape),
             of_weight,
         )
+        self.sign_open = self.signed is None  # calibration decides, each time
         self.name = ""  # where it sits in the model; written by prepare
         self.tag = -1  # its number in the model; layers whose quantizers have one tag share it
         self.calibrated = not self.stored
         self.watch: Callable[[Quantizer, Tensor], None] | None = None
-        self._home = self.levels = level_tensor(2 if bits is None else self.level_count())
+        self.home_levels = self.levels = level_tensor(2 if bits is None else self.level_count())
         self.frozen: Tensor | None
         self.frozen_codes: Tensor | None
         self.register_buffer("frozen", None)  # bool: elements of a weight held at a code, by train/freezing.py;
@@ -87,7 +91,7 @@ class Quantizer(nn.Module):
         if self.signed and bits == 1:
             raise ValueError(
                 f"{type(self).__name__} at 1 bit: a signed grid that contains zero needs 2 bits or more; "
-                "for one-bit weights use SAWB, DoReFa, LSQ or LeastSquares"
+                "for one-bit weights use SAWB, DoReFa, LSQ or LeastSquares, for activations 2 bits or signed=False"
             )
         return 2**bits - bool(self.signed)
 
@@ -97,26 +101,49 @@ class Quantizer(nn.Module):
 
     def config(self) -> dict[str, Any]:
         """The arguments that make this quantizer again; a subclass adds its own."""
-        return {"bits": self.bits, "signed": self.signed, "shape": self.shape, "of_weight": self.of_weight}
+        signed = None if self.sign_open else self.signed
+        return {"bits": self.bits, "signed": signed, "shape": self.shape, "of_weight": self.of_weight}
 
     # --- what follows from it ----------------------------------------------------------------------------------
 
     def like(self, **changes: Any) -> Self:
-        """A new, uncalibrated quantizer of this kind with some arguments changed."""
-        return type(self)(**{**self.config(), **changes})
+        """A new, uncalibrated quantizer of this kind with some arguments changed.
 
-    def fit(self, values: Tensor, rule: Rule) -> None:
-        """Set the range from `values`: a sample (n,) of an activation, or a whole weight where shape is not ()."""
+        TypeError: `config` leaves out an argument of the constructor, which the copy would lose.
+        """
+        config = {**self.config(), **changes}
+        kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        parameters = inspect.signature(type(self)).parameters.values()
+        lost = [p.name for p in parameters if p.kind not in kinds and p.name not in config]
+        if lost:
+            raise TypeError(
+                f"{type(self).__name__}.config() lacks {', '.join(lost)}, which the constructor takes: copies for the "
+                "layers of a model would lose it; define config() as {**super().config(), name: value}"
+            )
+        return type(self)(**config)
+
+    def fit(self, values: Tensor, rule: Rule, ends: Tensor | None = None) -> None:
+        """Set the range from `values`: a sample (n,) of an activation, or a whole weight where shape is not ().
+
+        ends: least and largest values that a sample may have missed, for rules that have to know of them (`largest`).
+        All zero: clip 1, from where training can move it.
+        """
         if self.stored:
-            clip = (self.rule or rule)(self, values.detach().float())
-            self.set_clip(clip.to(values.device).reshape(self.shape))
+            own = inspect.getattr_static(self, "rule", None)  # a plain function in a class is not to be bound
+            rule = getattr(own, "__func__", own) or rule
+            x = values.detach().float()
+            if ends is not None and getattr(rule, "reads_ends", False):
+                x = torch.cat([x, ends.float()])
+            clip = rule(self, x).to(values.device).reshape(self.shape)
+            nothing = self.reduce(x.abs(), torch.amax).reshape(self.shape) == 0
+            self.set_clip(torch.where(nothing, torch.ones_like(clip), clip))
         self.calibrated = True
 
     def set_signed(self, signed: bool) -> None:
         """Decide between the grids over [0, high] and around zero; the number of levels follows."""
         self.signed = signed
         if self.bits is not None:
-            self._home = self.levels = level_tensor(self.level_count(), self._home)
+            self.home_levels = self.levels = level_tensor(self.level_count(), self.home_levels)
 
     def levels_at(self, bits: int) -> int:
         """Levels when switched to `bits`, bounds held.
@@ -139,7 +166,7 @@ class Quantizer(nn.Module):
             return x
         if self.bits is None:
             return x
-        if not self.calibrated:
+        if not self.calibrated or self.signed is None:
             raise RuntimeError(
                 f"the {type(self).__name__} of {self.name or 'an unnamed layer'} has no range yet: "
                 "call spequant.calibrate(model, batches), or load a calibrated state, before running the model"
@@ -186,20 +213,24 @@ class Quantizer(nn.Module):
             moved = fn(t)
             return moved if moved.dtype == t.dtype else t.to(moved.device)
 
-        switched = self.levels is not self._home
+        switched = self.levels is not self.home_levels
         super()._apply(keep_fp32, recurse)
-        self._home = keep_fp32(self._home)
-        self.levels = keep_fp32(self.levels) if switched else self._home
+        self.home_levels = keep_fp32(self.home_levels)
+        self.levels = keep_fp32(self.levels) if switched else self.home_levels
         return self
 
     def get_extra_state(self) -> Tensor:
-        """int64: (bits or 0, signed: 0 no, 1 yes, 2 undecided, calibrated, tag)."""
+        """int64: (bits or 0, signed: 0 no, 1 yes, 2 undecided, calibrated, tag, sign open, kind, *shape)."""
         signed = 2 if self.signed is None else int(self.signed)
-        return torch.tensor([self.bits or 0, signed, int(self.calibrated), self.tag])
+        own = [self.bits or 0, signed, int(self.calibrated), self.tag, int(self.sign_open), self._kind()]
+        return torch.tensor([*own, *self.shape])
+
+    def _kind(self) -> int:
+        return zlib.crc32(type(self).__qualname__.encode())
 
     def set_extra_state(self, state: Tensor) -> None:
-        _, signed, calibrated, self.tag = (int(v) for v in state)
-        self.calibrated = bool(calibrated)
+        signed, calibrated, self.tag, sign_open = (int(v) for v in state[1:5])
+        self.calibrated, self.sign_open = bool(calibrated), bool(sign_open)
         if signed != 2:
             self.set_signed(bool(signed))
 
@@ -210,12 +241,22 @@ class Quantizer(nn.Module):
                 f"{prefix[:-1]}: the state holds a quantizer of {int(state[0]) or 'no'} bits, the model one of "
                 f"{self.bits or 'no'}; prepare the model with the bits that the state was trained at"
             )
+        if state is not None and int(state[5]) != self._kind():
+            raise ValueError(
+                f"{prefix[:-1]}: the state holds another kind of quantizer than {type(self).__name__}; "
+                "prepare the model with the kind that the state was trained with"
+            )
+        if state is not None and (shape := tuple(state[6:].tolist())) != self.shape:
+            raise ValueError(
+                f"{prefix[:-1]}: the state holds ranges of shape {shape}, the model of {self.shape}; "
+                "prepare the model with per_channel as the state was trained"
+            )
         if prefix + "frozen" in state_dict and self.frozen is None:
-            self.hold_codes(state_dict[prefix + "frozen_codes"].to(self._home.device))
+            self.hold_codes(state_dict[prefix + "frozen_codes"].to(self.home_levels.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _refuse_switched(self) -> None:
-        if self.levels is not self._home:
+        if self.levels is not self.home_levels:
             raise RuntimeError(
                 f"{self.name or type(self).__name__}: the model is inside a precision context, whose draw would be "
                 "copied as if it were the model's own; leave the `with` block before copying, pickling or exporting"
@@ -227,7 +268,7 @@ class Quantizer(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.levels = self._home
+        self.levels = self.home_levels
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{k}={v}" for k, v in self.config().items() if v != ())
+        return ", ".join(f"{k}={v}" for k, v in {**self.config(), "signed": self.signed}.items() if v != ())

@@ -28,6 +28,7 @@ class LeastSquares(Quantizer):
     """
 
     stored = False
+    weights_only = True
     saturate = False
 
     def __init__(
@@ -37,7 +38,7 @@ class LeastSquares(Quantizer):
         zero: bool = True,
         signed: bool | None = None,
         shape: tuple[int, ...] = (),
-        of_weight: bool = False,
+        of_weight: bool = True,
     ):
         self.zero = zero
         super().__init__(bits, signed=signed, shape=shape, of_weight=of_weight)

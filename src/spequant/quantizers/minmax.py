@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from spequant.quantizers.base import Quantizer
-from spequant.quantizers.ranges import largest, quantile
+from spequant.quantizers import ranges
+from spequant.quantizers.base import Quantizer, Rule
 
 
 class MinMax(Quantizer):
@@ -27,24 +27,14 @@ class MinMax(Quantizer):
         if not 0 < percentile <= 100:
             raise ValueError(f"percentile is {percentile!r}; expected above 0 and at most 100, e.g. 99.9")
         self.percentile = percentile
+        self.rule: Rule = ranges.percentile(percentile)
         self.stored = not of_weight
         self.calibrated = of_weight
         if self.stored:
             self.register_buffer("clip", torch.ones(shape))
 
-    @staticmethod
-    def rule(quantizer: Quantizer, values: Tensor) -> Tensor:
-        assert isinstance(quantizer, MinMax)
-        return quantizer.extent(values)
-
-    def extent(self, values: Tensor) -> Tensor:
-        """The clip that `values` ask for, of `self.shape`."""
-        if self.percentile == 100:
-            return largest(self, values)
-        return quantile(self, values.abs(), self.percentile)
-
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        clip = self.get_buffer("clip") if self.stored else self.extent(x.detach().float())
+        clip = self.get_buffer("clip") if self.stored else self.rule(self, x.detach().float())
         return self.bounds_at(clip.clamp_min(1e-8))
 
     def set_clip(self, clip: Tensor) -> None:

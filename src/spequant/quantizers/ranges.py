@@ -4,6 +4,7 @@ Nothing here trains; a user's own rule is a function of the same form.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,15 +18,22 @@ def largest(quantizer: Quantizer, values: Tensor) -> Tensor:
     return quantizer.reduce(values.abs(), torch.amax)
 
 
+largest.reads_ends = True  # type: ignore[attr-defined]
+
+
 def percentile(q: float) -> Rule:
-    """The rule that clips all but `q` percent of |x|, 0 < q <= 100."""
+    """The rule that clips all but the largest 100 - `q` percent of |x|, 0 < q <= 100; at 100 it is `largest`."""
     if not 0 < q <= 100:
         raise ValueError(f"q is {q!r}; expected a percentage above 0 and at most 100, e.g. 99.9")
+    return largest if q == 100 else _Percentile(q)
 
-    def clip(quantizer: Quantizer, values: Tensor) -> Tensor:
-        return quantile(quantizer, values.abs(), q)
 
-    return clip
+@dataclass(frozen=True)
+class _Percentile:
+    q: float
+
+    def __call__(self, quantizer: Quantizer, values: Tensor) -> Tensor:
+        return quantile(quantizer, values.abs(), self.q)
 
 
 def quantile(quantizer: Quantizer, magnitudes: Tensor, q: float) -> Tensor:
@@ -57,7 +65,7 @@ def least_squares(quantizer: Quantizer, values: Tensor) -> Tensor:
 
 def grouped(quantizer: Quantizer, x: Tensor) -> Tensor:
     """`x` as (ranges, elements of each)."""
-    if not quantizer.shape:
+    if max(quantizer.shape, default=1) == 1:
         return x.reshape(1, -1)
     channel = max(range(x.dim()), key=lambda d: quantizer.shape[d])
     return x.movedim(channel, 0).reshape(x.shape[channel], -1)

@@ -32,6 +32,7 @@ class SAWB(Quantizer):
     """
 
     stored = False
+    weights_only = True
     fits_few = False  # c1 and c2 belong to the moments of a distribution, not of a depthwise channel's nine samples
 
     def __init__(

@@ -104,7 +104,7 @@ def calibrated(model: nn.Module, choice: Quantization, batches: list) -> nn.Modu
     quantized = build_quantized(model, choice)
     if quantized is not model:
         samples = min(1024, sum(len(labels) for _, labels in batches)) * world()  # fewer images: all that there are
-        rule = percentile(choice.percentile) if choice.percentile else least_squares
+        rule = least_squares if choice.percentile is None else percentile(choice.percentile)
         calibrate(quantized, batches, rule=rule, samples=samples)
     return quantized
 

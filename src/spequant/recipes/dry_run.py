@@ -11,7 +11,7 @@ import torch
 from spequant.layers import weight_bits
 from spequant.processes import world
 from spequant.recipes.assembly import assemble, start_processes
-from spequant.recipes.schema import Recipe
+from spequant.recipes.schema import Recipe, check
 from spequant.train import train_step
 
 WARM_UP = 3  # steps that compile and fill caches
@@ -58,6 +58,7 @@ class Estimate:
 
 def dry_run(recipe: Recipe) -> Estimate:
     """Make everything that `recipe` asks for and time some steps of its training."""
+    check(recipe)
     assembly = assemble(recipe, start_processes(replace(recipe, train=replace(recipe.train, tracker=None)), Path()))
     state = assembly.state
     count = min(WARM_UP + TIMED, assembly.steps)

@@ -7,18 +7,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from spequant import models
 from spequant.batch_norm import reestimate_batch_norm
-from spequant.calibrate import run_model
 from spequant.data import ImageSet, train_batches
 from spequant.layers import weight_bits
 from spequant.processes import rank
 from spequant.recipes.assembly import Assembly, assemble, channels_last, measure, start_processes
 from spequant.recipes.build import build_data, build_network, build_quantized, device_of
 from spequant.recipes.folder import CHECKPOINTS, METRICS, RECIPE, RESULT, STATE, Metrics, held, start_files
-from spequant.recipes.schema import Recipe, differences, from_json, to_json
+from spequant.recipes.schema import Recipe, check, differences, from_json, to_json
 from spequant.train import Diagnostics, Progress, Snapshot, TrainingState, fit
 from spequant.train.checkpoint import checkpoints, read, write
 from spequant.train.files import placed, write_whole
@@ -55,8 +55,7 @@ def run(recipe: Recipe, folder: Path, reporter: Reporter | None = None, *, resum
     FileExistsError: `folder` holds a run, finished or (without `resume`) not. OSError: it cannot be written to, or is
     in use. ValueError: what it holds is damaged or of another recipe. Interrupted: stopped by SIGINT or SIGTERM.
     """
-    if recipe.data.measure_every < 1:
-        raise ValueError(f"data.measure_every is {recipe.data.measure_every}; expected 1 or more epochs")
+    check(recipe)
     accelerator = start_processes(recipe, folder)
     with held(folder, resume), interruptions() as stop:
         snapshot, facts = _last_checkpoint(recipe, folder) if resume else (None, {})
@@ -172,7 +171,7 @@ class _Run:
         """Batch norm measured anew, the figures, the network; result.json comes last."""
         train, model = self.assembly.train, self.state.result
         batches = train_batches(train, min(REESTIMATE[1], len(train)), seed=0, epoch=0, augment=self.assembly.augment)
-        reestimate_batch_norm(model, islice(batches, REESTIMATE[0]), run_model)
+        reestimate_batch_norm(model, islice(batches, REESTIMATE[0]))
         result = {
             "recipe": self.recipe.name,
             "seed": self.recipe.train.seed,
@@ -199,12 +198,15 @@ def load_run(folder: Path) -> tuple[Recipe, nn.Module, ImageSet]:
     for name in (RECIPE, STATE):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} does not exist; expected the folder of a finished run")
-    recipe = from_json((folder / RECIPE).read_text())
+    try:
+        recipe = from_json((folder / RECIPE).read_text())
+    except ValueError as error:
+        raise ValueError(f"{folder / RECIPE}: {error}") from error
     device = device_of(recipe)
     _, _, test = build_data(recipe.data, device)
     network = build_network(replace(recipe.network, weights=None), test)
     model = build_quantized(network, recipe.quant)
-    model.load_state_dict(load_file(folder / STATE))
+    models.load_weights(model, folder / STATE)
     return recipe, channels_last(model, device), test
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 
 @dataclass(frozen=True)
 class Data:
@@ -139,6 +141,50 @@ class Recipe:
         return self.quant.weight_bits is not None or self.quant.act_bits is not None
 
 
+def check(recipe: Recipe) -> None:
+    """ValueError names the first field whose value makes no run, with what was expected."""
+    train, quant = recipe.train, recipe.quant
+    for holds, field_name, value, expected in (
+        (train.epochs >= 1, "train.epochs", train.epochs, "1 or more"),
+        (train.batch_size >= 1, "train.batch_size", train.batch_size, "1 or more images"),
+        (train.accumulate >= 1, "train.accumulate", train.accumulate, "1 or more parts"),
+        (train.lr > 0, "train.lr", train.lr, "a number above 0"),
+        (train.momentum >= 0, "train.momentum", train.momentum, "0 or more"),
+        (train.weight_decay >= 0, "train.weight_decay", train.weight_decay, "0 or more"),
+        (train.range_lr is None or train.range_lr >= 0, "train.range_lr", train.range_lr, "0 or more, or None"),
+        (train.clip_norm is None or train.clip_norm > 0, "train.clip_norm", train.clip_norm, "above 0, or None"),
+        (train.threads is None or train.threads >= 1, "train.threads", train.threads, "1 or more, or None"),
+        (train.seed >= 0, "train.seed", train.seed, "0 or more"),
+        (
+            train.checkpoint_every is None or train.checkpoint_every >= 1,
+            "train.checkpoint_every",
+            train.checkpoint_every,
+            "1 or more steps, or None",
+        ),
+        (recipe.data.measure_every >= 1, "data.measure_every", recipe.data.measure_every, "1 or more epochs"),
+        (
+            quant.percentile is None or 0 < quant.percentile <= 100,
+            "quant.percentile",
+            quant.percentile,
+            "above 0 and at most 100, or None",
+        ),
+        (
+            recipe.method.name not in ("speq", "speq-distill") or quant.act_bits is not None,
+            "quant.act_bits",
+            quant.act_bits,
+            "bits: SPEQ's teacher differs by its activations' precision",
+        ),
+    ):
+        if not holds:
+            raise ValueError(f"{field_name} is {value!r}; expected {expected}")
+    try:
+        device = torch.device("cpu" if train.device == "auto" else train.device)
+    except RuntimeError as error:
+        raise ValueError(f"train.device is {train.device!r}; expected auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"train.device is {train.device!r}, but torch finds no GPU here; expected auto or cpu")
+
+
 ELSEWHERE = (
     "data.root",
     "data.download",
@@ -169,11 +215,17 @@ def to_json(recipe: Recipe) -> str:
 
 def from_json(text: str) -> Recipe:
     """The recipe that `to_json` wrote. ValueError names a field that this version does not have, or cannot read."""
-    return _read(Recipe, json.loads(text), "recipe")
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"recipe is no JSON ({error}); expected what spequant wrote to recipe.json") from error
+    return _read(Recipe, values, "recipe")
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} is {value!r}; expected an object with the fields of {kind.__name__}")  # type: ignore[union-attr]
         hints = typing.get_type_hints(kind)
         unknown = set(value) - set(hints)
         if unknown:
@@ -182,4 +234,11 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         kinds = [k for k in typing.get_args(kind) if k is not type(None)]
         return None if value is None else _read(kinds[0], value, where)
-    return Path(value) if kind is Path else value
+    if typing.get_origin(kind) is Literal:
+        if value not in typing.get_args(kind):
+            raise ValueError(f"{where} is {value!r}; expected one of {', '.join(map(repr, typing.get_args(kind)))}")
+        return value
+    accepted = {Path: str, float: (int, float)}.get(kind, kind)
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{where} is {value!r}; expected {kind.__name__}")
+    return Path(str(value)) if kind is Path else value

@@ -15,7 +15,7 @@ from spequant.data import Augment, ImageSet, eval_batches, train_batches
 from spequant.layers import QuantizedLayer
 from spequant.recipes import RECIPES, Recipe, run
 from spequant.recipes.build import build_data, build_network, calibrated, device_of
-from spequant.recipes.schema import Quantization
+from spequant.recipes.schema import Quantization, check
 from spequant.terminal import Terminal, print_table
 from spequant.train import evaluate
 
@@ -41,6 +41,7 @@ def _start() -> Recipe:
 def run_ladder(settings: Ladder) -> None:
     """Print one table: held-out and test accuracy of each rung, calibrated and trained, and its worst layer."""
     recipe = settings.recipe
+    check(recipe)
     if recipe.network.weights is None:
         raise ValueError(
             "recipe.network.weights is not set; the ladder starts from a float network: give its weight file, or the "

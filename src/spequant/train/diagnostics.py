@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spequant.batch_norm import modes_kept
 from spequant.layers import QuantizedLayer, act_quantizers
 from spequant.precision import Policy, Stochastic, precision
 from spequant.quantizers import Quantizer
@@ -30,24 +31,23 @@ class Diagnostics:
             q.register_forward_pre_hook(_reader(layers.setdefault(name, {})))
             for name, q in act_quantizers(model).items()
         ]
-        training = model.training
-        try:
-            model.eval()
-            student = model(inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
-            model.train(training)
         row: dict[str, Any] = {"layers": layers}
-        if layers:
+        with modes_kept(model):
             model.eval()
-            with precision(model, self.policy, seed=1, step=step):
-                teacher = model(inputs)
-            model.train(training)
-            row["agreement"] = float((student.argmax(-1) == teacher.argmax(-1)).float().mean())
-        for module in model.modules():
-            if isinstance(module, QuantizedLayer) and module.weight_quantizer is not None:
-                layers.setdefault(module.weight_quantizer.name, {}).update(self._weight(module))
+            try:
+                student = model(inputs)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            if layers:
+                with precision(model, self.policy, seed=1, step=step):
+                    teacher = model(inputs)
+                row["agreement"] = float((student.argmax(-1) == teacher.argmax(-1)).float().mean())
+        weights = {  # tied ones once: the second would be compared with what the first has just left
+            m.weight_quantizer: m for m in model.modules() if isinstance(m, QuantizedLayer) and m.weight_quantizer
+        }
+        for quantizer, module in weights.items():
+            layers.setdefault(quantizer.name, {}).update(self._weight(module))
         return row
 
     def _weight(self, layer: Any) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spequant.batch_norm import modes_kept
 from spequant.processes import rank, sum_over_processes, world
 from spequant.tasks import Classification, Task
 from spequant.train.guard import FiniteGuard
@@ -66,46 +68,36 @@ def fit(
 
     FloatingPointError: the loss was not finite; it names epoch, step and layers.
     """
-    accelerator = accelerator or make_accelerator()
-
-    def step(batch: Any) -> Tensor:
-        return train_step(state, batch, accelerator, clip_norm)
-
+    step = partial(train_step, state, accelerator=accelerator or make_accelerator(), clip_norm=clip_norm)
     guard = FiniteGuard(state, step, batches, steps)
     while state.step < epochs * steps:
         epoch, start = divmod(state.step, steps)
         if start == 0:
             state.progress = Progress(epochs, steps, epoch, sums=torch.zeros(4, device=state.device))
         progress, before = state.progress, state.progress.seconds
-        asked = False
         state.wrapped.train()
         clock = time.perf_counter()
         for batch in batches(epoch, start):
             progress.lr = state.optimizer.param_groups[0]["lr"]
             sums = step(batch)
             guard.note(sums[0])
-            progress.sums += sums
-            progress.step += 1
-            progress.images += len(batch[1])
-            progress.seconds = before + time.perf_counter() - clock
+            progress.add(sums, len(batch[1]), before + time.perf_counter() - clock)
             on_step(progress)
-            asked = stop() if world() == 1 else state.step % CHECK_EVERY == 0 and _anyone(stop(), state.device)
-            last = progress.step == steps
-            due = asked or (checkpoint_every is not None and state.step % checkpoint_every == 0)
-            if due or last or state.step % CHECK_EVERY == 0:
+            looks, last = state.step % CHECK_EVERY == 0, progress.step == steps
+            asked = stop() if world() == 1 else looks and _anyone(stop(), state.device)
+            due = asked or last or (checkpoint_every is not None and state.step % checkpoint_every == 0)
+            if due or looks:
                 guard.check()
-            if due and not last:
+            if last:
+                on_epoch(progress.over_processes())
+            if due:
                 on_checkpoint(state)
-            if asked and not last:
+            if asked and state.step < epochs * steps:
                 raise Interrupted(state.step)
             if last:
                 break
         if progress.step < steps:
             raise ValueError(f"the batches of epoch {epoch + 1} ended after {progress.step} steps; expected {steps}")
-        on_epoch(progress.over_processes())
-        on_checkpoint(state)
-        if asked and state.step < epochs * steps:
-            raise Interrupted(state.step)
 
 
 def train_step(state: TrainingState, batch: Any, accelerator: "Accelerator", clip_norm: float | None = None) -> Tensor:
@@ -150,22 +142,19 @@ def _anyone(asked: bool, device: torch.device) -> bool:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], task: Task | None = None) -> Evaluation:
-    """Top-1 accuracy and mean loss of `model` in eval mode, in fp32. The model's mode is put back.
+    """Top-1 accuracy and mean loss of `model` in eval mode, in fp32. Its modules' modes are put back.
 
     Several processes: each gives its part of the batches; all get the figures of the whole.
     """
     task = task or Classification()
-    training = model.training
-    model.eval()
     hits, loss, samples = 0, 0.0, 0
-    try:
+    with modes_kept(model):
+        model.eval()
         for batch in batches:
             logits = task.logits(model, batch)
             hits += int((logits.argmax(-1) == batch[1]).sum())
             loss += float(task.loss(logits, batch)) * len(batch[1])
             samples += len(batch[1])
-    finally:
-        model.train(training)
     if world() > 1:
         device = next(model.parameters()).device
         figures = sum_over_processes(torch.tensor([hits, loss, samples], dtype=torch.float64, device=device)).tolist()

@@ -23,9 +23,10 @@ def parameter_groups(
     """
     ranges = {id(p) for m in model.modules() if isinstance(m, Quantizer) for p in m.parameters()}
     parameters = [p for p in model.parameters() if p.requires_grad]
+    range_lr = lr if range_lr is None else range_lr
     groups = [
         {"params": [p for p in parameters if id(p) not in ranges], "lr": lr, "weight_decay": weight_decay},
-        {"params": [p for p in parameters if id(p) in ranges], "lr": range_lr or lr, "weight_decay": 0.0},
+        {"params": [p for p in parameters if id(p) in ranges], "lr": range_lr, "weight_decay": 0.0},
     ]
     return [g for g in groups if g["params"]]
 

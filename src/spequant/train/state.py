@@ -54,6 +54,11 @@ class Progress:
         """Share of all training that is behind, 0 to 1."""
         return (self.epoch + self.step / self.steps) / self.epochs
 
+    def add(self, sums: Tensor, images: int, seconds: float) -> None:
+        """Take in one step: what `train_step` returned, its images, and the seconds since the epoch's start."""
+        self.sums += sums
+        self.step, self.images, self.seconds = self.step + 1, self.images + images, seconds
+
     def over_processes(self) -> "Progress":
         """The same with the sums of all processes."""
         total = sum_over_processes(self.sums.clone())

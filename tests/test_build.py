@@ -1,0 +1,132 @@
+"""Each field of a recipe arrives where it works; values that make no run are refused by name."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from spequant import losses
+from spequant.data import eval_batches, load_digits, train_batches
+from spequant.layers import act_quantizers, weight_quantizers
+from spequant.methods import SPEQ, Distill, Retrain, SPEQDistill
+from spequant.models import resnet8
+from spequant.precision import Mix, Stochastic
+from spequant.recipes import RECIPES, run
+from spequant.recipes.build import build_method, build_quantized, calibrated
+from spequant.recipes.schema import MethodChoice, Quantization, check
+from spequant.train import evaluate
+
+
+def test_the_method_is_the_recipes():
+    choice = MethodChoice("speq", 6, 0.3, False, "kl", 3.0, 0.7, "eval", 2)
+    speq = build_method(choice, nn.Identity(), 5)
+    assert isinstance(speq, SPEQ) and speq.policy == Stochastic(6, 0.3) and speq.loss is losses.kl
+    assert (speq.temperature, speq.weight, speq.batch_norm, speq.passes, speq.seed) == (3.0, 0.7, "eval", 2, 5)
+    assert build_method(replace(choice, mix=True), nn.Identity(), 0).policy == Mix()
+    assert build_method(replace(choice, loss="cosine"), nn.Identity(), 0).loss is losses.cosine
+    assert isinstance(build_method(replace(choice, name="retrain"), nn.Identity(), 0), Retrain)
+    distill = build_method(replace(choice, name="distill"), nn.Linear(2, 2), 0)
+    assert isinstance(distill, Distill) and (distill.loss, distill.temperature, distill.weight) == (losses.kl, 3, 0.7)
+    assert isinstance(build_method(replace(choice, name="speq-distill"), nn.Linear(2, 2), 0), SPEQDistill)
+
+
+def test_a_separate_teacher_comes_from_its_file(tmp_path):
+    from safetensors.torch import save_file
+
+    teacher = resnet8(in_channels=1)
+    save_file({k: v.clone() for k, v in teacher.state_dict().items()}, tmp_path / "teacher.safetensors")
+    choice = MethodChoice("distill", teacher=tmp_path / "teacher.safetensors")
+    made = build_method(choice, resnet8(in_channels=1), 0)
+    assert torch.equal(made.teacher.linear.weight, teacher.linear.weight)
+
+
+def test_quantizers_are_the_recipes():
+    train, _ = load_digits()
+    batches = list(eval_batches(train, 256))
+    choice = Quantization(weight="lsq", weight_bits=3, act="minmax", act_bits=4, end_bits=7, residual_bits=6)
+    model = calibrated(resnet8(in_channels=1), choice, batches)
+    bits = {name: q.bits for name, q in act_quantizers(model).items()}
+    assert bits["conv1"] == bits["linear"] == 7 and bits["layer1.0.conv2"] == 4 and bits["layer1.0.add.branch"] == 6
+    assert {type(q).__name__ for q in weight_quantizers(model).values()} == {"LSQ"}
+    assert {
+        q.shape for q in weight_quantizers(build_quantized(resnet8(), replace(choice, per_channel=True))).values()
+    } == {
+        (16, 1, 1, 1),
+        (32, 1, 1, 1),
+        (64, 1, 1, 1),
+        (10, 1),
+    }
+    float_ends = build_quantized(resnet8(), replace(choice, end_bits=None, residual_bits=None))
+    assert "conv1" not in act_quantizers(float_ends) and "layer1.0.add.branch" not in act_quantizers(float_ends)
+
+    pact = Quantization()
+    clip = {
+        p: float(
+            act_quantizers(calibrated(resnet8(in_channels=1), replace(pact, percentile=p), batches))["linear"].clip
+        )
+        for p in (None, 50.0, 99.0)
+    }
+    assert clip[50.0] < clip[99.0] and clip[None] not in (clip[50.0], clip[99.0])
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("train", "epochs", 0),
+        ("train", "batch_size", 0),
+        ("train", "accumulate", 0),
+        ("train", "lr", -1.0),
+        ("train", "weight_decay", -1.0),
+        ("train", "range_lr", -0.1),
+        ("train", "clip_norm", 0.0),
+        ("train", "threads", 0),
+        ("train", "seed", -1),
+        ("train", "device", "foo"),
+        ("train", "checkpoint_every", 0),
+        ("quant", "percentile", 0.0),
+        ("quant", "act_bits", None),
+        ("data", "measure_every", 0),
+    ],
+)
+def test_values_that_make_no_run_are_refused_by_name(part, field, value, tmp_path):
+    recipe = RECIPES["digits-w2a2-speq"]()
+    check(recipe)
+    with pytest.raises(ValueError, match=rf"{part}\.{field} is {value!r}.*expected"):
+        run(replace(recipe, **{part: replace(getattr(recipe, part), **{field: value})}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def trained(tmp_path, name, **train):
+    recipe = RECIPES["digits-w2a2-retrain"]()
+    recipe = replace(recipe, network=replace(recipe.network, weights=None), data=replace(recipe.data, augment=True))
+    from spequant.recipes import load_run
+
+    run(replace(recipe, train=replace(recipe.train, epochs=1, **train)), tmp_path / name)
+    return load_run(tmp_path / name)
+
+
+def test_momentum_augmentation_and_batch_norm_measured_anew_take_part(tmp_path, monkeypatch):
+    _, model, _ = trained(tmp_path, "run")
+    _, without, _ = trained(tmp_path, "without", momentum=0.0)
+    assert not torch.equal(model.conv1.layer.weight, without.conv1.layer.weight)
+    train, _ = load_digits()
+    seen = []
+    runs = sys.modules["spequant.recipes.run"]  # the package's attribute of that name is the function
+    monkeypatch.setattr(runs, "reestimate_batch_norm", lambda model, batches: seen.extend(batches))
+    _, stale, _ = trained(tmp_path, "stale")
+    assert torch.equal(stale.conv1.layer.weight, model.conv1.layer.weight)
+    assert not torch.allclose(stale.bn1.running_mean, model.bn1.running_mean, rtol=1e-3)
+    plain = next(train_batches(train, 512, seed=0, epoch=0, augment=None))
+    assert torch.equal(seen[0][1], plain[1]) and not torch.equal(seen[0][0], plain[0])  # the same images, augmented
+
+
+def test_evaluation_runs_on_running_statistics():
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(2), nn.Linear(2, 2, bias=False))
+    with torch.no_grad():
+        model[2].weight.copy_(torch.eye(2))
+    model[1].running_mean.copy_(torch.tensor([0.0, 5.0]))
+    x = torch.tensor([[1.0, 3.0], [2.0, 4.0]])  # batch statistics would call one of them class 1
+    assert evaluate(model.train(), [(x, torch.tensor([0, 0]))]).accuracy == 100
+    assert model.training and torch.equal(model[1].running_mean, torch.tensor([0.0, 5.0]))
