@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from spequant.data import fashion_mnist, load_cifar100, load_fashion_mnist
+from spequant.data import fashion_mnist, load_cifar10, load_cifar100, load_fashion_mnist
 from spequant.recipes.build import build_data
 from spequant.recipes.schema import Data
 
@@ -114,3 +114,10 @@ def test_a_set_without_a_place_of_its_own_needs_a_root(name, title, monkeypatch)
     monkeypatch.delenv("SPEQUANT_DATA", raising=False)
     with pytest.raises(ValueError, match=rf"data\.root is not set; expected the folder of {title}:"):
         build_data(Data(name), torch.device("cpu"))
+
+
+def test_torchvisions_damaged_layout_is_named(tmp_path):
+    pytest.importorskip("torchvision.datasets")
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    with pytest.raises(ValueError, match=r"cifar-10-batches-py is missing files or damaged.*fetch it anew"):
+        load_cifar10(tmp_path)

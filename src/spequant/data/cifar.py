@@ -115,6 +115,12 @@ def _image_set(layout: _Layout, rows: np.ndarray) -> ImageSet:
 def _from_torchvision(layout: _Layout, root: Path, train: bool, download: bool) -> ImageSet:
     from torchvision import datasets  # lazily: only this layout needs it
 
-    data = getattr(datasets, layout.title.replace("-", ""))(root, train=train, download=download)
+    try:
+        data = getattr(datasets, layout.title.replace("-", ""))(root, train=train, download=download)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{root / layout.pickled} is missing files or damaged ({error}); remove it and fetch it anew with "
+            f"data.download, or from {layout.source}"
+        ) from error
     images = torch.from_numpy(np.ascontiguousarray(data.data.transpose(0, 3, 1, 2)))
     return ImageSet(images, torch.tensor(data.targets), layout.mean, layout.std, layout.classes)
