@@ -18,10 +18,10 @@ demo: $(VENV)/.installed
 	$(BIN)/spequant demo
 
 test: $(VENV)/.installed-dev
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest -n logical --dist loadfile -m "not slow"
 
 test-all: $(VENV)/.installed-dev
-	$(PY) -m pytest
+	$(PY) -m pytest -n logical --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

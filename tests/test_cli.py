@@ -123,6 +123,17 @@ def finished(tmp_path_factory):
     return folder
 
 
+def test_resuming_what_is_finished_says_its_result(finished, capsys):
+    arguments = ["digits-w2a2-retrain", "--network.weights", "None", *SHORT, "--out", str(finished), "--resume"]
+    before = (finished / "result.json").stat().st_mtime_ns
+    main(["train", *arguments])
+    accuracy = json.loads((finished / "result.json").read_text())["test_accuracy"]
+    assert f"test accuracy {accuracy:.2f} %" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"is of another recipe: train\.lr is 0\.04, expected 0\.5"):
+        main(["train", *arguments, "--train.lr", "0.5"])
+    assert (finished / "result.json").stat().st_mtime_ns == before
+
+
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [

@@ -50,12 +50,15 @@ def run(recipe: Recipe, folder: Path, reporter: Reporter | None = None, *, resum
     """Train as `recipe` says; the result, also in `folder`/result.json. The test set is read once, at the end.
 
     resume: go on from the last checkpoint in `folder`, or start where there is none. The weights become those of a run
-      that was never interrupted.
+      that was never interrupted. Of a finished run the result is given back.
 
     FileExistsError: `folder` holds a run, finished or (without `resume`) not. OSError: it cannot be written to, or is
     in use. ValueError: what it holds is damaged or of another recipe. Interrupted: stopped by SIGINT or SIGTERM.
     """
     check(recipe)
+    if resume and (folder / RESULT).exists():
+        _same_recipe(from_json((folder / RECIPE).read_text()), recipe, folder)
+        return json.loads((folder / RESULT).read_text())
     accelerator = start_processes(recipe, folder)
     with held(folder, resume), interruptions() as stop:
         snapshot, facts = _last_checkpoint(recipe, folder) if resume else (None, {})
@@ -72,13 +75,17 @@ def _last_checkpoint(recipe: Recipe, folder: Path) -> tuple[Snapshot | None, dic
     if not found:
         return None, {}
     snapshot, facts = read(found[-1])
-    other = differences(from_json(json.dumps(facts["recipe"])), recipe)
+    _same_recipe(from_json(json.dumps(facts["recipe"])), recipe, found[-1])
+    return snapshot, facts
+
+
+def _same_recipe(found: Recipe, expected: Recipe, where: Path) -> None:
+    other = differences(found, expected)
     if other:
         raise ValueError(
-            f"{found[-1]} is of another recipe: {'; '.join(other)}. Resume with the fields that it was started with "
-            f"({folder / RECIPE}), or give another --out"
+            f"{where} is of another recipe: {'; '.join(other)}. Resume with the fields that it was started with "
+            f"({RECIPE} in the run's folder), or give another --out"
         )
-    return snapshot, facts
 
 
 class _Run:
