@@ -49,16 +49,17 @@ def one(tmp_path_factory):
 def test_several_processes_mean_the_same_as_one(one, world, tmp_path):
     several = launch(tmp_path / "several", world)
     assert (one["world"], several["world"]) == (1, world)
-    for arm in ("float", "retrain"):
+    # At 2 bits sums that round otherwise may put a value near a tie on the other code: one of them moves the loss 2e-5.
+    for arm, rounding in (("float", 1e-5), ("retrain", 1e-3)):
         for a, b in zip(one[arm]["losses"], several[arm]["losses"], strict=True):
-            assert b == pytest.approx(a, rel=1e-5)
+            assert b == pytest.approx(a, rel=rounding)
         assert several[arm]["accuracy"] == pytest.approx(one[arm]["accuracy"], abs=0.4)  # two images of 500
     for arm in ("float", "retrain", "accumulated", "unsynchronised", "speq"):
         assert several[arm]["equal"], f"{arm}: weights differ by rank"
     # Batch norm without synchronisation, or over half a batch, is another network.
-    assert several["unsynchronised"]["losses"][0] != pytest.approx(one["unsynchronised"]["losses"][0], rel=1e-5)
+    assert several["unsynchronised"]["losses"][0] != pytest.approx(one["unsynchronised"]["losses"][0], rel=1e-3)
     # SPEQ: the student's first pass is the same, the teachers' draws are each rank's own.
-    assert several["speq"]["losses"][0][1] == pytest.approx(one["speq"]["losses"][0][1], rel=1e-5)
+    assert several["speq"]["losses"][0][1] == pytest.approx(one["speq"]["losses"][0][1], rel=1e-3)
     assert len({tuple(draw) for draw in several["speq"]["draws"]}) == world
     # Calibration from parts of the samples: the same everywhere, and what one process finds but for its sampling.
     a, b = one["calibrated"], several["calibrated"]
