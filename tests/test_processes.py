@@ -64,7 +64,9 @@ def test_several_processes_mean_the_same_as_one(one, world, tmp_path):
     # Calibration from parts of the samples: the same everywhere, and what one process finds but for its sampling.
     a, b = one["calibrated"], several["calibrated"]
     assert b["equal"]
-    assert b["ranges"] == pytest.approx(a["ranges"], rel=0.05)
+    eight = {n for n in a["ranges"] if ".add." in n or n in ("conv1", "linear")}  # a few large values decide those
+    for name, clip in a["ranges"].items():
+        assert b["ranges"][name] == pytest.approx(clip, rel=0.15 if name in eight else 0.03), name
     assert b["means"] == pytest.approx(a["means"], rel=1e-2, abs=1e-3)
 
 
