@@ -79,10 +79,11 @@ def train(args: list[str]) -> None:
     try:
         with Terminal(recipe.name) as reporter:
             result = run(recipe, folder, reporter, resume=settings.resume)
-    except Interrupted as stopped:
+    except (Interrupted, KeyboardInterrupt) as stopped:
         again = shlex.join(["spequant", "train", *args, *([] if settings.resume else ["--resume"])])
         if rank() == 0:
-            print(f"{stopped}; saved in {folder}. To go on: {again}", file=sys.stderr)
+            done = f"{stopped}; saved in {folder}" if isinstance(stopped, Interrupted) else "interrupted"
+            print(f"{done}. To go on: {again}", file=sys.stderr)
         raise SystemExit(130) from None
     if rank() == 0:
         size = result["weight_bytes"] / 1024
@@ -145,6 +146,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         COMMANDS[args[0]](args[1:])
     except (ValueError, OSError, FloatingPointError) as error:
         raise SystemExit(f"spequant {args[0]}: {error}") from None
+    except (Interrupted, KeyboardInterrupt):
+        print(f"spequant {args[0]}: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

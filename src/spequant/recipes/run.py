@@ -60,12 +60,12 @@ def run(recipe: Recipe, folder: Path, reporter: Reporter | None = None, *, resum
         _same_recipe(from_json((folder / RECIPE).read_text()), recipe, folder)
         return json.loads((folder / RESULT).read_text())
     accelerator = start_processes(recipe, folder)
-    with held(folder, resume), interruptions() as stop:
+    with held(folder, resume):
         snapshot, facts = _last_checkpoint(recipe, folder) if resume else (None, {})
         assembly = assemble(recipe, accelerator, snapshot)
         under_way = _Run(assembly, folder, reporter if reporter and rank() == 0 else Quiet(), facts)
         try:
-            return under_way.carry_out(stop, snapshot)
+            return under_way.carry_out(snapshot)
         finally:
             under_way.close()
 
@@ -107,7 +107,7 @@ class _Run:
             "tracker", json.loads(json.dumps(self.here, default=str)) if self.main else {}
         )
 
-    def carry_out(self, stop: Any, snapshot: Snapshot | None) -> dict[str, Any]:
+    def carry_out(self, snapshot: Snapshot | None) -> dict[str, Any]:
         settings, assembly = self.recipe.train, self.assembly
         if snapshot is None:
             self.write({"kind": "start", **(self.here if self.main else {})})
@@ -117,19 +117,20 @@ class _Run:
         else:
             self.diagnostics.codes = {k: v.to(self.state.device) for k, v in snapshot.part("codes").items()}
             self.write({"kind": "resumed", "step": self.state.step, **(self.here if self.main else {})})
-        fit(
-            self.state,
-            assembly.batches,
-            epochs=settings.epochs,
-            steps=assembly.steps,
-            accelerator=assembly.accelerator,
-            clip_norm=settings.clip_norm,
-            checkpoint_every=settings.checkpoint_every,
-            on_step=self.reporter.step,
-            on_epoch=self.epoch,
-            on_checkpoint=self.save,
-            stop=stop,
-        )
+        with interruptions() as stop:  # before and after there is nothing to save: signals act as ever
+            fit(
+                self.state,
+                assembly.batches,
+                epochs=settings.epochs,
+                steps=assembly.steps,
+                accelerator=assembly.accelerator,
+                clip_norm=settings.clip_norm,
+                checkpoint_every=settings.checkpoint_every,
+                on_step=self.reporter.step,
+                on_epoch=self.epoch,
+                on_checkpoint=self.save,
+                stop=stop,
+            )
         return self.finish()
 
     def write(self, row: dict[str, Any]) -> None:
