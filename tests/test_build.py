@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from spequant import losses
-from spequant.data import eval_batches, load_digits, train_batches
+from spequant.batch_norm import reestimate_batch_norm
+from spequant.data import Augment, eval_batches, load_digits, train_batches
 from spequant.layers import act_quantizers, weight_quantizers
 from spequant.methods import SPEQ, Distill, Retrain, SPEQDistill
 from spequant.models import resnet8
@@ -17,6 +18,7 @@ from spequant.recipes import RECIPES, run
 from spequant.recipes.build import build_method, build_quantized, calibrated
 from spequant.recipes.schema import MethodChoice, Quantization, check
 from spequant.train import evaluate
+from spequant.train.checkpoint import checkpoints, read
 
 
 def test_the_method_is_the_recipes():
@@ -118,6 +120,21 @@ def test_momentum_augmentation_and_batch_norm_measured_anew_take_part(tmp_path, 
     assert not torch.allclose(stale.bn1.running_mean, model.bn1.running_mean, rtol=1e-3)
     plain = next(train_batches(train, 512, seed=0, epoch=0, augment=None))
     assert torch.equal(seen[0][1], plain[1]) and not torch.equal(seen[0][0], plain[0])  # the same images, augmented
+
+
+def test_averaged_weights_get_batch_norm_of_their_own(tmp_path):
+    _, model, _ = trained(tmp_path, "run", ema=0.8)
+    snapshot, _ = read(checkpoints(tmp_path / "run" / "checkpoints")[-1])
+    averaged, last = snapshot.part("ema"), snapshot.part("model")
+    assert torch.equal(model.conv1.layer.weight, averaged["conv1.layer.weight"])
+    assert not torch.equal(averaged["conv1.layer.weight"], last["conv1.layer.weight"])
+    found = model.bn1.running_mean.clone()
+    train, _ = load_digits()
+    batches = train_batches(train, 512, seed=0, epoch=0, augment=Augment())
+    reestimate_batch_norm(model, list(batches))
+    torch.testing.assert_close(found, model.bn1.running_mean)
+    assert not torch.allclose(found, averaged["bn1.running_mean"], rtol=1e-2)
+    assert not torch.allclose(found, last["bn1.running_mean"], rtol=1e-2)
 
 
 def test_evaluation_runs_on_running_statistics():

@@ -19,13 +19,14 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import spequant
-from spequant import terminal
+from spequant import cli, terminal
 from spequant.cli import main
 from spequant.models import CifarResNet, load_weights, resnet8
 from spequant.quantizers import PACT, SAWB
 from spequant.recipes import RECIPES, run
+from spequant.recipes import folder as run_folder
 from spequant.recipes.build import with_seed
-from spequant.train import TrainingState, make_optimizer, make_schedule, parameter_groups
+from spequant.train import Interrupted, TrainingState, make_optimizer, make_schedule, parameter_groups
 from spequant.train.checkpoint import checkpoints, read
 
 KILLER = Path(__file__).parent / "killer.py"
@@ -180,6 +181,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from spequant.recipes import RECIPES, run
+from spequant.recipes import folder as run_folder
 from spequant.train import loop
 recipe = RECIPES["digits-w2a2-speq"]()
 recipe = replace(recipe, network=replace(recipe.network, weights=None))
@@ -239,6 +241,19 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     assert len(starts) == 2 and all(s["torch"] and s["command"] and s["processes"] == 1 for s in starts)
 
 
+@pytest.mark.parametrize(("stopped_by", "said"), [(KeyboardInterrupt(), "interrupted"), (Interrupted(7), "step 7")])
+def test_ctrl_c_beside_the_loop_says_how_to_go_on_as_well(stopped_by, said, monkeypatch, capsys):
+    def stop(*_, **__):
+        raise stopped_by
+
+    monkeypatch.setattr(cli, "run", stop)
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "digits-float", "--out", "a b"])
+    assert stopped.value.code == 130
+    told = capsys.readouterr().err
+    assert said in told and told.endswith("To go on: spequant train digits-float --out 'a b' --resume\n")
+
+
 def test_dry_run_says_what_it_would_take_and_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     main(["train", "digits-float", "--train.epochs", "7", "--data.held-out", "97", "--dry-run"])
@@ -248,8 +263,9 @@ def test_dry_run_says_what_it_would_take_and_writes_nothing(tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_tracker_by_name_gets_what_metrics_get(tmp_path):
+def test_a_tracker_by_name_gets_what_metrics_get(tmp_path, monkeypatch):
     folder = tmp_path / "run"
+    monkeypatch.setattr(run_folder, "_version", lambda package: None)  # as of packages that are not installed
     run(short(tracker="tensorboard", checkpoint_every=None), folder)
     events = EventAccumulator(str(next(folder.rglob("events.*"))))
     events.Reload()

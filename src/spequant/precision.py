@@ -65,7 +65,8 @@ class Mix:
 class Fixed:
     """The same `bits` for every layer, or {pattern of layer names: bits}; layers without a match keep their own.
 
-    May go below the trained bits: the bounds stay, the grid gets coarser.
+    May go below the trained bits: the grid between the bounds gets coarser. Where zero would then fall between two
+    levels (signed LSQ: bounds -Qn s and Qp s) the grid moves by up to half of its step, so that zero stays on it.
     """
 
     bits: int | Mapping[str, int]

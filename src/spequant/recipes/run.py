@@ -100,23 +100,22 @@ class _Run:
         self.diagnostics = Diagnostics()
         train = assembly.train
         self.sample = train.normalise(train.images[:SAMPLE])
+        self.here = start_files(folder, self.recipe, self.state.device) if self.main else {}
+        known = {k: v for k, v in self.here.items() if v is not None}  # trackers take no None
+        assembly.accelerator.init_trackers("tracker", known)
         if self.main:
-            self.here = start_files(folder, self.recipe, self.state.device)
             self.metrics = Metrics(folder / METRICS, int(facts.get("metrics_bytes", 0)))
-        assembly.accelerator.init_trackers(
-            "tracker", json.loads(json.dumps(self.here, default=str)) if self.main else {}
-        )
 
     def carry_out(self, snapshot: Snapshot | None) -> dict[str, Any]:
         settings, assembly = self.recipe.train, self.assembly
         if snapshot is None:
-            self.write({"kind": "start", **(self.here if self.main else {})})
+            self.write({"kind": "start", **self.here})
             if self.recipe.quantized:
                 self.write({"kind": "calibrated", **self.held_out(self.state.model)})
             self.layers(0)
         else:
             self.diagnostics.codes = {k: v.to(self.state.device) for k, v in snapshot.part("codes").items()}
-            self.write({"kind": "resumed", "step": self.state.step, **(self.here if self.main else {})})
+            self.write({"kind": "resumed", "step": self.state.step, **self.here})
         with interruptions() as stop:  # before and after there is nothing to save: signals act as ever
             fit(
                 self.state,
