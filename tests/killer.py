@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from spequant import files
 from spequant.recipes import RECIPES, run
-from spequant.train import files
 
 
 def recipe():

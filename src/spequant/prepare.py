@@ -73,7 +73,7 @@ def prepare(
         made |= _quantized_adds(model, residual, act)
     if not made:
         raise ValueError("nothing to quantize: ends and overrides leave every layer float; give one of them bits")
-    model = _replace(model, made)
+    model = replace_modules(model, made)
     for tag, (_, module, attribute) in enumerate(act_slots(model)):
         getattr(module, attribute).tag = tag
     model.register_load_state_dict_pre_hook(_share_as_saved)
@@ -94,7 +94,7 @@ def unprepare(model: nn.Module) -> nn.Module:
     hooks = model._load_state_dict_pre_hooks
     for key in [k for k, hook in hooks.items() if getattr(hook, "hook", hook) is _share_as_saved]:
         del hooks[key]
-    return _replace(model, made)
+    return replace_modules(model, made)
 
 
 def share(model: nn.Module, groups: Sequence[Sequence[tuple[nn.Module, str]]]) -> None:
@@ -232,7 +232,7 @@ def _check_weights(layers: Mapping[str, nn.Module]) -> None:
             raise ValueError(f"{name}: its weight has no shape yet; run the model once before prepare, or use skip")
 
 
-def _replace(model: nn.Module, made: Mapping[int, nn.Module]) -> nn.Module:
+def replace_modules(model: nn.Module, made: Mapping[int, nn.Module]) -> nn.Module:
     """Put `made[id(m)]` where m stood, at every place that holds it; the model itself may be such a place."""
     if id(model) in made:
         return made[id(model)]

@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from spequant.files import write_whole
 from spequant.processes import barrier, rank, world
 from spequant.recipes.schema import Recipe, from_json, to_json
 from spequant.train.checkpoint import checkpoints, clean
-from spequant.train.files import write_whole
 
 RECIPE, METRICS, RESULT, STATE = "recipe.json", "metrics.jsonl", "result.json", "model.safetensors"
 ENVIRONMENT, CHECKPOINTS, LOCK = "environment.json", "checkpoints", ".lock"

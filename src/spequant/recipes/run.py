@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from spequant import models
 from spequant.batch_norm import reestimate_batch_norm
 from spequant.data import ImageSet, train_batches
+from spequant.files import placed, write_whole
 from spequant.layers import weight_bits
 from spequant.processes import rank
 from spequant.recipes.assembly import Assembly, assemble, channels_last, measure, start_processes
@@ -21,7 +22,6 @@ from spequant.recipes.folder import CHECKPOINTS, METRICS, RECIPE, RESULT, STATE,
 from spequant.recipes.schema import Recipe, check, differences, from_json, to_json
 from spequant.train import Diagnostics, Progress, Snapshot, TrainingState, fit
 from spequant.train.checkpoint import checkpoints, read, write
-from spequant.train.files import placed, write_whole
 from spequant.train.interruption import interruptions
 
 REESTIMATE = (40, 512)  # batches, images of each: near the whole set's statistics, which evaluation runs on

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from spequant.train.files import TEMPORARY, placed_folder, remove
+from spequant.files import TEMPORARY, placed_folder, remove
 from spequant.train.state import Snapshot
 
 FORMAT = 1

@@ -1,0 +1,67 @@
+"""The integers of a weighted layer: what int8 arithmetic needs of `Weighted`, the same for every engine.
+
+An engine computes  code = clip(round(M[o] * (sum(weight[o] * input codes) + bias[o])), low, high)  with int8 weights,
+an int32 bias, and one fp32 factor an output, M = input step * scale / output step.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spequant.export.program import Op, Weighted
+
+LARGEST_BIAS = 2**30  # of an int32, so that the sum stays one
+
+
+@dataclass(frozen=True)
+class Integers:
+    """weight: int8 as `Weighted.weight`; bias: int32 (outputs,); scale: fp32 (outputs,): of weight codes, so that the
+    bias has the scale input step * scale."""
+
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor
+
+    @property
+    def exact_in_fp32(self) -> bool:
+        """Whether sums of products with 8-bit codes and the bias are whole numbers that fp32 holds."""
+        return self.bound < 2**24
+
+    @property
+    def bound(self) -> int:
+        sums = self.weight.to(torch.int64).abs().flatten(1).sum(1) * 255
+        return int((sums + self.bias.to(torch.int64).abs()).max())
+
+
+def input_step(op: Op) -> Tensor:
+    grid = op.inputs[0].grid
+    assert grid is not None
+    return torch.tensor(grid.step, dtype=torch.float32)
+
+
+def integers(op: Weighted) -> Integers:
+    """int8 weights, int32 bias and fp32 scales of `op`.
+
+    - Few codes are multiplied up to +-127, which costs nothing and makes the bias' unit finer: at 2 bits that unit
+      would be some per cents of an output code.
+    - A negative scale flips the codes; only where -128 would become 128 the scale stays negative.
+    - A channel whose scale vanishes, or is so small that its bias would overflow: zero weights, and a scale at which
+      the bias fills half of its int32.
+    """
+    codes = op.weight.to(torch.int32)
+    largest = int(codes.abs().max().clamp_min(1))
+    factor = max(1, 127 // largest)
+    step = input_step(op).double()
+    flat = codes.flatten(1) * factor
+    flip = (op.scale < 0) & (flat.amin(1) > -128)
+    flat = torch.where(flip[:, None], -flat, flat)
+    scale = torch.where(flip, -op.scale, op.scale) / factor
+    scale = scale.float().double()  # as stored: the bias follows from it
+    bias = op.offset / (step * scale)
+    vanishing = ~(bias.abs() < LARGEST_BIAS)  # NaN, of 0 / 0, too
+    alone = (op.offset.abs() / (LARGEST_BIAS // 2) / step).clamp_min(torch.finfo(torch.float32).tiny * 2**40)
+    scale = torch.where(vanishing, alone, scale).float()
+    bias = torch.where(vanishing, op.offset / (step * scale.double()), bias)
+    flat = torch.where(vanishing[:, None], 0, flat)
+    return Integers(flat.reshape(op.weight.shape).to(torch.int8), bias.round().to(torch.int32), scale)

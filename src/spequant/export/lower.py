@@ -1,0 +1,253 @@
+"""From a prepared network to a `Program`: traced once, then read backwards from its output.
+
+Where a quantizer reads a tensor, its grid is carried back through everything that commutes with rounding (ReLU and
+other clamps, max pooling, flattening, concatenation, slicing and padding with zeros) to where the numbers arise: there
+the sums of a layer, or of an addition, are rounded to that grid at once. A tensor that two quantizers read arises
+twice. So the integers are those of the fake-quantized network, and nothing is rounded twice.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jaxtyping
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from spequant.batch_norm import modes_kept
+from spequant.export.grids import act_grid, weight_grid
+from spequant.export.program import Add, Float, Grid, Input, MaxPool, Move, Op, Program, Quantize, Weighted
+from spequant.export.reading import Step, read_step
+from spequant.layers import QuantizedAdd, QuantizedLayer
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        kept = isinstance(m, QuantizedLayer | QuantizedAdd)
+        return kept or super().is_leaf_module(m, module_qualified_name)
+
+
+def lower(model: nn.Module, example: Tensor) -> Program:
+    """The integer program of a prepared and calibrated `model` at the precision in use.
+
+    example: an input, batch first; only its shape counts.
+
+    ValueError names what has no integer form: control flow that cannot be traced, an operation that is not known, a
+    layer without quantizers in the middle of integers, an activation quantizer that is no grid.
+    """
+    with modes_kept(model):
+        model.eval()
+        with torch.no_grad():
+            model(example)  # what is wrong with the network itself, it says itself
+        try:
+            with _shapes_unchecked():
+                graph = _Tracer().trace(model)
+        except Exception as error:
+            raise ValueError(
+                f"{type(model).__name__} cannot be traced for export ({error}): its forward decides by the values of "
+                "tensors, or by what torch.fx does not follow; move that out of the network"
+            ) from error
+        traced = fx.GraphModule(model, graph)
+        with torch.no_grad():
+            ShapeProp(traced).propagate(example.detach())
+    return _Lowering(model, graph).program()
+
+
+@contextmanager
+def _shapes_unchecked() -> Iterator[None]:
+    """Run-time checks of annotated shapes off, where somebody switched them on: what is traced are no tensors."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
+
+
+class _Lowering:
+    def __init__(self, model: nn.Module, graph: fx.Graph):
+        self.ops: list[Op] = []
+        self.done: dict[Any, Op] = {}
+        self.steps = {node: read_step(node, model) for node in graph.nodes if node.op != "output"}
+        (out,) = next(node for node in graph.nodes if node.op == "output").args
+        if not isinstance(out, fx.Node):
+            raise ValueError(f"the network gives {type(out).__name__}; expected one tensor: wrap it")
+        self.out = out
+        inputs = [node for node in graph.nodes if node.op == "placeholder" and node.users]
+        if len(inputs) != 1:
+            raise ValueError(f"the network reads {len(inputs)} inputs; expected one tensor")
+        self.value(inputs[0])
+
+    def program(self) -> Program:
+        output = self.value(self.out)
+        return Program(self.ops, output)
+
+    def _add(self, op: Op) -> Op:
+        self.ops.append(op)
+        return op
+
+    def value(self, node: fx.Node) -> Op:
+        """`node` in float."""
+        if node not in self.done:
+            self.done[node] = self._arise(node, None) or self._island(node)
+        return self.done[node]
+
+    def codes(self, node: fx.Node, grid: Grid) -> Op:
+        """`node` on `grid`."""
+        key = node, grid
+        if key not in self.done:
+            self.done[key] = self._carried(node, grid) or self._arise(node, grid) or self._quantize(node, grid)
+        return self.done[key]
+
+    def _quantize(self, node: fx.Node, grid: Grid) -> Op:
+        return self._add(Quantize(self.steps[node].name, (self.value(node),), grid, shape_of(node)))
+
+    def _carried(self, node: fx.Node, grid: Grid) -> Op | None:
+        """`node` on `grid` by its inputs on that grid, where it commutes with rounding."""
+        step, shape = self.steps[node], shape_of(node)
+        if step.kind == "same":
+            return self.codes(step.inputs[0], grid)
+        if step.kind == "clamp":
+            return self.codes(step.inputs[0], grid.clamped(**step.attributes))
+        if step.kind == "max_pool":
+            return self._add(MaxPool(step.name, (self.codes(step.inputs[0], grid),), grid, shape, **step.attributes))
+        if step.kind in ("flatten", "concat", "amax"):
+            inputs = tuple(self.codes(i, grid) for i in step.inputs)
+            return self._add(Move(step.name, inputs, grid, shape, step.kind, **step.attributes))
+        if step.kind in ("stride", "pad"):
+            return self._spread(node, grid)
+        return None
+
+    def _spread(self, node: fx.Node, grid: Grid) -> Op:
+        """Strided slicing and zero channels on both sides, as a 1 x 1 convolution with the codes 0 and 1."""
+        before, after, stride, source, step = 0, 0, (1, 1), node, self.steps[node]
+        if step.kind == "pad":
+            before, after = step.attributes["channels"]
+            source = step.inputs[0]
+        if self.steps[source].kind == "stride":
+            stride = self.steps[source].attributes["stride"]
+            source = self.steps[source].inputs[0]
+        inside = self.codes(source, grid)
+        channels = shape_of(source)[1]
+        eye = torch.eye(channels, dtype=torch.int16)
+        weight = torch.cat([eye.new_zeros(before, channels), eye, eye.new_zeros(after, channels)])
+        outputs = len(weight)
+        return self._add(
+            Weighted(
+                step.name,
+                (inside,),
+                grid,
+                shape_of(node),
+                weight[:, :, None, None],
+                torch.ones(outputs, dtype=torch.float64),
+                torch.zeros(outputs, dtype=torch.float64),
+                width=1,
+                stride=stride,
+                padding=(0, 0),
+                dilation=(1, 1),
+            )
+        )
+
+    def _arise(self, node: fx.Node, grid: Grid | None) -> Op | None:
+        """`node` on `grid`, or in float, where it is a sum of products or of addends that are codes themselves."""
+        step = self.steps[node]
+        if step.kind == "batch_norm" and self.steps[step.inputs[0]].kind == "layer":
+            inner = self.steps[step.inputs[0]]
+            return self._weighted(inner, step.module, grid, shape_of(node))
+        if step.kind == "layer":
+            return self._weighted(step, None, grid, shape_of(node))
+        if step.kind == "quantized_add":
+            module = step.module
+            assert isinstance(module, QuantizedAdd)
+            quantizers = module.branch_quantizer, module.shortcut_quantizer
+            inputs = tuple(self.codes(i, act_grid(q)) for i, q in zip(step.inputs, quantizers, strict=True))
+            return self._add(Add(step.name, inputs, grid, shape_of(node)))
+        return None
+
+    def _weighted(self, step: Step, norm: nn.Module | None, grid: Grid | None, shape: tuple[int, ...]) -> Op | None:
+        module = step.module
+        if not isinstance(module, QuantizedLayer) or module.weight_quantizer is None or module.act_quantizer is None:
+            return None  # float, or with one side float: an island
+        inside = self.codes(step.inputs[0], act_grid(module.act_quantizer))
+        layer: Any = module.layer
+        codes, scale = weight_grid(module)
+        offset = torch.zeros(len(codes)) if layer.bias is None else layer.bias.detach()
+        factor, shift = norm_affine(norm) if norm is not None else (1.0, 0.0)
+        return self._add(
+            Weighted(
+                step.name,
+                (inside,),
+                grid,
+                shape,
+                codes,
+                scale * factor,
+                offset.double() * factor + shift,
+                int(module.weight_quantizer.bits or 8),
+                bias=layer.bias if norm is None else norm.bias,  # type: ignore[arg-type]
+                **step.attributes,
+            )
+        )
+
+    def _island(self, node: fx.Node) -> Op:
+        """`node` in float, from float."""
+        step, shape = self.steps[node], shape_of(node)
+        if step.kind == "input":
+            return self._add(Input(step.name, (), None, shape))
+        if step.kind == "same":
+            return self.value(step.inputs[0])
+        made = ISLANDS.get(step.kind)
+        if made is None:
+            raise ValueError(f"{step.name}: {step.kind} has no integer form here, and no float one; it is not exported")
+        kind, attributes, tensors = made(step)
+        inputs = tuple(self.value(i) for i in step.inputs)
+        return self._add(Float(step.name, inputs, None, shape, kind, attributes, tensors))
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    return tuple(node.meta["tensor_meta"].shape)
+
+
+def norm_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """(factor, shift), float64 a channel: batch norm on its running statistics is x * factor + shift."""
+    n: Any = norm
+    if n.running_var is None:
+        raise ValueError(f"{norm!r} keeps no running statistics; it has no form outside its batch")
+    deviation = torch.sqrt(n.running_var.double() + n.eps)
+    factor = (n.weight.detach().double() if n.affine else torch.ones_like(deviation)) / deviation
+    return factor, (n.bias.detach().double() if n.affine else 0.0) - n.running_mean.double() * factor
+
+
+def _float_layer(step: Step) -> tuple[str, dict[str, Any], tuple[Tensor, ...]]:
+    """A layer whose weight or input is float: weights as they are used, float arithmetic."""
+    module: Any = step.module
+    layer, quantizer = module, None
+    if isinstance(module, QuantizedLayer):
+        if module.act_quantizer is not None:
+            raise ValueError(
+                f"{step.name}: activations are quantized and weights are float, which has no integer form; prepare "
+                "with weight= as well, or with act=None"
+            )
+        layer, quantizer = module.layer, module.weight_quantizer
+    own: Any = layer
+    with torch.no_grad():
+        weight = own.weight if quantizer is None else quantizer(own.weight)
+    bias = torch.zeros(len(weight)) if own.bias is None else own.bias
+    return "layer", dict(step.attributes), (weight.detach(), bias.detach())
+
+
+def _affine(step: Step) -> tuple[str, dict[str, Any], tuple[Tensor, ...]]:
+    assert step.module is not None
+    return "affine", {}, tuple(t.float() for t in norm_affine(step.module))
+
+
+def _plain(kind: str) -> Callable[[Step], tuple[str, dict[str, Any], tuple[Tensor, ...]]]:
+    return lambda step: (kind, dict(step.attributes), ())
+
+
+ISLANDS: dict[str, Callable[[Step], tuple[str, dict[str, Any], tuple[Tensor, ...]]]] = {
+    "layer": _float_layer,
+    "batch_norm": _affine,
+    **{k: _plain(k) for k in ("add", "mul", "clamp", "mean", "amax", "max_pool", "flatten", "concat", "sigmoid")},
+}
+"""What may run in float between integers: kind -> what `Float` needs of it."""

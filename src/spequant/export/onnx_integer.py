@@ -1,0 +1,269 @@
+"""A program as an integer ONNX graph that onnxruntime and OpenVINO fuse: 8-bit arithmetic on codes of few levels.
+
+The pattern (measured, docs/deploy.md): codes as uint8; QuantizeLinear with the low-bit step -> Clip on the integers ->
+DequantizeLinear -> Conv with DequantizeLinear of int8 weights and int32 bias -> QuantizeLinear ... Signed codes are
+stored as code + 128, since a convolution's input and output have to be of one type to be fused.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from spequant.export.integers import input_step, integers
+from spequant.export.program import Add, Float, Grid, Input, MaxPool, Move, Op, Program, Quantize, Weighted
+from spequant.files import placed
+
+OPSET, IR_VERSION = 19, 10
+ZERO = 128  # the stored value of code 0 of a signed tensor
+
+
+def needs(package: str) -> Any:
+    """The module of that name; ModuleNotFoundError that says which extra has it."""
+    try:
+        return import_module(package)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{package} is not installed: pip install 'spequant[deploy]'") from error
+
+
+def zero_of(grid: Grid) -> int:
+    """What is stored for code 0."""
+    return ZERO if grid.signed else 0
+
+
+def stored(codes: Tensor, grid: Grid) -> np.ndarray:
+    """Codes as an exported graph stores them: uint8."""
+    return (codes + zero_of(grid)).numpy().astype(np.uint8)
+
+
+class Emitter:
+    """Nodes and constants of one graph, op by op. `names`: of each op's result, codes or float."""
+
+    def __init__(self) -> None:
+        self.onnx = needs("onnx")
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+        self.names: dict[Op, str] = {}
+        self.sums: set[tuple[Op, ...]] = set()
+
+    def constant(self, value: Any, name: str) -> str:
+        name = f"{name}.{len(self.constants)}"
+        self.constants.append(self.onnx.numpy_helper.from_array(np.asarray(value, order="C"), name))
+        return name
+
+    def node(self, kind: str, inputs: Iterable[str], name: str, **attributes: Any) -> str:
+        out = f"{name}/{kind}.{len(self.nodes)}"
+        self.nodes.append(self.onnx.helper.make_node(kind, list(inputs), [out], name=out, **attributes))
+        return out
+
+    def emit(self, op: Op) -> None:
+        """Add `op`, whose inputs are there."""
+        self.names[op] = EMIT[type(op)](self, op)
+
+    def value(self, op: Op) -> str:
+        """The float values of an op's result."""
+        if op.grid is None:
+            return self.names[op]
+        return self.node("DequantizeLinear", [self.names[op], *self._scale(op.grid, op.name)], op.name)
+
+    def rounded(self, value: str, grid: Grid, name: str) -> str:
+        """Float values to stored codes."""
+        out = self.node("QuantizeLinear", [value, *self._scale(grid, name)], name)
+        low, high = grid.low + zero_of(grid), grid.high + zero_of(grid)
+        if (low, high) == (0, 255):
+            return out
+        ends = [self.constant(np.uint8(end), f"{name}.end") for end in (low, high)]
+        return self.node("Clip", [out, *ends], name)
+
+    def result(self, value: str, op: Op) -> str:
+        return value if op.grid is None else self.rounded(value, op.grid, op.name)
+
+    def _scale(self, grid: Grid, name: str) -> list[str]:
+        step = self.constant(np.float32(grid.step), f"{name}.step")
+        return [step, self.constant(np.uint8(zero_of(grid)), f"{name}.zero")]
+
+    def model(self, inputs: Sequence[Any], outputs: Mapping[str, Any], about: Mapping[str, str]) -> Any:
+        """The checked model. outputs: {name in the graph: its value_info}."""
+        helper = self.onnx.helper
+        nodes = [*self.nodes]
+        for inner, info in outputs.items():
+            nodes.append(helper.make_node("Identity", [inner], [info.name], name=info.name))
+        graph = helper.make_graph(nodes, "spequant", list(inputs), list(outputs.values()), self.constants)
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="spequant"
+        )
+        helper.set_model_props(model, dict(about))
+        self.onnx.checker.check_model(model, full_check=True)
+        return model
+
+
+def _quantize(e: Emitter, op: Quantize) -> str:
+    assert op.grid is not None
+    return e.rounded(e.value(op.inputs[0]), op.grid, op.name)
+
+
+def _weighted(e: Emitter, op: Weighted) -> str:
+    made, name = integers(op), op.name
+    weight = e.constant(made.weight.numpy(), f"{name}.weight")
+    scale = e.constant(made.scale.numpy(), f"{name}.scale")
+    zero = e.constant(np.zeros(len(made.scale), np.int8), f"{name}.zeros")
+    weight = e.node("DequantizeLinear", [weight, scale, zero], name, axis=0)
+    bias = e.constant(made.bias.numpy(), f"{name}.bias")
+    bias_scale = e.constant((input_step(op) * made.scale).numpy(), f"{name}.bias_scale")
+    bias_zero = e.constant(np.zeros(len(made.scale), np.int32), f"{name}.bias_zeros")
+    bias = e.node("DequantizeLinear", [bias, bias_scale, bias_zero], name, axis=0)
+    inputs = [e.value(op.inputs[0]), weight, bias]
+    if not op.spatial:
+        return e.result(e.node("Gemm", inputs, name, transB=1), op)
+    out = e.node(
+        "Conv",
+        inputs,
+        name,
+        kernel_shape=list(op.weight.shape[2:]),
+        strides=list(op.stride),
+        pads=[*op.padding, *op.padding],
+        dilations=list(op.dilation),
+        group=op.groups,
+    )
+    return e.result(out, op)
+
+
+def _add(e: Emitter, op: Add) -> str:
+    # Two identical sums would be merged and then have two roundings, which no engine fuses: the second is b + a.
+    inputs = op.inputs if op.inputs not in e.sums else op.inputs[::-1]
+    e.sums.add(op.inputs)
+    return e.result(e.node("Add", [e.value(i) for i in inputs], op.name), op)
+
+
+def _max_pool(e: Emitter, op: MaxPool) -> str:
+    pads = [*op.padding, *op.padding]
+    own = {"kernel_shape": list(op.kernel), "strides": list(op.stride), "pads": pads}
+    return e.node("MaxPool", [e.names[op.inputs[0]]], op.name, **own)
+
+
+def _move(e: Emitter, op: Move) -> str:
+    inputs = [e.names[i] for i in op.inputs]
+    if op.kind == "flatten":
+        return e.node("Flatten", inputs, op.name, axis=1)
+    if op.kind == "concat":
+        return e.node("Concat", inputs, op.name, axis=1)
+    return _reduced(e, "ReduceMax", inputs, op.inputs[0], op.name, op.keep)
+
+
+def _reduced(e: Emitter, kind: str, inputs: list[str], source: Op, name: str, keep: bool) -> str:
+    """Over all positions."""
+    axes = e.constant(np.arange(2, len(source.shape)), f"{name}.axes")
+    return e.node(kind, [*inputs, axes], name, keepdims=int(keep))
+
+
+def _float(e: Emitter, op: Float) -> str:
+    return FLOAT[op.kind](e, op, [e.value(i) for i in op.inputs], **op.attributes)
+
+
+def _float_layer(e: Emitter, op: Float, values: list[str], **a: Any) -> str:
+    weight, bias = (e.constant(t.detach().numpy(), f"{op.name}.float") for t in op.tensors)
+    if not a:
+        return e.node("Gemm", [values[0], weight, bias], op.name, transB=1)
+    own = {"strides": a["stride"], "pads": [*a["padding"], *a["padding"]], "dilations": a["dilation"]}
+    return e.node("Conv", [values[0], weight, bias], op.name, group=a["groups"], **own)
+
+
+def _float_affine(e: Emitter, op: Float, values: list[str]) -> str:
+    shape = (-1, *[1] * (len(op.shape) - 2))
+    factor, shift = (e.constant(t.numpy().reshape(shape), f"{op.name}.float") for t in op.tensors)
+    return e.node("Add", [e.node("Mul", [values[0], factor], op.name), shift], op.name)
+
+
+def _float_clamp(e: Emitter, op: Float, values: list[str], low: float, high: float) -> str:
+    if (low, high) == (0.0, float("inf")):
+        return e.node("Relu", values, op.name)
+    ends = [e.constant(np.float32(end), f"{op.name}.end") for end in (low, high)]
+    return e.node("Clip", [values[0], *ends], op.name)
+
+
+def _float_mean(e: Emitter, op: Float, values: list[str], keep: bool) -> str:
+    out = e.node("GlobalAveragePool", values, op.name)
+    return out if keep else e.node("Flatten", [out], op.name, axis=1)
+
+
+FLOAT: dict[str, Callable[..., str]] = {
+    "layer": _float_layer,
+    "affine": _float_affine,
+    "add": lambda e, op, v: e.node("Add", v, op.name),
+    "mul": lambda e, op, v: e.node("Mul", v, op.name),
+    "clamp": _float_clamp,
+    "mean": _float_mean,
+    "amax": lambda e, op, v, keep: _reduced(e, "ReduceMax", v, op.inputs[0], op.name, keep),
+    "max_pool": lambda e, op, v, kernel, stride, padding: e.node(
+        "MaxPool", v, op.name, kernel_shape=kernel, strides=stride, pads=[*padding, *padding]
+    ),
+    "flatten": lambda e, op, v: e.node("Flatten", v, op.name, axis=1),
+    "concat": lambda e, op, v: e.node("Concat", v, op.name, axis=1),
+    "sigmoid": lambda e, op, v: e.node("Sigmoid", v, op.name),
+}
+EMIT: dict[type[Op], Callable[..., str]] = {
+    Quantize: _quantize,
+    Weighted: _weighted,
+    Add: _add,
+    MaxPool: _max_pool,
+    Move: _move,
+    Float: _float,
+}
+
+
+def integer_graph(
+    program: Program,
+    *,
+    preprocessing: tuple[Sequence[float], Sequence[float]] | None = None,
+    taps: Sequence[Op] = (),
+    about: Mapping[str, str] | None = None,
+) -> Any:
+    """The onnx model of `program`: input "input" (batch, ...), output "output" (batch, classes).
+
+    preprocessing: (mean, std) a channel, of images scaled to [0, 1]: the input is then uint8 images.
+    taps: ops whose stored codes, or float values, are outputs, too, "tap0", "tap1" ...
+    """
+    e = Emitter()
+    helper, kinds = e.onnx.helper, e.onnx.TensorProto
+    source = program.input
+    e.names[source] = "input"
+    if preprocessing is not None:
+        mean, std = (np.asarray(v, np.float32).reshape(-1, 1, 1) for v in preprocessing)
+        pixels = e.node("Cast", ["input"], "input", to=kinds.FLOAT)
+        scaled = e.node("Div", [pixels, e.constant(np.float32(255), "input.scale")], "input")
+        centred = e.node("Sub", [scaled, e.constant(mean, "input.mean")], "input")
+        e.names[source] = e.node("Div", [centred, e.constant(std, "input.std")], "input")
+    for op in program.ops:
+        if not isinstance(op, Input):
+            e.emit(op)
+    info = helper.make_tensor_value_info
+    kind = kinds.FLOAT if preprocessing is None else kinds.UINT8
+    inputs = [info("input", kind, ["batch", *source.shape[1:]])]
+    outputs = {e.value(program.output): info("output", kinds.FLOAT, ["batch", *program.output.shape[1:]])}
+    outputs |= {e.names[op]: _info(e, op, f"tap{i}") for i, op in enumerate(taps)}
+    return e.model(inputs, outputs, about or {})
+
+
+def op_graph(op: Op) -> Any:
+    """One op on stored codes given as inputs "in0", "in1" ...: what an engine makes of it, forced to these inputs."""
+    e = Emitter()
+    inputs = []
+    for source in dict.fromkeys(op.inputs):
+        e.names[source] = f"in{len(inputs)}"
+        inputs.append(_info(e, source, e.names[source]))
+    e.emit(op)
+    return e.model(inputs, {e.names[op]: _info(e, op, "output")}, {})
+
+
+def _info(e: Emitter, op: Op, name: str) -> Any:
+    kind = e.onnx.TensorProto.FLOAT if op.grid is None else e.onnx.TensorProto.UINT8
+    return e.onnx.helper.make_tensor_value_info(name, kind, ["batch", *op.shape[1:]])
+
+
+def write_onnx(model: Any, path: str | Path) -> None:
+    """Write an onnx model to `path`, whole or not at all."""
+    with placed(Path(path)) as temporary:
+        temporary.write_bytes(model.SerializeToString())

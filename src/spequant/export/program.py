@@ -1,0 +1,144 @@
+"""A network as integer operations: what is computed, not by whom. Made in `lower.py`; run by `twin.py`; written by
+`onnx_integer.py` and `onnx_quant.py`.
+
+Codes are whole numbers around zero: code c stands for c * step, so that zero is code 0 and needs no zero point.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Codes low .. high, at most 256 of them; code c stands for c * step. `step` is an fp32 number."""
+
+    step: float
+    low: int
+    high: int
+
+    @property
+    def signed(self) -> bool:
+        return self.low < 0
+
+    def clamped(self, low: float, high: float) -> "Grid":
+        """The grid of clamp(x, low, high): rounding and clamping to codes may change places, both being monotone."""
+        first = self.low if low == -float("inf") else max(self.low, _nearest(low, self.step))
+        last = self.high if high == float("inf") else min(self.high, _nearest(high, self.step))
+        return replace(self, low=first, high=last)
+
+
+def _nearest(value: float, step: float) -> int:
+    return int(torch.round(torch.tensor(value, dtype=torch.float32) / step))
+
+
+@dataclass(eq=False)
+class Op:
+    """One step: its inputs, and the grid of its result; `grid` None: the result is float.
+
+    name: of the layer it comes from. shape: of the result for one sample, batch first.
+    """
+
+    name: str
+    inputs: tuple["Op", ...]
+    grid: Grid | None
+    shape: tuple[int, ...]
+
+
+@dataclass(eq=False)
+class Input(Op):
+    """What the network is given, float."""
+
+
+@dataclass(eq=False)
+class Quantize(Op):
+    """Float to codes: clip(round(x / step), low, high), ties to the even code."""
+
+
+@dataclass(eq=False)
+class Weighted(Op):
+    """A convolution or linear layer on codes, with all that is linear after it (bias, batch norm):
+
+    y[o] = scale[o] * input step * sum(weight[o] * codes) + offset[o]
+
+    weight: int16 (outputs, inputs / groups, *kernel) or (outputs, inputs); scale, offset: float64 (outputs,); scale may
+    be negative or zero. width: bits of the weight's codes.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    offset: Tensor
+    width: int
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+    bias: Tensor | None = None  # the parameter that `offset` grows with, one to one
+
+    @property
+    def spatial(self) -> int:
+        """Dimensions of the kernel; 0: a linear layer."""
+        return self.weight.dim() - 2
+
+
+@dataclass(eq=False)
+class Add(Op):
+    """The sum of two tensors of codes, each at its own step."""
+
+
+@dataclass(eq=False)
+class MaxPool(Op):
+    """The largest code of each window; padding never wins."""
+
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+
+
+@dataclass(eq=False)
+class Move(Op):
+    """Codes put elsewhere, unchanged: kind "flatten" (all but the batch), "concat" (over channels) or "amax" (the
+    largest over all positions, `keep` or drop their axes)."""
+
+    kind: str = "flatten"
+    keep: bool = False
+
+
+@dataclass(eq=False)
+class Float(Op):
+    """A float island: an operation that has no integer form, on float values.
+
+    kind: a key of the tables in `twin.py` and `onnx_integer.py`. tensors: its constants.
+    """
+
+    kind: str = ""
+    attributes: dict[str, Any] = field(default_factory=dict)
+    tensors: tuple[Tensor, ...] = ()
+
+
+@dataclass
+class Program:
+    """ops: in the order of computing, the first the input; output: the last."""
+
+    ops: list[Op]
+    output: Op
+
+    @property
+    def input(self) -> Op:
+        return self.ops[0]
+
+    def islands(self) -> list[str]:
+        """What is computed in float, in words, beside the quantization of the input and the output's scale."""
+        return [f"{op.name}: {op.kind}" for op in self.ops if isinstance(op, Float)]
+
+
+def as_float(x: Tensor, grid: Grid | None) -> Tensor:
+    """The values of codes; float values as they are."""
+    return x if grid is None else x.float() * torch.tensor(grid.step, dtype=torch.float32)
+
+
+def named(ops: Sequence[Op], name: str) -> list[Op]:
+    return [op for op in ops if op.name == name]

@@ -1,0 +1,189 @@
+"""What a traced node computes, in a few words that `lower.py` knows: kinds, inputs, attributes.
+
+Each way of writing an operation (module, function, method) has one entry in one of three tables.
+"""
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from spequant.layers import QUANTIZABLE, QuantizedAdd, QuantizedLayer
+
+INF = math.inf
+
+
+@dataclass
+class Step:
+    """name: of the module it is in, and of itself. module: whose parameters it reads."""
+
+    name: str
+    kind: str
+    inputs: tuple[fx.Node, ...] = ()
+    attributes: dict[str, Any] = field(default_factory=dict)
+    module: nn.Module | None = None
+
+
+def read_step(node: fx.Node, model: nn.Module) -> Step:
+    """ValueError: an operation that no table has."""
+    if node.op == "placeholder":
+        return Step(node.name, "input")
+    inputs = tuple(node.all_input_nodes)
+    if node.op == "call_module":
+        module = model.get_submodule(str(node.target))
+        name = str(node.target)
+        kind, attributes = _module(module, name)
+        return Step(name, kind, inputs, attributes, module)
+    table: dict[Any, Callable[..., tuple[str, dict[str, Any]]]] = METHODS if node.op == "call_method" else FUNCTIONS
+    if node.op == "get_attr" or node.target not in table:
+        what = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
+        raise ValueError(
+            f"{node.name}: the operation {what} has no integer form; known are convolutions and linear layers, batch "
+            "norm, ReLU and clamps, pooling, additions, flattening, concatenation, slicing with a step and padding"
+        )
+    kind, attributes = table[node.target](node, *node.args[1:], **node.kwargs)
+    if kind == "concat":
+        inputs = tuple(node.args[0])  # type: ignore[arg-type]
+    return Step(node.name, kind, inputs, attributes)
+
+
+def _module(module: nn.Module, name: str) -> tuple[str, dict[str, Any]]:
+    if isinstance(module, QuantizedAdd):
+        a, b = torch.randn(2, 1, 2, 3, 3)
+        if not torch.equal(module.add(a, b), a + b):
+            raise ValueError(f"{name}: its marked addition is not branch + shortcut; it has no integer form")
+        return "quantized_add", {}
+    layer = module.layer if isinstance(module, QuantizedLayer) else module
+    if isinstance(layer, QUANTIZABLE):
+        return "layer", _layer(layer, name)
+    for kinds, read in MODULES:
+        if isinstance(module, kinds):
+            return read(module)
+    raise ValueError(f"{name}: {type(module).__name__} has no integer form")
+
+
+def _layer(layer: nn.Module, name: str) -> dict[str, Any]:
+    """Stride, padding ... of a convolution; nothing of a linear layer."""
+    own: Any = layer
+    plain = next((k for k in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(layer, k)), None)
+    if plain is None or type(layer).forward is not plain.forward:
+        raise ValueError(f"{name}: {type(layer).__name__} has no integer form; leave it float with prepare(skip=...)")
+    if plain is nn.Linear:
+        return {}
+    if own.padding_mode != "zeros":
+        raise ValueError(f"{name}: padding_mode {own.padding_mode!r} has no integer form; expected zeros")
+    padding = own.padding
+    if isinstance(padding, str):
+        total = [d * (k - 1) for d, k in zip(own.dilation, own.kernel_size, strict=True)]
+        if padding == "same" and any(t % 2 for t in total):
+            raise ValueError(f"{name}: padding 'same' differs by side here, which has no integer form")
+        padding = tuple(t // 2 if padding == "same" else 0 for t in total)
+    return {"stride": own.stride, "padding": padding, "dilation": own.dilation, "groups": own.groups}
+
+
+def _pool(node: fx.Node | None, kernel: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, **rest: Any):
+    def pair(value: Any) -> tuple[int, ...]:
+        return (value, value) if isinstance(value, int) else tuple(value)
+
+    if pair(dilation) != (1, 1) or rest.get("ceil_mode"):
+        raise ValueError("max pooling with dilation or ceil_mode has no integer form")
+    own = pair(kernel)
+    return "max_pool", {"kernel": own, "stride": own if stride is None else pair(stride), "padding": pair(padding)}
+
+
+def _clamp(low: float | None = None, high: float | None = None) -> tuple[str, dict[str, Any]]:
+    return "clamp", {"low": -INF if low is None else float(low), "high": INF if high is None else float(high)}
+
+
+def _over_positions(kind: str) -> Callable[..., tuple[str, dict[str, Any]]]:
+    def read(node: fx.Node, dim: Any = None, keepdim: bool = False, **_: Any):
+        if dim is None or {d % 4 for d in ((dim,) if isinstance(dim, int) else dim)} != {2, 3}:
+            raise ValueError(f"{node.name}: {kind} over {dim} has no form here; expected all positions, (2, 3)")
+        return kind, {"keep": keepdim}
+
+    return read
+
+
+def _adaptive(node: fx.Node | None, size: Any) -> tuple[str, dict[str, Any]]:
+    if size not in (1, (1, 1)):
+        raise ValueError(f"adaptive pooling to {size} has no form here; expected 1")
+    return "mean", {"keep": True}
+
+
+def _flatten(node: fx.Node, first: int = 0, last: int = -1, *rest: Any, **kwargs: Any) -> tuple[str, dict[str, Any]]:
+    first, last = kwargs.get("start_dim", first), kwargs.get("end_dim", last)
+    if (first, last) != (1, -1):
+        raise ValueError(f"{node.name}: flattening from {first} to {last} has no form here; expected all but the batch")
+    return "flatten", {}
+
+
+def _sliced(node: fx.Node, index: Any) -> tuple[str, dict[str, Any]]:
+    """x[:, :, ::s, ::s]"""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    plain = all(isinstance(p, slice) and p.start in (None, 0) and p.stop is None for p in parts)
+    steps = [p.step or 1 for p in parts] if plain else []
+    if not plain or len(steps) != 4 or steps[:2] != [1, 1]:
+        raise ValueError(f"{node.name}: this indexing has no integer form; expected x[:, :, ::s, ::s]")
+    return "stride", {"stride": tuple(steps[2:])}
+
+
+def _pad(node: fx.Node, pad: Any, mode: str = "constant", value: Any = None) -> tuple[str, dict[str, Any]]:
+    sides = tuple(pad)
+    if mode != "constant" or value or len(sides) != 6 or any(sides[:4]):
+        raise ValueError(f"{node.name}: padding {sides} has no integer form here; expected zero channels alone")
+    return "pad", {"channels": sides[4:]}
+
+
+def _sum(node: fx.Node, *_: Any, **__: Any) -> tuple[str, dict[str, Any]]:
+    if len(node.args) != 2 or not all(isinstance(a, fx.Node) for a in node.args) or node.kwargs:
+        raise ValueError(f"{node.name}: an addition or product with a number has no form here; expected two tensors")
+    return ("mul" if node.target in (operator.mul, torch.mul, "mul") else "add"), {}
+
+
+MODULES: list[tuple[Any, Callable[[Any], tuple[str, dict[str, Any]]]]] = [
+    (_BatchNorm, lambda m: ("batch_norm", {})),
+    (nn.ReLU, lambda m: _clamp(0.0)),
+    (nn.Hardtanh, lambda m: _clamp(m.min_val, m.max_val)),  # ReLU6, too
+    (nn.MaxPool2d, lambda m: _pool(None, m.kernel_size, m.stride, m.padding, m.dilation, ceil_mode=m.ceil_mode)),
+    (nn.AdaptiveAvgPool2d, lambda m: _adaptive(None, m.output_size)),
+    (nn.Flatten, lambda m: _flatten(m, m.start_dim, m.end_dim)),
+    (nn.Identity | nn.Dropout | nn.Dropout2d, lambda m: ("same", {})),
+    (nn.Sigmoid, lambda m: ("sigmoid", {})),
+]
+FUNCTIONS: dict[Any, Callable[..., tuple[str, dict[str, Any]]]] = {
+    **dict.fromkeys((F.relu, torch.relu), lambda node, **_: _clamp(0.0)),
+    F.relu6: lambda node, **_: _clamp(0.0, 6.0),
+    F.hardtanh: lambda node, low=-1.0, high=1.0, **_: _clamp(low, high),
+    torch.clamp: lambda node, min=None, max=None: _clamp(min, max),
+    F.max_pool2d: _pool,
+    F.adaptive_avg_pool2d: _adaptive,
+    **dict.fromkeys((operator.add, operator.iadd, torch.add, operator.mul, torch.mul), _sum),
+    torch.flatten: _flatten,
+    torch.cat: lambda node, dim=0: ("concat", {}) if dim == 1 else _no_concat(node, dim),
+    operator.getitem: _sliced,
+    F.pad: _pad,
+    F.dropout: lambda node, **_: ("same", {}),
+    torch.mean: _over_positions("mean"),
+    torch.amax: _over_positions("amax"),
+    torch.sigmoid: lambda node: ("sigmoid", {}),
+}
+METHODS: dict[Any, Callable[..., tuple[str, dict[str, Any]]]] = {
+    "relu": lambda node: _clamp(0.0),
+    "clamp": lambda node, min=None, max=None: _clamp(min, max),
+    "mean": _over_positions("mean"),
+    "amax": _over_positions("amax"),
+    "flatten": _flatten,
+    "add": _sum,
+    "mul": _sum,
+    "contiguous": lambda node, **_: ("same", {}),
+}
+
+
+def _no_concat(node: fx.Node, dim: int) -> tuple[str, dict[str, Any]]:
+    raise ValueError(f"{node.name}: concatenation over dimension {dim} has no integer form here; expected 1, channels")

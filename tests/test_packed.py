@@ -1,0 +1,239 @@
+"""Packed files: sizes, equal logits, and that nothing damaged, hostile or foreign is loaded."""
+
+import json
+import random
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+import spequant
+from spequant.export import load_packed, pack, packed_about
+from spequant.export.bits import pack_bits, packed_size, unpack_bits
+from spequant.export.packed import KEY, _digest
+from spequant.models import mobilenet_v2, resnet8, resnet20
+from spequant.quantizers import LSQ, PACT, SAWB, DoReFa, LeastSquares, MinMax
+from spequant.quantizers.held import Held
+from spequant.train.freezing import OscillationFreezer
+
+
+def calibrated(network, weight, act, x, **options):
+    model = spequant.prepare(network, weight=weight, act=act, **options)
+    spequant.calibrate(model, [x], samples=len(x))
+    return model.eval()
+
+
+@given(st.integers(1, 8).flatmap(lambda w: st.tuples(st.just(w), st.lists(st.integers(0, 2**w - 1), max_size=70))))
+def test_codes_of_every_width_come_back(case):
+    width, codes = case
+    data = pack_bits(np.array(codes, np.uint8), width)
+    assert data.size == packed_size(len(codes), width) == -(-len(codes) * width // 8)
+    assert unpack_bits(data, len(codes), width).tolist() == codes
+    # The literal twin: one whole number, code i at bit i * width.
+    assert int.from_bytes(data.tobytes(), "little") == sum(c << (i * width) for i, c in enumerate(codes))
+
+
+def test_codes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="codes reach 4; expected less than 4, for 2 bits"):
+        pack_bits(np.array([0, 4], np.uint8), 2)
+    with pytest.raises(ValueError, match="3 codes of 3 bits are in 1 bytes; expected 2"):
+        unpack_bits(np.zeros(1, np.uint8), 3, 3)
+    with pytest.raises(ValueError, match="are not zero"):
+        unpack_bits(np.array([0b10000000], np.uint8), 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("weight", "act", "options"),
+    [
+        (SAWB(2), PACT(2), {}),
+        (LSQ(3), LSQ(4), {"per_channel": True}),
+        (DoReFa(2), DoReFa(3), {"residual": MinMax(8)}),
+        (LeastSquares(1), MinMax(8), {"ends": 6}),
+        (SAWB(5), PACT(2, signed=True), {"ends": None, "residual": None}),
+        (None, PACT(3), {}),
+        (SAWB(6), None, {}),
+    ],
+)
+def test_a_packed_network_gives_equal_logits_at_every_precision(weight, act, options, tmp_path):
+    x = torch.randn(16, 1, 8, 8)
+    model = calibrated(resnet8(in_channels=1), weight, act, x, **options)
+    pack(model, tmp_path / "a", {"network": "resnet8"})
+    loaded = load_packed(tmp_path / "a", resnet8(in_channels=1))
+    assert torch.equal(loaded(x), model(x)) and packed_about(tmp_path / "a") == {"network": "resnet8"}
+    if act is not None:
+        outputs = []
+        for bits in (2, 3, 5, 8):
+            for network in (model, loaded):
+                with spequant.precision(network, spequant.Fixed(bits)):
+                    outputs.append(network(x))
+        assert all(torch.equal(a, b) for a, b in zip(outputs[::2], outputs[1::2], strict=True))
+    pack(loaded, tmp_path / "b", {"network": "resnet8"})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_depthwise_shared_frozen_and_other_tensors(tmp_path):
+    x = torch.randn(4, 3, 16, 16)
+    model = calibrated(mobilenet_v2(), SAWB(2), PACT(2), x)
+    model.register_buffer("table", torch.arange(5))
+    pack(model, tmp_path / "m")
+    network = mobilenet_v2()
+    network.register_buffer("table", torch.zeros(5, dtype=torch.int64))
+    loaded = load_packed(tmp_path / "m", network)
+    assert torch.equal(loaded(x), model(x)) and loaded.table.tolist() == [0, 1, 2, 3, 4]
+    kept = calibrated(
+        nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), LSQ(2), PACT(2), torch.rand(64, 4), ends=2
+    )
+    OscillationFreezer(kept, threshold=0.1)
+    q = kept[0].weight_quantizer
+    q.frozen[:4], q.frozen_codes[:4] = True, 3
+    pack(kept, tmp_path / "f")
+    y = torch.rand(8, 4)
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    assert torch.equal(load_packed(tmp_path / "f", network)(y), kept(y))
+
+
+def test_resnet20_at_two_bits_is_a_twelfth_of_its_float_file(tmp_path):
+    save_file(resnet20().state_dict(), tmp_path / "float")
+    pack(calibrated(resnet20(), SAWB(2), PACT(2), torch.randn(8, 3, 32, 32)), tmp_path / "packed")
+    assert (tmp_path / "packed").stat().st_size <= (tmp_path / "float").stat().st_size / 12
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    network = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    path = tmp_path_factory.mktemp("packed") / "small"
+    pack(calibrated(network, SAWB(2), PACT(2), torch.rand(64, 6), ends=2), path, {"a": 1})
+    return network, path
+
+
+def test_two_thousand_mutated_files_are_all_refused(small, tmp_path):
+    network, path = small
+    whole, draw = path.read_bytes(), random.Random(0)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    target = tmp_path / "mutated"
+    for trial in range(2000):
+        data = bytearray(whole)
+        kind = trial % 5
+        if kind == 0:
+            data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        elif kind == 1:
+            data[draw.randrange(header)] = draw.randrange(32, 127)
+        elif kind == 2:
+            del data[draw.randrange(len(data)) :]
+        elif kind == 3:
+            at = draw.randrange(len(data))
+            data[at:at] = bytes(draw.randrange(256) for _ in range(draw.randrange(1, 9)))
+        else:
+            at = draw.randrange(header)
+            data[at : at + 8] = draw.randrange(2**63).to_bytes(8, "little")
+        if data == whole:
+            continue
+        target.write_bytes(data)
+        with pytest.raises(ValueError, match=r"packed file|damaged|format is|contradicts"):
+            load_packed(target, network)
+
+
+def rewritten(path, target, change):
+    """The file with `change(content, tensors)` made and its digest computed anew: hostile, not damaged."""
+    with safe_open(path, "pt") as file:
+        head = json.loads(file.metadata()[KEY])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    content = {k: v for k, v in head.items() if k not in ("format", "digest")}
+    change(content, tensors)
+    head = {"format": head["format"], "digest": _digest(tensors, content), **content}
+    save_file(tensors, target, {KEY: json.dumps(head)})
+
+
+def put(*keys_and_value):
+    *keys, last, value = keys_and_value
+
+    def change(content, tensors):
+        for key in keys:
+            content = content[key]
+        content[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (put("layers", "0", 0, [2**30, 2**30]), "codes are not"),
+        (put("layers", "0", 0, [5, -6]), "has the shapes"),
+        (put("layers", "0", 1, 9), "has 9 bits"),
+        (put("layers", "0", 2, 300), "300 levels"),
+        (put("layers", "0", 3, [7, 1]), "do not broadcast"),
+        (put("layers", "9", ["x"]), "contradicts itself"),
+        (put("acts", 0, 1, "two"), "contradicts itself"),
+        (put("acts", 0, 3, 1), "no sign"),
+        (put("slots", "0", [7]), "has the quantizers"),
+        (put("slots", "0", [-1]), "has the quantizers"),
+        (put("floats", 0, 1, [2**39]), "floats are"),
+        (put("floats", 0, 0, "weight:1"), "ranges are not those"),
+        (put("floats", []), "floats are"),
+        (lambda c, t: t.pop("0.codes"), "contradicts itself"),
+        (lambda c, t: t.update({"0.codes": t["0.codes"].float()}), "codes are not"),
+        (lambda c, t: t.update(more=torch.zeros(2)), "holds more"),
+        (put("slots", "nobody", [0, 0]), "does not have"),
+    ],
+)
+def test_a_hostile_file_is_refused_before_anything_large(small, tmp_path, change, message):
+    network, path = small
+    rewritten(path, tmp_path / "hostile", change)
+    with pytest.raises(ValueError, match=message):
+        load_packed(tmp_path / "hostile", network)
+
+
+def test_foreign_files_networks_and_models_are_refused(small, tmp_path):
+    network, path = small
+    with pytest.raises(FileNotFoundError, match="expected a packed file"):
+        load_packed(tmp_path / "none", network)
+    save_file({"a": torch.zeros(1)}, tmp_path / "plain")
+    with pytest.raises(ValueError, match="no packed file"):
+        load_packed(tmp_path / "plain", network)
+    with pytest.raises(ValueError, match=r"holds 0\.bias, which the network does not have"):
+        load_packed(path, nn.Sequential(nn.Linear(6, 5, bias=False), nn.ReLU(), nn.Linear(5, 3)))
+    with pytest.raises(ValueError, match=r"0\.weight has shape \(5, 6\); expected \(5, 7\)"):
+        load_packed(path, nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3)))
+    rewritten(path, tmp_path / "newer", lambda c, t: None)
+    newer = (tmp_path / "newer").read_bytes().replace(b'\\"format\\": 1', b'\\"format\\": 2')
+    (tmp_path / "newer").write_bytes(newer)
+    with pytest.raises(ValueError, match="format is 2; this version reads 1"):
+        load_packed(tmp_path / "newer", network)
+    with pytest.raises(ValueError, match=r"call spequant\.prepare first"):
+        pack(network, tmp_path / "float")
+    model = spequant.prepare(network, weight=SAWB(2), act=PACT(2))
+    with pytest.raises(RuntimeError, match="has no range yet"):
+        pack(model, tmp_path / "uncalibrated")
+    assert not (tmp_path / "uncalibrated").exists() and not (tmp_path / "float").exists()
+
+
+class Powers(PACT):
+    """Not equally spaced."""
+
+    def quantized(self, x):
+        return super().quantized(x).square()
+
+
+def test_values_that_are_no_codes_are_refused(tmp_path):
+    x = torch.rand(64, 6)
+    for options in ({"weight": SAWB(2), "act": Powers(2)}, {"weight": Powers(2), "act": PACT(2)}):
+        model = calibrated(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), x=x, ends=2, **options)
+        with pytest.raises(ValueError, match=r"Powers.*equally spaced"):
+            pack(model, tmp_path / "powers")
+    with pytest.raises(ValueError, match="levels is 5; expected 2 to 4"):
+        Held(2, levels=5)
+
+
+def test_held_levels_refine_as_those_they_came_from():
+    for q in (PACT(2), PACT(3, signed=True), LSQ(2, signed=True), LSQ(4)):
+        q.signed = bool(q.signed)
+        held = Held(q.bits, levels=q.level_count(), signed=q.signed)
+        counts = [held.levels_at(bits) for bits in range(2, 9)]
+        assert counts == [q.levels_at(bits) for bits in range(2, 9)] and all(a <= b for a, b in pairwise(counts))
