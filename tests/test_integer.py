@@ -192,6 +192,31 @@ class Joined(nn.Module):
         return self.d(torch.flatten(y, 1))
 
 
+class Twice(nn.Module):
+    residual_addition = True
+
+    def forward(self, branch, shortcut):
+        return branch + shortcut
+
+
+class Doubled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.add, self.b = nn.Linear(6, 6), Twice(), nn.Linear(6, 3)
+
+    def forward(self, x):
+        y = self.a(x)
+        return self.b(torch.relu(self.add(y, y)))
+
+
+def test_a_tensor_may_be_added_to_itself():
+    x = torch.randn(64, 6)
+    model = prepared(Doubled(), SAWB(3), PACT(3), x)
+    program = lower(model, x[:1])
+    assert not any(unequal(program, x).values())
+    torch.testing.assert_close(Twin(program)(x), model(x), rtol=1e-3, atol=1e-3)
+
+
 def test_concatenation_clamps_pooling_and_groups():
     x = torch.randn(64, 3, 8, 8)
     model = prepared(Joined(), SAWB(3), PACT(3), x)

@@ -34,7 +34,7 @@ def read_step(node: fx.Node, model: nn.Module) -> Step:
     """ValueError: an operation that no table has."""
     if node.op == "placeholder":
         return Step(node.name, "input")
-    inputs = tuple(node.all_input_nodes)
+    inputs = tuple(a for a in (*node.args, *node.kwargs.values()) if isinstance(a, fx.Node))  # one may be there twice
     if node.op == "call_module":
         module = model.get_submodule(str(node.target))
         name = str(node.target)
