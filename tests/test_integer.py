@@ -143,7 +143,7 @@ def test_another_activation_width_is_exported_from_within_its_context():
 def weighted(scale, offset, codes=((-3, 1), (3, -1)), step=0.5):
     source = Op("x", (), Grid(0.1, 0, 3), (1, 2))
     made = [torch.tensor(v, dtype=torch.float64) for v in (scale, offset)]
-    return Weighted("w", (source,), Grid(step, 0, 3), (1, 2), torch.tensor(codes, dtype=torch.int16), *made, width=2)
+    return Weighted("w", (source,), Grid(step, 0, 3), (1, 2), torch.tensor(codes, dtype=torch.int16), *made)
 
 
 def test_negative_and_vanishing_gammas_and_large_biases():
@@ -260,6 +260,14 @@ class Deciding(nn.Module):
             y = torch.sort(y)[0]
         if self.kind == "number":
             y = y + 1
+        if self.kind == "number first":
+            y = 2 * y
+        if self.kind == "scaled sum":
+            y = torch.add(y, x, alpha=2)
+        if self.kind == "flatten":
+            y = torch.flatten(y, 0).reshape(-1, 4)
+        if self.kind == "tensor bound":
+            y = torch.clamp(y, x, x + x)
         return self.last(y)
 
 
@@ -268,7 +276,11 @@ class Deciding(nn.Module):
     [
         ("branch", "cannot be traced for export"),
         ("sort", "the operation sort has no integer form"),
-        ("number", "an addition or product with a number"),
+        ("number", "add: an addition or product with a number"),
+        ("number first", "mul: an addition or product with a number"),
+        ("scaled sum", "add: called so it has no integer form"),
+        ("flatten", "flatten: flattening from 0 to -1 has no form here"),
+        ("tensor bound", "clamp.*: called so it has no integer form"),
     ],
 )
 def test_what_has_no_integer_form_is_named(kind, message):
@@ -289,6 +301,12 @@ def test_more_that_has_no_integer_form():
 
     with pytest.raises(ValueError, match=r"0: ConvTranspose2d has no integer form"):
         lowered(nn.Sequential(nn.ConvTranspose2d(3, 3, 1), nn.Conv2d(3, 2, 1)))
+    flat = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Flatten(2), nn.Conv1d(3, 2, 1))
+    with pytest.raises(ValueError, match="1: flattening from 2 to -1 has no form here"):
+        lowered(flat)
+    pooled = nn.Sequential(nn.Conv2d(3, 3, 1), nn.MaxPool2d(2, dilation=2), nn.Conv2d(3, 2, 1))
+    with pytest.raises(ValueError, match="1: max pooling with dilation"):
+        lowered(pooled)
     with pytest.raises(ValueError, match="padding_mode 'reflect' has no integer form"):
         lowered(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"), nn.Conv2d(3, 2, 1)))
     with pytest.raises(ValueError, match=r"its 256 levels without zero need codes up to \d+, which int8 cannot hold"):

@@ -15,7 +15,8 @@ def quantize_biases(model: nn.Module, example: Tensor) -> None:
     An engine adds up products of codes; its bias is a whole number of their unit, input step * weight step, which at
     2 bits is some per cents of an output code. A low-bit network answers several per cent of images otherwise after
     such a change: so make it before the accuracy is measured, not in the export. What is moved is the bias of the batch
-    norm that follows the layer, or of the layer itself. A second call changes nothing.
+    norm that follows the layer, or of the layer itself; a batch norm without parameters (affine=False) is left as it
+    is. A second call changes nothing.
 
     example: an input, batch first. ValueError as `lower`: no integer form.
     """

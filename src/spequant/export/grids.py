@@ -39,5 +39,4 @@ def weight_grid(layer: QuantizedLayer) -> tuple[Tensor, Tensor]:
             "cannot hold; use fewer bits or a grid with zero"
         )
     scale = (high.double() - low.double()) / (float(q.levels) - 1) / factor
-    rows = around.shape[0]
-    return around, scale.reshape(-1).expand(rows).clone() if scale.numel() == 1 else scale.reshape(-1)
+    return around, scale.reshape(-1).expand(len(around))

@@ -33,8 +33,9 @@ def lower(model: nn.Module, example: Tensor) -> Program:
 
     example: an input, batch first; only its shape counts.
 
-    ValueError names what has no integer form: control flow that cannot be traced, an operation that is not known, a
-    layer without quantizers in the middle of integers, an activation quantizer that is no grid.
+    RuntimeError: not calibrated. ValueError names what has no integer form: control flow that cannot be traced, an
+    operation that is not known, a layer without a weight quantizer behind quantized activations, an activation
+    quantizer that is no grid.
     """
     with modes_kept(model):
         model.eval()
@@ -142,7 +143,6 @@ class _Lowering:
                 weight[:, :, None, None],
                 torch.ones(outputs, dtype=torch.float64),
                 torch.zeros(outputs, dtype=torch.float64),
-                width=1,
                 stride=stride,
                 padding=(0, 0),
                 dilation=(1, 1),
@@ -183,7 +183,6 @@ class _Lowering:
                 codes,
                 scale * factor,
                 offset.double() * factor + shift,
-                int(module.weight_quantizer.bits or 8),
                 bias=layer.bias if norm is None else norm.bias,  # type: ignore[arg-type]
                 **step.attributes,
             )

@@ -225,6 +225,9 @@ def integer_graph(
 
     preprocessing: (mean, std) a channel, of images scaled to [0, 1]: the input is then uint8 images.
     taps: ops whose stored codes, or float values, are outputs, too, "tap0", "tap1" ...
+    about: metadata of the model, text by name.
+
+    ModuleNotFoundError: the extra `deploy` is not installed.
     """
     e = Emitter()
     helper, kinds = e.onnx.helper, e.onnx.TensorProto
@@ -264,6 +267,6 @@ def _info(e: Emitter, op: Op, name: str) -> Any:
 
 
 def write_onnx(model: Any, path: str | Path) -> None:
-    """Write an onnx model to `path`, whole or not at all."""
+    """Write an onnx model to `path`, whole or not at all (OSError)."""
     with placed(Path(path)) as temporary:
         temporary.write_bytes(model.SerializeToString())

@@ -46,8 +46,8 @@ def pack(model: nn.Module, path: str | Path, about: Mapping[str, Any] | None = N
 
     about: JSON that `packed_about` gives back, e.g. how to make the float network.
 
-    ValueError: nothing quantized, a quantizer without a range, one whose values are not equally spaced. OSError: `path`
-    cannot be written; what was there before stays.
+    ValueError: nothing quantized, a quantizer whose values are not equally spaced. RuntimeError: not calibrated, or
+    inside a precision context. OSError: `path` cannot be written; what was there before stays.
     """
     layers = {n: m for n, m in model.named_modules() if isinstance(m, QuantizedLayer)}
     if not layers:
@@ -97,7 +97,7 @@ def load_packed(path: str | Path, network: nn.Module) -> nn.Module:
     model = copy.deepcopy(network)
     own = _own(model, head["layers"])
     found = {n: (tuple(shape), torch.float32) for n, shape in head["floats"] if ":" not in n}
-    found |= {n: (tuple(t.shape), t.dtype) for n, t in tensors.items() if n != FLOATS and not n.endswith(CODES)}
+    found |= {n: (tuple(t.shape), t.dtype) for n, t in _others(tensors).items()}
     _compare(path, found, {n: (tuple(t.shape), t.dtype) for n, t in own.items()})
     for name, spec in head["layers"].items():
         shape = tuple(_layer(path, model, name).weight.shape)
@@ -209,6 +209,7 @@ def _floats(head: Mapping[str, Any], flat: Tensor) -> dict[str, Tensor]:
 
 
 def _others(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The network's own tensors that are not fp32."""
     return {n: t for n, t in tensors.items() if n != FLOATS and not n.endswith(CODES)}
 
 
@@ -231,7 +232,7 @@ def _weight(name: str, head: Mapping[str, Any], tensors: Mapping[str, Tensor], f
     q.hold(*floats[f"weight:{name}"])
     codes = unpack_bits(tensors[name + CODES].numpy(), math.prod(shape), bits)
     values = dequantize(torch.from_numpy(codes).float().reshape(shape), *q.bounds(layer.weight), q.levels)
-    layer.weight = nn.Parameter(values.to(layer.weight.dtype), requires_grad=True)
+    layer.weight = nn.Parameter(values.to(layer.weight.dtype))
     return q
 
 

@@ -1,10 +1,9 @@
 """A network as integer operations: what is computed, not by whom. Made in `lower.py`; run by `twin.py`; written by
-`onnx_integer.py` and `onnx_quant.py`.
+`onnx_integer.py`.
 
 Codes are whole numbers around zero: code c stands for c * step, so that zero is code 0 and needs no zero point.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -65,13 +64,12 @@ class Weighted(Op):
     y[o] = scale[o] * input step * sum(weight[o] * codes) + offset[o]
 
     weight: int16 (outputs, inputs / groups, *kernel) or (outputs, inputs); scale, offset: float64 (outputs,); scale may
-    be negative or zero. width: bits of the weight's codes.
+    be negative or zero.
     """
 
     weight: Tensor
     scale: Tensor
     offset: Tensor
-    width: int
     stride: tuple[int, ...] = ()
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
@@ -138,7 +136,3 @@ class Program:
 def as_float(x: Tensor, grid: Grid | None) -> Tensor:
     """The values of codes; float values as they are."""
     return x if grid is None else x.float() * torch.tensor(grid.step, dtype=torch.float32)
-
-
-def named(ops: Sequence[Op], name: str) -> list[Op]:
-    return [op for op in ops if op.name == name]

@@ -47,7 +47,14 @@ def read_step(node: fx.Node, model: nn.Module) -> Step:
             f"{node.name}: the operation {what} has no integer form; known are convolutions and linear layers, batch "
             "norm, ReLU and clamps, pooling, additions, flattening, concatenation, slicing with a step and padding"
         )
-    kind, attributes = table[node.target](node, *node.args[1:], **node.kwargs)
+    try:
+        kind, attributes = table[node.target](*node.args[1:], **node.kwargs)
+    except ValueError as error:
+        raise ValueError(f"{node.name}: {error}") from None
+    except TypeError as error:  # arguments that the reading does not know, or that are tensors
+        raise ValueError(f"{node.name}: called so it has no integer form ({error})") from error
+    if kind in ("add", "mul") and len(inputs) != 2:
+        raise ValueError(f"{node.name}: an addition or product with a number has no form here; expected two tensors")
     if kind == "concat":
         inputs = tuple(node.args[0])  # type: ignore[arg-type]
     return Step(node.name, kind, inputs, attributes)
@@ -64,7 +71,10 @@ def _module(module: nn.Module, name: str) -> tuple[str, dict[str, Any]]:
         return "layer", _layer(layer, name)
     for kinds, read in MODULES:
         if isinstance(module, kinds):
-            return read(module)
+            try:
+                return read(module)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
     raise ValueError(f"{name}: {type(module).__name__} has no integer form")
 
 
@@ -87,13 +97,13 @@ def _layer(layer: nn.Module, name: str) -> dict[str, Any]:
     return {"stride": own.stride, "padding": padding, "dilation": own.dilation, "groups": own.groups}
 
 
-def _pool(node: fx.Node | None, kernel: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, **rest: Any):
+def _pool(kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, **rest: Any):
     def pair(value: Any) -> tuple[int, ...]:
         return (value, value) if isinstance(value, int) else tuple(value)
 
     if pair(dilation) != (1, 1) or rest.get("ceil_mode"):
         raise ValueError("max pooling with dilation or ceil_mode has no integer form")
-    own = pair(kernel)
+    own = pair(kernel_size)
     return "max_pool", {"kernel": own, "stride": own if stride is None else pair(stride), "padding": pair(padding)}
 
 
@@ -102,88 +112,84 @@ def _clamp(low: float | None = None, high: float | None = None) -> tuple[str, di
 
 
 def _over_positions(kind: str) -> Callable[..., tuple[str, dict[str, Any]]]:
-    def read(node: fx.Node, dim: Any = None, keepdim: bool = False, **_: Any):
+    def read(dim: Any = None, keepdim: bool = False, **_: Any):
         if dim is None or {d % 4 for d in ((dim,) if isinstance(dim, int) else dim)} != {2, 3}:
-            raise ValueError(f"{node.name}: {kind} over {dim} has no form here; expected all positions, (2, 3)")
+            raise ValueError(f"{kind} over {dim} has no form here; expected all positions, (2, 3)")
         return kind, {"keep": keepdim}
 
     return read
 
 
-def _adaptive(node: fx.Node | None, size: Any) -> tuple[str, dict[str, Any]]:
-    if size not in (1, (1, 1)):
-        raise ValueError(f"adaptive pooling to {size} has no form here; expected 1")
+def _adaptive(output_size: Any) -> tuple[str, dict[str, Any]]:
+    if output_size not in (1, (1, 1)):
+        raise ValueError(f"adaptive pooling to {output_size} has no form here; expected 1")
     return "mean", {"keep": True}
 
 
-def _flatten(node: fx.Node, first: int = 0, last: int = -1, *rest: Any, **kwargs: Any) -> tuple[str, dict[str, Any]]:
-    first, last = kwargs.get("start_dim", first), kwargs.get("end_dim", last)
-    if (first, last) != (1, -1):
-        raise ValueError(f"{node.name}: flattening from {first} to {last} has no form here; expected all but the batch")
+def _flatten(start_dim: int = 0, end_dim: int = -1) -> tuple[str, dict[str, Any]]:
+    if (start_dim, end_dim) != (1, -1):
+        raise ValueError(f"flattening from {start_dim} to {end_dim} has no form here; expected all but the batch")
     return "flatten", {}
 
 
-def _sliced(node: fx.Node, index: Any) -> tuple[str, dict[str, Any]]:
+def _sliced(index: Any) -> tuple[str, dict[str, Any]]:
     """x[:, :, ::s, ::s]"""
     parts = list(index) if isinstance(index, tuple) else [index]
     plain = all(isinstance(p, slice) and p.start in (None, 0) and p.stop is None for p in parts)
     steps = [p.step or 1 for p in parts] if plain else []
     if not plain or len(steps) != 4 or steps[:2] != [1, 1]:
-        raise ValueError(f"{node.name}: this indexing has no integer form; expected x[:, :, ::s, ::s]")
+        raise ValueError("this indexing has no integer form; expected x[:, :, ::s, ::s]")
     return "stride", {"stride": tuple(steps[2:])}
 
 
-def _pad(node: fx.Node, pad: Any, mode: str = "constant", value: Any = None) -> tuple[str, dict[str, Any]]:
+def _pad(pad: Any, mode: str = "constant", value: Any = None) -> tuple[str, dict[str, Any]]:
     sides = tuple(pad)
     if mode != "constant" or value or len(sides) != 6 or any(sides[:4]):
-        raise ValueError(f"{node.name}: padding {sides} has no integer form here; expected zero channels alone")
+        raise ValueError(f"padding {sides} has no integer form here; expected zero channels alone")
     return "pad", {"channels": sides[4:]}
 
 
-def _sum(node: fx.Node, *_: Any, **__: Any) -> tuple[str, dict[str, Any]]:
-    if len(node.args) != 2 or not all(isinstance(a, fx.Node) for a in node.args) or node.kwargs:
-        raise ValueError(f"{node.name}: an addition or product with a number has no form here; expected two tensors")
-    return ("mul" if node.target in (operator.mul, torch.mul, "mul") else "add"), {}
+def _concat(dim: int = 0) -> tuple[str, dict[str, Any]]:
+    if dim != 1:
+        raise ValueError(f"concatenation over dimension {dim} has no integer form here; expected 1, channels")
+    return "concat", {}
 
 
 MODULES: list[tuple[Any, Callable[[Any], tuple[str, dict[str, Any]]]]] = [
     (_BatchNorm, lambda m: ("batch_norm", {})),
     (nn.ReLU, lambda m: _clamp(0.0)),
     (nn.Hardtanh, lambda m: _clamp(m.min_val, m.max_val)),  # ReLU6, too
-    (nn.MaxPool2d, lambda m: _pool(None, m.kernel_size, m.stride, m.padding, m.dilation, ceil_mode=m.ceil_mode)),
-    (nn.AdaptiveAvgPool2d, lambda m: _adaptive(None, m.output_size)),
-    (nn.Flatten, lambda m: _flatten(m, m.start_dim, m.end_dim)),
+    (nn.MaxPool2d, lambda m: _pool(m.kernel_size, m.stride, m.padding, m.dilation, ceil_mode=m.ceil_mode)),
+    (nn.AdaptiveAvgPool2d, lambda m: _adaptive(m.output_size)),
+    (nn.Flatten, lambda m: _flatten(m.start_dim, m.end_dim)),
     (nn.Identity | nn.Dropout | nn.Dropout2d, lambda m: ("same", {})),
     (nn.Sigmoid, lambda m: ("sigmoid", {})),
 ]
 FUNCTIONS: dict[Any, Callable[..., tuple[str, dict[str, Any]]]] = {
-    **dict.fromkeys((F.relu, torch.relu), lambda node, **_: _clamp(0.0)),
-    F.relu6: lambda node, **_: _clamp(0.0, 6.0),
-    F.hardtanh: lambda node, low=-1.0, high=1.0, **_: _clamp(low, high),
-    torch.clamp: lambda node, min=None, max=None: _clamp(min, max),
+    **dict.fromkeys((F.relu, torch.relu), lambda **_: _clamp(0.0)),
+    F.relu6: lambda **_: _clamp(0.0, 6.0),
+    F.hardtanh: lambda min_val=-1.0, max_val=1.0, **_: _clamp(min_val, max_val),
+    torch.clamp: lambda min=None, max=None: _clamp(min, max),
     F.max_pool2d: _pool,
     F.adaptive_avg_pool2d: _adaptive,
-    **dict.fromkeys((operator.add, operator.iadd, torch.add, operator.mul, torch.mul), _sum),
+    **dict.fromkeys((operator.add, operator.iadd, torch.add), lambda other: ("add", {})),
+    **dict.fromkeys((operator.mul, torch.mul), lambda other: ("mul", {})),
     torch.flatten: _flatten,
-    torch.cat: lambda node, dim=0: ("concat", {}) if dim == 1 else _no_concat(node, dim),
+    torch.cat: _concat,
     operator.getitem: _sliced,
     F.pad: _pad,
-    F.dropout: lambda node, **_: ("same", {}),
+    F.dropout: lambda *_, **__: ("same", {}),
     torch.mean: _over_positions("mean"),
     torch.amax: _over_positions("amax"),
-    torch.sigmoid: lambda node: ("sigmoid", {}),
+    torch.sigmoid: lambda: ("sigmoid", {}),
 }
 METHODS: dict[Any, Callable[..., tuple[str, dict[str, Any]]]] = {
-    "relu": lambda node: _clamp(0.0),
-    "clamp": lambda node, min=None, max=None: _clamp(min, max),
+    "relu": lambda: _clamp(0.0),
+    "clamp": lambda min=None, max=None: _clamp(min, max),
     "mean": _over_positions("mean"),
     "amax": _over_positions("amax"),
     "flatten": _flatten,
-    "add": _sum,
-    "mul": _sum,
-    "contiguous": lambda node, **_: ("same", {}),
+    "add": lambda other: ("add", {}),
+    "mul": lambda other: ("mul", {}),
+    "contiguous": lambda **_: ("same", {}),
 }
-
-
-def _no_concat(node: fx.Node, dim: int) -> tuple[str, dict[str, Any]]:
-    raise ValueError(f"{node.name}: concatenation over dimension {dim} has no integer form here; expected 1, channels")
