@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -70,9 +71,10 @@ def test_several_processes_mean_the_same_as_one(one, world, tmp_path):
     assert b["means"] == pytest.approx(a["means"], rel=1e-2, abs=1e-3)
 
 
-def train(folder: Path, *arguments: str, processes: int) -> subprocess.Popen:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    start = launcher if processes > 1 else [sys.executable]
+def train(folder: Path, *arguments: str, processes: int, launcher: Sequence[str] = ()) -> subprocess.Popen:
+    """A run under way, started by `launcher`, by default torchrun."""
+    torchrun = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}")
+    start = [sys.executable, *((launcher or torchrun) if processes > 1 else ())]
     command = [*start, "-m", "spequant", "train", "digits-w2a2-speq", "--train.device", "cpu", "--out", str(folder)]
     command += ["--train.epochs", "5", "--network.weights", "None", *arguments]
     return subprocess.Popen(
@@ -104,6 +106,17 @@ def test_a_killed_rank_ends_the_run_which_resumes_on_any_number(before, after, c
     assert json.loads((folder / "result.json").read_text())["test_accuracy"] > 50
     starts = json.loads((folder / "environment.json").read_text())
     assert [s["processes"] for s in starts] == [before, after]
+
+
+@pytest.mark.slow
+def test_accelerate_launch_starts_several_processes_on_a_cpu(tmp_path):
+    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
+    launched = train(tmp_path / "run", processes=2, launcher=launcher)
+    said, _ = launched.communicate(timeout=200)
+    assert launched.returncode == 0, said
+    (start,) = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert start["processes"] == 2
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["test_accuracy"] > 50
 
 
 def test_synchronised_batch_norm_alone_is_plain_batch_norm():
