@@ -50,7 +50,7 @@ def test_train_then_evaluate(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "runs" / "digits-w2a2-speq"
     result = json.loads((folder / "result.json").read_text())
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [row["kind"] for row in rows] == ["start", "calibrated", "layers", "epoch", "layers", "result"]
+    assert [row["kind"] for row in rows] == ["start", "calibrated", "layers", "epoch", "layers", "biases", "result"]
     assert rows[0]["command"] and rows[3]["images_per_second"] > 0 and rows[4]["layers"]["conv1"]["changed"] is not None
     assert from_json((folder / "recipe.json").read_text()).method.temperature == 2
     capsys.readouterr()

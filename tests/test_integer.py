@@ -20,7 +20,7 @@ from spequant.quantizers import LSQ, PACT, SAWB, DoReFa, LeastSquares, MinMax
 
 ort = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
-FLOAT_LEFT = {"QuantizeLinear": 2, "DequantizeLinear": 3, "Add": 1, "Relu": 1, "GlobalAveragePool": 1}
+FLOAT_LEFT = {"Mul": 2, "QuantizeLinear": 2, "DequantizeLinear": 3, "Add": 1, "Relu": 1, "GlobalAveragePool": 1}
 INTEGER = {"Clip", "QLinearConv", "QLinearAdd", "QGemm", "Transpose", "Flatten", "MaxPool", "Concat", "ReduceMax"}
 
 

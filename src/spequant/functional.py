@@ -20,9 +20,13 @@ def zero_point(low: Tensor, high: Tensor, levels: Tensor) -> Tensor:
 
 
 def quantize(x: Tensor, low: Tensor, high: Tensor, levels: Tensor) -> Tensor:
-    """Codes 0 .. levels - 1 (fp32, integral) of `x` on the grid over [low, high]; ties go to the even code."""
-    steps = levels - 1
-    codes = torch.round(x.float() * (steps / (high - low)) + zero_point(low, high, levels))
+    """Codes 0 .. levels - 1 (fp32, integral) of `x` on the grid over [low, high].
+
+    Ties go to the even multiple of a step, as in ONNX's QuantizeLinear; on a grid without zero to the even code.
+    """
+    steps, zero = levels - 1, zero_point(low, high, levels)
+    half = torch.where(zero == zero.round(), 0.0, zero)  # an integer is added after rounding, and loses no bits
+    codes = torch.round(x.float() * (steps / (high - low)) + half) + (zero - half)
     return torch.minimum(codes.clamp_min(0.0), steps)
 
 

@@ -87,6 +87,20 @@ class Fixed:
         return list(chosen.values())
 
 
+@dataclass(frozen=True)
+class LowBit:
+    """The layers of fewest trained bits at `bits`; those of more (ends, addends of residual additions) keep theirs."""
+
+    bits: int
+
+    def __post_init__(self) -> None:
+        check_width(self.bits, "bits")
+
+    def draw(self, home: Mapping[str, int], rng: np.random.Generator) -> list[int]:
+        fewest = min(home.values())
+        return [self.bits if bits == fewest else bits for bits in home.values()]
+
+
 @contextmanager
 def precision(model: nn.Module, policy: Policy, *, seed: int = 0, step: int = 0, rank: int = 0) -> Iterator[None]:
     """Inside, the activation quantizers of `model` run at the widths that `policy` draws; their bounds do not move.

@@ -1,21 +1,41 @@
 """From a trained network to files: packed codes, and integer graphs with the answers of training.
 
-Needs the extra `deploy` where a function writes or runs ONNX; importing it here needs nothing.
+Needs the extra `deploy` where a function writes or runs a graph; importing it here needs nothing.
 """
 
 from spequant.export.biases import quantize_biases
+from spequant.export.cost import LayerCost, model_costs, program_costs, totals
 from spequant.export.lower import lower
-from spequant.export.onnx_integer import integer_graph, write_onnx
+from spequant.export.onnx_export import export_onnx
+from spequant.export.onnx_file import read_onnx, read_program, write_onnx
+from spequant.export.onnx_integer import integer_graph
+from spequant.export.onnx_quant import quant_graph
+from spequant.export.openvino_file import read_openvino, write_openvino
 from spequant.export.packed import load_packed, pack, packed_about
+from spequant.export.parity import Parity, compare
 from spequant.export.twin import Twin
+from spequant.export.width import at_width
 
 __all__ = [
+    "LayerCost",
+    "Parity",
     "Twin",
+    "at_width",
+    "compare",
+    "export_onnx",
     "integer_graph",
     "load_packed",
     "lower",
+    "model_costs",
     "pack",
     "packed_about",
+    "program_costs",
+    "quant_graph",
     "quantize_biases",
+    "read_onnx",
+    "read_openvino",
+    "read_program",
+    "totals",
     "write_onnx",
+    "write_openvino",
 ]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from spequant.export.packed import act_bounds, weight_codes
-from spequant.export.program import Grid
+from spequant.export.program import Grid, Home
 from spequant.functional import zero_point
 from spequant.layers import QuantizedLayer
 from spequant.quantizers.base import Quantizer
@@ -13,11 +13,20 @@ from spequant.quantizers.base import Quantizer
 def act_grid(q: Quantizer) -> Grid:
     """The grid in use of an activation quantizer; ValueError where it is none, or zero is not on it."""
     low, high = act_bounds(q)
-    levels = int(q.levels)
-    zero = float(zero_point(low, high, q.levels))
+    home = Home(int(q.bits or 8), int(q.home_levels), float(low), float(high))
+    try:
+        return grid_of(home, int(q.levels))
+    except ValueError as error:
+        raise ValueError(f"{q.name}: {error}") from None
+
+
+def grid_of(home: Home, levels: int) -> Grid:
+    """`levels` codes between the bounds of `home`; ValueError where zero is none of them."""
+    low, high, count = (torch.tensor(v, dtype=torch.float32) for v in (home.low, home.high, levels))
+    zero = float(zero_point(low, high, count))
     if not zero.is_integer():
-        raise ValueError(f"{q.name}: its grid of {levels} levels leaves zero out; it has no integer form")
-    return Grid(float((high - low) / (levels - 1)), -int(zero), levels - 1 - int(zero))
+        raise ValueError(f"its grid of {levels} levels leaves zero out; it has no integer form")
+    return Grid(float((high - low) / (levels - 1)), -int(zero), levels - 1 - int(zero), home)
 
 
 def weight_grid(layer: QuantizedLayer) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from spequant.export.program import Op, Weighted
 
 LARGEST_BIAS = 2**30  # of an int32, so that the sum stays one
+PAIR = 2**15 - 1  # the largest int16
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,19 @@ class Integers:
         return int((sums + self.bias.to(torch.int64).abs()).max())
 
 
+def saturates(op: Weighted) -> bool:
+    """Whether a sum of two products may pass 16 bits, which processors without VNNI or dot products clip it to."""
+    return 2 * stored_range(op)[1] * int(integers(op).weight.to(torch.int32).abs().max()) > PAIR
+
+
+def stored_range(op: Op) -> tuple[int, int]:
+    """Least and largest stored input code: uint8, signed codes around 128."""
+    grid = op.inputs[0].grid
+    assert grid is not None
+    zero = 128 if grid.signed else 0
+    return grid.low + zero, grid.high + zero
+
+
 def input_step(op: Op) -> Tensor:
     grid = op.inputs[0].grid
     assert grid is not None
@@ -44,14 +58,16 @@ def integers(op: Weighted) -> Integers:
     """int8 weights, int32 bias and fp32 scales of `op`.
 
     - Few codes are multiplied up to +-127, which costs nothing and makes the bias' unit finer: at 2 bits that unit
-      would be some per cents of an output code.
+      would be some per cents of an output code. Where input codes are large, up to +-64 alone: processors without VNNI
+      add two products in 16 bits, and 2 * 255 * 64 is what fits. Codes that are int8 already, of an export read back,
+      stay.
     - A negative scale flips the codes; only where -128 would become 128 the scale stays negative.
     - A channel whose scale vanishes, or is so small that its bias would overflow: zero weights, and a scale at which
       the bias fills half of its int32.
     """
     codes = op.weight.to(torch.int32)
     largest = int(codes.abs().max().clamp_min(1))
-    factor = max(1, 127 // largest)
+    factor = 1 if op.weight.dtype == torch.int8 else max(1, min(127, PAIR // (2 * stored_range(op)[1])) // largest)
     step = input_step(op).double()
     flat = codes.flatten(1) * factor
     flip = (op.scale < 0) & (flat.amin(1) > -128)

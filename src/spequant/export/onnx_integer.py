@@ -6,27 +6,18 @@ stored as code + 128, since a convolution's input and output have to be of one t
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from spequant.export.extra import needs
 from spequant.export.integers import input_step, integers
+from spequant.export.onnx_file import Preprocessing, describe, metadata
 from spequant.export.program import Add, Float, Grid, Input, MaxPool, Move, Op, Program, Quantize, Weighted
-from spequant.files import placed
 
 OPSET, IR_VERSION = 19, 10
 ZERO = 128  # the stored value of code 0 of a signed tensor
-
-
-def needs(package: str) -> Any:
-    """The module of that name; ModuleNotFoundError that says which extra has it."""
-    try:
-        return import_module(package)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{package} is not installed: pip install 'spequant[deploy]'") from error
 
 
 def zero_of(grid: Grid) -> int:
@@ -40,18 +31,28 @@ def stored(codes: Tensor, grid: Grid) -> np.ndarray:
 
 
 class Emitter:
-    """Nodes and constants of one graph, op by op. `names`: of each op's result, codes or float."""
+    """Nodes and constants of one graph, op by op.
+
+    names: of each op's result, codes or float. tensors: names of the constants that an op consists of.
+    """
 
     def __init__(self) -> None:
         self.onnx = needs("onnx")
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
         self.names: dict[Op, str] = {}
+        self.tensors: dict[Op, list[str]] = {}
         self.sums: set[tuple[Op, ...]] = set()
 
     def constant(self, value: Any, name: str) -> str:
         name = f"{name}.{len(self.constants)}"
         self.constants.append(self.onnx.numpy_helper.from_array(np.asarray(value, order="C"), name))
+        return name
+
+    def tensor(self, op: Op, value: Any, name: str) -> str:
+        """A constant that `op` can be read back from (`onnx_file.py`)."""
+        name = self.constant(value, name)
+        self.tensors.setdefault(op, []).append(name)
         return name
 
     def node(self, kind: str, inputs: Iterable[str], name: str, **attributes: Any) -> str:
@@ -69,9 +70,9 @@ class Emitter:
             return self.names[op]
         return self.node("DequantizeLinear", [self.names[op], *self._scale(op.grid, op.name)], op.name)
 
-    def rounded(self, value: str, grid: Grid, name: str) -> str:
-        """Float values to stored codes."""
-        out = self.node("QuantizeLinear", [value, *self._scale(grid, name)], name)
+    def rounded(self, value: str, grid: Grid, name: str, step: float | None = None) -> str:
+        """Float values to stored codes. step: of `value`'s unit; None: the grid's."""
+        out = self.node("QuantizeLinear", [value, *self._scale(grid, name, step)], name)
         low, high = grid.low + zero_of(grid), grid.high + zero_of(grid)
         if (low, high) == (0, 255):
             return out
@@ -81,54 +82,63 @@ class Emitter:
     def result(self, value: str, op: Op) -> str:
         return value if op.grid is None else self.rounded(value, op.grid, op.name)
 
-    def _scale(self, grid: Grid, name: str) -> list[str]:
-        step = self.constant(np.float32(grid.step), f"{name}.step")
-        return [step, self.constant(np.uint8(zero_of(grid)), f"{name}.zero")]
+    def _scale(self, grid: Grid, name: str, step: float | None = None) -> list[str]:
+        number = self.constant(np.float32(grid.step if step is None else step), f"{name}.step")
+        return [number, self.constant(np.uint8(zero_of(grid)), f"{name}.zero")]
 
-    def model(self, inputs: Sequence[Any], outputs: Mapping[str, Any], about: Mapping[str, str]) -> Any:
-        """The checked model. outputs: {name in the graph: its value_info}."""
+    def model(
+        self,
+        inputs: Sequence[Any],
+        outputs: Mapping[str, Any],
+        about: Mapping[str, str],
+        domains: Mapping[str, int] | None = None,
+    ) -> Any:
+        """The checked model. outputs: {name in the graph: its value_info}; domains: {of other operators: version}."""
         helper = self.onnx.helper
         nodes = [*self.nodes]
         for inner, info in outputs.items():
             nodes.append(helper.make_node("Identity", [inner], [info.name], name=info.name))
         graph = helper.make_graph(nodes, "spequant", list(inputs), list(outputs.values()), self.constants)
-        model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="spequant"
-        )
+        opsets = [helper.make_opsetid(name, version) for name, version in {"": OPSET, **(domains or {})}.items()]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="spequant")
         helper.set_model_props(model, dict(about))
         self.onnx.checker.check_model(model, full_check=True)
         return model
 
 
 def _quantize(e: Emitter, op: Quantize) -> str:
+    """x * rate, as fake quantization has it: x / step differs in its last bit, and pixels, of 256 values, lie on ties
+    all together."""
     assert op.grid is not None
-    return e.rounded(e.value(op.inputs[0]), op.grid, op.name)
+    scaled = e.node("Mul", [e.value(op.inputs[0]), e.constant(np.float32(op.grid.rate), f"{op.name}.rate")], op.name)
+    return e.rounded(scaled, op.grid, op.name, 1.0)
 
 
 def _weighted(e: Emitter, op: Weighted) -> str:
     made, name = integers(op), op.name
-    weight = e.constant(made.weight.numpy(), f"{name}.weight")
-    scale = e.constant(made.scale.numpy(), f"{name}.scale")
+    weight = e.tensor(op, made.weight.numpy(), f"{name}.weight")
+    scale = e.tensor(op, made.scale.numpy(), f"{name}.scale")
     zero = e.constant(np.zeros(len(made.scale), np.int8), f"{name}.zeros")
     weight = e.node("DequantizeLinear", [weight, scale, zero], name, axis=0)
-    bias = e.constant(made.bias.numpy(), f"{name}.bias")
+    bias = e.tensor(op, made.bias.numpy(), f"{name}.bias")
     bias_scale = e.constant((input_step(op) * made.scale).numpy(), f"{name}.bias_scale")
     bias_zero = e.constant(np.zeros(len(made.scale), np.int32), f"{name}.bias_zeros")
     bias = e.node("DequantizeLinear", [bias, bias_scale, bias_zero], name, axis=0)
     inputs = [e.value(op.inputs[0]), weight, bias]
     if not op.spatial:
         return e.result(e.node("Gemm", inputs, name, transB=1), op)
-    out = e.node(
-        "Conv",
-        inputs,
-        name,
-        kernel_shape=list(op.weight.shape[2:]),
-        strides=list(op.stride),
-        pads=[*op.padding, *op.padding],
-        dilations=list(op.dilation),
-        group=op.groups,
-    )
-    return e.result(out, op)
+    return e.result(e.node("Conv", inputs, name, **conv_attributes(op)), op)
+
+
+def conv_attributes(op: Weighted) -> dict[str, Any]:
+    """Of the Conv node of a layer."""
+    return {
+        "kernel_shape": list(op.weight.shape[2:]),
+        "strides": list(op.stride),
+        "pads": [*op.padding, *op.padding],
+        "dilations": list(op.dilation),
+        "group": op.groups,
+    }
 
 
 def _add(e: Emitter, op: Add) -> str:
@@ -138,13 +148,15 @@ def _add(e: Emitter, op: Add) -> str:
     return e.result(e.node("Add", [e.value(i) for i in inputs], op.name), op)
 
 
-def _max_pool(e: Emitter, op: MaxPool) -> str:
+def max_pool(e: Emitter, op: MaxPool) -> str:
+    """On codes, or on their values."""
     pads = [*op.padding, *op.padding]
     own = {"kernel_shape": list(op.kernel), "strides": list(op.stride), "pads": pads}
     return e.node("MaxPool", [e.names[op.inputs[0]]], op.name, **own)
 
 
-def _move(e: Emitter, op: Move) -> str:
+def moved(e: Emitter, op: Move) -> str:
+    """On codes, or on their values."""
     inputs = [e.names[i] for i in op.inputs]
     if op.kind == "flatten":
         return e.node("Flatten", inputs, op.name, axis=1)
@@ -164,7 +176,7 @@ def _float(e: Emitter, op: Float) -> str:
 
 
 def _float_layer(e: Emitter, op: Float, values: list[str], **a: Any) -> str:
-    weight, bias = (e.constant(t.detach().numpy(), f"{op.name}.float") for t in op.tensors)
+    weight, bias = (e.tensor(op, t.detach().numpy(), f"{op.name}.float") for t in op.tensors)
     if not a:
         return e.node("Gemm", [values[0], weight, bias], op.name, transB=1)
     own = {"strides": a["stride"], "pads": [*a["padding"], *a["padding"]], "dilations": a["dilation"]}
@@ -173,7 +185,7 @@ def _float_layer(e: Emitter, op: Float, values: list[str], **a: Any) -> str:
 
 def _float_affine(e: Emitter, op: Float, values: list[str]) -> str:
     shape = (-1, *[1] * (len(op.shape) - 2))
-    factor, shift = (e.constant(t.numpy().reshape(shape), f"{op.name}.float") for t in op.tensors)
+    factor, shift = (e.tensor(op, t.numpy().reshape(shape), f"{op.name}.float") for t in op.tensors)
     return e.node("Add", [e.node("Mul", [values[0], factor], op.name), shift], op.name)
 
 
@@ -208,8 +220,8 @@ EMIT: dict[type[Op], Callable[..., str]] = {
     Quantize: _quantize,
     Weighted: _weighted,
     Add: _add,
-    MaxPool: _max_pool,
-    Move: _move,
+    MaxPool: max_pool,
+    Move: moved,
     Float: _float,
 }
 
@@ -217,15 +229,15 @@ EMIT: dict[type[Op], Callable[..., str]] = {
 def integer_graph(
     program: Program,
     *,
-    preprocessing: tuple[Sequence[float], Sequence[float]] | None = None,
+    preprocessing: Preprocessing | None = None,
     taps: Sequence[Op] = (),
-    about: Mapping[str, str] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> Any:
     """The onnx model of `program`: input "input" (batch, ...), output "output" (batch, classes).
 
     preprocessing: (mean, std) a channel, of images scaled to [0, 1]: the input is then uint8 images.
     taps: ops whose stored codes, or float values, are outputs, too, "tap0", "tap1" ...
-    about: metadata of the model, text by name.
+    about: JSON that `read_program` gives back.
 
     ModuleNotFoundError: the extra `deploy` is not installed.
     """
@@ -247,7 +259,8 @@ def integer_graph(
     inputs = [info("input", kind, ["batch", *source.shape[1:]])]
     outputs = {e.value(program.output): info("output", kinds.FLOAT, ["batch", *program.output.shape[1:]])}
     outputs |= {e.names[op]: _info(e, op, f"tap{i}") for i, op in enumerate(taps)}
-    return e.model(inputs, outputs, about or {})
+    content = {"program": describe(program, e.tensors), "preprocessing": preprocessing, "about": dict(about or {})}
+    return e.model(inputs, outputs, metadata("integer", content))
 
 
 def op_graph(op: Op) -> Any:
@@ -264,9 +277,3 @@ def op_graph(op: Op) -> Any:
 def _info(e: Emitter, op: Op, name: str) -> Any:
     kind = e.onnx.TensorProto.FLOAT if op.grid is None else e.onnx.TensorProto.UINT8
     return e.onnx.helper.make_tensor_value_info(name, kind, ["batch", *op.shape[1:]])
-
-
-def write_onnx(model: Any, path: str | Path) -> None:
-    """Write an onnx model to `path`, whole or not at all (OSError)."""
-    with placed(Path(path)) as temporary:
-        temporary.write_bytes(model.SerializeToString())

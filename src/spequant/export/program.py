@@ -12,16 +12,35 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Home:
+    """The quantizer that a grid comes from, as it was trained: `levels` values over [low, high], fp32 numbers."""
+
+    bits: int
+    levels: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Grid:
     """Codes low .. high, at most 256 of them; code c stands for c * step. `step` is an fp32 number."""
 
     step: float
     low: int
     high: int
+    home: Home | None = None
 
     @property
     def signed(self) -> bool:
         return self.low < 0
+
+    @property
+    def rate(self) -> float:
+        """Codes to a unit, the fp32 number that fake quantization multiplies by; 1 / step but for rounding."""
+        if self.home is None:
+            return float(1 / torch.tensor(self.step, dtype=torch.float32))
+        low, high = (torch.tensor(v, dtype=torch.float32) for v in (self.home.low, self.home.high))
+        return float(torch.round((high - low) / self.step) / (high - low))
 
     def clamped(self, low: float, high: float) -> "Grid":
         """The grid of clamp(x, low, high): rounding and clamping to codes may change places, both being monotone."""
@@ -54,7 +73,7 @@ class Input(Op):
 
 @dataclass(eq=False)
 class Quantize(Op):
-    """Float to codes: clip(round(x / step), low, high), ties to the even code."""
+    """Float to codes: clip(round(x * rate), low, high), ties to the even code."""
 
 
 @dataclass(eq=False)
@@ -63,8 +82,8 @@ class Weighted(Op):
 
     y[o] = scale[o] * input step * sum(weight[o] * codes) + offset[o]
 
-    weight: int16 (outputs, inputs / groups, *kernel) or (outputs, inputs); scale, offset: float64 (outputs,); scale may
-    be negative or zero.
+    weight: int16, or int8 where it was made for int8 arithmetic, (outputs, inputs / groups, *kernel) or (outputs,
+    inputs); scale, offset: float64 (outputs,); scale may be negative or zero.
     """
 
     weight: Tensor

@@ -8,19 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spequant.export.integers import Integers, input_step, integers
-from spequant.export.program import (
-    Add,
-    Float,
-    Grid,
-    Input,
-    MaxPool,
-    Move,
-    Op,
-    Program,
-    Quantize,
-    Weighted,
-    as_float,
-)
+from spequant.export.program import Add, Float, Input, MaxPool, Move, Op, Program, Quantize, Weighted, as_float
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -51,16 +39,22 @@ class Twin:
     @torch.no_grad()
     def step(self, op: Op, inputs: Sequence[Tensor]) -> Tensor:
         """One op on its inputs: codes (int32) or float values."""
+        value = self.unrounded(op, inputs)
+        return value if op.grid is None else torch.round(value).clamp(op.grid.low, op.grid.high).to(torch.int32)
+
+    @torch.no_grad()
+    def unrounded(self, op: Op, inputs: Sequence[Tensor]) -> Tensor:
+        """The same in units of the result's step, not yet rounded and clamped."""
         if isinstance(op, Quantize):
             assert op.grid is not None
-            return _rounded(inputs[0] / op.grid.step, op.grid)
+            return inputs[0] * op.grid.rate
         if isinstance(op, Weighted):
             return self._weighted(op, inputs[0])
         if isinstance(op, Add):
             return _sum(op, *inputs)
         if isinstance(op, MaxPool):
             pool = POOL[len(op.kernel)]
-            return pool(inputs[0].float(), op.kernel, op.stride, op.padding).to(torch.int32)
+            return pool(inputs[0].float(), op.kernel, op.stride, op.padding)
         if isinstance(op, Move):
             return _moved(op, inputs)
         assert isinstance(op, Float)
@@ -78,19 +72,14 @@ class Twin:
             sums, shape = F.linear(x, weight), (1, -1)
         sums = (sums + bias.view(shape)).float()
         scale = (input_step(op) * made.scale).view(shape)
-        return sums * scale if op.grid is None else _rounded(sums * (scale / op.grid.step), op.grid)
-
-
-def _rounded(x: Tensor, grid: Grid) -> Tensor:
-    return torch.round(x).clamp(grid.low, grid.high).to(torch.int32)
+        return sums * (scale if op.grid is None else scale / op.grid.step)
 
 
 def _sum(op: Add, a: Tensor, b: Tensor) -> Tensor:
     steps = [torch.tensor(i.grid.step if i.grid else 1.0, dtype=torch.float32) for i in op.inputs]
-    if op.grid is None:
-        return a.float() * steps[0] + b.float() * steps[1]
-    ratios = [step / op.grid.step for step in steps]
-    return _rounded(a.float() * ratios[0] + b.float() * ratios[1], op.grid)
+    if op.grid is not None:
+        steps = [step / op.grid.step for step in steps]
+    return a.float() * steps[0] + b.float() * steps[1]
 
 
 def _moved(op: Move, inputs: Sequence[Tensor]) -> Tensor:

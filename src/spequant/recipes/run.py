@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from spequant import models
 from spequant.batch_norm import reestimate_batch_norm
 from spequant.data import ImageSet, train_batches
+from spequant.export import quantize_biases
 from spequant.files import placed, write_whole
 from spequant.layers import weight_bits
 from spequant.processes import rank
@@ -175,10 +176,12 @@ class _Run:
             write(self.folder / CHECKPOINTS, Snapshot({**snapshot.tensors, **codes}, snapshot.numbers), facts)
 
     def finish(self) -> dict[str, Any]:
-        """Batch norm measured anew, the figures, the network; result.json comes last."""
+        """Batch norm measured anew, biases put on their grid, the figures, the network; result.json comes last."""
         train, model = self.assembly.train, self.state.result
         batches = train_batches(train, min(REESTIMATE[1], len(train)), seed=0, epoch=0, augment=self.assembly.augment)
         reestimate_batch_norm(model, islice(batches, REESTIMATE[0]))
+        if self.recipe.quantized:
+            self.write({"kind": "biases", **_integer_biases(model, self.sample[:1])})
         result = {
             "recipe": self.recipe.name,
             "seed": self.recipe.train.seed,
@@ -193,6 +196,15 @@ class _Run:
                 save_file(_saved(model), path)
             write_whole(self.folder / RESULT, json.dumps(result, indent=2))
         return result
+
+
+def _integer_biases(model: nn.Module, example: Tensor) -> dict[str, Any]:
+    """Round biases to what integer arithmetic has, so that the accuracy measured is an export's; what came of it."""
+    try:
+        quantize_biases(model, example)
+    except ValueError as error:  # a network without integer form is trained all the same
+        return {"integer": False, "reason": str(error)}
+    return {"integer": True}
 
 
 def _saved(model: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,99 @@
+"""Inference engines under one form: a model in, a function of named arrays out.
+
+Each engine is imported when used; none computes anything here.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spequant.export.extra import needs
+
+Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
+"""{input: array} -> outputs in the model's order."""
+
+
+def onnxruntime(model: bytes | Path, threads: int | None = None) -> Run:
+    """An ONNX model on the CPU, at the default optimisations. threads: of one operation; None: all cores."""
+    ort = needs("onnxruntime")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    source = str(model) if isinstance(model, Path) else model
+    session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    return lambda feed: session.run(None, dict(feed))
+
+
+def openvino(model: bytes | Path, threads: int | None = None) -> Run:
+    """An ONNX model, or OpenVINO's own (.xml, its .bin beside it), on the CPU; float operations in fp32."""
+    compiled = compile_openvino(model, threads)
+    request = compiled.create_infer_request()
+    outputs = compiled.outputs
+
+    def run(feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        results = request.infer(dict(feed))
+        return [np.array(results[out]) for out in outputs]
+
+    return run
+
+
+def compile_openvino(model: bytes | Path, threads: int | None = None) -> Any:
+    """OpenVINO's compiled model."""
+    core = needs("openvino").Core()
+    options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    if threads is not None:
+        options["INFERENCE_NUM_THREADS"] = threads
+    return core.compile_model(core.read_model(model), "CPU", options)
+
+
+def qonnx(model: bytes | Path, threads: int | None = None) -> Run:
+    """A QONNX model by the qonnx package, node by node: to check a graph, not for speed."""
+    wrap = needs("qonnx.core.modelwrapper").ModelWrapper
+    execute = needs("qonnx.core.onnx_exec").execute_onnx
+    resize = needs("qonnx.transformation.change_batchsize").ChangeBatchSize
+    shapes = needs("qonnx.transformation.infer_shapes").InferShapes
+    graph = wrap(str(model)) if isinstance(model, Path) else wrap(needs("onnx").load_model_from_string(model))
+    names = [out.name for out in graph.graph.output]
+    sized: dict[int, Any] = {}
+
+    def run(feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        batch = len(next(iter(feed.values())))
+        if batch not in sized:
+            sized[batch] = graph.transform(resize(batch)).transform(shapes())
+        results = execute(sized[batch], dict(feed))
+        return [results[out] for out in names]
+
+    return run
+
+
+ENGINES: dict[str, Callable[..., Run]] = {"onnxruntime": onnxruntime, "openvino": openvino, "qonnx": qonnx}
+
+
+def versions() -> dict[str, str]:
+    """{engine: version} of those that are installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in ENGINES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "asimddp")
+
+
+def instruction_sets() -> list[str]:
+    """Those of this processor that quantized arithmetic is faster or slower by; empty where the system tells none."""
+    path = "/proc/cpuinfo"
+    if not os.path.exists(path):
+        return []
+    with open(path) as file:
+        flags = {word for line in file if line.startswith(("flags", "Features")) for word in line.split()}
+    return [name for name in INSTRUCTIONS if name in flags]

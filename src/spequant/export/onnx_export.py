@@ -1,0 +1,68 @@
+"""`export_onnx`: a network to a verified integer ONNX file, in one call."""
+
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spequant.export import engines
+from spequant.export.lower import lower
+from spequant.export.onnx_file import Preprocessing, write_onnx
+from spequant.export.onnx_integer import integer_graph
+from spequant.export.parity import Batch, Parity, compare
+from spequant.files import placed
+
+Images = Iterable[Tensor | tuple[Tensor, Tensor]]
+"""Batches of inputs, or of (inputs, labels)."""
+
+
+def export_onnx(
+    model: nn.Module,
+    path: str | Path,
+    images: Images,
+    *,
+    preprocessing: Preprocessing | None = None,
+    about: Mapping[str, Any] | None = None,
+    check: Callable[[Parity], None] = lambda parity: None,
+) -> Parity:
+    """Write the prepared and calibrated `model` as integer ONNX, and hold onnxruntime's answers against its own.
+
+    images: real inputs, at least one batch; uint8 images where preprocessing is given, else what the network takes.
+    preprocessing: (mean, std) a channel, of images scaled to [0, 1], to be part of the graph.
+    about: JSON to keep in the file. check: is shown the comparison before it is judged.
+
+    ValueError: no integer form (`lower`), or other answers (`Parity.check`); then no file is left. RuntimeError: not
+    calibrated. ModuleNotFoundError: the extra `deploy` is not installed.
+    """
+    batches = iter(images)
+    try:
+        first = next(batches)
+    except StopIteration:
+        raise ValueError("images is empty; expected at least one batch to verify the export with") from None
+    prepared = as_batches(chain([first], batches), preprocessing)
+    one = next(iter(as_batches([first], preprocessing)))[0][:1]
+    program = lower(model, one)
+    graph = integer_graph(program, preprocessing=preprocessing, about=about)
+    with placed(Path(path)) as temporary:
+        write_onnx(graph, temporary)
+        run = engines.onnxruntime(temporary)
+        parity = compare(model, program, run, prepared, engines.onnxruntime, preprocessing)
+        check(parity)
+        parity.check("onnxruntime")
+    return parity
+
+
+def as_batches(images: Images, preprocessing: Preprocessing | None = None) -> Iterable[Batch]:
+    """What `compare` takes: inputs of the network, inputs of the graph, labels or None."""
+    for item in images:
+        x, labels = item if isinstance(item, tuple | list) else (item, None)
+        if preprocessing is None:
+            yield x.float(), x.float().cpu().numpy(), labels
+            continue
+        if x.dtype != torch.uint8:
+            raise ValueError(f"images are {x.dtype}; with preprocessing in the graph expected uint8")
+        mean, std = (torch.tensor(v, dtype=torch.float32, device=x.device).view(-1, 1, 1) for v in preprocessing)
+        yield (x.float() / 255 - mean) / std, x.cpu().numpy(), labels

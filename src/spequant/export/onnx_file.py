@@ -1,0 +1,130 @@
+"""ONNX files of this project: written whole and sealed, and read back to the program that they were made of.
+
+Metadata of the model: "spequant", JSON with
+
+    format         of what follows
+    kind           "integer" or "qonnx"
+    program        integer graphs: the ops, their constants by name
+    preprocessing  [mean, std] where the input is uint8 images, or null
+    about          what the writer said of the network
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spequant.export import program as ir
+from spequant.export.extra import needs
+from spequant.export.integers import input_step
+from spequant.export.program import Float, Grid, Home, Op, Program, Weighted
+from spequant.export.seal import OPEN, check_seal, sealed
+from spequant.files import placed
+
+FORMAT, KEY = 1, "spequant"
+OPS = {kind.__name__: kind for kind in (ir.Input, ir.Quantize, Weighted, ir.Add, ir.MaxPool, ir.Move, Float)}
+ATTRIBUTES = {
+    "Weighted": ("stride", "padding", "dilation", "groups"),
+    "MaxPool": ("kernel", "stride", "padding"),
+    "Move": ("kind", "keep"),
+    "Float": ("kind", "attributes"),
+}
+Preprocessing = tuple[Sequence[float], Sequence[float]]
+
+
+def metadata(kind: str, content: Mapping[str, Any]) -> dict[str, str]:
+    """Of a model; `write_onnx` closes the seal."""
+    text = json.dumps({"format": FORMAT, "kind": kind, **content}, separators=(",", ":"))
+    return {KEY: text, "seal": OPEN}
+
+
+def describe(program: Program, tensors: Mapping[Op, Sequence[str]]) -> list[dict[str, Any]]:
+    """The ops as JSON; `tensors`: names of their constants."""
+    numbers = {op: i for i, op in enumerate(program.ops)}
+    rows = []
+    for op in program.ops:
+        row: dict[str, Any] = {"op": type(op).__name__, "name": op.name, "shape": list(op.shape)}
+        row["inputs"] = [numbers[i] for i in op.inputs]
+        if op.grid is not None:
+            home = op.grid.home
+            row["grid"] = [op.grid.step, op.grid.low, op.grid.high]
+            row["home"] = None if home is None else [home.bits, home.levels, home.low, home.high]
+        if op in tensors:
+            row["tensors"] = list(tensors[op])
+        rows.append(row | {name: getattr(op, name) for name in ATTRIBUTES.get(row["op"], ())})
+    return [*rows, {"output": numbers[program.output]}]
+
+
+def write_onnx(model: Any, path: str | Path) -> None:
+    """Write what `integer_graph` or `quant_graph` made to `path`, whole or not at all (OSError)."""
+    with placed(Path(path)) as temporary:
+        temporary.write_bytes(sealed(model.SerializeToString()))
+
+
+def read_onnx(path: str | Path) -> tuple[Any, dict[str, Any]]:
+    """(onnx model, its metadata). FileNotFoundError. ValueError: changed, damaged, of a newer format, or not ours."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; expected an ONNX file")
+    data = path.read_bytes()
+    check_seal(path, data)
+    onnx = needs("onnx")
+    try:
+        model = onnx.load_model_from_string(data)
+        head = json.loads({p.key: p.value for p in model.metadata_props}[KEY])
+        version = head["format"]
+    except Exception as error:  # protobuf's DecodeError is no ValueError
+        raise ValueError(f"{path} is no ONNX file of spequant ({error!r}); export it anew") from error
+    if version != FORMAT:
+        raise ValueError(
+            f"{path}: format is {version!r}; this version reads {FORMAT}: install the version that wrote it"
+        )
+    return model, head
+
+
+def read_program(path: str | Path) -> tuple[Program, Preprocessing | None, dict[str, Any]]:
+    """(program, preprocessing, about) of an integer graph; errors as `read_onnx`."""
+    model, head = read_onnx(path)
+    if head.get("kind") != "integer":
+        raise ValueError(f"{path} is a {head.get('kind')} graph; expected an integer one, of `--to onnx`")
+    to_array = needs("onnx").numpy_helper.to_array
+    constants = {t.name: torch.from_numpy(to_array(t).copy()) for t in model.graph.initializer}
+    try:
+        *rows, last = head["program"]
+        ops: list[Op] = []
+        for row in rows:
+            ops.append(_op(row, ops, constants))
+        mean_std = head["preprocessing"]
+        return Program(ops, ops[last["output"]]), None if mean_std is None else tuple(mean_std), head["about"]
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise ValueError(f"{path} contradicts itself: {error!r}") from error
+
+
+def _op(row: Mapping[str, Any], ops: Sequence[Op], constants: Mapping[str, Tensor]) -> Op:
+    grid = None
+    if "grid" in row:
+        home = None if row["home"] is None else Home(*row["home"])
+        grid = Grid(*row["grid"], home)
+    inputs = tuple(ops[i] for i in row["inputs"])
+    own: dict[str, Any] = {name: _frozen(row[name]) for name in ATTRIBUTES.get(row["op"], ())}
+    tensors = tuple(constants[name] for name in row.get("tensors", ()))
+    base = row["name"], inputs, grid, tuple(row["shape"])
+    if row["op"] == "Weighted":
+        weight, scale, bias = tensors
+        op = Weighted(*base, weight, scale.double(), bias.double(), **own)
+        op.offset = bias.double() * (input_step(op) * scale).double()
+        return op
+    if row["op"] == "Float":
+        flat = own["kind"] == "affine"
+        return Float(*base, **own, tensors=tuple(t.flatten() for t in tensors) if flat else tensors)
+    return OPS[row["op"]](*base, **own)
+
+
+def _frozen(value: Any) -> Any:
+    """Lists of JSON as the tuples that they were."""
+    if isinstance(value, dict):
+        return {k: _frozen(v) for k, v in value.items()}
+    return tuple(value) if isinstance(value, list) else value
