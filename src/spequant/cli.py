@@ -17,7 +17,7 @@ except ModuleNotFoundError as error:  # the extra is not installed
     raise SystemExit(f"the command line needs {error.name}: pip install 'spequant[all]'") from None
 
 from spequant.processes import rank
-from spequant.recipes import RECIPES, Recipe, dry_run, evaluate_run, listing, run
+from spequant.recipes import RECIPES, Recipe, dry_run, listing, run
 from spequant.terminal import Terminal, print_table
 from spequant.train import Interrupted
 
@@ -27,7 +27,10 @@ USAGE = """usage: spequant COMMAND [ARGUMENTS]
   train RECIPE [--FIELD VALUE]  train; `spequant train RECIPE --help` lists every field
       --resume                  go on where a run was killed or interrupted; --dry-run: what it would take
   runs [FOLDER]                 runs with state, recipe and accuracy
-  evaluate RUN                  accuracy of a finished run on its test set
+  evaluate RUN|FILE             accuracy on the test set; --engine onnxruntime ..., --act-bits 2 3 4
+  export RUN --to FORMAT        a packed, onnx, openvino or qonnx file, verified against the run
+  inspect RUN|FILE              bits, ranges, bytes and operations layer by layer, against fp32
+  bench infer [RUN|FILE]        time in onnxruntime and OpenVINO against fp32
   demo                          float, Retrain and SPEQ on handwritten digits, a table
   ladder [--help]               what each step down in bits costs, W8A8 to W2A2
   compare RUN RUN ...           mean, deviation and paired difference of finished runs
@@ -106,10 +109,29 @@ def runs(args: list[str]) -> None:
 
 
 def evaluate(args: list[str]) -> None:
-    if len(args) != 1:
-        raise ValueError("evaluate takes one folder, that of a finished run")
-    result = evaluate_run(Path(args[0]))
-    print("{recipe}  accuracy {accuracy:.2f} %  loss {loss:.4f}  images {samples}".format(**result))
+    from spequant.deployment import Evaluate, print_evaluation
+
+    print_evaluation(tyro.cli(Evaluate, args=args, prog="spequant evaluate"))
+
+
+def export(args: list[str]) -> None:
+    from spequant.deployment import Export, print_export
+
+    print_export(tyro.cli(Export, args=args, prog="spequant export"))
+
+
+def inspect(args: list[str]) -> None:
+    from spequant.deployment import Inspect, print_inspection
+
+    print_inspection(tyro.cli(Inspect, args=args, prog="spequant inspect"))
+
+
+def bench(args: list[str]) -> None:
+    from spequant.deployment import Infer, print_bench_infer
+
+    if not args or args[0] != "infer":
+        raise ValueError(f"bench measures {args[0] if args else ''!r}; expected infer")
+    print_bench_infer(tyro.cli(Infer, args=args[1:], prog="spequant bench infer"))
 
 
 def demo(args: list[str]) -> None:
@@ -131,7 +153,7 @@ def compare(args: list[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    f.__name__: f for f in (recipes, train, runs, evaluate, demo, ladder, compare)
+    f.__name__: f for f in (recipes, train, runs, evaluate, export, inspect, bench, demo, ladder, compare)
 }
 
 
@@ -144,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(f"spequant: command {args[0]!r}: {nearest(args[0], list(COMMANDS))}")
     try:
         COMMANDS[args[0]](args[1:])
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         raise SystemExit(f"spequant {args[0]}: {error}") from None
     except (Interrupted, KeyboardInterrupt):
         print(f"spequant {args[0]}: interrupted", file=sys.stderr)

@@ -11,16 +11,19 @@ from spequant.export.onnx_file import read_onnx, read_program, write_onnx
 from spequant.export.onnx_integer import integer_graph
 from spequant.export.onnx_quant import quant_graph
 from spequant.export.openvino_file import read_openvino, write_openvino
-from spequant.export.packed import load_packed, pack, packed_about
+from spequant.export.packed import check_packed, load_packed, pack, packed_about
 from spequant.export.parity import Parity, compare
+from spequant.export.program import Program
 from spequant.export.twin import Twin
 from spequant.export.width import at_width
 
 __all__ = [
     "LayerCost",
     "Parity",
+    "Program",
     "Twin",
     "at_width",
+    "check_packed",
     "compare",
     "export_onnx",
     "integer_graph",

@@ -120,7 +120,8 @@ def _op(row: Mapping[str, Any], ops: Sequence[Op], constants: Mapping[str, Tenso
     if row["op"] == "Float":
         flat = own["kind"] == "affine"
         return Float(*base, **own, tensors=tuple(t.flatten() for t in tensors) if flat else tensors)
-    return OPS[row["op"]](*base, **own)
+    kind: Any = OPS[row["op"]]
+    return kind(*base, **own)
 
 
 def _frozen(value: Any) -> Any:

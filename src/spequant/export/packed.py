@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from spequant.export.bits import pack_bits, packed_size, unpack_bits
@@ -82,7 +82,7 @@ def pack(model: nn.Module, path: str | Path, about: Mapping[str, Any] | None = N
     }
     head = {"format": FORMAT, "digest": _digest(tensors, content), **content}
     with placed(Path(path)) as temporary:
-        save_file(tensors, temporary, {KEY: json.dumps(head, separators=(",", ":"))})
+        temporary.write_bytes(save(tensors, {KEY: json.dumps(head, separators=(",", ":"))}))
 
 
 def load_packed(path: str | Path, network: nn.Module) -> nn.Module:
@@ -94,15 +94,8 @@ def load_packed(path: str | Path, network: nn.Module) -> nn.Module:
     """
     path = Path(path)
     tensors, head = _read(path)
+    _check_fit(path, tensors, head, network)
     model = copy.deepcopy(network)
-    own = _own(model, head["layers"])
-    found = {n: (tuple(shape), torch.float32) for n, shape in head["floats"] if ":" not in n}
-    found |= {n: (tuple(t.shape), t.dtype) for n, t in _others(tensors).items()}
-    _compare(path, found, {n: (tuple(t.shape), t.dtype) for n, t in own.items()})
-    for name, spec in head["layers"].items():
-        shape = tuple(_layer(path, model, name).weight.shape)
-        if spec is not None and tuple(spec[0]) != shape:
-            raise ValueError(f"{path}: {name}.weight has shape {tuple(spec[0])}; expected {shape}, that of the network")
     floats = _floats(head, tensors[FLOATS])
     model.load_state_dict({**{n: floats[n] for n in floats if ":" not in n}, **_others(tensors)}, strict=False)
     acts = [_act(number, spec, floats) for number, spec in enumerate(head["acts"])]
@@ -115,6 +108,22 @@ def load_packed(path: str | Path, network: nn.Module) -> nn.Module:
         else:
             made[id(module)] = QuantizedAdd(module, *own_acts)  # type: ignore[arg-type]
     return replace_modules(model, made).eval()
+
+
+def check_packed(path: str | Path, network: nn.Module) -> None:
+    """ValueError: the file is damaged or not one of `network`, which may be on the device "meta": nothing is copied."""
+    path = Path(path)
+    _check_fit(path, *_read(path), network)
+
+
+def _check_fit(path: Path, tensors: Mapping[str, Tensor], head: Mapping[str, Any], network: nn.Module) -> None:
+    found = {n: (tuple(shape), torch.float32) for n, shape in head["floats"] if ":" not in n}
+    found |= {n: (tuple(t.shape), t.dtype) for n, t in _others(tensors).items()}
+    _compare(path, found, {n: (tuple(t.shape), t.dtype) for n, t in _own(network, head["layers"]).items()})
+    for name, spec in head["layers"].items():
+        shape = tuple(_layer(path, network, name).weight.shape)
+        if spec is not None and tuple(spec[0]) != shape:
+            raise ValueError(f"{path}: {name}.weight has shape {tuple(spec[0])}; expected {shape}, that of the network")
 
 
 def packed_about(path: str | Path) -> dict[str, Any]:

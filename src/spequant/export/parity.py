@@ -99,7 +99,9 @@ class Parity:
             )
         if abs(self.right[0] - self.right[1]) > max(2, POINTS / 100 * self.labelled):
             network, other = self.accuracy
-            raise ValueError(f"{engine} is right on {other:.2f} %, the network on {network:.2f} %: over {POINTS} points")
+            raise ValueError(
+                f"{engine} is right on {other:.2f} %, the network on {network:.2f} %; expected at most {POINTS} points"
+            )
 
 
 def forced(program: Program, x: Tensor, start: Callable[[bytes], Run]) -> dict[Op, Forced]:

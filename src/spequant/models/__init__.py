@@ -3,6 +3,7 @@
 from spequant.models.mobilenet_v2_cifar import CifarMobileNetV2, mobilenet_v2
 from spequant.models.residual import ResidualAdd
 from spequant.models.resnet_cifar import CifarResNet, resnet8, resnet20, resnet32, resnet44, resnet56
+from spequant.models.resnet_imagenet import resnet18, resnet34
 from spequant.models.vgg_cifar import CifarVGG, vgg16_bn
 from spequant.models.weights import load_weights
 
@@ -14,8 +15,10 @@ __all__ = [
     "load_weights",
     "mobilenet_v2",
     "resnet8",
+    "resnet18",
     "resnet20",
     "resnet32",
+    "resnet34",
     "resnet44",
     "resnet56",
     "vgg16_bn",

@@ -2,23 +2,20 @@
 
 import json
 import time
-from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from spequant import models
 from spequant.batch_norm import reestimate_batch_norm
-from spequant.data import ImageSet, train_batches
+from spequant.data import train_batches
 from spequant.export import quantize_biases
 from spequant.files import placed, write_whole
 from spequant.layers import weight_bits
 from spequant.processes import rank
-from spequant.recipes.assembly import Assembly, assemble, channels_last, measure, start_processes
-from spequant.recipes.build import build_data, build_network, build_quantized, device_of
+from spequant.recipes.assembly import Assembly, assemble, measure, start_processes
 from spequant.recipes.folder import CHECKPOINTS, METRICS, RECIPE, RESULT, STATE, Metrics, held, start_files
 from spequant.recipes.schema import Recipe, check, differences, from_json, to_json
 from spequant.train import Diagnostics, Progress, Snapshot, TrainingState, fit
@@ -193,7 +190,7 @@ class _Run:
         self.write({"kind": "result", **result})
         if self.main:
             with placed(self.folder / STATE) as path:
-                save_file(_saved(model), path)
+                path.write_bytes(save(_saved(model)))
             write_whole(self.folder / RESULT, json.dumps(result, indent=2))
         return result
 
@@ -210,26 +207,3 @@ def _integer_biases(model: nn.Module, example: Tensor) -> dict[str, Any]:
 def _saved(model: nn.Module) -> dict[str, Tensor]:
     """state_dict with a storage of its own for each name, as safetensors wants it: shared quantizers appear twice."""
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
-
-
-def load_run(folder: Path) -> tuple[Recipe, nn.Module, ImageSet]:
-    """(recipe, trained model, test set) of a finished run. FileNotFoundError where `folder` holds none."""
-    for name in (RECIPE, STATE):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} does not exist; expected the folder of a finished run")
-    try:
-        recipe = from_json((folder / RECIPE).read_text())
-    except ValueError as error:
-        raise ValueError(f"{folder / RECIPE}: {error}") from error
-    device = device_of(recipe)
-    _, _, test = build_data(recipe.data, device)
-    network = build_network(replace(recipe.network, weights=None), test)
-    model = build_quantized(network, recipe.quant)
-    models.load_weights(model, folder / STATE)
-    return recipe, channels_last(model, device), test
-
-
-def evaluate_run(folder: Path) -> dict[str, Any]:
-    """Accuracy and loss of a finished run on its test set."""
-    recipe, model, test = load_run(folder)
-    return {"recipe": recipe.name, "seed": recipe.train.seed, **asdict(measure(model, test))}

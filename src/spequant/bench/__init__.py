@@ -1,0 +1,1 @@
+"""Times, measured in one run and interleaved: ratios hold on a machine that is shared, times alone do not."""

@@ -1,0 +1,184 @@
+"""What the commands export, evaluate, inspect and bench infer take and print; no arithmetic."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from rich.table import Table
+from tyro.conf import FlagCreatePairsOff, Positional
+
+from spequant.bench.infer import Infer, bench_infer
+from spequant.export import Parity, model_costs, program_costs, totals
+from spequant.files import write_whole
+from spequant.recipes import evaluate_source, export_source, open_source
+from spequant.recipes.deploy import Target
+from spequant.terminal import print_table
+
+__all__ = ["Evaluate", "Export", "Infer", "Inspect", "print_bench_infer", "print_evaluation", "print_export"]
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write what a run or a packed file holds as a file to ship, verified against the run on its test set."""
+
+    source: Positional[Path]
+    """a run's folder, or a packed file"""
+    to: Target
+    out: Path | None = None
+    """None: model.packed, .onnx, .qonnx.onnx or .xml in the run's folder, or beside the packed file"""
+    act_bits: int | None = None
+    """width of the activations that were trained at the fewest bits; None: as trained"""
+    round_biases: FlagCreatePairsOff[bool] = False
+    """put biases on integer arithmetic's grid first; a recipe's run has done that at its end"""
+    preprocessing: FlagCreatePairsOff[bool] = False
+    """the graph takes uint8 images, and scales and normalises them itself"""
+    images: int | None = None
+    """verify on the first so many test images; None: on all"""
+    root: Path | None = None
+    """folder of the data set; None: the recipe's, or SPEQUANT_DATA"""
+
+
+def print_export(settings: Export) -> None:
+    report = export_source(
+        settings.source,
+        settings.to,
+        settings.out,
+        act_bits=settings.act_bits,
+        round_biases=settings.round_biases,
+        preprocessing=settings.preprocessing,
+        images=settings.images,
+        root=settings.root,
+        show=_print_parity,
+    )
+    if settings.to == "packed":
+        print(f"verified: loaded again, the logits of {report.images} images are equal, bit for bit")
+    if report.islands:
+        print(f"in float: {', '.join(report.islands)}")
+    if report.saturating:
+        print(
+            f"processors without VNNI or dot products may clip sums in: {', '.join(report.saturating)} "
+            "(--quant.end-bits 7 in training avoids it)"
+        )
+    times = report.float_size / report.size
+    print(f"{report.path}  {report.size:,} bytes, {times:.1f} times smaller than in fp32 ({report.float_size:,})")
+
+
+def _print_parity(parity: Parity, engine: str) -> None:
+    if parity.codes:
+        table = Table("codes", "number", f"{engine} / torch", f"{engine} / twin", "forced", "of them ties")
+        for c in parity.codes:
+            numbers = c.count, c.torch, c.twin, c.forced, c.ties
+            table.add_row(c.name, *("-" if n is None else f"{n:,}" for n in numbers))
+        print_table(table)
+        print(
+            "unequal codes, end to end, against the network and against its integer twin; "
+            "forced: each layer on the twin's inputs"
+        )
+    network, other = parity.accuracy
+    print(
+        f"{engine}: arg-max equal on {100 * parity.agreement:.2f} % of {parity.images} images; "
+        f"accuracy {other:.2f} %, torch {network:.2f} %"
+    )
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Accuracy of a run or an exported file on its test set."""
+
+    source: Positional[Path]
+    """a run's folder, or a file of `spequant export`"""
+    engine: str | None = None
+    """torch, onnxruntime, openvino or qonnx; None: the file's own"""
+    act_bits: tuple[int, ...] = ()
+    """widths of the activations that were trained at the fewest bits, one row each; none: as trained"""
+    images: int | None = None
+    """the first so many test images; None: all"""
+    root: Path | None = None
+    """folder of the data set; None: the recipe's, or SPEQUANT_DATA"""
+    threads: int | None = None
+    json: Path | None = None
+    """rows as JSON"""
+
+
+def print_evaluation(settings: Evaluate) -> None:
+    rows = evaluate_source(
+        settings.source,
+        engine=settings.engine,
+        act_bits=settings.act_bits,
+        images=settings.images,
+        root=settings.root,
+        threads=settings.threads,
+    )
+    for row in rows:
+        print(
+            "{recipe}  {engine}  A{act_bits}  accuracy {accuracy:.2f} %  loss {loss:.4f}  images {samples}".format(
+                **row
+            )
+        )
+    _write(settings.json, rows)
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Bits, ranges, bytes, multiply-accumulates and bit operations, layer by layer."""
+
+    source: Positional[Path]
+    """a run's folder, a packed file or one of --to onnx"""
+    root: Path | None = None
+    """folder of the data set, for a run; None: the recipe's, or SPEQUANT_DATA"""
+    json: Annotated[Path | None, tyro.conf.arg(help="layers and totals as JSON")] = None
+
+
+def print_inspection(settings: Inspect) -> None:
+    source = open_source(settings.source, settings.root)
+    if source.program is not None:
+        costs = program_costs(source.program)
+    elif source.model is not None:
+        costs = model_costs(source.model, torch.zeros(1, *source.shape))
+    else:
+        raise ValueError(
+            f"{source.path} is a file of --to {source.kind}; expected a run, a packed file or one of --to onnx"
+        )
+    table = Table("layer", "kind", "W", "A", "weights", "activations", "bytes", "MACs", "bit operations")
+    for c in costs:
+        numbers = (f"{n:,}" for n in (c.size, c.macs, c.bit_operations))
+        table.add_row(
+            c.name, c.kind, str(c.weight_bits), str(c.act_bits), _range(c.weight_range), _range(c.act_range), *numbers
+        )
+    total = totals(costs)
+    table.add_section()
+    numbers = (f"{total[k]:,}" for k in ("size", "macs", "bit_operations"))
+    table.add_row("total", "", "", "", f"{total['weights']:,}", "", *numbers)
+    print_table(table)
+    print(
+        f"these layers in fp32: {total['times_smaller_than_fp32']:.1f} times the bytes, "
+        f"{total['times_fewer_bit_operations_than_fp32']:.1f} times the bit operations "
+        "(MACs x weight bits x input bits)"
+    )
+    _write(settings.json, {"source": str(settings.source), "layers": [c.row() for c in costs], "total": total})
+
+
+def _range(ends: tuple[float, float] | None) -> str:
+    return "float" if ends is None else f"{ends[0]:.3g} .. {ends[1]:.3g}"
+
+
+def print_bench_infer(settings: Infer) -> None:
+    rows = bench_infer(settings)
+    table = Table("network", "engine", "ms", "times as fast as fp32", "file, bytes")
+    for row in rows:
+        engine = f"{row['engine']} {row['version']}"
+        table.add_row(
+            row["name"], engine, f"{row['ms']:.2f}", f"{row['times_faster_than_fp32']:.2f}", f"{row['file_bytes']:,}"
+        )
+    print_table(table)
+    sets = ", ".join(rows[0]["instruction_sets"]) or "not known"
+    print(f"batch {settings.batch}, {settings.threads} thread(s), instruction sets: {sets}")
+    _write(settings.json, rows)
+
+
+def _write(path: Path | None, content: Any) -> None:
+    if path is not None:
+        write_whole(path, json.dumps(content, indent=2))

@@ -1,0 +1,175 @@
+"""A run or a packed file exported, and the export verified before it takes its place."""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from spequant.data import ImageSet
+from spequant.export import (
+    Parity,
+    compare,
+    export_onnx,
+    integer_graph,
+    load_packed,
+    lower,
+    pack,
+    quant_graph,
+    quantize_biases,
+    write_onnx,
+    write_openvino,
+)
+from spequant.export.engines import ENGINES
+from spequant.export.integers import saturates
+from spequant.export.onnx_export import as_batches
+from spequant.export.onnx_file import Preprocessing
+from spequant.export.program import Program, Weighted
+from spequant.files import placed
+from spequant.precision import LowBit, precision
+from spequant.prepare import unprepare
+from spequant.recipes.assembly import channels_last
+from spequant.recipes.evaluation import BATCH, first_images
+from spequant.recipes.sources import about, open_source
+
+Target = Literal["packed", "onnx", "qonnx", "openvino"]
+SUFFIX = {"packed": ".packed", "onnx": ".onnx", "qonnx": ".qonnx.onnx", "openvino": ".xml"}
+SLOW = 100  # images that qonnx, node by node, is compared on
+
+
+@dataclass
+class Report:
+    """What came of an export. parity: None for packed files, whose logits are equal bit for bit.
+
+    size, float_size: bytes of the file, and of the float network's tensors. islands: what is computed in float.
+    saturating: layers whose sums some processors without VNNI clip.
+    """
+
+    path: Path
+    size: int
+    float_size: int
+    images: int
+    parity: Parity | None = None
+    islands: list[str] = field(default_factory=list)
+    saturating: list[str] = field(default_factory=list)
+
+
+def export_source(
+    path: Path,
+    to: Target,
+    out: Path | None = None,
+    *,
+    act_bits: int | None = None,
+    round_biases: bool = False,
+    preprocessing: bool = False,
+    images: int | None = None,
+    root: Path | None = None,
+    show: Callable[[Parity, str], None] = lambda parity, engine: None,
+) -> Report:
+    """Write what `path`, a run's folder or a packed file, holds, and verify it on the test set.
+
+    out: None: in the run's folder, or beside the packed file. act_bits: of the activations of fewest bits; None: as
+    trained. round_biases: `quantize_biases` first, as recipes do at the end of a run, and as is done in any case where
+    `act_bits` makes another grid; compared is then the network with these biases. preprocessing: the graph takes uint8
+    images. images: verify on so many alone. show: is given the comparison and the engine's name before they are judged.
+
+    ValueError: no integer form, a source or an option that does not fit, or answers that differ: no file is left then.
+    """
+    source = open_source(path, root)
+    if source.model is None:
+        raise ValueError(f"{path} is a file of --to {source.kind}; expected a run's folder or a packed file")
+    if preprocessing and to not in ("onnx", "openvino"):
+        raise ValueError(f"preprocessing goes into graphs of --to onnx and openvino, not {to}")
+    if to == "packed" and act_bits is not None:
+        raise ValueError("act_bits is for graphs: a packed file runs at every width (spequant evaluate --act-bits)")
+    out = out or (path / "model" if path.is_dir() else path).with_suffix(SUFFIX[to])
+    test = first_images(source.test_set(root), images)
+    facts = {**about(source.recipe, test), "act_bits": act_bits, "mean": test.mean, "std": test.std}
+    work = _Export(source.model, unprepare(source.model), test, out, facts, preprocessing, show)
+    if to == "packed":
+        return work.packed()
+    with nullcontext() if act_bits is None else precision(source.model, LowBit(act_bits)):
+        if act_bits is not None or round_biases:
+            quantize_biases(source.model, test.normalise(test.images[:1]))
+        return {"onnx": work.onnx, "openvino": work.openvino, "qonnx": work.qonnx}[to]()
+
+
+@dataclass(frozen=True)
+class _Export:
+    """One export under way; a method for each format."""
+
+    model: nn.Module
+    network: nn.Module
+    test: ImageSet
+    out: Path
+    facts: dict[str, Any]
+    preprocessing: bool
+    show: Callable[[Parity, str], None]
+
+    def packed(self) -> Report:
+        with placed(self.out) as temporary:
+            pack(self.model, temporary, self.facts)
+            loaded = channels_last(load_packed(temporary, self.network), torch.device("cpu"))
+            x = self.test.normalise(self.test.images[:BATCH])
+            with torch.no_grad():
+                a, b = self.model(x), loaded(x)
+            if not torch.equal(a, b):
+                raise ValueError(f"{self.out}: {int((a != b).sum())} of {a.numel()} logits differ from the network's")
+        return Report(self.out, self.out.stat().st_size, self._float_bytes(), len(x))
+
+    def onnx(self) -> Report:
+        def shown(parity: Parity) -> None:
+            self.show(parity, "onnxruntime")
+
+        inside = self._inside()
+        parity = export_onnx(
+            self.model, self.out, self._batches(self.test), preprocessing=inside, about=self.facts, check=shown
+        )
+        return self._report(parity, self._program(), [self.out])
+
+    def openvino(self) -> Report:
+        program, inside, start = self._program(), self._inside(), ENGINES["openvino"]
+        found: list[Parity] = []
+
+        def verify(path: Path) -> None:
+            batches = as_batches(self._batches(self.test), inside)
+            found.append(compare(self.model, program, start(path), batches, start, inside))
+            self._judge(found[0], "openvino")
+
+        write_openvino(integer_graph(program, preprocessing=inside), self.out, self.facts, verify)
+        return self._report(found[0], program, [self.out, self.out.with_suffix(".bin")])
+
+    def qonnx(self) -> Report:
+        program, few = self._program(), first_images(self.test, SLOW)
+        with placed(self.out) as temporary:
+            write_onnx(quant_graph(program, about=self.facts), temporary)
+            found = compare(self.model, program, ENGINES["qonnx"](temporary), as_batches(self._batches(few)))
+            self._judge(found, "qonnx")
+        return self._report(found, program, [self.out])
+
+    def _judge(self, parity: Parity, engine: str) -> None:
+        self.show(parity, engine)
+        parity.check(engine)
+
+    def _program(self) -> Program:
+        return lower(self.model, self.test.normalise(self.test.images[:1]))
+
+    def _inside(self) -> Preprocessing | None:
+        return (self.test.mean, self.test.std) if self.preprocessing else None
+
+    def _batches(self, test: ImageSet) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(test), BATCH):
+            images, labels = test.images[start : start + BATCH], test.labels[start : start + BATCH]
+            yield (images if self.preprocessing else test.normalise(images)), labels
+
+    def _float_bytes(self) -> int:
+        return sum(t.element_size() * t.numel() for t in self.network.state_dict().values())
+
+    def _report(self, parity: Parity, program: Program, files: list[Path]) -> Report:
+        size = sum(file.stat().st_size for file in files)
+        clipped = [op.name for op in program.ops if isinstance(op, Weighted) and saturates(op)]
+        islands = program.islands()
+        return Report(self.out, size, self._float_bytes(), parity.images, parity, islands, list(dict.fromkeys(clipped)))

@@ -1,0 +1,148 @@
+"""Accuracy of a run or an exported file in any engine, at any activation width."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spequant.data import ImageSet
+from spequant.export import Program, Twin, at_width, integer_graph, lower, quant_graph
+from spequant.export.engines import ENGINES, Run
+from spequant.precision import LowBit, precision
+from spequant.recipes.sources import Source, open_source
+
+BATCH = 500
+OWN = {"run": "torch", "packed": "torch", "onnx": "onnxruntime", "qonnx": "qonnx", "openvino": "openvino"}
+"""The engine that a source is run in where none is named."""
+
+Logits = Callable[[Tensor], Tensor]
+"""uint8 images -> logits"""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """accuracy: percent; loss: mean cross-entropy; samples: how many."""
+
+    accuracy: float
+    loss: float
+    samples: int
+
+
+def evaluate_source(
+    path: Path,
+    *,
+    engine: str | None = None,
+    act_bits: Sequence[int] = (),
+    images: int | None = None,
+    root: Path | None = None,
+    threads: int | None = None,
+) -> list[dict[str, Any]]:
+    """A row for each of `act_bits`, or one at the trained width: accuracy on the test set, and with what.
+
+    path: a run's folder or an exported file. engine: torch or one of `engines.ENGINES`. images: the first so many of
+    the test set alone. root: of the data set. threads: of one operation.
+
+    FileNotFoundError. ValueError: an engine that cannot run what `path` holds, a width that it does not have.
+    """
+    source = open_source(path, root)
+    test = first_images(source.test_set(root), images)
+    engine = OWN[source.kind] if engine is None else engine
+    if threads is not None:
+        torch.set_num_threads(threads)
+    rows = []
+    for bits in act_bits or (None,):
+        begun = time.perf_counter()
+        answers = measure(logits_of(source, test, engine, bits, threads), test)
+        rows.append(
+            {
+                "source": str(path),
+                "recipe": source.recipe.name,
+                "seed": source.recipe.train.seed,
+                "engine": engine,
+                "act_bits": source.act_bits if bits is None else bits,
+                "accuracy": answers.accuracy,
+                "loss": answers.loss,
+                "samples": answers.samples,
+                "seconds": round(time.perf_counter() - begun, 2),
+            }
+        )
+    return rows
+
+
+def first_images(test: ImageSet, images: int | None) -> ImageSet:
+    """ValueError: fewer than one."""
+    if images is None:
+        return test
+    if images < 1:
+        raise ValueError(f"images is {images!r}; expected 1 or more, or all (None)")
+    return test.part(slice(0, images))
+
+
+def measure(logits: Logits, test: ImageSet) -> Answers:
+    """Over the whole of `test`."""
+    right, loss = 0, 0.0
+    for start in range(0, len(test), BATCH):
+        part = slice(start, start + BATCH)
+        labels = test.labels[part]
+        out = logits(test.images[part])
+        right += int((out.argmax(1) == labels).sum())
+        loss += float(F.cross_entropy(out.double(), labels, reduction="sum"))
+    return Answers(100 * right / len(test), loss / len(test), len(test))
+
+
+def logits_of(source: Source, test: ImageSet, engine: str, bits: int | None, threads: int | None = None) -> Logits:
+    """`source` in `engine`, its activations of fewest bits at `bits`."""
+    if engine != "torch" and engine not in ENGINES:
+        raise ValueError(f"engine is {engine!r}; expected torch, {', '.join(ENGINES)}")
+    if source.kind in ("qonnx", "openvino"):
+        if engine != source.kind or bits is not None:
+            what = "at one activation width" if bits is not None else f"in {source.kind} alone"
+            raise ValueError(
+                f"{source.path} is a file of --to {source.kind} and runs {what}; give the run, a packed file or one of "
+                "--to onnx"
+            )
+        return _in_engine(ENGINES[engine](source.path, threads), test, False)
+    if engine == "torch":
+        return _in_torch(source, test, bits)
+    if source.kind == "onnx" and bits is None and engine != "qonnx":
+        return _in_engine(ENGINES[engine](source.path, threads), test, source.preprocessing is not None)
+    program = program_of(source, test, bits)
+    graph = quant_graph(program) if engine == "qonnx" else integer_graph(program)
+    return _in_engine(ENGINES[engine](graph.SerializeToString(), threads), test, False)
+
+
+def program_of(source: Source, test: ImageSet, bits: int | None) -> Program:
+    """The integer program of a run, a packed file or an integer graph."""
+    if source.program is not None:
+        return source.program if bits is None else at_width(source.program, bits)
+    assert source.model is not None
+    with _width(source, bits):
+        return lower(source.model, test.normalise(test.images[:1]))
+
+
+def _width(source: Source, bits: int | None) -> Any:
+    return nullcontext() if bits is None or source.model is None else precision(source.model, LowBit(bits))
+
+
+def _in_torch(source: Source, test: ImageSet, bits: int | None) -> Logits:
+    model = Twin(program_of(source, test, bits)) if source.model is None else source.model
+
+    def logits(images: Tensor) -> Tensor:
+        with torch.no_grad(), _width(source, bits):
+            return model(test.normalise(images))
+
+    return logits
+
+
+def _in_engine(run: Run, test: ImageSet, takes_images: bool) -> Logits:
+    def logits(images: Tensor) -> Tensor:
+        given = images if takes_images else test.normalise(images)
+        return torch.from_numpy(run({"input": given.numpy()})[0])
+
+    return logits

@@ -1,0 +1,125 @@
+"""A run's folder or an exported file, opened: what it is, the network or program in it, and its test set."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import nn
+
+from spequant import models
+from spequant.data import ImageSet
+from spequant.export import (
+    Program,
+    check_packed,
+    load_packed,
+    packed_about,
+    read_onnx,
+    read_openvino,
+    read_program,
+)
+from spequant.recipes.assembly import channels_last
+from spequant.recipes.build import build_data, build_network, build_quantized, device_of
+from spequant.recipes.folder import RECIPE, STATE
+from spequant.recipes.schema import Data, Recipe, from_json, to_json
+
+Kind = Literal["run", "packed", "onnx", "qonnx", "openvino"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What `open_source` found.
+
+    model: prepared, in eval mode, of a run or a packed file. program: of an integer graph. preprocessing: (mean, std)
+    where a graph takes uint8 images. shape: of an input, without the batch. act_bits: of the activations of fewest bits, in
+    use.
+    """
+
+    path: Path
+    kind: Kind
+    recipe: Recipe
+    shape: tuple[int, ...]
+    act_bits: int | None
+    model: nn.Module | None = None
+    program: Program | None = None
+    preprocessing: Any = None
+
+    def test_set(self, root: Path | None = None) -> ImageSet:
+        """Its recipe's test set, on the CPU; root: in place of SPEQUANT_DATA."""
+        data = self.recipe.data if root is None else replace(self.recipe.data, root=root)
+        return build_data(data, torch.device("cpu"))[2]
+
+
+def open_source(path: Path, root: Path | None = None) -> Source:
+    """FileNotFoundError. ValueError: damaged, of a newer version, or nothing that this project writes.
+
+    root: of the data set, which a run's folder has to be read with.
+    """
+    if path.is_dir():
+        recipe, model, test = load_run(path, root)
+        return Source(path, "run", recipe, tuple(test.images.shape[1:]), recipe.quant.act_bits, model.cpu().eval())
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; expected a run's folder or a file of `spequant export`")
+    if path.suffix == ".xml":
+        return _source(path, "openvino", read_openvino(path))
+    if path.suffix == ".onnx":
+        head = read_onnx(path)[1]
+        if head["kind"] == "qonnx":
+            return _source(path, "qonnx", head["about"])
+        program, preprocessing, about = read_program(path)
+        return _source(path, "onnx", about, program=program, preprocessing=preprocessing)
+    about = packed_about(path)
+    source = _source(path, "packed", about)
+    classes = about["classes"]
+    with torch.device("meta"):  # nothing is allocated before the file is known to fit
+        check_packed(path, network_of(source.recipe, classes, source.shape[0]))
+    model = load_packed(path, network_of(source.recipe, classes, source.shape[0]))
+    return replace(source, model=channels_last(model, torch.device("cpu")))
+
+
+def network_of(recipe: Recipe, classes: int, in_channels: int) -> nn.Module:
+    """The recipe's float network, with random weights."""
+    return getattr(models, recipe.network.name)(classes=classes, in_channels=in_channels)
+
+
+def about(recipe: Recipe, test: ImageSet) -> dict[str, Any]:
+    """What an exported file says of where it is from; no paths of this machine."""
+    data, network = replace(recipe.data, root=None), replace(recipe.network, weights=None)
+    told = replace(recipe, data=data, network=network, method=replace(recipe.method, teacher=None))
+    return {"recipe": json.loads(to_json(told)), "classes": test.classes, "shape": list(test.images.shape[1:])}
+
+
+def _source(path: Path, kind: Kind, about: dict[str, Any], **parts: Any) -> Source:
+    try:
+        recipe = from_json(json.dumps(about["recipe"]))
+        shape, classes = about["shape"], about["classes"]
+        if len(shape) != 3 or not all(type(n) is int and 0 < n < 2**16 for n in (*shape, classes)):
+            raise ValueError(f"it has {classes!r} classes and inputs of shape {shape!r}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} does not say what network it holds ({error!r}); files made in Python are read with "
+            "spequant.load_packed, or run in their engine"
+        ) from error
+    return Source(path, kind, recipe, tuple(shape), about.get("act_bits") or recipe.quant.act_bits, **parts)
+
+
+def load_run(folder: Path, root: Path | None = None) -> tuple[Recipe, nn.Module, ImageSet]:
+    """(recipe, trained model, test set) of a finished run. FileNotFoundError where `folder` holds none.
+
+    root: of the data set, in place of the recipe's.
+    """
+    for name in (RECIPE, STATE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} does not exist; expected the folder of a finished run")
+    try:
+        recipe = from_json((folder / RECIPE).read_text())
+    except ValueError as error:
+        raise ValueError(f"{folder / RECIPE}: {error}") from error
+    device = device_of(recipe)
+    data = cast(Data, recipe.data if root is None else replace(recipe.data, root=root))
+    _, _, test = build_data(data, device)
+    network = build_network(replace(recipe.network, weights=None), test)
+    model = build_quantized(network, recipe.quant)
+    models.load_weights(model, folder / STATE)
+    return recipe, channels_last(model, device), test
