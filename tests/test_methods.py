@@ -8,10 +8,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import spequant
-from spequant import SPEQ, Distill, Mix, Retrain, SPEQDistill
+from spequant import SPEQ, Distill, Retrain
 from spequant.layers import act_quantizers
 from spequant.losses import kl
+from spequant.methods import SPEQDistill
 from spequant.models import resnet8
+from spequant.precision import Mix
 from spequant.quantizers import LSQ, PACT, SAWB, Quantizer
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 import spequant
-from spequant import Fixed, Mix, Stochastic, precision
+from spequant import Fixed, Stochastic, precision
 from spequant.layers import act_quantizers
 from spequant.models import resnet8
+from spequant.precision import LowBit, Mix
 from spequant.quantizers import PACT, SAWB
 
 

@@ -2,8 +2,9 @@
 
 from spequant.batch_norm import reestimate_batch_norm
 from spequant.calibrate import calibrate
-from spequant.methods import SPEQ, Distill, Losses, Retrain, SPEQDistill
-from spequant.precision import Fixed, Mix, Stochastic, precision
+from spequant.export import export_onnx, load_packed, pack
+from spequant.methods import SPEQ, Distill, Retrain
+from spequant.precision import Fixed, Stochastic, precision
 from spequant.prepare import prepare, unprepare
 from spequant.quantizers import Quantizer
 from spequant.tasks import Classification
@@ -13,13 +14,13 @@ __all__ = [
     "Classification",
     "Distill",
     "Fixed",
-    "Losses",
-    "Mix",
     "Quantizer",
     "Retrain",
-    "SPEQDistill",
     "Stochastic",
     "calibrate",
+    "export_onnx",
+    "load_packed",
+    "pack",
     "precision",
     "prepare",
     "reestimate_batch_norm",

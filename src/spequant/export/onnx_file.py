@@ -107,7 +107,8 @@ def _op(row: Mapping[str, Any], ops: Sequence[Op], constants: Mapping[str, Tenso
     grid = None
     if "grid" in row:
         home = None if row["home"] is None else Home(*row["home"])
-        grid = Grid(*row["grid"], home)
+        step, low, high = row["grid"]
+        grid = Grid(step, low, high, home)
     inputs = tuple(ops[i] for i in row["inputs"])
     own: dict[str, Any] = {name: _frozen(row[name]) for name in ATTRIBUTES.get(row["op"], ())}
     tensors = tuple(constants[name] for name in row.get("tensors", ()))

@@ -179,7 +179,13 @@ def _float_layer(e: Emitter, op: Float, values: list[str], **a: Any) -> str:
     weight, bias = (e.tensor(op, t.detach().numpy(), f"{op.name}.float") for t in op.tensors)
     if not a:
         return e.node("Gemm", [values[0], weight, bias], op.name, transB=1)
-    own = {"strides": a["stride"], "pads": [*a["padding"], *a["padding"]], "dilations": a["dilation"]}
+    kernel = list(op.tensors[0].shape[2:])
+    own = {
+        "kernel_shape": kernel,
+        "strides": a["stride"],
+        "pads": [*a["padding"], *a["padding"]],
+        "dilations": a["dilation"],
+    }
     return e.node("Conv", [values[0], weight, bias], op.name, group=a["groups"], **own)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spequant.batch_norm import modes_kept
 from spequant.export.engines import Run
 from spequant.export.onnx_file import Preprocessing
 from spequant.export.onnx_integer import integer_graph, op_graph, stored
@@ -140,8 +141,8 @@ def compare(
         tapped = start(graph.SerializeToString())
         parity.codes = [Codes(_label(op)) for op in ops]
     for x, given, labels in batches:
-        with torch.no_grad(), _codes_read(model, program) as read:
-            logits = model(x)
+        with torch.no_grad(), modes_kept(model), _codes_read(model, program) as read:
+            logits = model.eval()(x)
         parity.add(logits, run({"input": given})[0], labels)
         if tapped is None or start is None:
             continue

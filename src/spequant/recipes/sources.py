@@ -31,9 +31,9 @@ Kind = Literal["run", "packed", "onnx", "qonnx", "openvino"]
 class Source:
     """What `open_source` found.
 
-    model: prepared, in eval mode, of a run or a packed file. program: of an integer graph. preprocessing: (mean, std)
-    where a graph takes uint8 images. shape: of an input, without the batch. act_bits: of the activations of fewest bits, in
-    use.
+    shape: of an input, without the batch. act_bits: in use, of the activations of fewest bits. model: prepared, in eval
+    mode, of a run or a packed file. program: of an integer graph. preprocessing: (mean, std) where a graph takes uint8
+    images.
     """
 
     path: Path

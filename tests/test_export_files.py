@@ -1,0 +1,405 @@
+"""Exported files: read back to the same program, refused where changed, and run by OpenVINO and qonnx."""
+
+import random
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import spequant
+from spequant.export import (
+    Twin,
+    at_width,
+    integer_graph,
+    lower,
+    model_costs,
+    program_costs,
+    quant_graph,
+    quantize_biases,
+    read_onnx,
+    read_openvino,
+    read_program,
+    totals,
+    write_onnx,
+    write_openvino,
+)
+from spequant.export.engines import ENGINES, compile_openvino, instruction_sets
+from spequant.export.integers import saturates
+from spequant.export.onnx_integer import stored
+from spequant.export.onnx_quant import fewest_bits
+from spequant.export.parity import Parity, compare, forced, integer_ops
+from spequant.export.program import Weighted
+from spequant.export.seal import MARK, sealed
+from spequant.models import mobilenet_v2, resnet8, vgg16_bn
+from spequant.precision import LowBit
+from spequant.quantizers import LSQ, PACT, SAWB, DoReFa, LeastSquares, MinMax
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+NETWORKS = {
+    "two bits": (SAWB(2), PACT(2), {}),
+    "one bit": (SAWB(1), PACT(1), {}),
+    "four bits": (SAWB(4), PACT(4), {}),
+    "lsq": (LSQ(2), LSQ(3), {"per_channel": True}),
+    "float ends": (LeastSquares(2), MinMax(4), {"ends": None}),
+    "dorefa": (DoReFa(3), DoReFa(3), {"ends": 7}),
+}
+
+
+def prepared(network, x, weight, act, **options):
+    model = spequant.prepare(network, weight=weight, act=act, **options)
+    spequant.calibrate(model, [x], samples=len(x))
+    quantize_biases(model, x[:1])
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def x():
+    return torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module", params=NETWORKS, ids=str)
+def model(request, x):
+    torch.manual_seed(0)
+    weight, act, options = NETWORKS[request.param]
+    return prepared(resnet8(in_channels=1), x, weight, act, **options)
+
+
+def test_a_file_is_read_back_to_the_program_it_was_made_of(model, x, tmp_path):
+    program = lower(model, x[:1])
+    graph = integer_graph(program, about={"of": "a test"})
+    write_onnx(graph, tmp_path / "net.onnx")
+    again, preprocessing, about = read_program(tmp_path / "net.onnx")
+    assert about == {"of": "a test"} and preprocessing is None
+    assert integer_graph(again).graph == graph.graph
+    assert torch.equal(Twin(again)(x), Twin(program)(x))
+
+
+@pytest.mark.parametrize("bits", [1, 3, 4, 8])
+def test_a_file_at_another_width_is_the_network_at_that_width(x, bits, tmp_path):
+    model = prepared(resnet8(in_channels=1), x, SAWB(2), PACT(2))
+    write_onnx(integer_graph(lower(model, x[:1])), tmp_path / "net.onnx")
+    changed = at_width(read_program(tmp_path / "net.onnx")[0], bits)
+    with spequant.precision(model, LowBit(bits)):
+        program, logits = lower(model, x[:1]), model(x)
+    assert [op.grid for op in changed.ops] == [op.grid for op in program.ops]
+    # A step of 8 bits is so fine that biases are off it, torch's own answers differ by as much.
+    torch.testing.assert_close(Twin(changed)(x), Twin(program)(x), rtol=0, atol=0.1 if bits == 8 else 1e-5)
+    if bits > 1:  # where the grid gets coarser, biases are off it, and torch's answers are others
+        assert (Twin(changed)(x).argmax(1) == logits.argmax(1)).float().mean() >= 0.98
+    (got,) = ENGINES["onnxruntime"](integer_graph(changed).SerializeToString())({"input": x.numpy()})
+    np.testing.assert_allclose(got, Twin(changed)(x), rtol=1e-4, atol=1e-5)
+
+
+def test_clamps_stay_where_they_are_at_another_width(tmp_path):
+    x = torch.randn(16, 3, 32, 32)
+    model = prepared(mobilenet_v2(), x, SAWB(4), PACT(4))
+    program = lower(model, x[:1])
+    with spequant.precision(model, LowBit(6)):
+        expected = lower(model, x[:1])
+    assert [op.grid for op in at_width(program, 6).ops] == [op.grid for op in expected.ops]
+
+
+def test_a_width_out_of_range_is_refused(x):
+    program = lower(prepared(resnet8(in_channels=1), x, SAWB(2), PACT(2)), x[:1])
+    with pytest.raises(ValueError, match="bits is 9; expected a whole number of bits from 1 to 8"):
+        at_width(program, 9)
+
+
+def test_changed_files_are_refused(x, tmp_path):
+    """Every byte counts: 500 changed files, not one of them is read."""
+    model = prepared(resnet8(in_channels=1), x, SAWB(2), PACT(2))
+    write_onnx(integer_graph(lower(model, x[:1])), tmp_path / "net.onnx")
+    data = (tmp_path / "net.onnx").read_bytes()
+    rng, path = random.Random(0), tmp_path / "changed.onnx"
+    for i in range(500):
+        changed = bytearray(data)
+        if i % 5 == 0:
+            changed = changed[: rng.randrange(len(data))]
+        elif i % 5 == 1:
+            where = rng.randrange(len(data))
+            changed[where:where] = rng.randbytes(3)
+        else:
+            changed[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match="changed since its export|holds no seal"):
+            read_program(path)
+
+
+def test_files_that_are_not_ours_and_newer_ones_are_refused(x, tmp_path):
+    model = prepared(resnet8(in_channels=1), x, SAWB(2), PACT(2))
+    program, path = lower(model, x[:1]), tmp_path / "net.onnx"
+    graph = integer_graph(program)
+    path.write_bytes(graph.SerializeToString().replace(MARK.encode(), b"x" * len(MARK)))
+    with pytest.raises(ValueError, match="not written by `spequant export`"):
+        read_program(path)
+    newer = graph.SerializeToString().replace(b'"format":1', b'"format":2')
+    path.write_bytes(sealed(newer))
+    with pytest.raises(ValueError, match="format is 2; this version reads 1"):
+        read_program(path)
+    path.write_bytes(sealed(graph.SerializeToString().replace(b'"inputs":[0]', b'"inputs":[9]')))
+    with pytest.raises(ValueError, match="contradicts itself"):
+        read_program(path)
+    path.write_bytes(sealed(b"no graph " + MARK.encode() + b"0" * 32))
+    with pytest.raises(ValueError, match="is no ONNX file of spequant"):
+        read_program(path)
+    write_onnx(quant_graph(program), path)
+    with pytest.raises(ValueError, match="is a qonnx graph; expected an integer one"):
+        read_program(path)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        read_program(tmp_path / "nowhere")
+
+
+def test_openvino_answers_as_the_twin_code_by_code(model, x):
+    pytest.importorskip("openvino")
+    program = lower(model, x[:1])
+    found = forced(program, x, lambda graph: ENGINES["openvino"](graph, 1))
+    assert all(f.unequal == f.ties for f in found.values())
+    assert sum(f.unequal for f in found.values()) <= 5
+    (got,) = ENGINES["openvino"](integer_graph(program).SerializeToString(), 1)({"input": x.numpy()})
+    assert (got.argmax(1) == Twin(program)(x).argmax(1).numpy()).mean() >= 0.98
+
+
+@pytest.mark.parametrize("network", [vgg16_bn, mobilenet_v2])
+def test_openvino_on_other_networks(network):
+    pytest.importorskip("openvino")
+    x = torch.randn(8, 3, 32, 32)
+    program = lower(prepared(network(), x, SAWB(4), PACT(4)), x[:1])
+    found = forced(program, x, lambda graph: ENGINES["openvino"](graph, 1))
+    # Untrained, with biases of many times their sums: fp32 then rounds at other places than ties, in a few codes.
+    assert sum(f.unequal for f in found.values()) <= 5
+
+
+class Joined(nn.Module):
+    """Concatenation, clamps, groups, max pooling; a negative, a vanishing and a tiny gamma."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)
+        self.norm, self.pool = nn.BatchNorm2d(4), nn.MaxPool2d(3, 2, 1)
+        self.c, self.d = nn.Conv2d(8, 8, 3, groups=2), nn.Linear(32, 5)
+        self.norm.weight.data = torch.tensor([-0.7, 0.0, 1e-12, 0.9])
+        self.norm.bias.data = torch.tensor([0.4, 0.6, 0.5, -0.1])
+
+    def forward(self, x):
+        y = torch.cat([torch.relu(self.norm(self.a(x))), self.b(x).clamp(0, 1)], 1)
+        y = self.c(self.pool(y))
+        return self.d(torch.flatten(y, 1))
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "qonnx"])
+def test_gammas_concatenation_and_groups_in_every_engine(engine):
+    pytest.importorskip(engine)
+    x = torch.randn(32, 3, 8, 8)
+    model = prepared(Joined(), x, SAWB(3), PACT(3))
+    program = lower(model, x[:1])
+    twin = Twin(program)(x)
+    torch.testing.assert_close(twin, model(x), rtol=1e-3, atol=1e-3)
+    graph = quant_graph(program) if engine == "qonnx" else integer_graph(program)
+    (got,) = ENGINES[engine](graph.SerializeToString())({"input": x.numpy()})
+    np.testing.assert_allclose(got, twin.numpy(), rtol=1e-3, atol=1e-3)
+    if engine != "qonnx":
+        assert all(f.unequal == f.ties for f in forced(program, x, ENGINES[engine]).values())
+
+
+def test_openvino_runs_convolutions_and_additions_in_int8(x):
+    """On the compiled graph. Left in float: the option-A shortcuts' identity, which OpenVINO takes apart into pooling
+    and a 1 x 1 convolution, the quantization of the input and of the mean, the mean, the output."""
+    pytest.importorskip("openvino")
+    model = prepared(resnet8(in_channels=1), x, SAWB(2), PACT(2))
+    compiled = compile_openvino(integer_graph(lower(model, x[:1])).SerializeToString(), 1)
+    in_float, in_integers = set(), []
+    for op in compiled.get_runtime_model().get_ordered_ops():
+        info = {
+            key: op.get_rt_info()[key].astype(str) for key in ("layerType", "runtimePrecision", "originalLayersNames")
+        }
+        kind, name = info["layerType"], info["originalLayersNames"]
+        if info["runtimePrecision"] in ("u8", "i8"):
+            in_integers.append(kind)
+        elif kind in ("Convolution", "FullyConnected", "Eltwise") and "pad" not in name:
+            in_float.add((kind, name))
+    assert in_integers.count("Convolution") == 8 and in_integers.count("FullyConnected") == 1
+    assert {kind for kind, _ in in_float} <= {"Eltwise"}
+    assert all("DequantizeLinear" in name for _, name in in_float)  # of the option-A shortcuts
+
+
+def test_openvinos_files_are_sealed_together(x, tmp_path):
+    pytest.importorskip("openvino")
+    model = prepared(resnet8(in_channels=1), x, SAWB(2), PACT(2))
+    program, path = lower(model, x[:1]), tmp_path / "net.xml"
+    write_openvino(integer_graph(program), path, {"of": "a test"})
+    assert read_openvino(path) == {"of": "a test"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.bin", "net.xml"]
+    (got,) = ENGINES["openvino"](path)({"input": x.numpy()})
+    np.testing.assert_allclose(got, Twin(program)(x), rtol=1e-3, atol=1e-3)
+    for name in ("net.bin", "net.xml"):
+        data = (tmp_path / name).read_bytes()
+        changed = bytearray(data)
+        changed[len(data) // 2] ^= 4
+        (tmp_path / name).write_bytes(changed)
+        with pytest.raises(ValueError, match="changed since its export"):
+            read_openvino(path)
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "net.bin").unlink()
+    with pytest.raises(FileNotFoundError, match=r"net\.bin does not exist"):
+        read_openvino(path)
+    with pytest.raises(ValueError, match=r"expected one that ends in \.xml"):
+        write_openvino(integer_graph(program), tmp_path / "net.onnx", {})
+
+    def fails(path):
+        raise ValueError("other answers")
+
+    with pytest.raises(ValueError, match="other answers"):
+        write_openvino(integer_graph(program), tmp_path / "refused.xml", {}, fails)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.xml"]
+
+
+WIDTHS = {
+    "two bits": ("SCALEDINT<2>", "SCALEDINT<3>"),  # the odd codes of four levels need three bits
+    "one bit": ("SCALEDINT<1>", "BIPOLAR"),
+    "four bits": ("SCALEDINT<4>", "SCALEDINT<5>"),
+    "lsq": ("SCALEDINT<3>", "SCALEDINT<2>"),
+}
+
+
+def test_qonnx_answers_alike_and_its_cost_tool_reads_it(request, model, x, tmp_path):
+    pytest.importorskip("qonnx")
+    from qonnx.util.inference_cost import inference_cost
+
+    program, path = lower(model, x[:1]), tmp_path / "net.onnx"
+    write_onnx(quant_graph(program, about={"of": "a test"}), path)
+    graph, head = read_onnx(path)
+    assert head["about"] == {"of": "a test"} and "Quant" in {node.op_type for node in graph.graph.node}
+    (got,) = ENGINES["qonnx"](path)({"input": x.numpy()})
+    np.testing.assert_allclose(got, Twin(program)(x), rtol=1e-4, atol=1e-4)
+    assert (got.argmax(1) == model(x).argmax(1).numpy()).all()
+    cost = inference_cost(str(path), discount_sparsity=False)["total_cost"]
+    name = request.node.callspec.params["model"]
+    if name in WIDTHS:
+        acts, weights = WIDTHS[name]
+        assert cost[f"op_mac_{acts}_{weights}"] == sum(c.macs for c in model_costs(model, x)[1:-1])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 3, (2, 0, 0)),
+        (0, 1, (1, 0, 0)),
+        (0, 5, (3, 0, 0)),
+        (-3, 3, (3, 1, 1)),
+        (-4, 3, (3, 1, 0)),
+        (-2, 1, (2, 1, 0)),
+    ],
+)
+def test_the_smallest_integer_type(low, high, expected):
+    assert fewest_bits(low, high) == expected
+
+
+def test_comparison_tells_ties_from_bugs(x):
+    """An engine whose codes are one off is found, layer by layer, and its export refused."""
+    model = prepared(resnet8(in_channels=1), x, SAWB(2), PACT(2))
+    program = lower(model, x[:1])
+    start = ENGINES["onnxruntime"]
+    target = [op for op in integer_ops(program) if isinstance(op, Weighted)][2]
+
+    def wrong(graph):
+        run, broken = start(graph), target.name.encode() in graph and len(graph) < 50_000
+
+        def answer(feed):
+            return [y ^ 1 if broken and y.dtype == np.uint8 else y for y in run(feed)]
+
+        return answer
+
+    batches = [(x, x.numpy(), torch.zeros(64, dtype=torch.long))]
+    run = start(integer_graph(program).SerializeToString())
+    good = compare(model, program, run, batches, start)
+    good.check("onnxruntime")
+    assert good.images == 64 and good.agreement == 1 and not any(c.forced or c.twin for c in good.codes)
+    assert {c.torch for c in good.codes} == {0} or sum(c.torch or 0 for c in good.codes) < 100
+    bad = compare(model, program, run, batches, wrong)
+    with pytest.raises(ValueError, match=f"broken engine computes other codes .* in {re.escape(target.name)}"):
+        bad.check("broken engine")
+
+
+def test_other_answers_are_refused():
+    parity = Parity()
+    logits = torch.eye(10)[torch.arange(200) % 10]
+    other = logits.roll(1, 1)
+    parity.add(logits, np.where(np.arange(200)[:, None] < 2, other, logits), torch.arange(200) % 10)
+    with pytest.raises(
+        ValueError, match=r"another arg-max than the network on 2 of 200 images; expected at most 0\.5 %"
+    ):
+        parity.check("an engine")
+    parity = Parity()
+    logits = torch.eye(10)[torch.arange(5000) % 10]
+    parity.add(logits, np.where(np.arange(5000)[:, None] < 20, logits.roll(1, 1), logits), torch.arange(5000) % 10)
+    with pytest.raises(ValueError, match=r"right on 99\.60 %, the network on 100\.00 %; expected at most 0\.1 points"):
+        parity.check("an engine")
+
+
+def test_export_onnx_refuses_other_answers_and_leaves_no_file(x, tmp_path):
+    model = spequant.prepare(resnet8(in_channels=1), weight=SAWB(2), act=PACT(2))
+    spequant.calibrate(model, [x], samples=64)
+    quantize_biases(model, x[:1])
+    assert spequant.export_onnx(model, tmp_path / "net.onnx", [x]).agreement == 1
+    model.eval()
+    first, hooked = True, model.linear
+
+    def once(module, args, output):  # the comparison's forward is another one than the tracing's
+        nonlocal first
+        first = False
+        return output.roll(1, 1)
+
+    handle = hooked.register_forward_hook(once)
+    with pytest.raises(ValueError, match="gives another arg-max than the network on 64 of 64 images"):
+        spequant.export_onnx(model, tmp_path / "wrong.onnx", [x])
+    handle.remove()
+    assert not first and [p.name for p in tmp_path.iterdir()] == ["net.onnx"]
+    with pytest.raises(ValueError, match="images is empty"):
+        spequant.export_onnx(model, tmp_path / "wrong.onnx", [])
+    with pytest.raises(ValueError, match="with preprocessing in the graph expected uint8"):
+        spequant.export_onnx(model, tmp_path / "wrong.onnx", [x], preprocessing=((0.5,), (0.5,)))
+
+
+def test_costs_of_a_network_and_of_its_file_agree(x, tmp_path):
+    model = prepared(resnet8(in_channels=1), x, SAWB(2), PACT(2))
+    costs = {c.name: c for c in model_costs(model, x)}
+    conv = costs["layer1.0.conv1"]
+    assert (conv.weight_bits, conv.act_bits, conv.weights) == (2, 2, 16 * 16 * 9)
+    assert conv.size == 16 * 16 * 9 // 4 and conv.macs == 16 * 16 * 9 * 64 and conv.bit_operations == conv.macs * 4
+    assert costs["linear"].size == 640 + 40 and costs["linear"].macs == 640
+    total = totals(list(costs.values()))
+    assert total["macs"] == sum(c.macs for c in costs.values())
+    full = sum(4 * m.weight.numel() for m in resnet8(in_channels=1).modules() if isinstance(m, nn.Conv2d)) + 2600
+    assert total["times_smaller_than_fp32"] == pytest.approx(full / total["size"])
+    of_file = {c.name: c for c in program_costs(lower(model, x[:1]))}
+    for name, cost in costs.items():
+        assert (of_file[name].weight_bits, of_file[name].act_bits) == (cost.weight_bits, cost.act_bits)
+        assert of_file[name].macs == cost.macs
+    with spequant.precision(model, LowBit(4)):
+        assert {c.act_bits for c in model_costs(model, x)} == {8, 4}
+    plain = model_costs(resnet8(in_channels=1), x)
+    assert {c.weight_bits for c in plain} == {32} and totals(plain)["times_smaller_than_fp32"] == 1
+    turned = model_costs(nn.ConvTranspose2d(3, 5, 2, stride=2), torch.randn(1, 3, 4, 4))
+    assert turned[0].macs == 3 * 5 * 2 * 2 * 16
+
+
+def test_where_16_bits_are_too_few(x):
+    model = prepared(resnet8(in_channels=1), x, SAWB(4), PACT(4))
+    ops = [op for op in lower(model, x[:1]).ops if isinstance(op, Weighted)]
+    assert {op.name for op in ops if saturates(op)} == {"conv1", "linear"}
+    model = prepared(resnet8(in_channels=1), x, SAWB(4), PACT(4), ends=7)
+    assert not any(saturates(op) for op in lower(model, x[:1]).ops if isinstance(op, Weighted))
+
+
+def test_instruction_sets_are_a_list_of_names():
+    assert all(isinstance(name, str) for name in instruction_sets())
+
+
+def test_stored_codes_are_those_of_the_graph(x):
+    model = prepared(resnet8(in_channels=1), x, SAWB(2), PACT(2))
+    program = lower(model, x[:1])
+    codes = Twin(program).everything(x)
+    assert all(stored(codes[op], op.grid).dtype == np.uint8 for op in integer_ops(program))
