@@ -13,7 +13,7 @@ from spequant.cli import main
 from spequant.layers import act_quantizers
 from spequant.models import resnet8
 from spequant.quantizers import PACT
-from spequant.recipes import RECIPES, evaluate_run
+from spequant.recipes import RECIPES, evaluate_source
 from spequant.recipes.build import build_quantized
 from spequant.recipes.schema import from_json, to_json
 
@@ -56,7 +56,7 @@ def test_train_then_evaluate(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     main(["evaluate", "runs/digits-w2a2-speq"])
     assert f"accuracy {result['test_accuracy']:.2f} %" in capsys.readouterr().out
-    assert evaluate_run(folder)["accuracy"] == result["test_accuracy"] > 60
+    assert evaluate_source(folder)[0]["accuracy"] == result["test_accuracy"] > 60
     floating = json.loads((tmp_path / "runs/digits-float/result.json").read_text())
     assert result["weight_bytes"] < floating["weight_bytes"] / 12
     with pytest.raises(SystemExit, match="holds a finished run"):

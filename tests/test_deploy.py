@@ -165,7 +165,7 @@ def test_a_damaged_or_hostile_file_says_so(packed, integer, tmp_path):
         with pytest.raises(ValueError, match=message):
             open_source(path)
     pack(source.model, path)
-    with pytest.raises(ValueError, match="files made in Python are read with spequant.load_packed"):
+    with pytest.raises(ValueError, match="files made in Python are read with spequant"):
         open_source(path)
     data = bytearray(integer.read_bytes())
     data[len(data) // 2] ^= 1

@@ -124,7 +124,7 @@ def test_changed_files_are_refused(x, tmp_path):
         else:
             changed[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         path.write_bytes(changed)
-        with pytest.raises(ValueError, match="changed since its export|holds no seal"):
+        with pytest.raises(ValueError, match=r"changed since its export|holds no seal"):
             read_program(path)
 
 

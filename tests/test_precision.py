@@ -129,3 +129,12 @@ def test_errors(model):
     for bare in (nn.Linear(2, 2), spequant.prepare(resnet8(), weight=SAWB(2), act=None)):
         with pytest.raises(ValueError, match="no activation quantizer"), precision(bare, Stochastic()):
             pass
+
+
+def test_the_layers_of_fewest_bits_alone_change_their_width(model):
+    home = {name: q.bits for name, q in act_quantizers(model).items()}
+    with precision(model, LowBit(5)):
+        widths = {name: int(q.levels) for name, q in act_quantizers(model).items()}
+    assert all((widths[name] == 31) == (bits == 2) for name, bits in home.items()) and set(home.values()) == {2, 8}
+    with pytest.raises(ValueError, match="bits is 0; expected a whole number of bits from 1 to 8"):
+        LowBit(0)

@@ -9,6 +9,7 @@ import torch
 
 import spequant
 from reference import quantizers as literal
+from spequant.functional import quantize
 from spequant.quantizers import LSQ, PACT, SAWB, DoReFa, LeastSquares, MinMax, Quantizer, least_squares, percentile
 from spequant.quantizers.base import level_tensor
 from spequant.quantizers.lsq import paper_start
@@ -339,3 +340,12 @@ def test_a_move_inside_a_precision_context_leaves_the_home_grid(tmp_path):
         model._apply(torch.clone)  # what .to("cuda") does
     copy.deepcopy(model)
     assert int(model[0].act_quantizer.levels) == 4
+
+
+def test_ties_go_to_the_even_multiple_of_a_step_as_in_onnx():
+    """On signed grids, too, whose zero has an odd code; on a grid without zero to the even code."""
+    low, high, levels = (torch.tensor(v) for v in (-127.0, 127.0, 255.0))
+    x = torch.tensor([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 100.5])
+    assert (quantize(x, low, high, levels) - 127).tolist() == [-2, -2, 0, 0, 2, 2, 100]
+    low, high, levels = (torch.tensor(v) for v in (-3.0, 3.0, 4.0))
+    assert quantize(torch.tensor([-2.0, 0.0, 2.0]), low, high, levels).tolist() == [0, 2, 2]
