@@ -11,9 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+import spequant
+from spequant import models
 from spequant.cli import main
-from spequant.export import pack, read_onnx
+from spequant.data import Augment, eval_batches, load_cifar10, train_batches
+from spequant.export import compare, integer_graph, lower, pack, quantize_biases, read_onnx
+from spequant.export.engines import ENGINES
+from spequant.export.onnx_export import as_batches
+from spequant.export.parity import forced
+from spequant.quantizers import PACT, SAWB
 from spequant.recipes import evaluate_source, export_source, open_source
 from spequant.recipes.sources import about
 
@@ -223,6 +231,55 @@ def test_biases_as_trained_can_be_rounded(packed, tmp_path):
         return sum(c.torch or 0 for c in report.parity.codes)
 
     assert 10 * unequal(True) < unequal(False)
+
+
+def test_the_example_runs_without_spequant(packed, tmp_path):
+    main(["export", str(packed), "--to", "onnx", "--preprocessing", "--out", str(tmp_path / "net.onnx")])
+    test = open_source(packed).test_set()
+    np.save(tmp_path / "images.npy", test.images[:50].numpy())
+    program = (
+        "import runpy, sys; sys.modules['spequant'] = sys.modules['torch'] = None; runpy.run_path(sys.argv.pop(1))"
+    )
+    command = [sys.executable, "-c", program, str(ROOT / "examples" / "onnxruntime_run.py"), "net.onnx", "images.npy"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    logits = open_source(packed).model(test.normalise(test.images[:50]))
+    assert [int(c) for c in done.stdout.split()] == logits.argmax(1).tolist()
+
+
+def test_resnet18_is_packed_to_less_than_a_thirteenth_and_answers_alike(tmp_path):
+    """`bench infer`'s network: at most 1 / 13.5 of its fp32 file; onnxruntime gives the twin's codes."""
+    pytest.importorskip("torchvision")
+    network = models.resnet18()
+    save_file(network.state_dict(), tmp_path / "float.safetensors")
+    model = spequant.prepare(network, weight=SAWB(2), act=PACT(2))
+    x = torch.randn(4, 3, 64, 64)
+    spequant.calibrate(model, [x], samples=4)
+    pack(model, tmp_path / "net.packed")
+    ratio = (tmp_path / "float.safetensors").stat().st_size / (tmp_path / "net.packed").stat().st_size
+    assert ratio >= 13.5
+    program = lower(model.eval(), x[:1])
+    assert not any(f.unequal for f in forced(program, x, ENGINES["onnxruntime"]).values())
+    assert program.islands() == ["relu_16: clamp", "avgpool: mean"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_the_whole_test_set_in_an_engine(engine, shared_data):
+    """Calibrated, not trained (of trained networks: docs/deploy.md): arg-max, accuracy, and forced codes."""
+    pytest.importorskip(engine)
+    train, test = load_cifar10(shared_data)
+    network = models.resnet20()
+    models.load_weights(network, shared_data / "weights" / "resnet20-12fca82f.th")
+    model = spequant.prepare(network, weight=SAWB(2), act=PACT(2))
+    spequant.calibrate(model, train_batches(train, 128, seed=0, epoch=0, augment=Augment()))
+    x = test.normalise(test.images[:1])
+    quantize_biases(model, x)
+    program, start = lower(model, x), ENGINES[engine]
+    batches = as_batches((inputs, labels) for inputs, labels in eval_batches(test, 500))
+    parity = compare(model, program, start(integer_graph(program).SerializeToString()), batches, start)
+    parity.check(engine)
+    assert parity.images == 10_000 and parity.agreement >= 0.995
+    assert abs(parity.accuracy[0] - parity.accuracy[1]) <= 0.1
 
 
 def test_without_the_extra_the_error_names_it():

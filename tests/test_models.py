@@ -18,6 +18,7 @@ PARAMETERS = {
     "vgg16_bn": 14_724_042,
     "mobilenet_v2": 2_236_682,
 }
+IMAGENET = {"resnet18": 11_689_512, "resnet34": 21_797_672}
 WEIGHTS = {"resnet20": "resnet20-12fca82f.th", "resnet32": "resnet32-d509ac18.th", "resnet56": "resnet56-4bfd9763.th"}
 ACCURACY = {"resnet20": 91.73, "resnet32": 92.63, "resnet56": 93.39}
 
@@ -27,6 +28,20 @@ def test_parameter_count(name):
     model = getattr(models, name)(in_channels=3)
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_torchvisions_networks_with_marked_additions(name):
+    """The same numbers from the same weights, by the same names; and another number of classes and channels."""
+    theirs = getattr(pytest.importorskip("torchvision.models"), name)().eval()
+    ours = getattr(models, name)()
+    ours.load_state_dict(theirs.state_dict())
+    assert sum(p.numel() for p in ours.parameters()) == IMAGENET[name]
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(ours.eval()(x), theirs(x))
+    marked = sum(getattr(m, "residual_addition", False) for m in ours.modules())
+    assert marked == {"resnet18": 8, "resnet34": 16}[name]
+    assert getattr(models, name)(classes=7, in_channels=1)(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
 
 
 def test_option_a_shortcut_is_a_strided_identity_convolution():

@@ -58,9 +58,10 @@ def print_export(settings: Export) -> None:
     if report.islands:
         print(f"in float: {', '.join(report.islands)}")
     if report.saturating:
+        first, more = report.saturating[:3], len(report.saturating) - 3
         print(
-            f"processors without VNNI or dot products may clip sums in: {', '.join(report.saturating)} "
-            "(--quant.end-bits 7 in training avoids it)"
+            f"processors without VNNI or dot products may clip sums in {', '.join(first)}"
+            f"{f' and {more} more' if more > 0 else ''} (7 bits in training, of the ends --quant.end-bits 7, avoid it)"
         )
     times = report.float_size / report.size
     print(f"{report.path}  {report.size:,} bytes, {times:.1f} times smaller than in fp32 ({report.float_size:,})")

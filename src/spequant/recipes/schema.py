@@ -35,7 +35,18 @@ class Data:
 class Network:
     """The float network to start from."""
 
-    name: Literal["resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "vgg16_bn", "mobilenet_v2"] = "resnet20"
+    name: Literal[
+        "resnet8",
+        "resnet20",
+        "resnet32",
+        "resnet44",
+        "resnet56",
+        "vgg16_bn",
+        "mobilenet_v2",
+        "resnet18",
+        "resnet34",
+    ] = "resnet20"
+    """resnet18 and resnet34 are torchvision's, for larger images"""
     weights: Path | None = None
     """float weights (.th, .safetensors), or the folder of a float run; None: random"""
 
