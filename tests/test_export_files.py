@@ -25,12 +25,12 @@ from spequant.export import (
     write_onnx,
     write_openvino,
 )
-from spequant.export.engines import ENGINES, compile_openvino, instruction_sets
+from spequant.export.engines import ENGINES, INSTRUCTIONS, compile_openvino, instruction_sets
 from spequant.export.integers import saturates
 from spequant.export.onnx_integer import stored
 from spequant.export.onnx_quant import fewest_bits
 from spequant.export.parity import Parity, compare, forced, integer_ops
-from spequant.export.program import Weighted
+from spequant.export.program import Grid, Weighted
 from spequant.export.seal import MARK, sealed
 from spequant.models import mobilenet_v2, resnet8, vgg16_bn
 from spequant.precision import LowBit
@@ -93,13 +93,138 @@ def test_a_file_at_another_width_is_the_network_at_that_width(x, bits, tmp_path)
     np.testing.assert_allclose(got, Twin(changed)(x), rtol=1e-4, atol=1e-5)
 
 
-def test_clamps_stay_where_they_are_at_another_width(tmp_path):
-    x = torch.randn(16, 3, 32, 32)
-    model = prepared(mobilenet_v2(), x, SAWB(4), PACT(4))
+class Clamped(nn.Module):
+    """One quantizer reads two branches, of which one ends at `top`."""
+
+    def __init__(self, top):
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Conv2d(1, 4, 3), nn.Conv2d(1, 4, 3), nn.Conv2d(8, 4, 3), nn.Conv2d(4, 3, 4)
+        self.top = top
+
+    def forward(self, x):
+        y = torch.cat([torch.relu(self.a(x)), torch.clamp(self.b(x), 0, self.top)], 1)
+        return torch.flatten(self.d(torch.relu(self.c(y))), 1)
+
+
+@pytest.mark.parametrize("top", [0.2, 0.05])
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_clamps_stay_where_they_are_at_another_width(x, top, bits, tmp_path):
+    model = prepared(Clamped(top), x, SAWB(2), PACT(2))
     program = lower(model, x[:1])
-    with spequant.precision(model, LowBit(6)):
+    write_onnx(integer_graph(program), tmp_path / "net.onnx")
+    with spequant.precision(model, LowBit(bits)):
         expected = lower(model, x[:1])
-    assert [op.grid for op in at_width(program, 6).ops] == [op.grid for op in expected.ops]
+    changed = at_width(read_program(tmp_path / "net.onnx")[0], bits)
+    assert [op.grid for op in changed.ops] == [op.grid for op in expected.ops]
+    ends = [op.grid.high for op in expected.ops if op.name == "b"]
+    assert ends[0] < 2**bits - 1 or top == 0.2
+
+
+@pytest.mark.parametrize(
+    ("grid", "ends", "expected"),
+    [
+        (Grid(0.6, -1, 1), (-5.0, -1.0), (-1, -1)),
+        (Grid(1.0, 0, 3), (5.0, float("inf")), (3, 3)),
+        (Grid(1.0, 0, 3), (-float("inf"), -2.0), (0, 0)),
+        (Grid(0.5, -127, 127), (0.0, 6.0), (0, 12)),
+    ],
+)
+def test_a_clamped_grid_stays_within_the_grid(grid, ends, expected):
+    clamped = grid.clamped(*ends)
+    assert (clamped.low, clamped.high) == expected
+    again = clamped.clamped(-1.0, 1.0)
+    assert clamped.low <= again.low <= again.high <= clamped.high
+
+
+def test_what_was_trained_at_the_recipes_bits_changes(x):
+    """Not what has the fewest: 7-bit ends of an 8-bit network stay."""
+    model = prepared(resnet8(in_channels=1), x, SAWB(8), PACT(8), ends=7)
+    program = at_width(lower(model, x[:1]), 4, 8)
+    with spequant.precision(model, LowBit(4, 8)):
+        assert [op.grid for op in program.ops] == [op.grid for op in lower(model, x[:1]).ops]
+    highs = {op.name: op.inputs[0].grid.high for op in program.ops if isinstance(op, Weighted)}
+    assert highs["conv1"] == 63 and highs["linear"] == 127 and highs["layer1.0.conv1"] == 15
+    with pytest.raises(ValueError, match=r"trained is 5; activations here were trained at \[7, 8\] bits"):
+        at_width(program, 4, 5)
+    with (
+        pytest.raises(ValueError, match=r"trained is 5; activations here have \[7, 8\] bits"),
+        spequant.precision(model, LowBit(4, 5)),
+    ):
+        pass
+
+
+class Shared(nn.Module):
+    """One convolution called twice, at two resolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.again, self.last = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4 * 16, 3)
+
+    def forward(self, x):
+        y = torch.relu(self.again(self.first(x)))
+        y = torch.relu(self.again(nn.functional.max_pool2d(y, 2)))
+        return self.last(torch.flatten(y, 1))
+
+
+class Mixed(nn.Module):
+    """A quantizer of both signs reads, beside each other, what a ReLU leaves and what none touched."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Conv2d(1, 4, 3), nn.Conv2d(1, 4, 3), nn.Conv2d(8, 4, 3), nn.Linear(16, 3)
+
+    def forward(self, x):
+        y = torch.cat([nn.functional.max_pool2d(torch.relu(self.a(x)), 1), self.b(x)], 1)
+        return self.d(torch.flatten(nn.functional.max_pool2d(torch.relu(self.c(y)), 2), 1))
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "qonnx"])
+def test_one_quantizer_of_two_signs(engine, x):
+    pytest.importorskip(engine)
+    model = prepared(Mixed(), x, SAWB(3), PACT(3))
+    program = lower(model, x[:1])
+    twin = Twin(program)(x)
+    torch.testing.assert_close(twin, model(x), rtol=1e-3, atol=1e-3)
+    graph = quant_graph(program) if engine == "qonnx" else integer_graph(program)
+    (got,) = ENGINES[engine](graph.SerializeToString())({"input": x.numpy()})
+    np.testing.assert_allclose(got, twin.numpy(), rtol=1e-3, atol=1e-3)
+    if engine != "qonnx":
+        assert all(f.unequal == f.ties for f in forced(program, x, ENGINES[engine]).values())
+
+
+def test_a_layer_may_be_called_twice(x, tmp_path):
+    model = prepared(Shared(), x, SAWB(2), PACT(2))
+    parity = spequant.export_onnx(model, tmp_path / "net.onnx", [x, x[:7], x[:1]])
+    assert parity.images == 72 and not any(c.twin for c in parity.codes)
+    assert {c.name.split()[0]: c.torch for c in parity.codes}["first"] is None  # which of the calls is not told apart
+    (cost,) = [c for c in model_costs(model, x) if c.name == "again"]
+    assert cost.weights == 144 and cost.macs == 144 * (64 + 16)
+
+
+def test_shapes_that_have_no_form_are_named():
+    def lowered(network, x):
+        model = spequant.prepare(network, weight=SAWB(2), act=PACT(2))
+        spequant.calibrate(model, [x], samples=len(x), reestimate=False)
+        return lower(model, x[:1])
+
+    with pytest.raises(ValueError, match="0: a linear layer on inputs of 3 dimensions has no integer form here"):
+        lowered(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Flatten(), nn.Linear(24, 2)), torch.randn(8, 4, 6))
+
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv1d(2, 3, 3), nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.b(torch.mean(self.a(x), (-2, -1), keepdim=True).flatten(1).expand(-1, 2))
+
+    with pytest.raises(ValueError, match=r"mean on 3 dimensions has no form here|expand"):
+        lowered(Mean(), torch.randn(8, 2, 6))
+    model = prepared(
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 2)), torch.randn(8, 1, 8, 8), SAWB(2), PACT(2)
+    )
+    with pytest.raises(ValueError, match=r"0\.layer\.weight is torch\.float16; expected torch\.float32"):
+        lower(model.half(), torch.randn(1, 1, 8, 8))
 
 
 def test_a_width_out_of_range_is_refused(x):
@@ -317,7 +442,7 @@ def test_comparison_tells_ties_from_bugs(x):
     good = compare(model, program, run, batches, start)
     good.check("onnxruntime")
     assert good.images == 64 and good.agreement == 1 and not any(c.forced or c.twin for c in good.codes)
-    assert {c.torch for c in good.codes} == {0} or sum(c.torch or 0 for c in good.codes) < 100
+    assert sum(c.torch or 0 for c in good.codes) < 100 < sum(c.count for c in good.codes if c.torch is not None)
     bad = compare(model, program, run, batches, wrong)
     with pytest.raises(ValueError, match=f"broken engine computes other codes .* in {re.escape(target.name)}"):
         bad.check("broken engine")
@@ -327,9 +452,9 @@ def test_other_answers_are_refused():
     parity = Parity()
     logits = torch.eye(10)[torch.arange(200) % 10]
     other = logits.roll(1, 1)
-    parity.add(logits, np.where(np.arange(200)[:, None] < 2, other, logits), torch.arange(200) % 10)
+    parity.add(logits, np.where(np.arange(200)[:, None] < 3, other, logits), torch.arange(200) % 10)
     with pytest.raises(
-        ValueError, match=r"another arg-max than the network on 2 of 200 images; expected at most 0\.5 %"
+        ValueError, match=r"another arg-max than the network on 3 of 200 images; expected at most 0\.5 %"
     ):
         parity.check("an engine")
     parity = Parity()
@@ -359,6 +484,8 @@ def test_export_onnx_refuses_other_answers_and_leaves_no_file(x, tmp_path):
     assert not first and [p.name for p in tmp_path.iterdir()] == ["net.onnx"]
     with pytest.raises(ValueError, match="images is empty"):
         spequant.export_onnx(model, tmp_path / "wrong.onnx", [])
+    with pytest.raises(ValueError, match="images have 3 dimensions; with preprocessing in the graph expected 4"):
+        spequant.export_onnx(model, tmp_path / "wrong.onnx", [x[:, 0].byte()], preprocessing=((0.5,), (0.5,)))
     with pytest.raises(ValueError, match="with preprocessing in the graph expected uint8"):
         spequant.export_onnx(model, tmp_path / "wrong.onnx", [x], preprocessing=((0.5,), (0.5,)))
 
@@ -394,8 +521,10 @@ def test_where_16_bits_are_too_few(x):
     assert not any(saturates(op) for op in lower(model, x[:1]).ops if isinstance(op, Weighted))
 
 
-def test_instruction_sets_are_a_list_of_names():
-    assert all(isinstance(name, str) for name in instruction_sets())
+def test_instruction_sets_are_those_of_the_processor(monkeypatch):
+    assert set(instruction_sets()) <= set(INSTRUCTIONS)
+    monkeypatch.setattr("spequant.export.engines.CPUINFO", "/nowhere")
+    assert instruction_sets() == []
 
 
 def test_stored_codes_are_those_of_the_graph(x):

@@ -129,6 +129,9 @@ def inspect(args: list[str]) -> None:
 def bench(args: list[str]) -> None:
     from spequant.deployment import Infer, print_bench_infer
 
+    if args[:1] in (["-h"], ["--help"]):
+        print("usage: spequant bench infer [RUN|FILE] [--help]")
+        return
     if not args or args[0] != "infer":
         raise ValueError(f"bench measures {args[0] if args else ''!r}; expected infer")
     print_bench_infer(tyro.cli(Infer, args=args[1:], prog="spequant bench infer"))

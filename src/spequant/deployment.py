@@ -30,7 +30,7 @@ class Export:
     out: Path | None = None
     """None: model.packed, .onnx, .qonnx.onnx or .xml in the run's folder, or beside the packed file"""
     act_bits: int | None = None
-    """width of the activations that were trained at the fewest bits; None: as trained"""
+    """width of the activations that were trained at the recipe's act_bits; None: as trained"""
     round_biases: FlagCreatePairsOff[bool] = False
     """put biases on integer arithmetic's grid first; a recipe's run has done that at its end"""
     preprocessing: FlagCreatePairsOff[bool] = False
@@ -94,7 +94,7 @@ class Evaluate:
     engine: str | None = None
     """torch, onnxruntime, openvino or qonnx; None: the file's own"""
     act_bits: tuple[int, ...] = ()
-    """widths of the activations that were trained at the fewest bits, one row each; none: as trained"""
+    """widths of the activations that were trained at the recipe's act_bits, one row each; none: as trained"""
     images: int | None = None
     """the first so many test images; None: all"""
     root: Path | None = None
@@ -114,10 +114,10 @@ def print_evaluation(settings: Evaluate) -> None:
         threads=settings.threads,
     )
     for row in rows:
+        width = "float activations" if row["act_bits"] is None else f"A{row['act_bits']}"
         print(
-            "{recipe}  {engine}  A{act_bits}  accuracy {accuracy:.2f} %  loss {loss:.4f}  images {samples}".format(
-                **row
-            )
+            f"{row['recipe']}  {row['engine']}  {width}  accuracy {row['accuracy']:.2f} %  loss {row['loss']:.4f}  "
+            f"images {row['samples']}"
         )
     _write(settings.json, rows)
 

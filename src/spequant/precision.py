@@ -89,16 +89,20 @@ class Fixed:
 
 @dataclass(frozen=True)
 class LowBit:
-    """The layers of fewest trained bits at `bits`; those of more (ends, addends of residual additions) keep theirs."""
+    """The layers that were trained at `trained` bits at `bits`; the others (ends, addends of residual additions) keep
+    theirs. trained: None: the fewest bits that there are."""
 
     bits: int
+    trained: int | None = None
 
     def __post_init__(self) -> None:
         check_width(self.bits, "bits")
 
     def draw(self, home: Mapping[str, int], rng: np.random.Generator) -> list[int]:
-        fewest = min(home.values())
-        return [self.bits if bits == fewest else bits for bits in home.values()]
+        trained = min(home.values()) if self.trained is None else self.trained
+        if trained not in home.values():
+            raise ValueError(f"trained is {trained!r}; activations here have {sorted(set(home.values()))} bits")
+        return [self.bits if bits == trained else bits for bits in home.values()]
 
 
 @contextmanager

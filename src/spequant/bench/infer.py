@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -21,8 +21,10 @@ from spequant.export.extra import needs
 from spequant.precision import LowBit, precision
 from spequant.prepare import prepare, unprepare
 from spequant.quantizers import PACT, SAWB
+from spequant.recipes.schema import Network
 from spequant.recipes.sources import Source, network_of, open_source
 
+NETWORKS = get_args(get_type_hints(Network)["name"])
 EngineName = Literal["onnxruntime", "openvino"]
 
 
@@ -36,15 +38,17 @@ class Infer:
     source: Positional[Path | None] = None
     """a run's folder, a packed file or one of --to onnx"""
     network: str = "resnet18"
-    """where no source is given: a name of spequant.models"""
+    """where no source is given: a network of the recipes"""
     image: int = 224
     """its images' height and width"""
-    bits: tuple[int, ...] = (2,)
-    """widths of weights and activations of that network; of a source: of its activations alone, () as trained"""
+    bits: tuple[int, ...] = ()
+    """widths of weights and activations of that network, none: 2; of a source: of its activations, none: as trained"""
     engines: tuple[EngineName, ...] = ("onnxruntime", "openvino")
     batch: int = 1
     threads: int = 1
     rounds: int = 30
+    root: Path | None = None
+    """folder of the data set, for a run; None: the recipe's, or SPEQUANT_DATA"""
     json: Path | None = None
     """rows as JSON"""
 
@@ -99,13 +103,14 @@ def _subjects(settings: Infer) -> tuple[tuple[nn.Module, Tensor], dict[str, Prog
     """((float network, an input), {name: program})."""
     if settings.source is None:
         return _random(settings)
-    source = open_source(settings.source)
+    source = open_source(settings.source, settings.root)
     shape = (settings.batch, *source.shape)
     x = torch.randn(shape)
     if source.program is not None:
         float_network = network_of(source.recipe, source.program.output.shape[1], source.shape[0])
-        widths = {f"A{bits}": at_width(source.program, bits) for bits in settings.bits}
-        return (float_network.eval(), x), widths
+        trained = source.recipe.quant.act_bits
+        widths = {f"A{bits}": at_width(source.program, bits, trained) for bits in settings.bits}
+        return (float_network.eval(), x), widths or {f"A{source.act_bits}": source.program}
     if source.model is None:
         raise ValueError(
             f"{source.path} is a file of --to {source.kind}; expected a run, a packed file or integer ONNX"
@@ -114,25 +119,30 @@ def _subjects(settings: Infer) -> tuple[tuple[nn.Module, Tensor], dict[str, Prog
 
 
 def _programs(source: Source, model: nn.Module, x: Tensor, widths: tuple[int, ...]) -> dict[str, Program]:
-    found = {}
+    quant, found = source.recipe.quant, {}
+    if not widths:
+        return {f"W{quant.weight_bits}A{quant.act_bits}": lower(model, x[:1])}
     for bits in widths:
-        with precision(model, LowBit(bits)):
-            found[f"W{source.recipe.quant.weight_bits}A{bits}"] = lower(model, x[:1])
+        with precision(model, LowBit(bits, quant.act_bits)):
+            found[f"W{quant.weight_bits}A{bits}"] = lower(model, x[:1])
     return found
 
 
 def _random(settings: Infer) -> tuple[tuple[nn.Module, Tensor], dict[str, Program]]:
-    make = getattr(models, settings.network, None)
-    if make is None or settings.network.startswith("_") or isinstance(make, type):
-        raise ValueError(f"network is {settings.network!r}; expected a name of spequant.models, e.g. resnet18")
-    network = make()
+    if settings.network not in NETWORKS:
+        raise ValueError(f"network is {settings.network!r}; expected one of {', '.join(NETWORKS)}")
+    network = getattr(models, settings.network)()
     x = torch.randn(settings.batch, 3, settings.image, settings.image)
+    try:
+        network.eval()(x)
+    except RuntimeError as error:
+        raise ValueError(f"image is {settings.image}: {settings.network} does not run on it ({error})") from error
     programs = {}
-    for bits in settings.bits:
+    for bits in settings.bits or (2,):
         model = prepare(network, weight=SAWB(bits), act=PACT(bits))
         calibrate(model, [torch.randn(4, *x.shape[1:])], samples=4)
         programs[f"W{bits}A{bits}"] = lower(model, x[:1])
-    return (network.eval(), x), programs
+    return (network, x), programs
 
 
 def _entries(settings: Infer, subject: tuple[nn.Module, Tensor], programs: Any, folder: Path) -> list[Entry]:

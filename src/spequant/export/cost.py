@@ -1,6 +1,6 @@
 """What a network costs layer by layer: bits, ranges, bytes, multiply-accumulates, bit operations. Measures no time."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ class LayerCost:
 
 def model_costs(model: nn.Module, example: Tensor) -> list[LayerCost]:
     """Of every convolution and linear layer of a prepared and calibrated, or a float, `model`; example: an input."""
-    found: list[LayerCost] = []
+    found: dict[str, LayerCost] = {}
     inside = {id(m.layer) for m in model.modules() if isinstance(m, QuantizedLayer)}
     layers = {
         name: m
@@ -56,7 +56,9 @@ def model_costs(model: nn.Module, example: Tensor) -> list[LayerCost]:
 
     def hook(name: str):
         def measure(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            found.append(_cost(name, module, args[0], output))
+            cost = _cost(name, module, args[0], output)
+            earlier = found[name].macs if name in found else 0  # a layer may be called more than once
+            found[name] = replace(cost, macs=cost.macs + earlier)
 
         return measure
 
@@ -69,7 +71,7 @@ def model_costs(model: nn.Module, example: Tensor) -> list[LayerCost]:
             handle.remove()
     if not found:
         raise ValueError("model ran no convolution or linear layer; there is nothing to count")
-    return found
+    return list(found.values())
 
 
 def _cost(name: str, module: nn.Module, x: Tensor, output: Tensor) -> LayerCost:
@@ -111,13 +113,15 @@ def _range(q: Quantizer | None, x: Tensor) -> tuple[float, float] | None:
 def program_costs(program: Program) -> list[LayerCost]:
     """Of every integer and float layer of an integer graph; what is computed at two precisions counts twice.
 
-    weight_bits: that the codes need; size: as that graph stores them, 8 bits a weight and 32 a bias.
+    weight_bits: that the codes need; weight_range: with batch norm's factor in it; size: as that graph stores them,
+    8 bits a weight and 32 a bias.
     """
     found = []
     for op in program.ops:
         if isinstance(op, Weighted):
             codes, scale = weight_codes(op)
             low, high = int(codes.min()), int(codes.max())
+            values = codes * scale.reshape(-1, *[1] * (codes.ndim - 1))
             apart = max(1, int(np.gcd.reduce(codes - low, axis=None)))  # 2 of SAWB's odd codes
             grid = op.inputs[0].grid
             assert grid is not None
@@ -127,7 +131,7 @@ def program_costs(program: Program) -> list[LayerCost]:
                     "Conv" if op.spatial else "Gemm",
                     max(1, ((high - low) // apart).bit_length()),
                     (grid.high - grid.low).bit_length(),
-                    (low * float(scale.max()), high * float(scale.max())),
+                    (float(values.min()), float(values.max())),
                     (grid.low * grid.step, grid.high * grid.step),
                     op.weight.numel(),
                     op.weight.numel() + 4 * len(scale),

@@ -86,14 +86,14 @@ def versions() -> dict[str, str]:
     return found
 
 
+CPUINFO = "/proc/cpuinfo"
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "asimddp")
 
 
 def instruction_sets() -> list[str]:
     """Those of this processor that quantized arithmetic is faster or slower by; empty where the system tells none."""
-    path = "/proc/cpuinfo"
-    if not os.path.exists(path):
+    if not os.path.exists(CPUINFO):
         return []
-    with open(path) as file:
+    with open(CPUINFO) as file:
         flags = {word for line in file if line.startswith(("flags", "Features")) for word in line.split()}
     return [name for name in INSTRUCTIONS if name in flags]

@@ -48,4 +48,4 @@ def weight_grid(layer: QuantizedLayer) -> tuple[Tensor, Tensor]:
             "cannot hold; use fewer bits or a grid with zero"
         )
     scale = (high.double() - low.double()) / (float(q.levels) - 1) / factor
-    return around, scale.reshape(-1).expand(len(around))
+    return around.cpu(), scale.reshape(-1).expand(len(around)).cpu()

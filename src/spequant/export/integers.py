@@ -37,15 +37,14 @@ class Integers:
 
 def saturates(op: Weighted) -> bool:
     """Whether a sum of two products may pass 16 bits, which processors without VNNI or dot products clip it to."""
-    return 2 * stored_range(op)[1] * int(integers(op).weight.to(torch.int32).abs().max()) > PAIR
+    return 2 * largest_stored(op) * int(integers(op).weight.to(torch.int32).abs().max()) > PAIR
 
 
-def stored_range(op: Op) -> tuple[int, int]:
-    """Least and largest stored input code: uint8, signed codes around 128."""
+def largest_stored(op: Op) -> int:
+    """Of its input codes as engines store them: uint8, signed ones around 128."""
     grid = op.inputs[0].grid
     assert grid is not None
-    zero = 128 if grid.signed else 0
-    return grid.low + zero, grid.high + zero
+    return max(1, grid.high + (128 if grid.signed else 0))
 
 
 def input_step(op: Op) -> Tensor:
@@ -67,7 +66,7 @@ def integers(op: Weighted) -> Integers:
     """
     codes = op.weight.to(torch.int32)
     largest = int(codes.abs().max().clamp_min(1))
-    factor = 1 if op.weight.dtype == torch.int8 else max(1, min(127, PAIR // (2 * stored_range(op)[1])) // largest)
+    factor = 1 if op.weight.dtype == torch.int8 else max(1, min(127, PAIR // (2 * largest_stored(op))) // largest)
     step = input_step(op).double()
     flat = codes.flatten(1) * factor
     flip = (op.scale < 0) & (flat.amin(1) > -128)

@@ -21,6 +21,9 @@ from spequant.export.program import Add, Float, Grid, Input, MaxPool, Move, Op, 
 from spequant.export.reading import Step, read_step
 from spequant.layers import QuantizedAdd, QuantizedLayer
 
+IMAGES = ("max_pool", "mean", "amax", "stride", "pad")
+"""Kinds of steps that are read for (batch, channels, height, width) alone."""
+
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -37,6 +40,9 @@ def lower(model: nn.Module, example: Tensor) -> Program:
     operation that is not known, a layer without a weight quantizer behind quantized activations, an activation
     quantizer that is no grid.
     """
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise ValueError(f"{name} is {parameter.dtype}; expected torch.float32: call model.float() before")
     with modes_kept(model):
         model.eval()
         with torch.no_grad():
@@ -71,6 +77,12 @@ class _Lowering:
         self.ops: list[Op] = []
         self.done: dict[Any, Op] = {}
         self.steps = {node: read_step(node, model) for node in graph.nodes if node.op != "output"}
+        for step in self.steps.values():
+            if step.kind in IMAGES and len(shape_of(step.inputs[0])) != 4:
+                raise ValueError(
+                    f"{step.name}: {step.kind} on {len(shape_of(step.inputs[0]))} dimensions has no form here; "
+                    "expected 4, (batch, channels, height, width)"
+                )
         (out,) = next(node for node in graph.nodes if node.op == "output").args
         if not isinstance(out, fx.Node):
             raise ValueError(f"the network gives {type(out).__name__}; expected one tensor: wrap it")
@@ -169,10 +181,15 @@ class _Lowering:
         module = step.module
         if not isinstance(module, QuantizedLayer) or module.weight_quantizer is None or module.act_quantizer is None:
             return None  # float, or with one side float: an island
-        inside = self.codes(step.inputs[0], act_grid(module.act_quantizer))
         layer: Any = module.layer
+        if isinstance(layer, nn.Linear) and len(shape_of(step.inputs[0])) != 2:
+            raise ValueError(
+                f"{step.name}: a linear layer on inputs of {len(shape_of(step.inputs[0]))} dimensions has no integer "
+                "form here; expected (batch, features): flatten before it"
+            )
+        inside = self.codes(step.inputs[0], act_grid(module.act_quantizer))
         codes, scale = weight_grid(module)
-        offset = torch.zeros(len(codes)) if layer.bias is None else layer.bias.detach()
+        offset = torch.zeros(len(codes)) if layer.bias is None else layer.bias.detach().cpu()
         factor, shift = norm_affine(norm) if norm is not None else (1.0, 0.0)
         return self._add(
             Weighted(
@@ -214,7 +231,8 @@ def norm_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
         raise ValueError(f"{norm!r} keeps no running statistics; it has no form outside its batch")
     deviation = torch.sqrt(n.running_var.double() + n.eps)
     factor = (n.weight.detach().double() if n.affine else torch.ones_like(deviation)) / deviation
-    return factor, (n.bias.detach().double() if n.affine else 0.0) - n.running_mean.double() * factor
+    shift = (n.bias.detach().double() if n.affine else 0.0) - n.running_mean.double() * factor
+    return factor.cpu(), shift.cpu()
 
 
 def _float_layer(step: Step) -> tuple[str, dict[str, Any], tuple[Tensor, ...]]:
@@ -232,7 +250,7 @@ def _float_layer(step: Step) -> tuple[str, dict[str, Any], tuple[Tensor, ...]]:
     with torch.no_grad():
         weight = own.weight if quantizer is None else quantizer(own.weight)
     bias = torch.zeros(len(weight)) if own.bias is None else own.bias
-    return "layer", dict(step.attributes), (weight.detach(), bias.detach())
+    return "layer", dict(step.attributes), (weight.detach().cpu(), bias.detach().cpu())
 
 
 def _affine(step: Step) -> tuple[str, dict[str, Any], tuple[Tensor, ...]]:

@@ -64,5 +64,10 @@ def as_batches(images: Images, preprocessing: Preprocessing | None = None) -> It
             continue
         if x.dtype != torch.uint8:
             raise ValueError(f"images are {x.dtype}; with preprocessing in the graph expected uint8")
+        if x.dim() != 4:
+            raise ValueError(
+                f"images have {x.dim()} dimensions; with preprocessing in the graph expected 4, "
+                "(batch, channels, height, width)"
+            )
         mean, std = (torch.tensor(v, dtype=torch.float32, device=x.device).view(-1, 1, 1) for v in preprocessing)
         yield (x.float() / 255 - mean) / std, x.cpu().numpy(), labels

@@ -51,6 +51,7 @@ def describe(program: Program, tensors: Mapping[Op, Sequence[str]]) -> list[dict
         if op.grid is not None:
             home = op.grid.home
             row["grid"] = [op.grid.step, op.grid.low, op.grid.high]
+            row["clamp"] = op.grid.clamp
             row["home"] = None if home is None else [home.bits, home.levels, home.low, home.high]
         if op in tensors:
             row["tensors"] = list(tensors[op])
@@ -75,7 +76,7 @@ def read_onnx(path: str | Path) -> tuple[Any, dict[str, Any]]:
     try:
         model = onnx.load_model_from_string(data)
         head = json.loads({p.key: p.value for p in model.metadata_props}[KEY])
-        version = head["format"]
+        version, _, _ = head["format"], head["kind"], head["about"]
     except Exception as error:  # protobuf's DecodeError is no ValueError
         raise ValueError(f"{path} is no ONNX file of spequant ({error!r}); export it anew") from error
     if version != FORMAT:
@@ -88,8 +89,8 @@ def read_onnx(path: str | Path) -> tuple[Any, dict[str, Any]]:
 def read_program(path: str | Path) -> tuple[Program, Preprocessing | None, dict[str, Any]]:
     """(program, preprocessing, about) of an integer graph; errors as `read_onnx`."""
     model, head = read_onnx(path)
-    if head.get("kind") != "integer":
-        raise ValueError(f"{path} is a {head.get('kind')} graph; expected an integer one, of `--to onnx`")
+    if head["kind"] != "integer":
+        raise ValueError(f"{path} is a {head['kind']} graph; expected an integer one, of `--to onnx`")
     to_array = needs("onnx").numpy_helper.to_array
     constants = {t.name: torch.from_numpy(to_array(t).copy()) for t in model.graph.initializer}
     try:
@@ -108,7 +109,7 @@ def _op(row: Mapping[str, Any], ops: Sequence[Op], constants: Mapping[str, Tenso
     if "grid" in row:
         home = None if row["home"] is None else Home(*row["home"])
         step, low, high = row["grid"]
-        grid = Grid(step, low, high, home)
+        grid = Grid(step, low, high, home, tuple(row["clamp"]))
     inputs = tuple(ops[i] for i in row["inputs"])
     own: dict[str, Any] = {name: _frozen(row[name]) for name in ATTRIBUTES.get(row["op"], ())}
     tensors = tuple(constants[name] for name in row.get("tensors", ()))

@@ -23,16 +23,21 @@ class Home:
 
 @dataclass(frozen=True)
 class Grid:
-    """Codes low .. high, at most 256 of them; code c stands for c * step. `step` is an fp32 number."""
+    """Codes low .. high, at most 256 of them; code c stands for c * step. `step` is an fp32 number.
+
+    home: where it comes from. clamp: the values that clamps on the way to here leave, in float.
+    """
 
     step: float
     low: int
     high: int
     home: Home | None = None
+    clamp: tuple[float, float] = (-float("inf"), float("inf"))
 
     @property
     def signed(self) -> bool:
-        return self.low < 0
+        """Of the quantizer: what a clamp leaves of its codes is stored as all the others, beside which it may stand."""
+        return self.low < 0 if self.home is None else self.home.low < 0
 
     @property
     def rate(self) -> float:
@@ -44,13 +49,13 @@ class Grid:
 
     def clamped(self, low: float, high: float) -> "Grid":
         """The grid of clamp(x, low, high): rounding and clamping to codes may change places, both being monotone."""
-        first = self.low if low == -float("inf") else max(self.low, _nearest(low, self.step))
-        last = self.high if high == float("inf") else min(self.high, _nearest(high, self.step))
-        return replace(self, low=first, high=last)
+        clamp = (min(max(end, low), high) for end in self.clamp)
+        first, last = self._nearest(low), self._nearest(high)
+        return replace(self, low=first, high=last, clamp=tuple(clamp))
 
-
-def _nearest(value: float, step: float) -> int:
-    return int(torch.round(torch.tensor(value, dtype=torch.float32) / step))
+    def _nearest(self, value: float) -> int:
+        code = torch.round(torch.tensor(value, dtype=torch.float32) / self.step)
+        return int(code.clamp(self.low, self.high))
 
 
 @dataclass(eq=False)

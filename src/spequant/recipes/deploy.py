@@ -71,10 +71,11 @@ def export_source(
 ) -> Report:
     """Write what `path`, a run's folder or a packed file, holds, and verify it on the test set.
 
-    out: None: in the run's folder, or beside the packed file. act_bits: of the activations of fewest bits; None: as
-    trained. round_biases: `quantize_biases` first, as recipes do at the end of a run, and as is done in any case where
-    `act_bits` makes another grid; compared is then the network with these biases. preprocessing: the graph takes uint8
-    images. images: verify on so many alone. show: is given the comparison and the engine's name before they are judged.
+    out: None: in the run's folder, or beside the packed file. act_bits: of the activations of the recipe's act_bits;
+    None: as trained. round_biases: `quantize_biases` first, as recipes do at the end of a run, and as is done in any
+    case where `act_bits` makes another grid; compared is then the network with these biases. preprocessing: the graph
+    takes uint8 images. images: verify on so many alone. show: is given the comparison and the engine's name before they
+    are judged.
 
     ValueError: no integer form, a source or an option that does not fit, or answers that differ: no file is left then.
     """
@@ -86,15 +87,29 @@ def export_source(
     if to == "packed" and act_bits is not None:
         raise ValueError("act_bits is for graphs: a packed file runs at every width (spequant evaluate --act-bits)")
     out = out or (path / "model" if path.is_dir() else path).with_suffix(SUFFIX[to])
+    _check_place(out, to)
     test = first_images(source.test_set(root), images)
-    facts = {**about(source.recipe, test), "act_bits": act_bits, "mean": test.mean, "std": test.std}
-    work = _Export(source.model, unprepare(source.model), test, out, facts, preprocessing, show)
-    if to == "packed":
-        return work.packed()
-    with nullcontext() if act_bits is None else precision(source.model, LowBit(act_bits)):
+    inside = (test.mean, test.std) if preprocessing else None
+    facts = {**about(source.recipe, test), "act_bits": act_bits, "preprocessing": inside}
+    work = _Export(source.model, unprepare(source.model), test, out, facts, inside, show)
+    width = None if act_bits is None else LowBit(act_bits, source.recipe.quant.act_bits)
+    with nullcontext() if width is None else precision(source.model, width):
         if act_bits is not None or round_biases:
             quantize_biases(source.model, test.normalise(test.images[:1]))
-        return {"onnx": work.onnx, "openvino": work.openvino, "qonnx": work.qonnx}[to]()
+        return {"packed": work.packed, "onnx": work.onnx, "openvino": work.openvino, "qonnx": work.qonnx}[to]()
+
+
+def _check_place(out: Path, to: Target) -> None:
+    """Before the work: ValueError, a name by which the file would not be known again; OSError, no place for it."""
+    ending = "." + SUFFIX[to].rpartition(".")[2]
+    fits = out.suffix not in (".onnx", ".xml") if to == "packed" else out.suffix == ending
+    if not fits:
+        expected = "any ending but .onnx and .xml" if to == "packed" else f"one that ends in {ending}"
+        raise ValueError(f"out is {str(out)!r}; for --to {to} expected {expected}")
+    if out.is_dir():
+        raise IsADirectoryError(f"out is {str(out)!r}, a folder; expected a file's name")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"out is {str(out)!r}, but the folder {out.parent} does not exist; make it first")
 
 
 @dataclass(frozen=True)
@@ -106,40 +121,40 @@ class _Export:
     test: ImageSet
     out: Path
     facts: dict[str, Any]
-    preprocessing: bool
+    inside: Preprocessing | None
     show: Callable[[Parity, str], None]
 
     def packed(self) -> Report:
         with placed(self.out) as temporary:
             pack(self.model, temporary, self.facts)
             loaded = channels_last(load_packed(temporary, self.network), torch.device("cpu"))
-            x = self.test.normalise(self.test.images[:BATCH])
-            with torch.no_grad():
-                a, b = self.model(x), loaded(x)
-            if not torch.equal(a, b):
-                raise ValueError(f"{self.out}: {int((a != b).sum())} of {a.numel()} logits differ from the network's")
-        return Report(self.out, self.out.stat().st_size, self._float_bytes(), len(x))
+            for x, _ in self._batches(self.test):
+                with torch.no_grad():
+                    a, b = self.model(x), loaded(x)
+                if not torch.equal(a, b):
+                    raise ValueError(
+                        f"{self.out}: {int((a != b).sum())} of {a.numel()} logits differ from the network's"
+                    )
+        return Report(self.out, self.out.stat().st_size, self._float_bytes(), len(self.test))
 
     def onnx(self) -> Report:
         def shown(parity: Parity) -> None:
             self.show(parity, "onnxruntime")
 
-        inside = self._inside()
-        parity = export_onnx(
-            self.model, self.out, self._batches(self.test), preprocessing=inside, about=self.facts, check=shown
-        )
+        batches = self._batches(self.test)
+        parity = export_onnx(self.model, self.out, batches, preprocessing=self.inside, about=self.facts, check=shown)
         return self._report(parity, self._program(), [self.out])
 
     def openvino(self) -> Report:
-        program, inside, start = self._program(), self._inside(), ENGINES["openvino"]
+        program, start = self._program(), ENGINES["openvino"]
         found: list[Parity] = []
 
         def verify(path: Path) -> None:
-            batches = as_batches(self._batches(self.test), inside)
-            found.append(compare(self.model, program, start(path), batches, start, inside))
+            batches = as_batches(self._batches(self.test), self.inside)
+            found.append(compare(self.model, program, start(path), batches, start, self.inside))
             self._judge(found[0], "openvino")
 
-        write_openvino(integer_graph(program, preprocessing=inside), self.out, self.facts, verify)
+        write_openvino(integer_graph(program, preprocessing=self.inside), self.out, self.facts, verify)
         return self._report(found[0], program, [self.out, self.out.with_suffix(".bin")])
 
     def qonnx(self) -> Report:
@@ -157,13 +172,10 @@ class _Export:
     def _program(self) -> Program:
         return lower(self.model, self.test.normalise(self.test.images[:1]))
 
-    def _inside(self) -> Preprocessing | None:
-        return (self.test.mean, self.test.std) if self.preprocessing else None
-
     def _batches(self, test: ImageSet) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(test), BATCH):
             images, labels = test.images[start : start + BATCH], test.labels[start : start + BATCH]
-            yield (images if self.preprocessing else test.normalise(images)), labels
+            yield (test.normalise(images) if self.inside is None else images), labels
 
     def _float_bytes(self) -> int:
         return sum(t.element_size() * t.numel() for t in self.network.state_dict().values())

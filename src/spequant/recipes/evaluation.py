@@ -53,26 +53,30 @@ def evaluate_source(
     source = open_source(path, root)
     test = first_images(source.test_set(root), images)
     engine = OWN[source.kind] if engine is None else engine
-    if threads is not None:
-        torch.set_num_threads(threads)
-    rows = []
-    for bits in act_bits or (None,):
-        begun = time.perf_counter()
-        answers = measure(logits_of(source, test, engine, bits, threads), test)
-        rows.append(
-            {
-                "source": str(path),
-                "recipe": source.recipe.name,
-                "seed": source.recipe.train.seed,
-                "engine": engine,
-                "act_bits": source.act_bits if bits is None else bits,
-                "accuracy": answers.accuracy,
-                "loss": answers.loss,
-                "samples": answers.samples,
-                "seconds": round(time.perf_counter() - begun, 2),
-            }
-        )
-    return rows
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads is {threads}; expected 1 or more, or all cores (None)")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        return [_row(source, test, engine, bits, threads) for bits in act_bits or (None,)]
+    finally:
+        torch.set_num_threads(before)
+
+
+def _row(source: Source, test: ImageSet, engine: str, bits: int | None, threads: int | None) -> dict[str, Any]:
+    begun = time.perf_counter()
+    answers = measure(logits_of(source, test, engine, bits, threads), test)
+    return {
+        "source": str(source.path),
+        "recipe": source.recipe.name,
+        "seed": source.recipe.train.seed,
+        "engine": engine,
+        "act_bits": source.act_bits if bits is None else bits,
+        "accuracy": answers.accuracy,
+        "loss": answers.loss,
+        "samples": answers.samples,
+        "seconds": round(time.perf_counter() - begun, 2),
+    }
 
 
 def first_images(test: ImageSet, images: int | None) -> ImageSet:
@@ -97,7 +101,7 @@ def measure(logits: Logits, test: ImageSet) -> Answers:
 
 
 def logits_of(source: Source, test: ImageSet, engine: str, bits: int | None, threads: int | None = None) -> Logits:
-    """`source` in `engine`, its activations of fewest bits at `bits`."""
+    """`source` in `engine`, the activations of its recipe's act_bits at `bits`."""
     if engine != "torch" and engine not in ENGINES:
         raise ValueError(f"engine is {engine!r}; expected torch, {', '.join(ENGINES)}")
     if source.kind in ("qonnx", "openvino"):
@@ -107,7 +111,7 @@ def logits_of(source: Source, test: ImageSet, engine: str, bits: int | None, thr
                 f"{source.path} is a file of --to {source.kind} and runs {what}; give the run, a packed file or one of "
                 "--to onnx"
             )
-        return _in_engine(ENGINES[engine](source.path, threads), test, False)
+        return _in_engine(ENGINES[engine](source.path, threads), test, source.preprocessing is not None)
     if engine == "torch":
         return _in_torch(source, test, bits)
     if source.kind == "onnx" and bits is None and engine != "qonnx":
@@ -120,14 +124,18 @@ def logits_of(source: Source, test: ImageSet, engine: str, bits: int | None, thr
 def program_of(source: Source, test: ImageSet, bits: int | None) -> Program:
     """The integer program of a run, a packed file or an integer graph."""
     if source.program is not None:
-        return source.program if bits is None else at_width(source.program, bits)
+        return source.program if bits is None else at_width(source.program, bits, source.recipe.quant.act_bits)
     assert source.model is not None
     with _width(source, bits):
         return lower(source.model, test.normalise(test.images[:1]))
 
 
 def _width(source: Source, bits: int | None) -> Any:
-    return nullcontext() if bits is None or source.model is None else precision(source.model, LowBit(bits))
+    return (
+        nullcontext()
+        if bits is None or source.model is None
+        else precision(source.model, LowBit(bits, source.recipe.quant.act_bits))
+    )
 
 
 def _in_torch(source: Source, test: ImageSet, bits: int | None) -> Logits:

@@ -31,9 +31,9 @@ Kind = Literal["run", "packed", "onnx", "qonnx", "openvino"]
 class Source:
     """What `open_source` found.
 
-    shape: of an input, without the batch. act_bits: in use, of the activations of fewest bits. model: prepared, in eval
-    mode, of a run or a packed file. program: of an integer graph. preprocessing: (mean, std) where a graph takes uint8
-    images.
+    shape: of an input, without the batch. act_bits: in use, of activations that are no ends or addends. model:
+    prepared, in eval mode, of a run or a packed file. program: of an integer graph. preprocessing: (mean, std) where a
+    graph takes uint8 images.
     """
 
     path: Path
@@ -62,7 +62,8 @@ def open_source(path: Path, root: Path | None = None) -> Source:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; expected a run's folder or a file of `spequant export`")
     if path.suffix == ".xml":
-        return _source(path, "openvino", read_openvino(path))
+        about = read_openvino(path)
+        return _source(path, "openvino", about, preprocessing=about.get("preprocessing"))
     if path.suffix == ".onnx":
         head = read_onnx(path)[1]
         if head["kind"] == "qonnx":
