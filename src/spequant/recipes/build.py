@@ -37,9 +37,8 @@ def _below_root(load: Callable[[Path, bool], tuple[ImageSet, ImageSet]], title: 
     def checked(root: Path | None, download: bool) -> tuple[ImageSet, ImageSet]:
         if root is None:
             raise ValueError(
-                f"data.root is not set; expected the folder of {title}: give --data.root DIR (a finished run or a file: --root "
-                "DIR) or set SPEQUANT_DATA "
-                "(--data.download fetches the set into it where there is a network)"
+                f"data.root is not set; expected the folder of {title}: give --data.root DIR (--root DIR for what is "
+                "trained) or set SPEQUANT_DATA (--data.download fetches the set into it where there is a network)"
             )
         return load(root, download)
 
