@@ -1,7 +1,10 @@
 """Exported files: read back to the same program, refused where changed, and run by OpenVINO and qonnx."""
 
+import os
 import random
 import re
+import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -334,7 +337,8 @@ def test_openvino_runs_convolutions_and_additions_in_int8(x):
     and a 1 x 1 convolution, the quantization of the input and of the mean, the mean, the output."""
     pytest.importorskip("openvino")
     model = prepared(resnet8(in_channels=1), x, SAWB(2), PACT(2))
-    compiled = compile_openvino(integer_graph(lower(model, x[:1])).SerializeToString(), 1)
+    graph = integer_graph(lower(model, x[:1])).SerializeToString()
+    compiled = ThreadPoolExecutor(1).submit(compile_openvino, graph, 1).result()
     in_float, in_integers = set(), []
     for op in compiled.get_runtime_model().get_ordered_ops():
         info = {
@@ -348,6 +352,21 @@ def test_openvino_runs_convolutions_and_additions_in_int8(x):
     assert in_integers.count("Convolution") == 8 and in_integers.count("FullyConnected") == 1
     assert {kind for kind, _ in in_float} <= {"Eltwise"}
     assert all("DequantizeLinear" in name for _, name in in_float)  # of the option-A shortcuts
+
+
+def test_signals_reach_python_while_openvino_is_there(x):
+    """A signal stack of OpenVINO's in the main thread is too small for Python's handler: a segmentation fault."""
+    pytest.importorskip("openvino")
+    model = prepared(resnet8(in_channels=1), x, SAWB(2), PACT(2))
+    run = ENGINES["openvino"](integer_graph(lower(model, x[:1])).SerializeToString(), 1)
+    run({"input": x.numpy()})
+    seen = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(number))
+    try:
+        os.kill(os.getpid(), signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert seen == [signal.SIGUSR1] and len(run({"input": x.numpy()})[0]) == len(x)
 
 
 def test_openvinos_files_are_sealed_together(x, tmp_path):
