@@ -22,7 +22,7 @@ from spequant.export.onnx_export import as_batches
 from spequant.export.parity import forced
 from spequant.quantizers import PACT, SAWB
 from spequant.recipes import evaluate_source, export_source, open_source
-from spequant.recipes.sources import about
+from spequant.recipes.sources import about_run
 
 pytest.importorskip("onnxruntime")
 ROOT = Path(__file__).resolve().parents[1]
@@ -164,7 +164,7 @@ def test_bench_infer(packed, integer, tmp_path, capsys):
 
 def test_a_damaged_or_hostile_file_says_so(packed, integer, tmp_path):
     source = open_source(packed)
-    facts = about(source.recipe, source.test_set())
+    facts = about_run(source.recipe, source.test_set())
     path = tmp_path / "net.packed"
     for change, message in (
         ({"classes": 2**40}, "does not say what network it holds"),
@@ -230,7 +230,7 @@ def test_an_engine_that_answers_otherwise_fails_loudly(packed, tmp_path, monkeyp
 
 def test_biases_as_trained_can_be_rounded(packed, tmp_path):
     source = open_source(packed)
-    facts = about(source.recipe, source.test_set())
+    facts = about_run(source.recipe, source.test_set())
     torch.manual_seed(1)
     for module in source.model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

@@ -28,7 +28,7 @@ from spequant.export import (
     write_onnx,
     write_openvino,
 )
-from spequant.export.engines import ENGINES, INSTRUCTIONS, compile_openvino, instruction_sets
+from spequant.export.engines import ENGINES, compile_openvino, instruction_sets
 from spequant.export.integers import saturates
 from spequant.export.onnx_integer import stored
 from spequant.export.onnx_quant import fewest_bits
@@ -119,8 +119,8 @@ def test_clamps_stay_where_they_are_at_another_width(x, top, bits, tmp_path):
         expected = lower(model, x[:1])
     changed = at_width(read_program(tmp_path / "net.onnx")[0], bits)
     assert [op.grid for op in changed.ops] == [op.grid for op in expected.ops]
-    ends = [op.grid.high for op in expected.ops if op.name == "b"]
-    assert ends[0] < 2**bits - 1 or top == 0.2
+    (end,) = [op.grid.high for op in expected.ops if op.name == "b"]
+    assert end < 2**bits - 1
 
 
 @pytest.mark.parametrize(
@@ -181,10 +181,29 @@ class Mixed(nn.Module):
         return self.d(torch.flatten(nn.functional.max_pool2d(torch.relu(self.c(y)), 2), 1))
 
 
+class Joined(nn.Module):
+    """Concatenation, clamps, groups, max pooling; a negative, a vanishing and a tiny gamma."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)
+        self.norm, self.pool = nn.BatchNorm2d(4), nn.MaxPool2d(3, 2, 1)
+        self.c, self.d = nn.Conv2d(8, 8, 3, groups=2), nn.Linear(32, 5)
+        self.norm.weight.data = torch.tensor([-0.7, 0.0, 1e-12, 0.9])
+        self.norm.bias.data = torch.tensor([0.4, 0.6, 0.5, -0.1])
+
+    def forward(self, x):
+        y = torch.cat([torch.relu(self.norm(self.a(x))), self.b(x).clamp(0, 1)], 1)
+        y = self.c(self.pool(y))
+        return self.d(torch.flatten(y, 1))
+
+
+@pytest.mark.parametrize(("network", "shape"), [(Mixed, (64, 1, 8, 8)), (Joined, (32, 3, 8, 8))])
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "qonnx"])
-def test_one_quantizer_of_two_signs(engine, x):
+def test_two_signs_gammas_concatenation_and_groups_in_every_engine(engine, network, shape):
     pytest.importorskip(engine)
-    model = prepared(Mixed(), x, SAWB(3), PACT(3))
+    x = torch.randn(shape)
+    model = prepared(network(), x, SAWB(3), PACT(3))
     program = lower(model, x[:1])
     twin = Twin(program)(x)
     torch.testing.assert_close(twin, model(x), rtol=1e-3, atol=1e-3)
@@ -216,12 +235,12 @@ def test_shapes_that_have_no_form_are_named():
     class Mean(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b = nn.Conv1d(2, 3, 3), nn.Linear(2, 2)
+            self.a, self.b = nn.Conv1d(2, 3, 3), nn.Linear(1, 2)
 
         def forward(self, x):
-            return self.b(torch.mean(self.a(x), (-2, -1), keepdim=True).flatten(1).expand(-1, 2))
+            return self.b(torch.mean(self.a(x), (-2, -1), keepdim=True).flatten(1))
 
-    with pytest.raises(ValueError, match=r"mean on 3 dimensions has no form here|expand"):
+    with pytest.raises(ValueError, match="mean on 3 dimensions has no form here; expected 4"):
         lowered(Mean(), torch.randn(8, 2, 6))
     model = prepared(
         nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 2)), torch.randn(8, 1, 8, 8), SAWB(2), PACT(2)
@@ -298,38 +317,6 @@ def test_openvino_on_other_networks(network):
     found = forced(program, x, lambda graph: ENGINES["openvino"](graph, 1))
     # Untrained, with biases of many times their sums: fp32 then rounds at other places than ties, in a few codes.
     assert sum(f.unequal for f in found.values()) <= 5
-
-
-class Joined(nn.Module):
-    """Concatenation, clamps, groups, max pooling; a negative, a vanishing and a tiny gamma."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)
-        self.norm, self.pool = nn.BatchNorm2d(4), nn.MaxPool2d(3, 2, 1)
-        self.c, self.d = nn.Conv2d(8, 8, 3, groups=2), nn.Linear(32, 5)
-        self.norm.weight.data = torch.tensor([-0.7, 0.0, 1e-12, 0.9])
-        self.norm.bias.data = torch.tensor([0.4, 0.6, 0.5, -0.1])
-
-    def forward(self, x):
-        y = torch.cat([torch.relu(self.norm(self.a(x))), self.b(x).clamp(0, 1)], 1)
-        y = self.c(self.pool(y))
-        return self.d(torch.flatten(y, 1))
-
-
-@pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "qonnx"])
-def test_gammas_concatenation_and_groups_in_every_engine(engine):
-    pytest.importorskip(engine)
-    x = torch.randn(32, 3, 8, 8)
-    model = prepared(Joined(), x, SAWB(3), PACT(3))
-    program = lower(model, x[:1])
-    twin = Twin(program)(x)
-    torch.testing.assert_close(twin, model(x), rtol=1e-3, atol=1e-3)
-    graph = quant_graph(program) if engine == "qonnx" else integer_graph(program)
-    (got,) = ENGINES[engine](graph.SerializeToString())({"input": x.numpy()})
-    np.testing.assert_allclose(got, twin.numpy(), rtol=1e-3, atol=1e-3)
-    if engine != "qonnx":
-        assert all(f.unequal == f.ties for f in forced(program, x, ENGINES[engine]).values())
 
 
 def test_openvino_runs_convolutions_and_additions_in_int8(x):
@@ -540,14 +527,18 @@ def test_where_16_bits_are_too_few(x):
     assert not any(saturates(op) for op in lower(model, x[:1]).ops if isinstance(op, Weighted))
 
 
-def test_instruction_sets_are_those_of_the_processor(monkeypatch):
-    assert set(instruction_sets()) <= set(INSTRUCTIONS)
+def test_instruction_sets_are_those_of_the_processor(monkeypatch, tmp_path):
+    (tmp_path / "cpuinfo").write_text("model name : one with avx2\nflags\t\t: fpu sse2 avx512_vnni avx2 amx_int8x\n")
+    monkeypatch.setattr("spequant.export.engines.CPUINFO", str(tmp_path / "cpuinfo"))
+    assert instruction_sets() == ["avx2", "avx512_vnni"]
     monkeypatch.setattr("spequant.export.engines.CPUINFO", "/nowhere")
     assert instruction_sets() == []
 
 
-def test_stored_codes_are_those_of_the_graph(x):
-    model = prepared(resnet8(in_channels=1), x, SAWB(2), PACT(2))
+def test_stored_codes_lose_nothing(x):
+    model = prepared(resnet8(in_channels=1), x, SAWB(8), PACT(8))
     program = lower(model, x[:1])
-    codes = Twin(program).everything(x)
-    assert all(stored(codes[op], op.grid).dtype == np.uint8 for op in integer_ops(program))
+    values = Twin(program).everything(x)
+    for op in integer_ops(program):
+        back = stored(values[op], op.grid).astype(int) - (128 if op.grid.signed else 0)
+        assert np.array_equal(back, values[op].numpy())

@@ -18,11 +18,11 @@ from spequant.calibrate import calibrate
 from spequant.export import Program, at_width, integer_graph, lower, write_onnx
 from spequant.export.engines import ENGINES, Run, instruction_sets, versions
 from spequant.export.extra import needs
-from spequant.precision import LowBit, precision
 from spequant.prepare import prepare, unprepare
 from spequant.quantizers import PACT, SAWB
+from spequant.recipes.evaluation import at_bits
 from spequant.recipes.schema import Network
-from spequant.recipes.sources import Source, network_of, open_source
+from spequant.recipes.sources import network_of, open_source
 
 NETWORKS = get_args(get_type_hints(Network)["name"])
 EngineName = Literal["onnxruntime", "openvino"]
@@ -115,17 +115,11 @@ def _subjects(settings: Infer) -> tuple[tuple[nn.Module, Tensor], dict[str, Prog
         raise ValueError(
             f"{source.path} is a file of --to {source.kind}; expected a run, a packed file or integer ONNX"
         )
-    return (unprepare(source.model).eval(), x), _programs(source, source.model, x, settings.bits)
-
-
-def _programs(source: Source, model: nn.Module, x: Tensor, widths: tuple[int, ...]) -> dict[str, Program]:
-    quant, found = source.recipe.quant, {}
-    if not widths:
-        return {f"W{quant.weight_bits}A{quant.act_bits}": lower(model, x[:1])}
-    for bits in widths:
-        with precision(model, LowBit(bits, quant.act_bits)):
-            found[f"W{quant.weight_bits}A{bits}"] = lower(model, x[:1])
-    return found
+    quant, programs = source.recipe.quant, {}
+    for bits in settings.bits or (None,):
+        with at_bits(source, bits):
+            programs[f"W{quant.weight_bits}A{bits or quant.act_bits}"] = lower(source.model, x[:1])
+    return (unprepare(source.model).eval(), x), programs
 
 
 def _random(settings: Infer) -> tuple[tuple[nn.Module, Tensor], dict[str, Program]]:

@@ -45,7 +45,10 @@ class LayerCost:
 
 
 def model_costs(model: nn.Module, example: Tensor) -> list[LayerCost]:
-    """Of every convolution and linear layer of a prepared and calibrated, or a float, `model`; example: an input."""
+    """Of every convolution and linear layer of a prepared and calibrated, or a float, `model`.
+
+    example: an input, batch first, of which one sample is run. ValueError: nothing to count.
+    """
     found: dict[str, LayerCost] = {}
     inside = {id(m.layer) for m in model.modules() if isinstance(m, QuantizedLayer)}
     layers = {
@@ -78,9 +81,9 @@ def _cost(name: str, module: nn.Module, x: Tensor, output: Tensor) -> LayerCost:
     quantized = isinstance(module, QuantizedLayer)
     layer: Any = module.layer if quantized else module
     weight = layer.weight
-    # Each weight meets every output position once; of a transposed convolution, every input position.
-    positions = x.numel() // layer.in_channels if isinstance(layer, nn.ConvTranspose2d) else 0
-    positions = positions or output.numel() // (layer.out_features if isinstance(layer, nn.Linear) else len(weight))
+    # Each weight meets every output position once; of a transposed convolution, whose rows are inputs, every input one.
+    met = x if isinstance(layer, nn.ConvTranspose2d) else output
+    positions = met.numel() // len(weight)
     weight_quantizer, act_quantizer = (module.weight_quantizer, module.act_quantizer) if quantized else (None, None)
     bits, act_bits = _bits(weight_quantizer), _bits(act_quantizer)
     bias = 0 if layer.bias is None else 4 * layer.bias.numel()

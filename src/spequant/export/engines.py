@@ -6,6 +6,7 @@ Each engine is imported when used; none computes anything here.
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,6 @@ ENGINES: dict[str, Callable[..., Run]] = {"onnxruntime": onnxruntime, "openvino"
 
 def versions() -> dict[str, str]:
     """{engine: version} of those that are installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
     found = {}
     for name in ENGINES:
         try:

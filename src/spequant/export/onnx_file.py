@@ -89,6 +89,11 @@ def read_onnx(path: str | Path) -> tuple[Any, dict[str, Any]]:
 def read_program(path: str | Path) -> tuple[Program, Preprocessing | None, dict[str, Any]]:
     """(program, preprocessing, about) of an integer graph; errors as `read_onnx`."""
     model, head = read_onnx(path)
+    return *program_in(Path(path), model, head), head["about"]
+
+
+def program_in(path: Path, model: Any, head: Mapping[str, Any]) -> tuple[Program, Preprocessing | None]:
+    """(program, preprocessing) in what `read_onnx` gave. ValueError: no integer graph, or at odds with itself."""
     if head["kind"] != "integer":
         raise ValueError(f"{path} is a {head['kind']} graph; expected an integer one, of `--to onnx`")
     to_array = needs("onnx").numpy_helper.to_array
@@ -99,7 +104,7 @@ def read_program(path: str | Path) -> tuple[Program, Preprocessing | None, dict[
         for row in rows:
             ops.append(_op(row, ops, constants))
         mean_std = head["preprocessing"]
-        return Program(ops, ops[last["output"]]), None if mean_std is None else tuple(mean_std), head["about"]
+        return Program(ops, ops[last["output"]]), None if mean_std is None else tuple(mean_std)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ValueError(f"{path} contradicts itself: {error!r}") from error
 

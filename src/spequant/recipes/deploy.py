@@ -1,7 +1,6 @@
 """A run or a packed file exported, and the export verified before it takes its place."""
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -29,11 +28,10 @@ from spequant.export.onnx_export import as_batches
 from spequant.export.onnx_file import Preprocessing
 from spequant.export.program import Program, Weighted
 from spequant.files import placed
-from spequant.precision import LowBit, precision
 from spequant.prepare import unprepare
 from spequant.recipes.assembly import channels_last
-from spequant.recipes.evaluation import BATCH, first_images
-from spequant.recipes.sources import about, open_source
+from spequant.recipes.evaluation import BATCH, at_bits, first_images
+from spequant.recipes.sources import about_run, open_source
 
 Target = Literal["packed", "onnx", "qonnx", "openvino"]
 SUFFIX = {"packed": ".packed", "onnx": ".onnx", "qonnx": ".qonnx.onnx", "openvino": ".xml"}
@@ -90,10 +88,9 @@ def export_source(
     _check_place(out, to)
     test = first_images(source.test_set(root), images)
     inside = (test.mean, test.std) if preprocessing else None
-    facts = {**about(source.recipe, test), "act_bits": act_bits, "preprocessing": inside}
+    facts = {**about_run(source.recipe, test), "act_bits": act_bits, "preprocessing": inside}
     work = _Export(source.model, unprepare(source.model), test, out, facts, inside, show)
-    width = None if act_bits is None else LowBit(act_bits, source.recipe.quant.act_bits)
-    with nullcontext() if width is None else precision(source.model, width):
+    with at_bits(source, act_bits):
         if act_bits is not None or round_biases:
             quantize_biases(source.model, test.normalise(test.images[:1]))
         return {"packed": work.packed, "onnx": work.onnx, "openvino": work.openvino, "qonnx": work.qonnx}[to]()

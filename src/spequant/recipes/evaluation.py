@@ -2,8 +2,8 @@
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from spequant.export import Program, Twin, at_width, integer_graph, lower, quant
 from spequant.export.engines import ENGINES, Run
 from spequant.precision import LowBit, precision
 from spequant.recipes.sources import Source, open_source
+from spequant.train import Evaluation
 
 BATCH = 500
 OWN = {"run": "torch", "packed": "torch", "onnx": "onnxruntime", "qonnx": "qonnx", "openvino": "openvino"}
@@ -23,15 +24,6 @@ OWN = {"run": "torch", "packed": "torch", "onnx": "onnxruntime", "qonnx": "qonnx
 
 Logits = Callable[[Tensor], Tensor]
 """uint8 images -> logits"""
-
-
-@dataclass(frozen=True)
-class Answers:
-    """accuracy: percent; loss: mean cross-entropy; samples: how many."""
-
-    accuracy: float
-    loss: float
-    samples: int
 
 
 def evaluate_source(
@@ -65,16 +57,14 @@ def evaluate_source(
 
 def _row(source: Source, test: ImageSet, engine: str, bits: int | None, threads: int | None) -> dict[str, Any]:
     begun = time.perf_counter()
-    answers = measure(logits_of(source, test, engine, bits, threads), test)
+    found = measure_logits(logits_of(source, test, engine, bits, threads), test)
     return {
         "source": str(source.path),
         "recipe": source.recipe.name,
         "seed": source.recipe.train.seed,
         "engine": engine,
         "act_bits": source.act_bits if bits is None else bits,
-        "accuracy": answers.accuracy,
-        "loss": answers.loss,
-        "samples": answers.samples,
+        **asdict(found),
         "seconds": round(time.perf_counter() - begun, 2),
     }
 
@@ -88,7 +78,7 @@ def first_images(test: ImageSet, images: int | None) -> ImageSet:
     return test.part(slice(0, images))
 
 
-def measure(logits: Logits, test: ImageSet) -> Answers:
+def measure_logits(logits: Logits, test: ImageSet) -> Evaluation:
     """Over the whole of `test`."""
     right, loss = 0, 0.0
     for start in range(0, len(test), BATCH):
@@ -97,7 +87,7 @@ def measure(logits: Logits, test: ImageSet) -> Answers:
         out = logits(test.images[part])
         right += int((out.argmax(1) == labels).sum())
         loss += float(F.cross_entropy(out.double(), labels, reduction="sum"))
-    return Answers(100 * right / len(test), loss / len(test), len(test))
+    return Evaluation(100 * right / len(test), loss / len(test), len(test))
 
 
 def logits_of(source: Source, test: ImageSet, engine: str, bits: int | None, threads: int | None = None) -> Logits:
@@ -126,23 +116,22 @@ def program_of(source: Source, test: ImageSet, bits: int | None) -> Program:
     if source.program is not None:
         return source.program if bits is None else at_width(source.program, bits, source.recipe.quant.act_bits)
     assert source.model is not None
-    with _width(source, bits):
+    with at_bits(source, bits):
         return lower(source.model, test.normalise(test.images[:1]))
 
 
-def _width(source: Source, bits: int | None) -> Any:
-    return (
-        nullcontext()
-        if bits is None or source.model is None
-        else precision(source.model, LowBit(bits, source.recipe.quant.act_bits))
-    )
+def at_bits(source: Source, bits: int | None) -> AbstractContextManager[None]:
+    """Inside, the network of a run or a packed file has the activations of its recipe's act_bits at `bits`."""
+    if bits is None or source.model is None:
+        return nullcontext()
+    return precision(source.model, LowBit(bits, source.recipe.quant.act_bits))
 
 
 def _in_torch(source: Source, test: ImageSet, bits: int | None) -> Logits:
     model = Twin(program_of(source, test, bits)) if source.model is None else source.model
 
     def logits(images: Tensor) -> Tensor:
-        with torch.no_grad(), _width(source, bits):
+        with torch.no_grad(), at_bits(source, bits):
             return model(test.normalise(images))
 
     return logits

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -17,12 +17,12 @@ from spequant.export import (
     packed_about,
     read_onnx,
     read_openvino,
-    read_program,
 )
+from spequant.export.onnx_file import program_in
 from spequant.recipes.assembly import channels_last
 from spequant.recipes.build import build_data, build_network, build_quantized, device_of
 from spequant.recipes.folder import RECIPE, STATE
-from spequant.recipes.schema import Data, Recipe, from_json, to_json
+from spequant.recipes.schema import Recipe, from_json, to_json
 
 Kind = Literal["run", "packed", "onnx", "qonnx", "openvino"]
 
@@ -33,7 +33,7 @@ class Source:
 
     shape: of an input, without the batch. act_bits: in use, of activations that are no ends or addends. model:
     prepared, in eval mode, of a run or a packed file. program: of an integer graph. preprocessing: (mean, std) where a
-    graph takes uint8 images.
+    graph takes uint8 images. loaded: the test set, which a run was opened with.
     """
 
     path: Path
@@ -44,11 +44,15 @@ class Source:
     model: nn.Module | None = None
     program: Program | None = None
     preprocessing: Any = None
+    loaded: ImageSet | None = None
 
     def test_set(self, root: Path | None = None) -> ImageSet:
-        """Its recipe's test set, on the CPU; root: in place of SPEQUANT_DATA."""
-        data = self.recipe.data if root is None else replace(self.recipe.data, root=root)
-        return build_data(data, torch.device("cpu"))[2]
+        """Its recipe's test set, on the CPU; root: in place of the recipe's."""
+        return self.loaded if self.loaded is not None else _test_set(self.recipe, root, torch.device("cpu"))
+
+
+def _test_set(recipe: Recipe, root: Path | None, device: torch.device) -> ImageSet:
+    return build_data(recipe.data if root is None else replace(recipe.data, root=root), device)[2]
 
 
 def open_source(path: Path, root: Path | None = None) -> Source:
@@ -58,21 +62,21 @@ def open_source(path: Path, root: Path | None = None) -> Source:
     """
     if path.is_dir():
         recipe, model, test = load_run(path, root)
-        return Source(path, "run", recipe, tuple(test.images.shape[1:]), recipe.quant.act_bits, model.cpu().eval())
+        shape, test = tuple(test.images.shape[1:]), test.to("cpu")
+        return Source(path, "run", recipe, shape, recipe.quant.act_bits, model.cpu().eval(), loaded=test)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; expected a run's folder or a file of `spequant export`")
     if path.suffix == ".xml":
-        about = read_openvino(path)
-        return _source(path, "openvino", about, preprocessing=about.get("preprocessing"))
+        told = read_openvino(path)
+        return _source(path, "openvino", told, preprocessing=told.get("preprocessing"))
     if path.suffix == ".onnx":
-        head = read_onnx(path)[1]
+        model, head = read_onnx(path)
         if head["kind"] == "qonnx":
             return _source(path, "qonnx", head["about"])
-        program, preprocessing, about = read_program(path)
-        return _source(path, "onnx", about, program=program, preprocessing=preprocessing)
-    about = packed_about(path)
-    source = _source(path, "packed", about)
-    classes = about["classes"]
+        program, preprocessing = program_in(path, model, head)
+        return _source(path, "onnx", head["about"], program=program, preprocessing=preprocessing)
+    told = packed_about(path)
+    source, classes = _source(path, "packed", told), told["classes"]
     with torch.device("meta"):  # nothing is allocated before the file is known to fit
         check_packed(path, network_of(source.recipe, classes, source.shape[0]))
     model = load_packed(path, network_of(source.recipe, classes, source.shape[0]))
@@ -84,17 +88,17 @@ def network_of(recipe: Recipe, classes: int, in_channels: int) -> nn.Module:
     return getattr(models, recipe.network.name)(classes=classes, in_channels=in_channels)
 
 
-def about(recipe: Recipe, test: ImageSet) -> dict[str, Any]:
+def about_run(recipe: Recipe, test: ImageSet) -> dict[str, Any]:
     """What an exported file says of where it is from; no paths of this machine."""
     data, network = replace(recipe.data, root=None), replace(recipe.network, weights=None)
     told = replace(recipe, data=data, network=network, method=replace(recipe.method, teacher=None))
     return {"recipe": json.loads(to_json(told)), "classes": test.classes, "shape": list(test.images.shape[1:])}
 
 
-def _source(path: Path, kind: Kind, about: dict[str, Any], **parts: Any) -> Source:
+def _source(path: Path, kind: Kind, told: dict[str, Any], **parts: Any) -> Source:
     try:
-        recipe = from_json(json.dumps(about["recipe"]))
-        shape, classes = about["shape"], about["classes"]
+        recipe = from_json(json.dumps(told["recipe"]))
+        shape, classes = told["shape"], told["classes"]
         if len(shape) != 3 or not all(type(n) is int and 0 < n < 2**16 for n in (*shape, classes)):
             raise ValueError(f"it has {classes!r} classes and inputs of shape {shape!r}")
     except (KeyError, TypeError, ValueError) as error:
@@ -102,7 +106,7 @@ def _source(path: Path, kind: Kind, about: dict[str, Any], **parts: Any) -> Sour
             f"{path} does not say what network it holds ({error!r}); files made in Python are read with "
             "spequant.load_packed, or run in their engine"
         ) from error
-    return Source(path, kind, recipe, tuple(shape), about.get("act_bits") or recipe.quant.act_bits, **parts)
+    return Source(path, kind, recipe, tuple(shape), told.get("act_bits") or recipe.quant.act_bits, **parts)
 
 
 def load_run(folder: Path, root: Path | None = None) -> tuple[Recipe, nn.Module, ImageSet]:
@@ -118,8 +122,7 @@ def load_run(folder: Path, root: Path | None = None) -> tuple[Recipe, nn.Module,
     except ValueError as error:
         raise ValueError(f"{folder / RECIPE}: {error}") from error
     device = device_of(recipe)
-    data = cast(Data, recipe.data if root is None else replace(recipe.data, root=root))
-    _, _, test = build_data(data, device)
+    test = _test_set(recipe, root, device)
     network = build_network(replace(recipe.network, weights=None), test)
     model = build_quantized(network, recipe.quant)
     models.load_weights(model, folder / STATE)
