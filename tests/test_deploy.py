@@ -159,7 +159,7 @@ def test_bench_infer(packed, integer, tmp_path, capsys):
     main(["bench", "infer", str(packed), "--rounds", "1", "--engines", "onnxruntime", "--json", str(path)])
     assert [r["name"] for r in json.loads(path.read_text())] == ["fp32", "W2A2"]
     main(["bench", "--help"])
-    assert "usage: spequant bench infer" in capsys.readouterr().out
+    assert "usage: spequant bench train|infer" in capsys.readouterr().out
 
 
 def test_a_damaged_or_hostile_file_says_so(packed, integer, tmp_path):
@@ -197,7 +197,7 @@ def test_a_damaged_or_hostile_file_says_so(packed, integer, tmp_path):
         (["export", "{packed}", "--to", "packed", "--act-bits", "4"], "a packed file runs at every width"),
         (["export", "{integer}", "--to", "openvino"], "is a file of --to onnx; expected a run's folder"),
         (["export", "{packed}", "--to", "openvino", "--out", "{packed}.bin"], "expected one that ends in .xml"),
-        (["bench"], "bench measures ''; expected infer"),
+        (["bench"], "bench measures ''; expected train or infer"),
         (["bench", "infer", "--network", "resnet19"], "network is 'resnet19'; expected one of resnet8, resnet20"),
         (["bench", "infer", "--network", "load_weights"], "network is 'load_weights'; expected one of"),
         (["bench", "infer", "--network", "vgg16_bn", "--image", "8"], "image is 8: vgg16_bn does not run on it"),

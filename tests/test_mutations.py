@@ -13,12 +13,17 @@ MUTATIONS = {
     "nothing": ("functional.py", "", "", 0),
     "straight-through estimator": (
         "functional.py",
-        "grad.masked_fill(outside, 0.0) if ctx.saturate else grad",
-        "grad * 0",
+        "torch.where((x < bottom) | (x > high), 0.0, grad32)",
+        "(grad32 * 0)",
         1,
     ),
-    "batch norm of the teacher's pass": ("batch_norm.py", 'if mode == "leave":', 'if mode == "never":', 1),
-    "no_grad": ("methods/speq.py", "    @torch.no_grad()\n", "", 1),
+    "batch norm of the teacher's pass": ("batch_norm.py", 'if mode == "leave"', 'if mode == "never"', 1),
+    "no gradient to the teacher": (
+        "methods/speq.py",
+        "self.task.logits(model, batch).detach()",
+        "self.task.logits(model, batch)",
+        1,
+    ),
 }
 
 

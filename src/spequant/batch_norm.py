@@ -21,30 +21,29 @@ MODES: tuple[Mode, ...] = ("leave", "update", "eval")
 
 @contextmanager
 def batch_norm_mode(model: nn.Module, mode: Mode) -> Iterator[None]:
-    """What batch norm does inside: "leave": batch statistics, running ones untouched; "update": as in any training
-    forward; "eval": running statistics. A model in eval mode is not touched.
+    """What batch norm does inside: "leave": batch statistics, and running ones as before afterwards; "update": as in
+    any training forward; "eval": running statistics. A model in eval mode is not touched.
 
-    Switches `track_running_stats`: momentum 0 in its place would still count batches and let one Inf turn the running
-    statistics to NaN.
+    "leave" puts copies back, so that a compiled model runs the very graph of the student's pass: with
+    `track_running_stats` switched it would need one of its own; with momentum 0 it would still count batches, and one
+    Inf would turn the running statistics to NaN.
     """
     if mode not in MODES:
         raise ValueError(f"batch_norm is {mode!r}; expected one of {', '.join(map(repr, MODES))}")
     norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
-    buffers = [dict(m._buffers) for m in norms]
+    running = [b for m in norms for b in m.buffers(recurse=False)] if mode == "leave" else []
+    kept = [b.detach().clone() for b in running]
     try:
-        for m in norms:
-            if mode == "leave" and isinstance(m, _BatchNorm):
-                m.track_running_stats = False
-            elif mode == "leave":  # instance norm writes them whatever it is told, as long as it has them
-                m._buffers.update(running_mean=None, running_var=None)
-            elif mode == "eval":
+        if mode == "eval":
+            for m in norms:
                 m.training = False
         yield
     finally:
-        for m, own in zip(norms, buffers, strict=True):
-            m.track_running_stats, m.training = True, True
-            if not isinstance(m, _BatchNorm):
-                m._buffers.update(own)
+        for m in norms:
+            m.training = True
+        if running:
+            with torch.no_grad():
+                torch._foreach_copy_(running, kept)  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -30,6 +30,7 @@ USAGE = """usage: spequant COMMAND [ARGUMENTS]
   evaluate RUN|FILE             accuracy on the test set; --engine onnxruntime ..., --act-bits 2 3 4
   export RUN --to FORMAT        a packed, onnx, openvino or qonnx file, verified against the run
   inspect RUN|FILE              bits, ranges, bytes and operations layer by layer, against fp32
+  bench train                   time of a training step against float, eager and compiled, and other toolkits'
   bench infer [RUN|FILE]        time in onnxruntime and OpenVINO against fp32
   demo                          float, Retrain and SPEQ on handwritten digits, a table
   ladder [--help]               what each step down in bits costs, W8A8 to W2A2
@@ -127,14 +128,19 @@ def inspect(args: list[str]) -> None:
 
 
 def bench(args: list[str]) -> None:
-    from spequant.deployment import Infer, print_bench_infer
-
     if args[:1] in (["-h"], ["--help"]):
-        print("usage: spequant bench infer [RUN|FILE] [--help]")
+        print("usage: spequant bench train|infer [--help]")
         return
-    if not args or args[0] != "infer":
-        raise ValueError(f"bench measures {args[0] if args else ''!r}; expected infer")
-    print_bench_infer(tyro.cli(Infer, args=args[1:], prog="spequant bench infer"))
+    if args[:1] == ["train"]:
+        from spequant.bench.report import BenchTrain, print_bench_train
+
+        print_bench_train(tyro.cli(BenchTrain, args=args[1:], prog="spequant bench train"))
+    elif args[:1] == ["infer"]:
+        from spequant.bench.report import Infer, print_bench_infer
+
+        print_bench_infer(tyro.cli(Infer, args=args[1:], prog="spequant bench infer"))
+    else:
+        raise ValueError(f"bench measures {args[0] if args else ''!r}; expected train or infer")
 
 
 def demo(args: list[str]) -> None:

@@ -1,23 +1,21 @@
-"""What the commands export, evaluate, inspect and bench infer take and print; no arithmetic."""
+"""What the commands export, evaluate and inspect take and print; no arithmetic."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import tyro
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional
 
-from spequant.bench.infer import Infer, bench_infer
 from spequant.export import Parity, model_costs, program_costs, totals
-from spequant.files import write_whole
+from spequant.files import write_json
 from spequant.recipes import evaluate_source, export_source, open_source
 from spequant.recipes.deploy import Target
 from spequant.terminal import print_table
 
-__all__ = ["Evaluate", "Export", "Infer", "Inspect", "print_bench_infer", "print_evaluation", "print_export"]
+__all__ = ["Evaluate", "Export", "Inspect", "print_evaluation", "print_export"]
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ def print_evaluation(settings: Evaluate) -> None:
             f"{row['recipe']}  {row['engine']}  {width}  accuracy {row['accuracy']:.2f} %  loss {row['loss']:.4f}  "
             f"images {row['samples']}"
         )
-    _write(settings.json, rows)
+    write_json(settings.json, rows)
 
 
 @dataclass(frozen=True)
@@ -159,27 +157,8 @@ def print_inspection(settings: Inspect) -> None:
         f"{total['times_fewer_bit_operations_than_fp32']:.1f} times the bit operations "
         "(MACs x weight bits x input bits)"
     )
-    _write(settings.json, {"source": str(settings.source), "layers": [c.row() for c in costs], "total": total})
+    write_json(settings.json, {"source": str(settings.source), "layers": [c.row() for c in costs], "total": total})
 
 
 def _range(ends: tuple[float, float] | None) -> str:
     return "float" if ends is None else f"{ends[0]:.3g} .. {ends[1]:.3g}"
-
-
-def print_bench_infer(settings: Infer) -> None:
-    rows = bench_infer(settings)
-    table = Table("network", "engine", "ms", "times as fast as fp32", "file, bytes")
-    for row in rows:
-        engine = f"{row['engine']} {row['version']}"
-        table.add_row(
-            row["name"], engine, f"{row['ms']:.2f}", f"{row['times_faster_than_fp32']:.2f}", f"{row['file_bytes']:,}"
-        )
-    print_table(table)
-    sets = ", ".join(rows[0]["instruction_sets"]) or "not known"
-    print(f"batch {settings.batch}, {settings.threads} thread(s), instruction sets: {sets}")
-    _write(settings.json, rows)
-
-
-def _write(path: Path | None, content: Any) -> None:
-    if path is not None:
-        write_whole(path, json.dumps(content, indent=2))

@@ -1,10 +1,12 @@
 """Files that are there whole or not at all: written beside their place, forced to the disk, moved there."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 TEMPORARY = ".tmp-"
 
@@ -22,6 +24,12 @@ def write_whole(path: Path, text: str) -> None:
     """`path` holds `text`, or what it held before."""
     with placed(path) as temporary:
         temporary.write_text(text)
+
+
+def write_json(path: Path | None, content: Any) -> None:
+    """`path` holds `content` as JSON, or what it held before; None: nothing."""
+    if path is not None:
+        write_whole(path, json.dumps(content, indent=2))
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from spequant.layers import act_quantizers, weight_quantizers
+from spequant.quantizers import Quantizer
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,12 @@ class Method(Protocol):
 
 
 def penalties(model: nn.Module) -> Tensor | float:
-    """Sum of the quantizers' own loss terms (PACT's L2 term on its clip)."""
-    terms = [q.penalty() for q in (*act_quantizers(model).values(), *weight_quantizers(model).values())]
-    terms = [t for t in terms if t is not None]
+    """Sum of the quantizers' own loss terms (PACT's L2 term on its clip): some operations in all, not some a layer."""
+    ranges: dict[float, list[Tensor]] = {}
+    for module in model.modules():
+        if isinstance(module, Quantizer) and (decayed := module.decayed()) is not None:
+            ranges.setdefault(decayed[1], []).append(decayed[0].flatten())
+    terms = [0.5 * factor * torch.cat(group).square().sum() for factor, group in ranges.items()]
     return torch.stack(terms).sum() if terms else 0.0
 
 

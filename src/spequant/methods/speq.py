@@ -17,7 +17,6 @@ untouched), dropout (as the student's mode).
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from spequant.batch_norm import MODES, Mode, batch_norm_mode
@@ -63,11 +62,11 @@ class SPEQ:
         self.batch_norm: Mode = batch_norm
         self.passes, self.task, self.seed, self.step = passes, task or Classification(), seed, 0
 
-    @torch.no_grad()
     def teach(self, model: nn.Module, batch: Any) -> Tensor:
-        """The teacher's logits (batch, classes), without gradient; the precision is drawn from (seed, step, rank).
+        """The teacher's logits (batch, classes), detached; the precision is drawn from (seed, step, rank).
 
-        A model in DistributedDataParallel is run inside it: nothing is synchronised, buffers neither.
+        A model in DistributedDataParallel is run inside it: nothing is synchronised, buffers neither. Not run under
+        `no_grad`, so that a compiled model has one graph for both passes; what it saved is freed at the end of each.
         """
         model = unwrapped(model)
         logits = []
@@ -75,7 +74,7 @@ class SPEQ:
             for i in range(self.passes):
                 draw = self.step * self.passes + i
                 with precision(model, self.policy, seed=self.seed, step=draw, rank=rank()):
-                    logits.append(self.task.logits(model, batch))
+                    logits.append(self.task.logits(model, batch).detach())
         self.step += 1
         return ensemble(logits, self.temperature)
 

@@ -95,8 +95,8 @@ class Quantizer(nn.Module):
             )
         return 2**bits - bool(self.signed)
 
-    def penalty(self) -> Tensor | None:
-        """A term to add to the loss (fp32, 0-dim), or None."""
+    def decayed(self) -> tuple[Tensor, float] | None:
+        """(trained range r, factor d) of an L2 penalty on it, d / 2 sum(r^2), that methods add to the loss; or None."""
         return None
 
     def config(self) -> dict[str, Any]:
@@ -180,7 +180,9 @@ class Quantizer(nn.Module):
     def quantized(self, x: Tensor) -> Tensor:
         """`x` on the grid in use."""
         low, high = self.bounds(x)
-        return fake_quantize(x, low, high, self.levels, saturate=self.saturate, inner=self.inner)
+        return fake_quantize(
+            x, low if self.signed else None, high, self.levels, saturate=self.saturate, inner=self.inner
+        )
 
     def nearest(self, x: Tensor) -> Tensor:
         """Codes, fp32 whole numbers, of the levels nearest to `x`."""

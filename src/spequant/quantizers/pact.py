@@ -39,8 +39,8 @@ class PACT(Quantizer):
         with torch.no_grad():
             self.clip.copy_(clip)
 
-    def penalty(self) -> Tensor | None:
-        return 0.5 * self.decay * self.clip.square().sum() if self.decay else None
+    def decayed(self) -> tuple[Tensor, float] | None:
+        return (self.clip, self.decay) if self.decay else None
 
     def config(self) -> dict[str, object]:
         return {**super().config(), "decay": self.decay}

@@ -19,6 +19,7 @@ from spequant.train import (
     Snapshot,
     TrainingState,
     evaluate,
+    keep_freed_memory,
     make_accelerator,
     make_deterministic,
     make_optimizer,
@@ -76,6 +77,7 @@ def start_processes(recipe: Recipe, folder: Path) -> "Accelerator":
         torch.set_num_threads(settings.threads)
     if settings.deterministic:
         make_deterministic()
+    keep_freed_memory()
     return make_accelerator(
         settings.precision,
         device=settings.device,
@@ -106,7 +108,7 @@ def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | No
         model = build_quantized(network, recipe.quant)
         model.load_state_dict(snapshot.part("model"))  # before the optimizer: layers come to share quantizers by it
         model = channels_last(model, device)
-    method = build_method(recipe.method, network, settings.seed)
+    method = build_method(recipe.method, network, settings.seed, compile=settings.compile)
     if world() > 1 and settings.sync_batch_norm:
         synchronise_batch_norm(model)
     optimizer = make_optimizer(

@@ -109,7 +109,7 @@ def calibrated(model: nn.Module, choice: Quantization, batches: list) -> nn.Modu
     return quantized
 
 
-def build_method(choice: MethodChoice, network: nn.Module, seed: int) -> Method:
+def build_method(choice: MethodChoice, network: nn.Module, seed: int, *, compile: bool = False) -> Method:
     """`network`: the float one, teacher of "distill" unless the recipe names its weights."""
     loss = losses.by_name[choice.loss]
     speq = SPEQ(
@@ -129,7 +129,7 @@ def build_method(choice: MethodChoice, network: nn.Module, seed: int) -> Method:
         return speq
     if choice.teacher is not None:
         models.load_weights(network, weight_file(choice.teacher))
-    distill = Distill(network, loss=loss, temperature=choice.temperature, weight=choice.weight)
+    distill = Distill(network, loss=loss, temperature=choice.temperature, weight=choice.weight, compile=compile)
     return distill if choice.name == "distill" else SPEQDistill(speq, distill)
 
 

@@ -1,7 +1,7 @@
 """Training and evaluation: one loop, its state and checkpoints, optimisers, what it logs."""
 
 from spequant.train.diagnostics import Diagnostics
-from spequant.train.launch import make_accelerator, make_deterministic, wrap
+from spequant.train.launch import keep_freed_memory, make_accelerator, make_deterministic, wrap
 from spequant.train.loop import Evaluation, Interrupted, evaluate, fit, train_step
 from spequant.train.optimizers import make_optimizer, make_schedule, parameter_groups
 from spequant.train.state import Progress, Snapshot, TrainingState
@@ -15,6 +15,7 @@ __all__ = [
     "TrainingState",
     "evaluate",
     "fit",
+    "keep_freed_memory",
     "make_accelerator",
     "make_deterministic",
     "make_optimizer",

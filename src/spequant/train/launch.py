@@ -46,12 +46,14 @@ def make_accelerator(
     return made
 
 
-def wrap(model: nn.Module, *, compile: bool = False) -> nn.Module:
+def wrap(model: nn.Module, *, compile: bool = False, cuda_graphs: bool = False) -> nn.Module:
     """`model` as a training step calls it: compiled, and with several processes in DistributedDataParallel.
 
+    cuda_graphs: of a compiled model on a GPU: its kernels are replayed, not launched one by one.
     Not accelerate's `prepare`: that puts autocast into the model's forward, and evaluation is to stay in fp32.
     """
-    wrapped: nn.Module = torch.compile(model) if compile else model  # type: ignore[assignment]
+    mode = "reduce-overhead" if cuda_graphs else None
+    wrapped: nn.Module = torch.compile(model, mode=mode) if compile else model  # type: ignore[assignment]
     return wrapped if world() == 1 else DistributedDataParallel(wrapped)
 
 
@@ -66,3 +68,19 @@ def make_deterministic() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True)
+
+
+def keep_freed_memory() -> None:
+    """On Linux: let the C library keep what a step frees for the next one, rather than give it back to the kernel,
+    which clears every page anew. A float ResNet-20 step takes a fifth less. Elsewhere: nothing.
+
+    Memory then stays at its peak until the process ends.
+    """
+    import ctypes
+
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(-4, 0)  # M_MMAP_MAX: no block of its own for a large tensor
+    mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: how much free memory may lie at the heap's end

@@ -1,0 +1,38 @@
+"""How much memory a step takes at its peak, beyond what was there before it."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+
+def peak_bytes(step: Callable[[], Any], device: torch.device) -> int:
+    """Bytes that tensors hold at the peak of one `step()`, those from before aside: counted by torch's allocator on a
+    GPU, from the allocations that its profiler records on a CPU (a process's own peak would hold the compiler's)."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+    return peak_of((e["ts"], e["args"]["Bytes"]) for e in events if e.get("name") == "[memory]")
+
+
+def peak_of(allocations: Any) -> int:
+    """The largest running sum of (time, bytes taken or, negative, given back)."""
+    total = peak = 0
+    for _, size in sorted(allocations, key=lambda pair: pair[0]):
+        total += size
+        peak = max(peak, total)
+    return peak

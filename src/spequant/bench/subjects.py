@@ -1,0 +1,79 @@
+"""What `bench train` trains: a network, a batch of random numbers in the shape of its data, and how both meet."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, get_args, get_type_hints
+
+import torch
+from torch import Tensor, nn
+
+from spequant import models
+from spequant.recipes.assembly import channels_last
+from spequant.recipes.schema import Network
+from spequant.tasks import Classification, Task
+
+BERT = "bert6"
+NETWORKS = (*get_args(get_type_hints(Network)["name"]), BERT)
+CLASSES = 10
+LENGTH = 128  # tokens
+
+
+@dataclass(frozen=True)
+class Subject:
+    """network: float, in train mode, on its device; batch: (inputs, labels); task: how logits come of them."""
+
+    network: nn.Module
+    batch: tuple[Any, Tensor]
+    task: Task
+
+    def part(self, count: int) -> Any:
+        """The inputs of the first `count` samples."""
+        inputs = self.batch[0]
+        return {k: v[:count] for k, v in inputs.items()} if isinstance(inputs, dict) else inputs[:count]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Of the batch."""
+        inputs, labels = self.batch
+        return [*(inputs.values() if isinstance(inputs, dict) else [inputs]), labels]
+
+
+class _Sequences(Classification):
+    """Batches ({"input_ids": ...}, labels) for a network of transformers."""
+
+    def logits(self, model: nn.Module, batch: tuple[Mapping[str, Tensor], Tensor]) -> Tensor:
+        return model(**batch[0]).logits
+
+
+def make_subject(name: str, batch: int, image: int, device: torch.device) -> Subject:
+    """`name`: a network of the recipes, on `batch` random images of `image` x `image` pixels; or "bert6": six layers
+    of BERT-base with a classifier, on sequences of 128 tokens. ValueError: another name, or images it does not take."""
+    if name not in NETWORKS:
+        raise ValueError(f"network is {name!r}; expected one of {', '.join(NETWORKS)}")
+    torch.manual_seed(0)
+    labels = torch.randint(CLASSES, (batch,), device=device)
+    if name == BERT:
+        ids = torch.randint(1000, (batch, LENGTH), device=device)
+        return Subject(_bert().to(device).train(), ({"input_ids": ids}, labels), _Sequences())
+    images = torch.randn(batch, 3, image, image, device=device).to(memory_format=torch.channels_last)
+    network = channels_last(getattr(models, name)(classes=CLASSES), device)
+    try:
+        with torch.no_grad():
+            network.eval()(images[:2])
+    except RuntimeError as error:
+        raise ValueError(f"image is {image}: {name} does not run on it ({error})") from error
+    return Subject(network.train(), (images, labels), Classification())
+
+
+def _bert() -> nn.Module:
+    try:
+        transformers = import_module("transformers")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"network {BERT!r} needs {error.name}, which is not installed: pip install 'spequant[bench]'"
+        ) from error
+    config = transformers.BertConfig(
+        num_hidden_layers=6, num_labels=CLASSES, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
+    return transformers.BertForSequenceClassification(config)

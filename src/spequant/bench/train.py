@@ -1,0 +1,285 @@
+"""Training steps of every kind on one network, interleaved, so that their ratios hold on a machine that is shared."""
+
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import islice
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from spequant.bench.memory import peak_bytes
+from spequant.bench.peers import brevitas, torch_ao
+from spequant.bench.subjects import BERT, make_subject
+from spequant.calibrate import calibrate
+from spequant.data import Augment, ImageSet, train_batches
+from spequant.methods import SPEQ, Distill, Method, Retrain
+from spequant.prepare import prepare
+from spequant.quantizers import LSQ, PACT, SAWB, Quantizer
+from spequant.tasks import Task
+from spequant.train import (
+    TrainingState,
+    keep_freed_memory,
+    make_accelerator,
+    make_optimizer,
+    make_schedule,
+    parameter_groups,
+    train_step,
+    wrap,
+)
+
+WARM_UP = 3  # steps that compile and fill caches
+CALIBRATION = 16  # samples
+
+
+@dataclass(frozen=True)
+class BenchTrain:
+    """Time training steps: float, Retrain, SPEQ and others, each compiled and eager.
+
+    Each round runs two steps of every row and times the second; the median over the rounds is printed.
+    """
+
+    network: str = "resnet20"
+    """a network of the recipes, or bert6: six layers of BERT-base on 128 tokens"""
+    batch: int = 128
+    image: int = 32
+    """height and width of the images"""
+    bits: int = 2
+    """of weights and activations; first and last layer and addends at 8"""
+    dtype: Literal["fp32", "bf16"] = "bf16"
+    """autocast of the steps; quantization stays fp32"""
+    rows: tuple[str, ...] = ()
+    """which rows; none: all. float is always among them"""
+    rounds: int = 10
+    steps: int = 0
+    """more steps of each row, to see that they add no graphs"""
+    compile: bool = True
+    """False: every row is eager"""
+    cuda_graphs: bool = False
+    """on a GPU: replay compiled steps as CUDA graphs"""
+    threads: int | None = None
+    device: str = "auto"
+    json: Path | None = None
+    """rows as JSON"""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a row trains: (the float network, bits, samples) -> model, (that float network, task, whether
+    a teacher is compiled) -> method."""
+
+    model: Callable[[nn.Module, int, Any], nn.Module]
+    method: Callable[[nn.Module, Task, bool], Method]
+    compiled: bool = True
+
+
+def _quantized(weight: type[Quantizer], act: type[Quantizer]) -> Callable[[nn.Module, int, Any], nn.Module]:
+    def make(network: nn.Module, bits: int, samples: Any) -> nn.Module:
+        model = prepare(network, weight=weight(bits), act=act(bits))
+        first = next(iter(samples.values())) if isinstance(samples, dict) else samples
+        calibrate(model, [samples], samples=len(first))
+        return model.train()
+
+    return make
+
+
+def _float(network: nn.Module, bits: int, samples: Any) -> nn.Module:
+    return network
+
+
+def _retrain(network: nn.Module, task: Task, compile: bool) -> Method:
+    return Retrain(task=task)
+
+
+def _speq(network: nn.Module, task: Task, compile: bool) -> Method:
+    return SPEQ(task=task)
+
+
+_ours = _quantized(SAWB, PACT)
+KINDS = {
+    "float": Kind(_float, _retrain),
+    "retrain": Kind(_ours, _retrain),
+    "speq": Kind(_ours, _speq),
+    "distill": Kind(_ours, lambda network, task, compile: Distill(network, task=task, compile=compile)),
+    "lsq": Kind(_quantized(LSQ, LSQ), _retrain),
+    "torch.ao": Kind(lambda network, bits, samples: torch_ao(network, bits), _retrain),
+    "brevitas": Kind(lambda network, bits, samples: brevitas(network, bits), _retrain),
+    "float eager": Kind(_float, _retrain, False),
+    "retrain eager": Kind(_ours, _retrain, False),
+    "speq eager": Kind(_ours, _speq, False),
+    "lsq eager": Kind(_quantized(LSQ, LSQ), _retrain, False),
+    "torch.ao eager": Kind(lambda network, bits, samples: torch_ao(network, bits), _retrain, False),
+    "brevitas eager": Kind(lambda network, bits, samples: brevitas(network, bits), _retrain, False),
+}
+
+
+def bench_train(settings: BenchTrain, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
+    """Rows `name`, `step_ms`, `ratio_to_float`, `peak_mib`, `graphs`, `threads`, `device`, `dtype`; for images one
+    `input` beside them, the time in which the next batch is made. Each row lives in a process of its own, so that
+    graphs, caches and memory are its own; the steps take turns. A row that does not run is told to `say` and left out.
+
+    ValueError: an unknown row, or a number that is too small. RuntimeError: the float row does not run.
+    """
+    _check(settings)
+    settings = replace(settings, device=_device(settings).type, threads=settings.threads or torch.get_num_threads())
+    rows: list[Worker] = []
+    try:
+        for name in KINDS:
+            if name == "float" or not settings.rows or name in settings.rows:
+                row = Worker(name, settings)
+                if row.error is None:
+                    rows.append(row)
+                elif name == "float":
+                    raise RuntimeError(f"the float step does not run: {row.error}")
+                else:
+                    say(f"{name}: not measured, {row.error}")
+        for _ in range(settings.rounds):
+            for row in rows:
+                row.times.append(row.ask(2))
+        for row in rows:
+            row.ask(settings.steps)
+            row.close()
+    finally:
+        for row in rows:
+            row.close()
+    floats = statistics.median(rows[0].times)
+    shared = {"threads": settings.threads, "device": _device_name(settings), "dtype": settings.dtype}
+    found = [
+        {
+            "name": row.name,
+            "step_ms": round(1000 * statistics.median(row.times), 3),
+            "ratio_to_float": round(statistics.median(row.times) / floats, 3),
+            "peak_mib": round(row.peak / 2**20, 1),
+            "graphs": row.graphs,
+            **shared,
+        }
+        for row in rows
+    ]
+    return found if settings.network == BERT else [*found, _input(settings, floats) | shared]
+
+
+def _check(settings: BenchTrain) -> None:
+    unknown = [name for name in settings.rows if name not in KINDS]
+    if unknown:
+        raise ValueError(f"rows has {', '.join(map(repr, unknown))}; expected some of {', '.join(map(repr, KINDS))}")
+    for name, least in (("batch", 2), ("image", 1), ("rounds", 1), ("steps", 0), ("threads", 1)):
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name} is {value}; expected {least} or more")
+    make_subject(settings.network, 2, settings.image, torch.device("cpu"))
+
+
+def _device(settings: BenchTrain) -> torch.device:
+    if settings.device != "auto":
+        return torch.device(settings.device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _device_name(settings: BenchTrain) -> str:
+    return torch.cuda.get_device_name() if settings.device == "cuda" else "cpu"
+
+
+class Worker:
+    """One row in a process of its own. error: why it does not run, or None; graphs: since it started."""
+
+    def __init__(self, name: str, settings: BenchTrain):
+        self.name, self.times, self.error, self.peak, self.graphs = name, [], None, 0, 0
+        spawn = get_context("spawn")  # a fork would inherit threads that do not exist in it
+        self.pipe, other = spawn.Pipe()
+        self.process = spawn.Process(target=_work, args=(other, name, settings), daemon=True)
+        self.process.start()
+        other.close()
+        try:
+            self.error, self.peak, self.graphs = self.pipe.recv()
+        except EOFError:
+            self.error = "its process died"
+        if self.error is not None:
+            self.close()
+
+    def ask(self, steps: int) -> float:
+        """Run so many steps; seconds of the last one."""
+        self.pipe.send(steps)
+        seconds, self.graphs = self.pipe.recv()
+        return seconds
+
+    def close(self) -> None:
+        self.pipe.close()
+        self.process.join(timeout=10)
+
+
+def _work(pipe: Connection, name: str, settings: BenchTrain) -> None:
+    """In the process of a row: get ready, then as many steps as are asked for, until the pipe is closed."""
+    device = torch.device(settings.device)
+    torch.set_num_threads(settings.threads or 1)
+    keep_freed_memory()
+    try:
+        step, fixed = ready(KINDS[name], settings, device)
+        for _ in range(WARM_UP):
+            step()
+        pipe.send((None, fixed() + peak_bytes(step, device), _graphs()))
+    except Exception as error:
+        pipe.send((f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}", 0, 0))
+        return
+    with suppress(EOFError, KeyboardInterrupt):
+        while True:
+            seconds = 0.0
+            for _ in range(pipe.recv()):
+                begun = time.perf_counter()
+                step()
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                seconds = time.perf_counter() - begun
+            pipe.send((seconds, _graphs()))
+
+
+def ready(kind: Kind, settings: BenchTrain, device: torch.device) -> tuple[Callable[[], Any], Callable[[], int]]:
+    """(one training step, bytes of what is there between steps: parameters, buffers, momenta, teacher, batch)."""
+    subject = make_subject(settings.network, settings.batch, settings.image, device)
+    compiled = kind.compiled and settings.compile
+    method = kind.method(subject.network, subject.task, compiled)
+    model = kind.model(subject.network, settings.bits, subject.part(CALIBRATION)).to(device)
+    optimizer = make_optimizer("sgd", parameter_groups(model, lr=1e-3, weight_decay=1e-4))
+    wrapped = wrap(model, compile=compiled, cuda_graphs=settings.cuda_graphs)
+    state = TrainingState(model, method, optimizer, make_schedule("cosine", optimizer, 10**6), wrapped=wrapped)
+    accelerator = make_accelerator(settings.dtype, device=str(device))
+
+    def fixed() -> int:
+        held = [*model.parameters(), *model.buffers(), *(v for s in optimizer.state.values() for v in s.values())]
+        if isinstance(method, Distill):
+            held += [*method.teacher.parameters(), *method.teacher.buffers()]
+        held += subject.tensors
+        return sum(t.numel() * t.element_size() for t in held if isinstance(t, torch.Tensor))
+
+    return lambda: train_step(state, subject.batch, accelerator), fixed
+
+
+def _graphs() -> int:
+    """Graphs that torch.compile has made in this process."""
+    from torch._dynamo.utils import counters
+
+    return counters["stats"]["unique_graphs"]
+
+
+def _input(settings: BenchTrain, floats: float) -> dict[str, Any]:
+    """How long a step waits for its images, augmented as in training: they are made where and when they are used."""
+    device = torch.device(settings.device)
+    images = torch.randint(256, (max(5000, settings.batch), 3, settings.image, settings.image), dtype=torch.uint8)
+    data = ImageSet(images, torch.zeros(len(images), dtype=torch.int64), (0.5,) * 3, (0.25,) * 3, 10).to(device)
+    times = []
+    for epoch in range(settings.rounds):
+        batches = train_batches(data, settings.batch, seed=0, epoch=epoch, augment=Augment())
+        next(batches, None)  # shuffles first
+        begun = time.perf_counter()
+        made = len(list(islice(batches, 1)))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if made:
+            times.append(time.perf_counter() - begun)
+    wait = statistics.median(times) if times else 0.0
+    return {"name": "input", "step_ms": round(1000 * wait, 3), "ratio_to_float": round(wait / floats, 4)}
