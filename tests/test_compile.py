@@ -1,6 +1,7 @@
 """Under torch.compile: one graph for both passes of 200 random draws, gradients as in eager mode; and on a device, a
 step that never waits for it."""
 
+import os
 import subprocess
 import sys
 
@@ -55,6 +56,33 @@ def test_both_passes_share_one_graph(weight, act, steps):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[-1] == "graphs 1"
+
+
+FALLBACK = """
+import warnings, torch
+from spequant.train import wrap
+model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ReLU())
+wrapped, x = wrap(model, compile=True), torch.randn(2, 3)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    assert torch.equal(wrapped(x), model(x)) and torch.equal(wrapped(x), model(x))
+print([str(w.message)[:60] for w in caught if w.category is RuntimeWarning])
+try:
+    wrapped(torch.randn(2, 4))
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def test_without_a_compiler_training_goes_on_and_says_so(tmp_path):
+    environment = {**os.environ, "CXX": "/bin/false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", FALLBACK], env=environment, capture_output=True, text=True, check=False, timeout=280
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    said, error = done.stdout.splitlines()
+    assert said == "['torch.compile failed (InvalidCxxCompiler: No working C++ com']"
+    assert "shapes cannot be multiplied" in error
 
 
 class _Waits(TorchDispatchMode):

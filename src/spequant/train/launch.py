@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from spequant.processes import world
+from spequant.train.compiled import Compiled
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -49,11 +50,10 @@ def make_accelerator(
 def wrap(model: nn.Module, *, compile: bool = False, cuda_graphs: bool = False) -> nn.Module:
     """`model` as a training step calls it: compiled, and with several processes in DistributedDataParallel.
 
-    cuda_graphs: of a compiled model on a GPU: its kernels are replayed, not launched one by one.
+    compile, cuda_graphs: see `Compiled`, which falls back to the plain network.
     Not accelerate's `prepare`: that puts autocast into the model's forward, and evaluation is to stay in fp32.
     """
-    mode = "reduce-overhead" if cuda_graphs else None
-    wrapped: nn.Module = torch.compile(model, mode=mode) if compile else model  # type: ignore[assignment]
+    wrapped = Compiled(model, cuda_graphs=cuda_graphs) if compile else model
     return wrapped if world() == 1 else DistributedDataParallel(wrapped)
 
 
