@@ -71,15 +71,15 @@ class Augment:
 
     def __call__(self, images: UInt8[Tensor, "batch channels height width"], drawn: np.ndarray) -> Tensor:
         """The batch augmented as `drawn` by `draw`; on the device of `images`."""
-        batch, _, height, width = images.shape
+        batch, channels, height, width = images.shape
         top, left, flip = torch.from_numpy(drawn).to(images.device, non_blocking=True)
         rows = top[:, None] + torch.arange(height, device=images.device)
         columns = torch.arange(width, device=images.device).expand(batch, width)
         columns = left[:, None] + torch.where(flip[:, None] > 0, width - 1 - columns, columns)
         padded = torch.nn.functional.pad(images, (self.padding,) * 4)
-        # Channels-last gather: one index a pixel, all its channels beside each other.
-        index = torch.arange(batch, device=images.device)[:, None, None], rows[:, :, None], columns[:, None, :]
-        return padded.permute(0, 2, 3, 1)[index].permute(0, 3, 1, 2)
+        pixels = rows[:, :, None] * padded.shape[3] + columns[:, None, :]  # (batch, height, width), into a padded plane
+        pixels = pixels.view(batch, 1, -1).expand(batch, channels, -1)
+        return padded.flatten(2).gather(2, pixels).view(batch, channels, height, width)
 
 
 def train_batches(
@@ -92,7 +92,8 @@ def train_batches(
     start: int = 0,
     part: slice = EVERYTHING,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(normalised fp32 images, labels) ordered by (seed, epoch), from step `start` on; no short last batch.
+    """(normalised fp32 images, channels-last, labels) ordered by (seed, epoch), from step `start` on; no short last
+    batch.
 
     part: the slice of each batch that one of several processes takes; together they see the very images, augmented the
       very same way, that one process would.
@@ -106,7 +107,7 @@ def train_batches(
         if augment is not None:
             drawn = augment.draw(batch_size, np.random.default_rng((seed, epoch, step)))
             images = augment(images, np.ascontiguousarray(drawn[:, part]))
-        yield data.normalise(images), data.labels[chosen]
+        yield data.normalise(images).contiguous(memory_format=torch.channels_last), data.labels[chosen]
 
 
 def eval_batches(data: ImageSet, batch_size: int, *, turn: int = 0, turns: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
