@@ -95,6 +95,7 @@ def test_memory_at_its_peak():
         (["--rows", "sqeq"], "rows has 'sqeq'; expected some of 'float', 'retrain', 'speq'"),
         (["--rounds", "0"], "rounds is 0; expected 1 or more"),
         (["--batch", "1"], "batch is 1; expected 2 or more"),
+        (["--device", "tpu9"], "device is 'tpu9'; expected auto, cpu, cuda or cuda:N"),
         (["--threads", "0"], "threads is 0; expected 1 or more"),
         (["--network", "resnet19"], "network is 'resnet19'; expected one of resnet8, resnet20"),
         (["--network", "vgg16_bn", "--image", "8"], "image is 8: vgg16_bn does not run on it"),

@@ -98,10 +98,16 @@ def test_an_inf_in_the_teachers_pass_leaves_the_statistics(model, batch):
     assert same(before, statistics(model))
 
 
-def test_statistics_are_put_back_after_an_exception(model):
-    with pytest.raises(RuntimeError):
-        SPEQ().teach(model, (torch.randn(2, 5, 8, 8), None))
-    assert all(m.track_running_stats for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+@pytest.mark.parametrize("mode", ["leave", "eval"])
+def test_statistics_are_put_back_after_an_exception(model, batch, mode):
+    class Fails(spequant.tasks.Classification):
+        def logits(self, model, batch):
+            raise RuntimeError(f"after {super().logits(model, batch).shape}")
+
+    before = statistics(model)
+    with pytest.raises(RuntimeError, match="after"):
+        SPEQ(batch_norm=mode, task=Fails()).teach(model, batch)
+    assert same(before, statistics(model)) and all(m.training for m in model.modules())
 
 
 def test_no_distillation_where_both_coincide(model, batch):

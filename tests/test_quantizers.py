@@ -349,3 +349,20 @@ def test_ties_go_to_the_even_multiple_of_a_step_as_in_onnx():
     assert (quantize(x, low, high, levels) - 127).tolist() == [-2, -2, 0, 0, 2, 2, 100]
     low, high, levels = (torch.tensor(v) for v in (-3.0, 3.0, 4.0))
     assert quantize(torch.tensor([-2.0, 0.0, 2.0]), low, high, levels).tolist() == [0, 2, 2]
+
+
+@pytest.mark.parametrize("quantizer", [PACT(2), PACT(3, signed=True), LSQ(2), LSQ(3, signed=True)])
+def test_gradients_of_both_ways_to_compare(quantizer):
+    """bf16 values, compared by >=, and the very same ones in fp32, by sign; the ends and infinities among them."""
+    quantizer.set_signed(bool(quantizer.signed))
+    quantizer.fit(torch.tensor([1.5]), lambda quantizer, values: values.max())
+    x = torch.cat([torch.randn(500), torch.tensor([0.0, -0.0, 1.5, -1.5, torch.inf, -torch.inf])]).bfloat16()
+    found = []
+    for values in (x, x.float()):
+        values = values.clone().requires_grad_()
+        (quantizer(values).float() * torch.arange(len(x)).bfloat16().float()).sum().backward()
+        (parameter,) = quantizer.parameters()
+        found.append((values.grad.float(), parameter.grad.clone()))
+        parameter.grad = None
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
+    assert found[0][0].isfinite().all() and found[0][1].isfinite()

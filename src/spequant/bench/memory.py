@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def peak_bytes(step: Callable[[], Any], device: torch.device) -> int:
     return peak_of((e["ts"], e["args"]["Bytes"]) for e in events if e.get("name") == "[memory]")
 
 
-def peak_of(allocations: Any) -> int:
+def peak_of(allocations: Iterable[tuple[float, int]]) -> int:
     """The largest running sum of (time, bytes taken or, negative, given back)."""
     total = peak = 0
     for _, size in sorted(allocations, key=lambda pair: pair[0]):

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import islice
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,14 +15,16 @@ from torch import nn
 
 from spequant.bench.memory import peak_bytes
 from spequant.bench.peers import brevitas, torch_ao
-from spequant.bench.subjects import BERT, make_subject
+from spequant.bench.subjects import BERT, Subject, make_subject
 from spequant.calibrate import calibrate
 from spequant.data import Augment, ImageSet, train_batches
 from spequant.methods import SPEQ, Distill, Method, Retrain
 from spequant.prepare import prepare
 from spequant.quantizers import LSQ, PACT, SAWB, Quantizer
-from spequant.tasks import Task
+from spequant.recipes.build import device_named
+from spequant.recipes.schema import check_device
 from spequant.train import (
+    Compiled,
     TrainingState,
     keep_freed_memory,
     make_accelerator,
@@ -71,52 +72,42 @@ class BenchTrain:
 
 @dataclass(frozen=True)
 class Kind:
-    """What a row trains: (the float network, bits, samples) -> model, (that float network, task, whether
-    a teacher is compiled) -> method."""
+    """What a row trains: (subject, bits) -> model, which may be its network, changed; (subject, whether a teacher is
+    compiled) -> method, asked first."""
 
-    model: Callable[[nn.Module, int, Any], nn.Module]
-    method: Callable[[nn.Module, Task, bool], Method]
+    model: Callable[[Subject, int], nn.Module]
+    method: Callable[[Subject, bool], Method] = lambda subject, compile: Retrain(task=subject.task)
     compiled: bool = True
 
 
-def _quantized(weight: type[Quantizer], act: type[Quantizer]) -> Callable[[nn.Module, int, Any], nn.Module]:
-    def make(network: nn.Module, bits: int, samples: Any) -> nn.Module:
-        model = prepare(network, weight=weight(bits), act=act(bits))
-        first = next(iter(samples.values())) if isinstance(samples, dict) else samples
-        calibrate(model, [samples], samples=len(first))
+def _quantized(weight: type[Quantizer], act: type[Quantizer]) -> Callable[[Subject, int], nn.Module]:
+    def make(subject: Subject, bits: int) -> nn.Module:
+        model = prepare(subject.network, weight=weight(bits), act=act(bits))
+        count = min(CALIBRATION, len(subject.batch[1]))
+        calibrate(model, [subject.part(count)], samples=count)
         return model.train()
 
     return make
 
 
-def _float(network: nn.Module, bits: int, samples: Any) -> nn.Module:
-    return network
-
-
-def _retrain(network: nn.Module, task: Task, compile: bool) -> Method:
-    return Retrain(task=task)
-
-
-def _speq(network: nn.Module, task: Task, compile: bool) -> Method:
-    return SPEQ(task=task)
+def _distill(subject: Subject, compile: bool) -> Method:
+    method = Distill(subject.network, task=subject.task)
+    if compile:
+        method.teacher = Compiled(method.teacher).eval()
+    return method
 
 
 _ours = _quantized(SAWB, PACT)
-KINDS = {
-    "float": Kind(_float, _retrain),
-    "retrain": Kind(_ours, _retrain),
-    "speq": Kind(_ours, _speq),
-    "distill": Kind(_ours, lambda network, task, compile: Distill(network, task=task, compile=compile)),
-    "lsq": Kind(_quantized(LSQ, LSQ), _retrain),
-    "torch.ao": Kind(lambda network, bits, samples: torch_ao(network, bits), _retrain),
-    "brevitas": Kind(lambda network, bits, samples: brevitas(network, bits), _retrain),
-    "float eager": Kind(_float, _retrain, False),
-    "retrain eager": Kind(_ours, _retrain, False),
-    "speq eager": Kind(_ours, _speq, False),
-    "lsq eager": Kind(_quantized(LSQ, LSQ), _retrain, False),
-    "torch.ao eager": Kind(lambda network, bits, samples: torch_ao(network, bits), _retrain, False),
-    "brevitas eager": Kind(lambda network, bits, samples: brevitas(network, bits), _retrain, False),
+_compiled = {
+    "float": Kind(lambda subject, bits: subject.network),
+    "retrain": Kind(_ours),
+    "speq": Kind(_ours, lambda subject, compile: SPEQ(task=subject.task)),
+    "distill": Kind(_ours, _distill),
+    "lsq": Kind(_quantized(LSQ, LSQ)),
+    "torch.ao": Kind(lambda subject, bits: torch_ao(subject.network, bits)),
+    "brevitas": Kind(lambda subject, bits: brevitas(subject.network, bits)),
 }
+KINDS = _compiled | {f"{name} eager": replace(kind, compiled=False) for name, kind in _compiled.items()}
 
 
 def bench_train(settings: BenchTrain, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
@@ -124,10 +115,12 @@ def bench_train(settings: BenchTrain, say: Callable[[str], None] = print) -> lis
     `input` beside them, the time in which the next batch is made. Each row lives in a process of its own, so that
     graphs, caches and memory are its own; the steps take turns. A row that does not run is told to `say` and left out.
 
-    ValueError: an unknown row, or a number that is too small. RuntimeError: the float row does not run.
+    ValueError: an unknown row or device, or a number that is too small. ChildProcessError: the float row does not run,
+    or a row's process died.
     """
     _check(settings)
-    settings = replace(settings, device=_device(settings).type, threads=settings.threads or torch.get_num_threads())
+    device = device_named(settings.device)
+    settings = replace(settings, device=str(device), threads=settings.threads or torch.get_num_threads())
     rows: list[Worker] = []
     try:
         for name in KINDS:
@@ -136,7 +129,7 @@ def bench_train(settings: BenchTrain, say: Callable[[str], None] = print) -> lis
                 if row.error is None:
                     rows.append(row)
                 elif name == "float":
-                    raise RuntimeError(f"the float step does not run: {row.error}")
+                    raise ChildProcessError(f"the float step does not run: {row.error}")
                 else:
                     say(f"{name}: not measured, {row.error}")
         for _ in range(settings.rounds):
@@ -144,12 +137,12 @@ def bench_train(settings: BenchTrain, say: Callable[[str], None] = print) -> lis
                 row.times.append(row.ask(2))
         for row in rows:
             row.ask(settings.steps)
-            row.close()
     finally:
         for row in rows:
             row.close()
     floats = statistics.median(rows[0].times)
-    shared = {"threads": settings.threads, "device": _device_name(settings), "dtype": settings.dtype}
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    shared = {"threads": settings.threads, "device": where, "dtype": settings.dtype}
     found = [
         {
             "name": row.name,
@@ -172,17 +165,8 @@ def _check(settings: BenchTrain) -> None:
         value = getattr(settings, name)
         if value is not None and value < least:
             raise ValueError(f"{name} is {value}; expected {least} or more")
+    check_device(settings.device, "device")
     make_subject(settings.network, 2, settings.image, torch.device("cpu"))
-
-
-def _device(settings: BenchTrain) -> torch.device:
-    if settings.device != "auto":
-        return torch.device(settings.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _device_name(settings: BenchTrain) -> str:
-    return torch.cuda.get_device_name() if settings.device == "cuda" else "cpu"
 
 
 class Worker:
@@ -204,8 +188,11 @@ class Worker:
 
     def ask(self, steps: int) -> float:
         """Run so many steps; seconds of the last one."""
-        self.pipe.send(steps)
-        seconds, self.graphs = self.pipe.recv()
+        try:
+            self.pipe.send(steps)
+            seconds, self.graphs = self.pipe.recv()
+        except (EOFError, BrokenPipeError) as error:
+            raise ChildProcessError(f"the process of the row {self.name!r} died; leave it out with rows") from error
         return seconds
 
     def close(self) -> None:
@@ -226,7 +213,7 @@ def _work(pipe: Connection, name: str, settings: BenchTrain) -> None:
     except Exception as error:
         pipe.send((f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}", 0, 0))
         return
-    with suppress(EOFError, KeyboardInterrupt):
+    with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         while True:
             seconds = 0.0
             for _ in range(pipe.recv()):
@@ -242,8 +229,8 @@ def ready(kind: Kind, settings: BenchTrain, device: torch.device) -> tuple[Calla
     """(one training step, bytes of what is there between steps: parameters, buffers, momenta, teacher, batch)."""
     subject = make_subject(settings.network, settings.batch, settings.image, device)
     compiled = kind.compiled and settings.compile
-    method = kind.method(subject.network, subject.task, compiled)
-    model = kind.model(subject.network, settings.bits, subject.part(CALIBRATION)).to(device)
+    method = kind.method(subject, compiled)
+    model = kind.model(subject, settings.bits).to(device)
     optimizer = make_optimizer("sgd", parameter_groups(model, lr=1e-3, weight_decay=1e-4))
     wrapped = wrap(model, compile=compiled, cuda_graphs=settings.cuda_graphs)
     state = TrainingState(model, method, optimizer, make_schedule("cosine", optimizer, 10**6), wrapped=wrapped)
@@ -269,17 +256,16 @@ def _graphs() -> int:
 def _input(settings: BenchTrain, floats: float) -> dict[str, Any]:
     """How long a step waits for its images, augmented as in training: they are made where and when they are used."""
     device = torch.device(settings.device)
-    images = torch.randint(256, (max(5000, settings.batch), 3, settings.image, settings.image), dtype=torch.uint8)
+    images = torch.randint(256, (max(5000, 2 * settings.batch), 3, settings.image, settings.image), dtype=torch.uint8)
     data = ImageSet(images, torch.zeros(len(images), dtype=torch.int64), (0.5,) * 3, (0.25,) * 3, 10).to(device)
     times = []
     for epoch in range(settings.rounds):
         batches = train_batches(data, settings.batch, seed=0, epoch=epoch, augment=Augment())
-        next(batches, None)  # shuffles first
+        next(batches)  # shuffles first
         begun = time.perf_counter()
-        made = len(list(islice(batches, 1)))
+        next(batches)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        if made:
-            times.append(time.perf_counter() - begun)
-    wait = statistics.median(times) if times else 0.0
+        times.append(time.perf_counter() - begun)
+    wait = statistics.median(times)
     return {"name": "input", "step_ms": round(1000 * wait, 3), "ratio_to_float": round(wait / floats, 4)}

@@ -19,7 +19,7 @@ from spequant.tasks import Classification, Task
 class Distill:
     """Student: the quantized model; teacher: a copy of `teacher`, frozen, in eval mode.
 
-    loss, temperature, weight: as in SPEQ; `kl` by default. compile: the teacher by torch.compile.
+    loss, temperature, weight: as in SPEQ; `kl` by default.
     """
 
     def __init__(
@@ -30,13 +30,10 @@ class Distill:
         temperature: float = 1.0,
         weight: float = 1.0,
         task: Task | None = None,
-        compile: bool = False,
     ):
         check_temperature(temperature)
         check_weight(weight, "weight")
         self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
-        if compile:
-            self.teacher.compile()
         self.loss, self.temperature, self.weight = loss, float(temperature), float(weight)
         self.task = task or Classification()
 

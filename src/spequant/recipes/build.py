@@ -19,6 +19,7 @@ from spequant.processes import world
 from spequant.quantizers import least_squares, percentile
 from spequant.recipes.folder import STATE
 from spequant.recipes.schema import Data, MethodChoice, Network, Quantization, Recipe
+from spequant.train import Compiled
 
 Loader = Callable[[Path | None, bool], tuple[ImageSet, ImageSet]]
 """(root, download) -> (train, test)"""
@@ -26,9 +27,12 @@ Loader = Callable[[Path | None, bool], tuple[ImageSet, ImageSet]]
 
 def device_of(recipe: Recipe) -> torch.device:
     """Where a single process runs it."""
-    if recipe.train.device != "auto":
-        return torch.device(recipe.train.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return device_named(recipe.train.device)
+
+
+def device_named(name: str) -> torch.device:
+    """`name`, or for "auto" the GPU where there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
 def _below_root(load: Callable[[Path, bool], tuple[ImageSet, ImageSet]], title: str) -> Loader:
@@ -110,7 +114,7 @@ def calibrated(model: nn.Module, choice: Quantization, batches: list) -> nn.Modu
 
 
 def build_method(choice: MethodChoice, network: nn.Module, seed: int, *, compile: bool = False) -> Method:
-    """`network`: the float one, teacher of "distill" unless the recipe names its weights."""
+    """`network`: the float one, teacher of "distill" unless the recipe names its weights. compile: that teacher."""
     loss = losses.by_name[choice.loss]
     speq = SPEQ(
         choice.high_bits,
@@ -129,7 +133,9 @@ def build_method(choice: MethodChoice, network: nn.Module, seed: int, *, compile
         return speq
     if choice.teacher is not None:
         models.load_weights(network, weight_file(choice.teacher))
-    distill = Distill(network, loss=loss, temperature=choice.temperature, weight=choice.weight, compile=compile)
+    distill = Distill(network, loss=loss, temperature=choice.temperature, weight=choice.weight)
+    if compile:
+        distill.teacher = Compiled(distill.teacher).eval()
     return distill if choice.name == "distill" else SPEQDistill(speq, distill)
 
 

@@ -188,12 +188,17 @@ def check(recipe: Recipe) -> None:
     ):
         if not holds:
             raise ValueError(f"{field_name} is {value!r}; expected {expected}")
+    check_device(train.device, "train.device")
+
+
+def check_device(name: str, argument: str) -> None:
+    """ValueError unless `name` is "auto" or a device that torch has here."""
     try:
-        device = torch.device("cpu" if train.device == "auto" else train.device)
+        device = torch.device("cpu" if name == "auto" else name)
     except RuntimeError as error:
-        raise ValueError(f"train.device is {train.device!r}; expected auto, cpu, cuda or cuda:N") from error
+        raise ValueError(f"{argument} is {name!r}; expected auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"train.device is {train.device!r}, but torch finds no GPU here; expected auto or cpu")
+        raise ValueError(f"{argument} is {name!r}, but torch finds no GPU here; expected auto or cpu")
 
 
 ELSEWHERE = (

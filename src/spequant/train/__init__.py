@@ -1,5 +1,6 @@
 """Training and evaluation: one loop, its state and checkpoints, optimisers, what it logs."""
 
+from spequant.train.compiled import Compiled
 from spequant.train.diagnostics import Diagnostics
 from spequant.train.launch import keep_freed_memory, make_accelerator, make_deterministic, wrap
 from spequant.train.loop import Evaluation, Interrupted, evaluate, fit, train_step
@@ -7,6 +8,7 @@ from spequant.train.optimizers import make_optimizer, make_schedule, parameter_g
 from spequant.train.state import Progress, Snapshot, TrainingState
 
 __all__ = [
+    "Compiled",
     "Diagnostics",
     "Evaluation",
     "Interrupted",

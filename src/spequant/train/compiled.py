@@ -33,7 +33,7 @@ class Compiled(nn.Module):
                 reason = str(error).strip().splitlines()[0]
             self.fast = None
             warnings.warn(
-                f"torch.compile failed ({reason}): going on without it, at two to three times the time a low-bit step; "
+                f"torch.compile failed ({reason}): going on without it; low-bit steps take 2 to 3 times as long; "
                 "install a C++ compiler (GPU: Triton), or choose this with compile=False (--train.no-compile)",
                 RuntimeWarning,
                 stacklevel=2,
