@@ -64,14 +64,13 @@ class _FakeQuantize(torch.autograd.Function):
             grad_x = (grad32 * reached(x - bottom) * reached(high - x)).to(grad.dtype)
         if not (to_low or to_high):
             return grad_x, None, None, None, None, None
-        to_low = to_low and low is not None
         below = reached(bottom - x) if ctx.inner or to_low else 0.0
         above, rounding = reached(x - high), 0.0
         if ctx.inner:
             clipped = torch.minimum(x.clamp_min(bottom), high)  # an infinite x times 0 would be NaN
             rounding = dequantize(quantize(x, low, high, levels), low, high, levels) - clipped
             rounding = rounding / (high - bottom) * (1 - below) * (1 - above)
-        grad_low = (grad32 * (below - rounding)).sum_to_size(low.shape) if to_low else None
+        grad_low = (grad32 * (below - rounding)).sum_to_size(low.shape) if to_low and low is not None else None
         grad_high = (grad32 * (above + rounding)).sum_to_size(high.shape) if to_high else None
         return grad_x, grad_low, grad_high, None, None, None
 
