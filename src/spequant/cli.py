@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product, takewhile
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ except ModuleNotFoundError as error:  # the extra is not installed
 
 from spequant.processes import rank
 from spequant.recipes import RECIPES, Recipe, dry_run, listing, run
+from spequant.recipes.schema import check
 from spequant.terminal import Terminal, print_table
 from spequant.train import Interrupted
 
@@ -26,6 +28,7 @@ USAGE = """usage: spequant COMMAND [ARGUMENTS]
   recipes                       the recipes by name
   train RECIPE [--FIELD VALUE]  train; `spequant train RECIPE --help` lists every field
       --resume                  go on where a run was killed or interrupted; --dry-run: what it would take
+  sweep RECIPE ... --seeds 0 1  recipes with several seeds, runs side by side, then compared
   runs [FOLDER]                 runs with state, recipe and accuracy
   evaluate RUN|FILE             accuracy on the test set; --engine onnxruntime ..., --act-bits 2 3 4
   export RUN --to FORMAT        a packed, onnx, openvino or qonnx file, verified against the run
@@ -66,22 +69,26 @@ class Train:
     """images, steps, memory and hours, from some steps; nothing is written"""
 
 
+def parsed_train(name: str, args: Sequence[str]) -> tuple[Train, Path]:
+    """What `train NAME ARGS` asks for, and the folder of its run."""
+    if name not in RECIPES:
+        raise ValueError(f"recipe is {name!r}; {nearest(name, list(RECIPES))} (spequant recipes lists them)")
+    settings = tyro.cli(Train, default=Train(RECIPES[name]()), args=args, prog=f"spequant train {name}")
+    recipe = settings.recipe
+    own = recipe.name if recipe.train.seed == 0 else f"{recipe.name}-seed{recipe.train.seed}"
+    return settings, settings.out or Path("runs") / own
+
+
 def train(args: list[str]) -> None:
-    if not args or args[0] not in RECIPES:
-        given = args[0] if args else ""
-        raise ValueError(f"recipe is {given!r}; {nearest(given, list(RECIPES))} (spequant recipes lists them)")
-    settings = tyro.cli(Train, default=Train(RECIPES[args[0]]()), args=args[1:], prog=f"spequant train {args[0]}")
+    settings, folder = parsed_train(args[0] if args else "", args[1:])
     recipe = settings.recipe
     if settings.dry_run:
         estimate = dry_run(recipe)
         if rank() == 0:
             print(*estimate.lines(), sep="\n")
         return
-    folder = settings.out or Path("runs") / (
-        recipe.name if recipe.train.seed == 0 else f"{recipe.name}-seed{recipe.train.seed}"
-    )
     try:
-        with Terminal(recipe.name) as reporter:
+        with Terminal(folder.resolve().name) as reporter:
             result = run(recipe, folder, reporter, resume=settings.resume)
     except (Interrupted, KeyboardInterrupt) as stopped:
         again = shlex.join(["spequant", "train", *args, *([] if settings.resume else ["--resume"])])
@@ -92,6 +99,29 @@ def train(args: list[str]) -> None:
     if rank() == 0:
         size = result["weight_bytes"] / 1024
         print(f"test accuracy {result['test_accuracy']:.2f} %  weights {size:.1f} KiB  -> {folder}")
+
+
+def sweep(args: list[str]) -> None:
+    from spequant.studies.sweep import Job, Sweep, run_sweep, threads_each
+
+    names = list(takewhile(lambda word: not word.startswith("-"), args))
+    settings, fields = tyro.cli(
+        Sweep, args=args[len(names) :], prog="spequant sweep RECIPE ...", return_unknown_args=True
+    )
+    if not names:
+        raise ValueError("no recipe is given; expected one or more before the options (spequant recipes lists them)")
+    given = {field.split("=")[0] for field in fields}
+    if given & {"--train.seed", "--resume", "--dry-run"}:
+        raise ValueError("sweep takes no --train.seed, --resume or --dry-run: it has --seeds, and always resumes")
+    threads = [] if "--train.threads" in given else threads_each(settings.at_once)
+    jobs = []
+    for seed, name in product(settings.seeds, names):
+        own = [*fields, *threads, "--train.seed", str(seed)]
+        asked, folder = parsed_train(name, own)
+        check(asked.recipe)
+        folder = settings.out / folder.name
+        jobs.append(Job(folder, ("train", name, *own, "--out", str(folder), "--resume")))
+    run_sweep(jobs, settings.at_once)
 
 
 def runs(args: list[str]) -> None:
@@ -162,7 +192,7 @@ def compare(args: list[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    f.__name__: f for f in (recipes, train, runs, evaluate, export, inspect, bench, demo, ladder, compare)
+    f.__name__: f for f in (recipes, train, sweep, runs, evaluate, export, inspect, bench, demo, ladder, compare)
 }
 
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,9 @@ def held(folder: Path, resume: bool) -> Iterator[None]:
         lock.release()
         if made and not (folder / RECIPE).exists():
             (folder / LOCK).unlink(missing_ok=True)
-            for path in made:
-                path.rmdir()
+            with suppress(OSError):  # another run has begun beside this one
+                for path in made:
+                    path.rmdir()
 
 
 def in_use(folder: Path) -> bool:

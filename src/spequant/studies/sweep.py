@@ -1,0 +1,118 @@
+"""Runs side by side, each in a process of its own: one may fail, be killed and be resumed without the others."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from spequant.studies.compare import Compare, report
+from spequant.terminal import print_table
+from spequant.train.interruption import interruptions
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Train recipes with several seeds, some runs at the same time, and compare them.
+
+    Fields of the recipes are given as to `train` and hold for every run. What is finished is kept, what was interrupted
+    goes on: the same command again.
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    at_once: int = 2
+    """runs at the same time; on a CPU its threads are divided among them"""
+    out: Path = Path("runs")
+    """the runs' folders go here"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: its folder, and what `spequant` is called with."""
+
+    folder: Path
+    arguments: tuple[str, ...]
+
+
+def threads_each(at_once: int) -> list[str]:
+    """The option that gives each of so many runs its share of the threads; empty for one, which has them all."""
+    return ["--train.threads", str(max(1, torch.get_num_threads() // at_once))] if at_once > 1 else []
+
+
+def run_sweep(jobs: Sequence[Job], at_once: int) -> None:
+    """Carry out `jobs`, printing what they print, then the comparison of all that are finished.
+
+    ChildProcessError: some did not finish; the others did. KeyboardInterrupt: SIGINT or SIGTERM, passed on to the
+    runs, which save and end.
+    """
+    if at_once < 1:
+        raise ValueError(f"at_once is {at_once}; expected 1 or more")
+    if not jobs:
+        raise ValueError("seeds is empty; expected some, e.g. --seeds 0 1 2")
+    folders = [job.folder for job in jobs]
+    twice = sorted({str(folder) for folder in folders if folders.count(folder) > 1})
+    if twice:
+        raise ValueError(
+            f"two runs would be in {', '.join(twice)}; give seeds and recipes once, and no --name to several"
+        )
+    with ThreadPoolExecutor(at_once) as pool, _Processes() as processes:
+        codes = [pool.submit(processes.carry_out, job) for job in jobs]
+        with interruptions() as asked:
+            while wait(codes, timeout=0.2).not_done and not asked():
+                pass
+            interrupted = asked()
+        if interrupted:
+            processes.stop()
+            wait(codes)
+    if interrupted:
+        raise KeyboardInterrupt
+    done = [job for job, code in zip(jobs, codes, strict=True) if code.result() == 0]
+    if done:
+        print_table(report(Compare(tuple(job.folder for job in done))))
+    failed = [f"{job.folder} (exit {code.result()})" for job, code in zip(jobs, codes, strict=True) if code.result()]
+    if failed:
+        raise ChildProcessError(f"not finished: {', '.join(failed)}; the reasons stand above")
+
+
+class _Processes:
+    """The runs under way."""
+
+    def __init__(self) -> None:
+        self.lock, self.running, self.stopped = threading.Lock(), set[subprocess.Popen[str]](), False
+
+    def __enter__(self) -> "_Processes":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:  # a second Ctrl-C
+            self.stop(subprocess.Popen.kill)
+
+    def carry_out(self, job: Job) -> int:
+        """The exit status of a run, whose lines are printed as they come; nothing is begun after `stop`."""
+        command = [sys.executable, "-m", "spequant", *job.arguments]
+        with self.lock:
+            if self.stopped:
+                return 130
+            process = subprocess.Popen(  # in a session of its own: Ctrl-C reaches it once, through `stop`
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+            )
+            self.running.add(process)
+        assert process.stdout is not None
+        with process.stdout as lines:
+            for line in lines:
+                named = line.startswith(job.folder.name)
+                print(line if named else f"{job.folder.name}  {line}", end="", flush=True)
+        code = process.wait()
+        with self.lock:
+            self.running.remove(process)
+        return code
+
+    def stop(self, how: Callable[[subprocess.Popen[str]], None] = subprocess.Popen.terminate) -> None:
+        with self.lock:
+            self.stopped = True
+            for process in self.running:
+                how(process)
