@@ -351,6 +351,19 @@ def test_ties_go_to_the_even_multiple_of_a_step_as_in_onnx():
     assert quantize(torch.tensor([-2.0, 0.0, 2.0]), low, high, levels).tolist() == [0, 2, 2]
 
 
+@pytest.mark.parametrize("signed", [False, True])
+def test_lsq_rounds_ties_in_its_gradient_as_in_its_values(signed):
+    q = ready(LSQ(3, signed=signed))
+    with torch.no_grad():
+        q.step.fill_(0.25)
+    x = torch.arange(-12, 20).reshape(1, 32) * 0.125  # levels, ties between them, both ends and values beyond
+    grad = torch.randn(1, 32)
+    q(x).backward(grad)
+    y, _, to_s = literal.lsq(x.double().numpy(), grad.double().numpy(), 0.25, *q.codes(), 32)
+    close(q(x), y)
+    close(q.step.grad, to_s)
+
+
 @pytest.mark.parametrize("quantizer", [PACT(2), PACT(3, signed=True), LSQ(2), LSQ(3, signed=True)])
 def test_gradients_of_both_ways_to_compare(quantizer):
     """bf16 values, compared by >=, and the very same ones in fp32, by sign; the ends and infinities among them."""

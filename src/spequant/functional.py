@@ -21,19 +21,23 @@ def zero_point(low: Tensor | None, high: Tensor, levels: Tensor) -> Tensor:
     return torch.where(low == -high, steps * 0.5, torch.round(-low * steps / (high - low)))
 
 
+def _scaled(x: Tensor, low: Tensor | None, high: Tensor, levels: Tensor) -> tuple[Tensor, Tensor | float]:
+    """(`x` in steps of the grid, the whole number that makes it a code after rounding)."""
+    steps = levels - 1
+    if low is None:
+        return x.float() * (steps / high), 0.0
+    zero = zero_point(low, high, levels)
+    half = torch.where(zero == zero.round(), 0.0, zero)  # an integer is added after rounding, and loses no bits
+    return x.float() * (steps / (high - low)) + half, zero - half
+
+
 def quantize(x: Tensor, low: Tensor | None, high: Tensor, levels: Tensor) -> Tensor:
     """Codes 0 .. levels - 1 (fp32, integral) of `x` on the grid over [low, high]; low None: [0, high].
 
     Ties go to the even multiple of a step, as in ONNX's QuantizeLinear; on a grid without zero to the even code.
     """
-    steps = levels - 1
-    if low is None:
-        codes = torch.round(x.float() * (steps / high))
-    else:
-        zero = zero_point(low, high, levels)
-        half = torch.where(zero == zero.round(), 0.0, zero)  # an integer is added after rounding, and loses no bits
-        codes = torch.round(x.float() * (steps / (high - low)) + half) + (zero - half)
-    return torch.minimum(codes.clamp_min(0.0), steps)
+    scaled, zero = _scaled(x, low, high, levels)
+    return torch.minimum((torch.round(scaled) + zero).clamp_min(0.0), levels - 1)
 
 
 def dequantize(codes: Tensor, low: Tensor | None, high: Tensor, levels: Tensor) -> Tensor:
@@ -64,12 +68,12 @@ class _FakeQuantize(torch.autograd.Function):
             grad_x = (grad32 * reached(x - bottom) * reached(high - x)).to(grad.dtype)
         if not (to_low or to_high):
             return grad_x, None, None, None, None, None
-        below = reached(bottom - x) if ctx.inner or to_low else 0.0
-        above, rounding = reached(x - high), 0.0
-        if ctx.inner:
-            clipped = torch.minimum(x.clamp_min(bottom), high)  # an infinite x times 0 would be NaN
-            rounding = dequantize(quantize(x, low, high, levels), low, high, levels) - clipped
-            rounding = rounding / (high - bottom) * (1 - below) * (1 - above)
+        below, above, rounding = reached(bottom - x) if to_low else 0.0, reached(x - high), 0.0
+        if ctx.inner:  # clipped before it is rounded: no number of the forward pass, which would be kept in fp32
+            scaled, zero = _scaled(x, low, high, levels)
+            steps = levels - 1
+            scaled = torch.minimum(scaled.clamp_min(-zero), steps - zero)
+            rounding = (torch.round(scaled) - scaled) / steps
         grad_low = (grad32 * (below - rounding)).sum_to_size(low.shape) if to_low and low is not None else None
         grad_high = (grad32 * (above + rounding)).sum_to_size(high.shape) if to_high else None
         return grad_x, grad_low, grad_high, None, None, None
