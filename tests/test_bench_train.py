@@ -9,7 +9,7 @@ from torch import nn
 from spequant.bench.memory import peak_bytes, peak_of
 from spequant.bench.peers import brevitas, torch_ao
 from spequant.bench.subjects import make_subject
-from spequant.bench.train import KINDS, BenchTrain, bench_train, ready
+from spequant.bench.train import KINDS, BenchTrain, Row, bench_train, ready
 from spequant.cli import main
 from spequant.methods import Retrain
 
@@ -30,6 +30,26 @@ def test_rows_are_printed_and_written(tmp_path, capsys):
     assert rows["float"]["ratio_to_float"] == 1
     printed = capsys.readouterr().out
     assert "speq" in printed and "ms a batch" in printed and "resnet8, W2A2, batch 4, bf16, cpu" in printed
+
+
+def test_processes_at_once(tmp_path, capsys):
+    path = tmp_path / "rows.json"
+    main(["bench", "train", *TINY, "--rows", "float", "--no-compile", "--at-once", "2", "--json", str(path)])
+    one, two, _ = json.loads(path.read_text())
+    assert (one["name"], two["name"]) == ("float", "float x2") and set(two) == FIELDS
+    assert two["peak_mib"] == pytest.approx(2 * one["peak_mib"], abs=0.2) and two["step_ms"] > 0
+    gain = 2 * one["step_ms"] / two["step_ms"]
+    assert f"float: 2 at once take {gain:.2f} times the steps a second of one" in capsys.readouterr().out
+
+
+def test_a_process_that_dies_is_named():
+    settings = BenchTrain("resnet8", batch=2, image=8, rounds=1, threads=1, device="cpu", compile=False)
+    row = Row("float", settings, 2)
+    assert row.error is None and row.ask(3) > 0
+    row.workers[1].process.kill()
+    with pytest.raises(ChildProcessError, match="row 'float x2': its process died; leave it out with rows"):
+        row.ask(3)
+    row.close()
 
 
 @pytest.mark.filterwarnings("ignore")  # of the peers
@@ -94,6 +114,7 @@ def test_memory_at_its_peak():
     [
         (["--rows", "sqeq"], "rows has 'sqeq'; expected some of 'float', 'retrain', 'speq'"),
         (["--rounds", "0"], "rounds is 0; expected 1 or more"),
+        (["--at-once", "0"], "at_once is 0; expected 1 or more"),
         (["--batch", "1"], "batch is 1; expected 2 or more"),
         (["--device", "tpu9"], "device is 'tpu9'; expected auto, cpu, cuda or cuda:N"),
         (["--threads", "0"], "threads is 0; expected 1 or more"),

@@ -24,6 +24,11 @@ def print_bench_train(settings: BenchTrain) -> None:
             )
             table.add_row(row["name"], *numbers)
     print_table(table)
+    times = {row["name"]: row["step_ms"] for row in rows}
+    for name, time in times.items():
+        if settings.at_once > 1 and f"{name} x{settings.at_once}" in times:
+            gain = settings.at_once * time / times[f"{name} x{settings.at_once}"]
+            print(f"{name}: {settings.at_once} at once take {gain:.2f} times the steps a second of one")
     for row in rows:
         if row["name"] == "input":
             share = 100 * row["ratio_to_float"]

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import product
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -60,6 +61,8 @@ class BenchTrain:
     rounds: int = 10
     steps: int = 0
     """more steps of each row, to see that they add no graphs"""
+    at_once: int = 1
+    """beside each row another one of so many processes that train side by side, threads divided among them"""
     compile: bool = True
     """False: every row is eager"""
     cuda_graphs: bool = False
@@ -121,20 +124,20 @@ def bench_train(settings: BenchTrain, say: Callable[[str], None] = print) -> lis
     _check(settings)
     device = device_named(settings.device)
     settings = replace(settings, device=str(device), threads=settings.threads or torch.get_num_threads())
-    rows: list[Worker] = []
+    rows: list[Row] = []
     try:
-        for name in KINDS:
+        for name, copies in product(KINDS, sorted({1, settings.at_once})):
             if name == "float" or not settings.rows or name in settings.rows:
-                row = Worker(name, settings)
-                if row.error is None:
-                    rows.append(row)
-                elif name == "float":
-                    raise ChildProcessError(f"the float step does not run: {row.error}")
-                else:
-                    say(f"{name}: not measured, {row.error}")
+                row = Row(name, settings, copies)
+                rows.append(row)
+                if row.error is not None:
+                    rows.pop().close()
+                    if name == "float":
+                        raise ChildProcessError(f"the float step does not run: {row.error}")
+                    say(f"{row.label}: not measured, {row.error}")
         for _ in range(settings.rounds):
             for row in rows:
-                row.times.append(row.ask(2))
+                row.times.append(row.ask(2 if row.copies == 1 else 5))
         for row in rows:
             row.ask(settings.steps)
     finally:
@@ -145,7 +148,7 @@ def bench_train(settings: BenchTrain, say: Callable[[str], None] = print) -> lis
     shared = {"threads": settings.threads, "device": where, "dtype": settings.dtype}
     found = [
         {
-            "name": row.name,
+            "name": row.label,
             "step_ms": round(1000 * statistics.median(row.times), 3),
             "ratio_to_float": round(statistics.median(row.times) / floats, 3),
             "peak_mib": round(row.peak / 2**20, 1),
@@ -161,7 +164,7 @@ def _check(settings: BenchTrain) -> None:
     unknown = [name for name in settings.rows if name not in KINDS]
     if unknown:
         raise ValueError(f"rows has {', '.join(map(repr, unknown))}; expected some of {', '.join(map(repr, KINDS))}")
-    for name, least in (("batch", 2), ("image", 1), ("rounds", 1), ("steps", 0), ("threads", 1)):
+    for name, least in (("batch", 2), ("image", 1), ("rounds", 1), ("steps", 0), ("at_once", 1), ("threads", 1)):
         value = getattr(settings, name)
         if value is not None and value < least:
             raise ValueError(f"{name} is {value}; expected {least} or more")
@@ -169,31 +172,55 @@ def _check(settings: BenchTrain) -> None:
     make_subject(settings.network, 2, settings.image, torch.device("cpu"))
 
 
+class Row:
+    """Processes that run the same steps at the same time, mostly one. error: why they do not run, or None; peak: bytes
+    of all; graphs: of one, since it started; times: seconds of a step."""
+
+    def __init__(self, name: str, settings: BenchTrain, copies: int):
+        self.label, self.copies, self.times = name if copies == 1 else f"{name} x{copies}", copies, []
+        each = replace(settings, threads=max(1, (settings.threads or 1) // copies))
+        self.error, self.peak, self.graphs, self.workers = None, 0, 0, []
+        for _ in range(copies):
+            if self.error is None:  # one after the other: the first fills the cache of compiled kernels
+                self.workers.append(worker := Worker(name, each))
+                self.error, peak, self.graphs = worker.hear()
+                self.peak += peak
+
+    def ask(self, steps: int) -> float:
+        """Run so many steps; seconds of one, the first left out, where they took longest."""
+        for worker in self.workers:
+            worker.ask(steps)
+        answers = [worker.hear() for worker in self.workers]
+        if died := next((error for error, *_ in answers if error), None):
+            raise ChildProcessError(f"row {self.label!r}: {died}; leave it out with rows")
+        self.graphs = answers[0][2]
+        return max(seconds for _, seconds, _ in answers)
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.close()
+
+
 class Worker:
-    """One row in a process of its own. error: why it does not run, or None; graphs: since it started."""
+    """One process of a row. It is heard once when it is ready, and once after each question."""
 
     def __init__(self, name: str, settings: BenchTrain):
-        self.name, self.times, self.error, self.peak, self.graphs = name, [], None, 0, 0
         spawn = get_context("spawn")  # a fork would inherit threads that do not exist in it
         self.pipe, other = spawn.Pipe()
         self.process = spawn.Process(target=_work, args=(other, name, settings), daemon=True)
         self.process.start()
         other.close()
-        try:
-            self.error, self.peak, self.graphs = self.pipe.recv()
-        except EOFError:
-            self.error = "its process died"
-        if self.error is not None:
-            self.close()
 
-    def ask(self, steps: int) -> float:
-        """Run so many steps; seconds of the last one."""
-        try:
+    def ask(self, steps: int) -> None:
+        with suppress(BrokenPipeError):  # heard next
             self.pipe.send(steps)
-            seconds, self.graphs = self.pipe.recv()
-        except (EOFError, BrokenPipeError) as error:
-            raise ChildProcessError(f"the process of the row {self.name!r} died; leave it out with rows") from error
-        return seconds
+
+    def hear(self) -> tuple[str | None, Any, int]:
+        """(what went wrong or None, bytes when it is ready or seconds of a step, graphs)."""
+        try:
+            return self.pipe.recv()
+        except (EOFError, ConnectionError):
+            return "its process died", 0, 0
 
     def close(self) -> None:
         self.pipe.close()
@@ -215,14 +242,14 @@ def _work(pipe: Connection, name: str, settings: BenchTrain) -> None:
         return
     with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         while True:
-            seconds = 0.0
+            times = []
             for _ in range(pipe.recv()):
                 begun = time.perf_counter()
                 step()
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
-                seconds = time.perf_counter() - begun
-            pipe.send((seconds, _graphs()))
+                times.append(time.perf_counter() - begun)
+            pipe.send((None, statistics.fmean(times[1:] or [0.0]), _graphs()))
 
 
 def ready(kind: Kind, settings: BenchTrain, device: torch.device) -> tuple[Callable[[], Any], Callable[[], int]]:
