@@ -283,6 +283,7 @@ def _graphs() -> int:
 def _input(settings: BenchTrain, floats: float) -> dict[str, Any]:
     """How long a step waits for its images, augmented as in training: they are made where and when they are used."""
     device = torch.device(settings.device)
+    keep_freed_memory()  # as in a run
     images = torch.randint(256, (max(5000, 2 * settings.batch), 3, settings.image, settings.image), dtype=torch.uint8)
     data = ImageSet(images, torch.zeros(len(images), dtype=torch.int64), (0.5,) * 3, (0.25,) * 3, 10).to(device)
     times = []
