@@ -47,7 +47,9 @@ def test_a_process_that_dies_is_named():
     row = Row("float", settings, 2)
     assert row.error is None and row.ask(3) > 0
     row.workers[1].process.kill()
-    with pytest.raises(ChildProcessError, match="row 'float x2': its process died; leave it out with rows"):
+    with pytest.raises(
+        ChildProcessError, match="row 'float x2': its process died; leave it out with rows, or give fewer"
+    ):
         row.ask(3)
     row.close()
 

@@ -10,14 +10,14 @@ import pytest
 
 from spequant.cli import main
 from spequant.recipes import RECIPES
+from spequant.recipes.folder import held
 from spequant.studies import sweep
 from spequant.studies.sweep import Job, run_sweep, threads_each
 
 QUICK = ["--network.weights", "None", "--train.epochs", "1", "--train.no-compile", "--train.threads", "1"]
 
 
-def test_runs_side_by_side_are_the_runs_alone(tmp_path, capfd, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+def test_runs_side_by_side_are_the_runs_alone(tmp_path, capfd):
     out = tmp_path / "runs"
     main(["sweep", "digits-float", "digits-w2a2-retrain", "--seeds", "0", "3", "--out", str(out), *QUICK])
     printed = capfd.readouterr().out
@@ -34,8 +34,8 @@ def test_runs_side_by_side_are_the_runs_alone(tmp_path, capfd, monkeypatch):
 
 def test_one_that_fails_costs_no_other(tmp_path, capfd):
     out = tmp_path / "runs"
-    good = Job(out / "good", ("train", "digits-float", *QUICK, "--out", str(out / "good"), "--resume"))
-    bad = Job(out / "bad", ("train", "digits-float", "--train.lr", "-1", "--out", str(out / "bad")))
+    good = Job("digits-float", out / "good", ("train", "digits-float", *QUICK, "--out", str(out / "good"), "--resume"))
+    bad = Job("digits-float", out / "bad", ("train", "digits-float", "--train.lr", "-1", "--out", str(out / "bad")))
     with pytest.raises(ChildProcessError, match=r"not finished: .*bad \(exit 1\); the reasons stand above"):
         run_sweep([bad, good], 1)
     printed = capfd.readouterr().out
@@ -50,17 +50,42 @@ def test_interrupted_saves_and_goes_on(tmp_path):
     command = [sys.executable, "-m", "spequant", "sweep", "digits-float", *options, "--seeds", "0"]
     process = subprocess.Popen([*command, "1", "2"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     end = time.monotonic() + 120
-    while not list(out.glob("*/checkpoints/step-*")):
-        assert time.monotonic() < end and process.poll() is None
+    while not list((out / "digits-float").glob("checkpoints/step-*")):
+        if time.monotonic() > end or process.poll() is not None:
+            process.kill()
+            pytest.fail(f"no checkpoint: {process.communicate()[0]}")
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     printed = process.communicate(timeout=120)[0]
-    assert process.returncode == 130 and "spequant sweep: interrupted" in printed
+    assert process.returncode == 130 and "spequant sweep: interrupted; the same command goes on" in printed
     assert not (out / "digits-float-seed2").exists()  # nothing is begun after it
     assert subprocess.run(command, capture_output=True, timeout=240).returncode == 0
     rows = [json.loads(line) for line in (out / "digits-float/metrics.jsonl").read_text().splitlines()]
     kinds = [row["kind"] for row in rows]
     assert "resumed" in kinds and kinds[-1] == "result"
+
+
+def test_a_run_that_fails_leaves_the_folder_to_the_one_beside_it(tmp_path):
+    parent = tmp_path / "runs"
+    with pytest.raises(ValueError, match="its own error"), held(parent / "a", False):
+        (parent / "b").mkdir()
+        raise ValueError("its own error")
+    assert [path.name for path in parent.iterdir()] == ["b"]
+
+
+def test_the_first_recipe_is_the_one_compared_with(tmp_path, capfd):
+    """Also where its first run failed."""
+    jobs = []
+    for seed, recipe in ((0, "one"), (0, "two"), (1, "one"), (1, "two")):
+        folder = tmp_path / f"{recipe}-{seed}"
+        folder.mkdir()
+        result = {"recipe": recipe, "seed": seed, "test_accuracy": 50.0 + (recipe == "two"), "seconds": 1.0}
+        (folder / "result.json").write_text(json.dumps(result))
+        fails = (recipe, seed) == ("one", 0)
+        jobs.append(Job(recipe, folder, ("recipes", "x") if fails else ("--help",)))
+    with pytest.raises(ChildProcessError, match="one-0"):
+        run_sweep(jobs, 2)
+    assert "+1.00 (1 pair)" in capfd.readouterr().out
 
 
 def test_threads_are_divided(monkeypatch):
@@ -76,6 +101,7 @@ def test_threads_are_divided(monkeypatch):
         (["digits-flot"], "recipe is 'digits-flot'; did you mean digits-float"),
         (["digits-float", "--train.seed", "1"], "sweep takes no --train.seed"),
         (["digits-float", "--resume"], "sweep takes no --train.seed, --resume"),
+        (["digits-float", "--dry_run"], "sweep takes no --train.seed, --resume or --dry-run"),
         (["digits-float", "--train.epochs", "0"], "train.epochs is 0; expected 1 or more"),
         (["digits-float", "--at-once", "0"], "at_once is 0; expected 1 or more"),
         (["digits-float", "--seeds"], "seeds is empty"),

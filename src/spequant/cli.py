@@ -69,26 +69,29 @@ class Train:
     """images, steps, memory and hours, from some steps; nothing is written"""
 
 
-def parsed_train(name: str, args: Sequence[str]) -> tuple[Train, Path]:
-    """What `train NAME ARGS` asks for, and the folder of its run."""
+def parsed_train(name: str, args: Sequence[str]) -> Train:
+    """What `train NAME ARGS` asks for."""
     if name not in RECIPES:
         raise ValueError(f"recipe is {name!r}; {nearest(name, list(RECIPES))} (spequant recipes lists them)")
-    settings = tyro.cli(Train, default=Train(RECIPES[name]()), args=args, prog=f"spequant train {name}")
-    recipe = settings.recipe
-    own = recipe.name if recipe.train.seed == 0 else f"{recipe.name}-seed{recipe.train.seed}"
-    return settings, settings.out or Path("runs") / own
+    return tyro.cli(Train, default=Train(RECIPES[name]()), args=args, prog=f"spequant train {name}")
+
+
+def run_name(recipe: Recipe) -> str:
+    """Of a run's folder."""
+    return recipe.name if recipe.train.seed == 0 else f"{recipe.name}-seed{recipe.train.seed}"
 
 
 def train(args: list[str]) -> None:
-    settings, folder = parsed_train(args[0] if args else "", args[1:])
+    settings = parsed_train(args[0] if args else "", args[1:])
     recipe = settings.recipe
+    folder = settings.out or Path("runs") / run_name(recipe)
     if settings.dry_run:
         estimate = dry_run(recipe)
         if rank() == 0:
             print(*estimate.lines(), sep="\n")
         return
     try:
-        with Terminal(folder.resolve().name) as reporter:
+        with Terminal(folder.name) as reporter:
             result = run(recipe, folder, reporter, resume=settings.resume)
     except (Interrupted, KeyboardInterrupt) as stopped:
         again = shlex.join(["spequant", "train", *args, *([] if settings.resume else ["--resume"])])
@@ -110,17 +113,18 @@ def sweep(args: list[str]) -> None:
     )
     if not names:
         raise ValueError("no recipe is given; expected one or more before the options (spequant recipes lists them)")
-    given = {field.split("=")[0] for field in fields}
+    given = {field.split("=")[0].replace("_", "-") for field in fields}
     if given & {"--train.seed", "--resume", "--dry-run"}:
         raise ValueError("sweep takes no --train.seed, --resume or --dry-run: it has --seeds, and always resumes")
-    threads = [] if "--train.threads" in given else threads_each(settings.at_once)
+    at_once = min(settings.at_once, len(names) * len(settings.seeds))
+    threads = [] if "--train.threads" in given else threads_each(at_once)
     jobs = []
     for seed, name in product(settings.seeds, names):
         own = [*fields, *threads, "--train.seed", str(seed)]
-        asked, folder = parsed_train(name, own)
-        check(asked.recipe)
-        folder = settings.out / folder.name
-        jobs.append(Job(folder, ("train", name, *own, "--out", str(folder), "--resume")))
+        recipe = parsed_train(name, own).recipe
+        check(recipe)
+        folder = settings.out / run_name(recipe)
+        jobs.append(Job(name, folder, ("train", name, *own, "--out", str(folder), "--resume")))
     run_sweep(jobs, settings.at_once)
 
 
@@ -207,8 +211,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         COMMANDS[args[0]](args[1:])
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         raise SystemExit(f"spequant {args[0]}: {error}") from None
-    except (Interrupted, KeyboardInterrupt):
-        print(f"spequant {args[0]}: interrupted", file=sys.stderr)
+    except (Interrupted, KeyboardInterrupt) as stopped:
+        why = f"; {stopped}" if stopped.args else ""
+        print(f"spequant {args[0]}: interrupted{why}", file=sys.stderr)
         raise SystemExit(130) from None
 
 

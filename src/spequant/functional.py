@@ -69,7 +69,7 @@ class _FakeQuantize(torch.autograd.Function):
         if not (to_low or to_high):
             return grad_x, None, None, None, None, None
         below, above, rounding = reached(bottom - x) if to_low else 0.0, reached(x - high), 0.0
-        if ctx.inner:  # clipped before it is rounded: no number of the forward pass, which would be kept in fp32
+        if ctx.inner:  # clipped, then rounded: few enough operations for torch.compile to write none of them to memory
             scaled, zero = _scaled(x, low, high, levels)
             steps = levels - 1
             scaled = torch.minimum(scaled.clamp_min(-zero), steps - zero)
@@ -106,9 +106,9 @@ def fake_quantize(
 
     - to `x`, straight-through (Bengio et al., arXiv 1308.3432): 1 on low <= x <= high, else 0; 1 everywhere where
       `saturate` is False.
-    - to `high`: 1 on x >= high, to `low`: 1 on x <= low (PACT, arXiv 1805.06085); with `inner`, inside also the
-      rounding error's share, +-(y - x) / (high - low), which makes a step s with high = Qp s and low = -Qn s receive
-      LSQ's gradient, round(x / s) - x / s (arXiv 1902.08153).
+    - to `high`: 1 on x >= high, to `low`: 1 on x <= low (PACT, arXiv 1805.06085); with `inner`, between the ends of the
+      grid also the rounding error's share, +-(y - x) / (high - low), which makes a step s with high = Qp s and
+      low = -Qn s receive LSQ's gradient, round(x / s) - x / s (arXiv 1902.08153).
     """
     return _FakeQuantize.apply(x, low, high, levels, saturate, inner)
 

@@ -26,7 +26,7 @@ def print_bench_train(settings: BenchTrain) -> None:
     print_table(table)
     times = {row["name"]: row["step_ms"] for row in rows}
     for name, time in times.items():
-        if settings.at_once > 1 and f"{name} x{settings.at_once}" in times:
+        if f"{name} x{settings.at_once}" in times:
             gain = settings.at_once * time / times[f"{name} x{settings.at_once}"]
             print(f"{name}: {settings.at_once} at once take {gain:.2f} times the steps a second of one")
     for row in rows:

@@ -44,7 +44,8 @@ CALIBRATION = 16  # samples
 class BenchTrain:
     """Time training steps: float, Retrain, SPEQ and others, each compiled and eager.
 
-    Each round runs two steps of every row and times the second; the median over the rounds is printed.
+    Each round runs two steps of every row and times the second (with at_once: five, the mean of the last four, of the
+    slowest process); the median over the rounds is printed.
     """
 
     network: str = "resnet20"
@@ -129,15 +130,16 @@ def bench_train(settings: BenchTrain, say: Callable[[str], None] = print) -> lis
         for name, copies in product(KINDS, sorted({1, settings.at_once})):
             if name == "float" or not settings.rows or name in settings.rows:
                 row = Row(name, settings, copies)
-                rows.append(row)
-                if row.error is not None:
-                    rows.pop().close()
-                    if name == "float":
-                        raise ChildProcessError(f"the float step does not run: {row.error}")
-                    say(f"{row.label}: not measured, {row.error}")
+                if row.error is None:
+                    rows.append(row)
+                    continue
+                row.close()
+                if row.label == "float":
+                    raise ChildProcessError(f"the float step does not run: {row.error}")
+                say(f"{row.label}: not measured, {row.error}")
         for _ in range(settings.rounds):
             for row in rows:
-                row.times.append(row.ask(2 if row.copies == 1 else 5))
+                row.times.append(row.ask(2 if settings.at_once == 1 else 5))
         for row in rows:
             row.ask(settings.steps)
     finally:
@@ -192,7 +194,7 @@ class Row:
             worker.ask(steps)
         answers = [worker.hear() for worker in self.workers]
         if died := next((error for error, *_ in answers if error), None):
-            raise ChildProcessError(f"row {self.label!r}: {died}; leave it out with rows")
+            raise ChildProcessError(f"row {self.label!r}: {died}; leave it out with rows, or give fewer at_once")
         self.graphs = answers[0][2]
         return max(seconds for _, seconds, _ in answers)
 

@@ -1,12 +1,14 @@
 """From a recipe's strings to objects: the only place where that happens."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import nn
 
 from spequant import losses, models, quantizers
@@ -57,10 +59,19 @@ LOADERS: dict[str, Loader] = {
 }
 
 
+@contextmanager
+def _alone(root: str | Path) -> Iterator[None]:
+    """Inside, no other run downloads into `root`."""
+    Path(root).mkdir(parents=True, exist_ok=True)
+    with FileLock(Path(root) / ".download.lock"):
+        yield
+
+
 def build_data(choice: Data, device: torch.device) -> tuple[ImageSet, ImageSet | None, ImageSet]:
     """(train, held out or None, test), on `device`."""
     root = choice.root or os.environ.get("SPEQUANT_DATA")
-    train, test = LOADERS[choice.name](Path(root) if root else None, choice.download)
+    with _alone(root) if root and choice.download else nullcontext():
+        train, test = LOADERS[choice.name](Path(root) if root else None, choice.download)
     if choice.images is None:
         rest, held = hold_out(train, choice.held_out)
     else:

@@ -1,9 +1,10 @@
 """Runs side by side, each in a process of its own: one may fail, be killed and be resumed without the others."""
 
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,21 +26,22 @@ class Sweep:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     at_once: int = 2
-    """runs at the same time; on a CPU its threads are divided among them"""
+    """runs at the same time; the CPU's threads are divided among them"""
     out: Path = Path("runs")
     """the runs' folders go here"""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run: its folder, and what `spequant` is called with."""
+    """One run: its recipe's name, its folder, and what `spequant` is called with."""
 
+    recipe: str
     folder: Path
     arguments: tuple[str, ...]
 
 
 def threads_each(at_once: int) -> list[str]:
-    """The option that gives each of so many runs its share of the threads; empty for one, which has them all."""
+    """The option that gives each of so many runs its share of the CPU's threads; empty for one, which has them all."""
     return ["--train.threads", str(max(1, torch.get_num_threads() // at_once))] if at_once > 1 else []
 
 
@@ -47,7 +49,7 @@ def run_sweep(jobs: Sequence[Job], at_once: int) -> None:
     """Carry out `jobs`, printing what they print, then the comparison of all that are finished.
 
     ChildProcessError: some did not finish; the others did. KeyboardInterrupt: SIGINT or SIGTERM, passed on to the
-    runs, which save and end.
+    runs, which save and end; at a second one they are killed.
     """
     if at_once < 1:
         raise ValueError(f"at_once is {at_once}; expected 1 or more")
@@ -66,11 +68,13 @@ def run_sweep(jobs: Sequence[Job], at_once: int) -> None:
                 pass
             interrupted = asked()
         if interrupted:
-            processes.stop()
+            processes.stop(signal.SIGINT)
             wait(codes)
     if interrupted:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("the same command goes on with these runs")
+    arms = [job.recipe for job in jobs]  # the first recipe is what the others are compared with, if it finished at all
     done = [job for job, code in zip(jobs, codes, strict=True) if code.result() == 0]
+    done.sort(key=lambda job: arms.index(job.recipe))
     if done:
         print_table(report(Compare(tuple(job.folder for job in done))))
     failed = [f"{job.folder} (exit {code.result()})" for job, code in zip(jobs, codes, strict=True) if code.result()]
@@ -89,7 +93,7 @@ class _Processes:
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is not None:  # a second Ctrl-C
-            self.stop(subprocess.Popen.kill)
+            self.stop(signal.SIGKILL)
 
     def carry_out(self, job: Job) -> int:
         """The exit status of a run, whose lines are printed as they come; nothing is begun after `stop`."""
@@ -98,21 +102,33 @@ class _Processes:
             if self.stopped:
                 return 130
             process = subprocess.Popen(  # in a session of its own: Ctrl-C reaches it once, through `stop`
-                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,
             )
             self.running.add(process)
         assert process.stdout is not None
-        with process.stdout as lines:
-            for line in lines:
-                named = line.startswith(job.folder.name)
-                print(line if named else f"{job.folder.name}  {line}", end="", flush=True)
-        code = process.wait()
-        with self.lock:
-            self.running.remove(process)
+        name = f"{job.folder.name}  "
+        try:
+            with process.stdout as lines:
+                for line in lines:
+                    print(line if line.startswith(name) else name + line, end="", flush=True)
+        except BaseException:  # nobody reads what is printed any more
+            self.stop(signal.SIGINT)
+            raise
+        finally:
+            code = process.wait()
+            with self.lock:
+                self.running.remove(process)
         return code
 
-    def stop(self, how: Callable[[subprocess.Popen[str]], None] = subprocess.Popen.terminate) -> None:
+    def stop(self, number: signal.Signals) -> None:
+        """Send a signal to each: SIGINT, as a scheduler may have sent SIGTERM already, and a second one kills."""
         with self.lock:
             self.stopped = True
             for process in self.running:
-                how(process)
+                process.send_signal(number)
