@@ -5,9 +5,10 @@ import gzip
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock, Timeout
 
-from spequant.data import fashion_mnist, load_cifar10, load_cifar100, load_fashion_mnist
-from spequant.recipes.build import build_data
+from spequant.data import fashion_mnist, load_cifar10, load_cifar100, load_digits, load_fashion_mnist
+from spequant.recipes.build import LOADERS, build_data
 from spequant.recipes.schema import Data
 
 SHAPES = {name: (6 if name.startswith("train") else 4, *shape[1:]) for name, shape in fashion_mnist.FILES.items()}
@@ -121,3 +122,14 @@ def test_torchvisions_damaged_layout_is_named(tmp_path):
     (tmp_path / "cifar-10-batches-py").mkdir()
     with pytest.raises(ValueError, match=r"cifar-10-batches-py is missing files or damaged.*fetch it anew"):
         load_cifar10(tmp_path)
+
+
+def test_one_run_at_a_time_downloads_into_a_folder(tmp_path, monkeypatch):
+    def load(root, download):
+        with pytest.raises(Timeout):
+            FileLock(root / ".download.lock").acquire(timeout=0)
+        return load_digits()
+
+    monkeypatch.setitem(LOADERS, "cifar10", load)
+    train, _, _ = build_data(Data("cifar10", tmp_path / "new", download=True, held_out=0), torch.device("cpu"))
+    assert len(train) > 1000 and FileLock(tmp_path / "new/.download.lock").acquire(timeout=0)

@@ -212,8 +212,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         raise SystemExit(f"spequant {args[0]}: {error}") from None
     except (Interrupted, KeyboardInterrupt) as stopped:
-        why = f"; {stopped}" if stopped.args else ""
-        print(f"spequant {args[0]}: interrupted{why}", file=sys.stderr)
+        print(f"spequant {args[0]}: {str(stopped) or 'interrupted'}", file=sys.stderr)
         raise SystemExit(130) from None
 
 

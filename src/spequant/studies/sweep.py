@@ -71,7 +71,7 @@ def run_sweep(jobs: Sequence[Job], at_once: int) -> None:
             processes.stop(signal.SIGINT)
             wait(codes)
     if interrupted:
-        raise KeyboardInterrupt("the same command goes on with these runs")
+        raise KeyboardInterrupt("interrupted; the same command goes on with these runs")
     arms = [job.recipe for job in jobs]  # the first recipe is what the others are compared with, if it finished at all
     done = [job for job, code in zip(jobs, codes, strict=True) if code.result() == 0]
     done.sort(key=lambda job: arms.index(job.recipe))
