@@ -102,7 +102,7 @@ def fake_quantize(
     """`x` rounded to the nearest of `levels` equally spaced values over [low, high], clipped beyond.
 
     Computed in fp32 whatever the dtype of `x`, which the result has. `low` and `high` broadcast against `x`
-    (0-dim: one range a tensor; (channels, 1, 1, 1): one a channel). Backward:
+    (0-dim: one range a tensor; (channels, 1, 1, 1): one a channel); low None: [0, high]. Backward:
 
     - to `x`, straight-through (Bengio et al., arXiv 1308.3432): 1 on low <= x <= high, else 0; 1 everywhere where
       `saturate` is False.
