@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spequant.quantizers import LSQ, PACT, SAWB, DoReFa, LeastSquares, MinMax
+from spequant.quantizers import LSQ, PACT, SAWB, DoReFa, LeastSquares, LSQPlus, MinMax
 from spequant.quantizers.base import level_tensor
 
-ACTS = (PACT, LSQ, MinMax, DoReFa)
+ACTS = (PACT, LSQ, LSQPlus, MinMax, DoReFa)
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 grids = given(
     kind=st.sampled_from(ACTS),
@@ -61,6 +61,37 @@ def test_zero_stays_on_the_grid_at_fewer_bits(kind, signed, bits, clip, seed):
     for low_bits in range(2 if signed else 1, q.bits):
         q.levels = level_tensor(q.levels_at(low_bits))
         assert q(torch.zeros(3)).eq(0).all() and len(q(x).unique()) <= 2**low_bits
+
+
+@quick
+@given(
+    bits=st.integers(1, 8),
+    step=st.floats(2**-10, 1024, width=32),
+    share=st.floats(-0.5, 1.5),
+    seed=st.integers(0, 2**16),
+)
+def test_a_grid_with_a_trained_offset_holds_zero_and_the_same_values_at_all_widths(bits, step, share, seed):
+    """Wherever training has carried the offset: `share` of the grid lies below zero, or would."""
+    q = LSQPlus(bits, signed=True)
+    p = 2**bits - 1
+    with torch.no_grad():
+        q.step.fill_(step)
+        q.offset.fill_(-share * p * step)
+    q.calibrated = True
+    x = torch.randn(500, generator=torch.Generator().manual_seed(seed)) * step * p
+    y, ends = q(x).detach(), torch.stack(q.bounds(x)).detach()
+    assert torch.equal(q(y).detach(), y) and len(y.unique()) <= 2**bits
+    below = torch.round(-ends[0] / step)
+    assert 0 <= below <= p and abs(float(ends[1] - ends[0]) - p * step) <= 1e-5 * p * step
+    assert abs(float(below * step + ends[0])) <= 1e-5 * p * step
+    for width in range(1, 9):
+        q.levels = level_tensor(q.levels_at(width))
+        assert q(torch.zeros(3)).eq(0).all() and torch.equal(torch.stack(q.bounds(x)).detach(), ends)
+        assert len(q(x).unique()) <= 2**width
+        codes = q.encode(x)
+        assert codes.min() >= 0 and codes.max() <= q.levels - 1
+        if width >= bits:
+            assert torch.equal(q(y).detach(), y)
 
 
 @pytest.mark.parametrize("kind", [SAWB, LSQ, LeastSquares, MinMax, PACT])

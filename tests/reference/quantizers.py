@@ -31,6 +31,19 @@ def lsq(v, grad, s, qn, qp, elements):
     return s * rounded, grad * inside, (grad * to_s).sum() / np.sqrt(elements * max(qp, 1.0))
 
 
+def lsq_plus(x, grad, s, beta, p, elements):
+    """(x_hat, dL/dx, dL/ds, dL/dbeta): x_hat = s round(clip((x - low) / s, 0, p)) + low, where low = beta rounded to a
+    multiple of `s` from -p s to 0; both gradients scaled by 1 / sqrt(elements p)."""
+    z = np.round(np.clip(-beta / s, 0, p))
+    v = x / s + z
+    code = np.clip(np.round(x / s) + z, 0, p)
+    inside = (v >= 0) & (v <= p)
+    to_s = np.where(v <= 0, 0.0, np.where(v >= p, p, np.round(x / s) - x / s))
+    to_beta = ((v <= 0) | (v >= p)).astype(float)
+    g = 1 / np.sqrt(elements * p)
+    return s * (code - z), grad * inside, (grad * to_s).sum() * g, (grad * to_beta).sum() * g
+
+
 def dorefa_weight(w, bits):
     """w_q."""
     n = 2**bits - 1

@@ -41,10 +41,10 @@ def saturates(op: Weighted) -> bool:
 
 
 def largest_stored(op: Op) -> int:
-    """Of its input codes as engines store them: uint8, signed ones around 128."""
+    """Of its input codes as engines store them, uint8."""
     grid = op.inputs[0].grid
     assert grid is not None
-    return max(1, grid.high + (128 if grid.signed else 0))
+    return max(1, grid.high + grid.zero)
 
 
 def input_step(op: Op) -> Tensor:

@@ -2,7 +2,7 @@
 
 The pattern (measured, docs/deploy.md): codes as uint8; QuantizeLinear with the low-bit step -> Clip on the integers ->
 DequantizeLinear -> Conv with DequantizeLinear of int8 weights and int32 bias -> QuantizeLinear ... Signed codes are
-stored as code + 128, since a convolution's input and output have to be of one type to be fused.
+stored as code + `Grid.zero`, since a convolution's input and output have to be of one type to be fused.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,17 +17,11 @@ from spequant.export.onnx_file import Preprocessing, describe, metadata
 from spequant.export.program import Add, Float, Grid, Input, MaxPool, Move, Op, Program, Quantize, Weighted
 
 OPSET, IR_VERSION = 19, 10
-ZERO = 128  # the stored value of code 0 of a signed tensor
-
-
-def zero_of(grid: Grid) -> int:
-    """What is stored for code 0."""
-    return ZERO if grid.signed else 0
 
 
 def stored(codes: Tensor, grid: Grid) -> np.ndarray:
     """Codes as an exported graph stores them: uint8."""
-    return (codes + zero_of(grid)).numpy().astype(np.uint8)
+    return (codes + grid.zero).numpy().astype(np.uint8)
 
 
 class Emitter:
@@ -73,7 +67,7 @@ class Emitter:
     def rounded(self, value: str, grid: Grid, name: str, step: float | None = None) -> str:
         """Float values to stored codes. step: of `value`'s unit; None: the grid's."""
         out = self.node("QuantizeLinear", [value, *self._scale(grid, name, step)], name)
-        low, high = grid.low + zero_of(grid), grid.high + zero_of(grid)
+        low, high = grid.low + grid.zero, grid.high + grid.zero
         if (low, high) == (0, 255):
             return out
         ends = [self.constant(np.uint8(end), f"{name}.end") for end in (low, high)]
@@ -84,7 +78,7 @@ class Emitter:
 
     def _scale(self, grid: Grid, name: str, step: float | None = None) -> list[str]:
         number = self.constant(np.float32(grid.step if step is None else step), f"{name}.step")
-        return [number, self.constant(np.uint8(zero_of(grid)), f"{name}.zero")]
+        return [number, self.constant(np.uint8(grid.zero), f"{name}.zero")]
 
     def model(
         self,

@@ -40,6 +40,17 @@ class Grid:
         return self.low < 0 if self.home is None else self.home.low < 0
 
     @property
+    def zero(self) -> int:
+        """What engines store for code 0, as uint8: 128 where all codes of the quantizer are int8, which processors
+        prefer; otherwise the number of its codes below zero."""
+        low, high = self.low, self.high
+        if self.home is not None:
+            low, high = (round(end / self.step) for end in (self.home.low, self.home.high))
+        if low >= 0:
+            return 0
+        return 128 if low >= -128 and high <= 127 else -low
+
+    @property
     def rate(self) -> float:
         """Codes to a unit, the fp32 number that fake quantization multiplies by; 1 / step but for rounding."""
         if self.home is None:

@@ -4,6 +4,7 @@ from spequant.quantizers.base import Quantizer, Rule
 from spequant.quantizers.dorefa import DoReFa
 from spequant.quantizers.least_squares import LeastSquares
 from spequant.quantizers.lsq import LSQ
+from spequant.quantizers.lsq_plus import LSQPlus
 from spequant.quantizers.minmax import MinMax
 from spequant.quantizers.pact import PACT
 from spequant.quantizers.ranges import least_squares, percentile
@@ -13,6 +14,7 @@ by_name: dict[str, type[Quantizer]] = {
     "pact": PACT,
     "sawb": SAWB,
     "lsq": LSQ,
+    "lsq-plus": LSQPlus,
     "dorefa": DoReFa,
     "least-squares": LeastSquares,
     "minmax": MinMax,
@@ -23,6 +25,7 @@ __all__ = [
     "PACT",
     "SAWB",
     "DoReFa",
+    "LSQPlus",
     "LeastSquares",
     "MinMax",
     "Quantizer",

@@ -1,0 +1,93 @@
+"""LSQ+: a trained step and a trained offset (Bhalgat et al., CVPR workshops 2020, arXiv 2004.09576)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from spequant.functional import fake_quantize, positive, scale_gradient
+from spequant.quantizers.base import Quantizer, Rule
+from spequant.quantizers.ranges import best_zero, grouped
+
+
+class LSQPlus(Quantizer):
+    """One trained step `s` and one trained offset `beta` an activation: for SiLU, GELU and linear bottlenecks, whose
+    values go below zero, but less far than above.
+
+    Forward    x_hat = s round(clip((x - low) / s, 0, p)) + low,  p = 2^b - 1
+               low = -z s,  z = round(clip(-beta / s, 0, p))
+    Backward   dx_hat/dx = 1 inside, else 0;  dx_hat/dbeta = 0 inside, 1 below and above
+               dx_hat/ds = round(x/s) - x/s inside, 0 below, p above
+               the gradients of both multiplied by 1 / sqrt(N p)
+    Start      the zero point z of least squared error; then its s, by the rule of `calibrate`
+
+    Ours is the whole z: with the paper's low = beta, zero (padding, pruned channels) would lie between two levels. The
+    gradient passes its rounding and clipping straight through. N: features, per sample.
+    Switched to another precision, the bounds -z s and (p - z) s stay: k times as many steps, k z of them below zero.
+    Unsigned tensors: low = 0, and `beta` is not trained, as in LSQ.
+    """
+
+    inner = True
+
+    def __init__(
+        self, bits: int | None, *, signed: bool | None = None, shape: tuple[int, ...] = (), of_weight: bool = False
+    ):
+        if of_weight:
+            raise ValueError(
+                "LSQPlus was given for a weight (of_weight is True); it is for activations: use LSQ for weights, as "
+                "its paper does"
+            )
+        super().__init__(bits, signed=signed, shape=shape, of_weight=of_weight)
+        self.step = nn.Parameter(torch.ones(shape))
+        self.offset = nn.Parameter(torch.full(shape, -float(self.steps // 2)), requires_grad=signed is not False)
+
+    @property
+    def steps(self) -> int:
+        """p: between the ends of the home grid."""
+        return 2 ** (self.bits or 1) - 1
+
+    def level_count(self, bits: int | None = None) -> int:
+        bits = self.bits if bits is None else bits
+        assert bits is not None
+        return 2**bits
+
+    def set_signed(self, signed: bool) -> None:
+        super().set_signed(signed)
+        self.offset.requires_grad_(signed)  # a parameter that never gets a gradient is an error under DDP
+
+    def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        factor = 1 / math.sqrt(max(1, x.numel() // max(1, len(x))) * self.steps)
+        step = positive(self.step)
+        width = scale_gradient(step, factor) * self.steps
+        if not self.signed:
+            return torch.zeros_like(width), width
+        offset = scale_gradient(self.offset, factor)
+        low = fake_quantize(offset, -width.detach(), torch.zeros_like(step), self.home_levels, saturate=False)
+        return low, low + width
+
+    def bounds_at(self, clip: Tensor) -> tuple[Tensor, Tensor]:
+        """With the zero point as it is, so that the end farther from zero is `clip`."""
+        if not self.signed:
+            return torch.zeros_like(clip), clip
+        zero = self.zero()
+        step = clip / torch.maximum(zero, self.steps - zero)
+        return -zero * step, (self.steps - zero) * step
+
+    def set_clip(self, clip: Tensor) -> None:
+        with torch.no_grad():
+            low, high = self.bounds_at(clip)
+            self.step.copy_((high - low) / self.steps)
+            self.offset.copy_(low)
+
+    def zero(self) -> Tensor:
+        """z: the code of zero on the home grid."""
+        return torch.round(-self.offset.detach() / positive(self.step.detach())).clamp(0, self.steps)
+
+    def fit(self, values: Tensor, rule: Rule, ends: Tensor | None = None) -> None:
+        if self.signed and self.bits is not None:
+            rows = grouped(self, values.detach().float())
+            zeros = torch.tensor([best_zero(row, self.level_count()) for row in rows], device=values.device)
+            with torch.no_grad():
+                self.step.fill_(1.0)
+                self.offset.copy_(-zeros.reshape(self.shape))
+        super().fit(values, rule, ends)
