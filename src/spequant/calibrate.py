@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spequant.batch_norm import modes_kept, reestimate_batch_norm, run_model
-from spequant.layers import act_quantizers, act_slots, weight_quantizers
+from spequant.layers import OUTPUT, act_quantizers, act_slots, weight_quantizers
 from spequant.prepare import share
 from spequant.processes import gathered, world
 from spequant.quantizers import Quantizer, Rule, least_squares
@@ -54,6 +54,7 @@ def calibrate(
             "read their weights past their forward, or nothing uses them; leave them float: prepare(..., skip=[...])"
         )
     share(model, _groups(model, watcher))
+    outputs = {id(getattr(module, a)) for _, module, a in act_slots(model) if a == OUTPUT}
     for q in act_quantizers(model).values():
         values = torch.cat(watcher.values[q])
         values = torch.cat(gathered(values.cpu())).to(values.device)
@@ -66,11 +67,20 @@ def calibrate(
             )
         if q.sign_open:
             q.set_signed(bool(low < -SIGN_TOLERANCE * torch.maximum(-low, high)))
-        q.fit(values, rule, ends.to(values.device))
+        q.fit(values, _off_ties(rule) if id(q) in outputs else rule, ends.to(values.device))
     for q in weights.values():
         q.fit(watcher.values[q][0], rule)
     if reestimate:
         reestimate_batch_norm(model, kept, run)
+
+
+def _off_ties(rule: Rule) -> Rule:
+    """`rule` for a tensor that is rounded again by who reads it. Both ranges are round fractions of one largest value,
+    so that whole codes of one grid may lie half-way between two of the other, where torch and an integer engine differ
+    by their last bit; 1/8192 wider they do not."""
+    if getattr(rule, "reads_ends", False):
+        return rule
+    return lambda quantizer, values: rule(quantizer, values) * (1 + 2**-13)
 
 
 def _watch(
@@ -130,7 +140,7 @@ class _Watcher:
         stride = max(1, flat.numel() // self.per_batch)
         while math.gcd(stride, flat.numel()) > 1:  # so that every channel and column is met
             stride += 1
-        self.values.setdefault(quantizer, []).append(flat[stride // 2 :: stride])
+        self.values.setdefault(quantizer, []).append(flat[stride // 2 :: stride].clone())  # before x changes in place
         self.ends.setdefault(quantizer, []).append(torch.stack([flat.amin(), flat.amax()]))
 
     def next_batch(self) -> None:

@@ -30,8 +30,15 @@ class QuantizedLayer(nn.Module):
             input = self.act_quantizer(input)
         if self.weight_quantizer is None:
             return self.layer(input, *args, **kwargs)
-        weight = self.weight_quantizer(self.layer.weight)
+        weight = self.weight_quantizer(self.float_weight)
+        if hasattr(self.layer, "run_with"):
+            return self.layer.run_with(input, weight)  # type: ignore[operator]
         return functional_call(self.layer, {"weight": weight}, (input, *args), kwargs)
+
+    @property
+    def float_weight(self) -> Tensor:
+        """What is quantized: the layer's weight, or what the layer makes of it (`effective_weight`) to compute with."""
+        return effective_weight(self.layer)
 
     def __getattr__(self, name: str) -> Any:
         """Whatever else the float layer has (bias, out_features ...); its weight would bypass quantization."""
@@ -50,6 +57,13 @@ class QuantizedLayer(nn.Module):
             return getattr(self.layer, name)
 
 
+def effective_weight(layer: nn.Module) -> Tensor:
+    """The weight that `layer` computes with: its own, or standardised by its method `effective_weight`, in which case
+    its method `run_with(input, weight)` computes with another one."""
+    own: Any = layer
+    return own.effective_weight() if hasattr(layer, "effective_weight") else own.weight
+
+
 class QuantizedAdd(nn.Module):
     """A marked residual addition on quantized addends."""
 
@@ -63,10 +77,50 @@ class QuantizedAdd(nn.Module):
         return self.add(self.branch_quantizer(branch), self.shortcut_quantizer(shortcut))
 
 
+class QuantizedProduct(nn.Module):
+    """A marked product of two activations (attention's q k and p v), both quantized."""
+
+    def __init__(self, product: nn.Module, left_quantizer: Quantizer, right_quantizer: Quantizer):
+        super().__init__()
+        self.product = product
+        self.left_quantizer = left_quantizer
+        self.right_quantizer = right_quantizer
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return self.product(self.left_quantizer(left), self.right_quantizer(right))
+
+
+OUTPUT = "output_quantizer"
+"""Where a module keeps the quantizer of what it returns, an addend of an addition that its network does not mark."""
+
+
+def quantize_output(module: nn.Module, quantizer: Quantizer) -> None:
+    """Let `module`, in place, return its output quantized."""
+    module.add_module(OUTPUT, quantizer)
+    module.register_forward_hook(_quantize_output)
+
+
+def leave_output(module: nn.Module) -> None:
+    """Undo `quantize_output`."""
+    del module._modules[OUTPUT]
+    for key in [k for k, hook in module._forward_hooks.items() if hook is _quantize_output]:
+        del module._forward_hooks[key]
+
+
+def _quantize_output(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return module._modules[OUTPUT](output)  # type: ignore[misc]
+
+
 SLOTS = {
     QuantizedLayer: ("act_quantizer",),
     QuantizedAdd: ("branch_quantizer", "shortcut_quantizer"),
+    QuantizedProduct: ("left_quantizer", "right_quantizer"),
 }
+
+
+def slots_of(module: nn.Module) -> tuple[str, ...]:
+    """The attributes of `module` that may hold an activation quantizer."""
+    return (*SLOTS.get(type(module), ()), *((OUTPUT,) if OUTPUT in module._modules else ()))
 
 
 def act_slots(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
@@ -74,7 +128,7 @@ def act_slots(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
     return [
         (name, module, attribute)
         for name, module in model.named_modules()
-        for attribute in SLOTS.get(type(module), ())
+        for attribute in slots_of(module)
         if getattr(module, attribute) is not None
     ]
 

@@ -4,13 +4,25 @@ Decides which layer gets which quantizer; how a quantizer rounds, and where its 
 """
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from spequant.layers import QUANTIZABLE, QuantizedAdd, QuantizedLayer, act_slots
+from spequant.adapters import adapt, makes_constants, restore
+from spequant.additions import find_additions
+from spequant.layers import (
+    OUTPUT,
+    QUANTIZABLE,
+    QuantizedAdd,
+    QuantizedLayer,
+    QuantizedProduct,
+    act_slots,
+    leave_output,
+    quantize_output,
+)
 from spequant.quantizers import LeastSquares, Quantizer
 
 Choice = Quantizer | int | None
@@ -27,6 +39,7 @@ def prepare(
     depthwise: Quantizer | None = None,
     ends: Override = 8,
     residual: Choice = 8,
+    products: Choice = None,
     overrides: Mapping[str, Override] | None = None,
     skip: Sequence[str] = (),
     per_channel: bool = False,
@@ -39,8 +52,13 @@ def prepare(
       a channel, of nine weights as a rule. None: `weight`, or where its ranges need many values (SAWB), LeastSquares on
       the same levels.
     ends: of the first and the last layer in the model's order: bits, a (weight, act) pair, or None (float).
-    residual: of the addends of additions that the network marks (modules with the attribute `residual_addition = True`
-      and `forward(branch, shortcut)`); bits, an activation quantizer, or None. Float where `act` is None.
+    residual: of the addends of residual additions; bits, an activation quantizer, or None. Float where `act` is None.
+      Those that the network marks (modules with the attribute `residual_addition = True` and `forward(branch,
+      shortcut)`); where it marks none, those found by tracing it, whose addends are quantized by the modules that
+      return them. A network that cannot be traced is told by a warning.
+    products: of both sides of attention's products q k and p v; bits, an activation quantizer, or None (float). Of the
+      attention modules known to `spequant.adapters` and of those marked in the network (modules with the attribute
+      `attention_product = True` and `forward(left, right)`).
     overrides: {pattern of layer names: bits, (weight, act) pair or None}; the last match wins, over `ends` and
       `depthwise` too. Patterns are those of the shell: "layer1.*".
     skip: patterns of layers that stay as they are; the ends are the first and last of the others.
@@ -48,32 +66,25 @@ def prepare(
 
     The model given is left as it is. Layers with one weight share its quantizer. The result has to be calibrated
     before it runs. ValueError: a pattern that matches no layer, nothing to quantize, bits out of range, a model that
-    is prepared already.
+    is prepared already, products that the model does not have.
     """
     _check_arguments(model, weight, act, depthwise, skip)
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, QUANTIZABLE)}
-    _check_patterns([*skip, *(overrides or {})], layers)
-    layers = {n: m for n, m in layers.items() if not _matches(n, skip)}
-    if not layers or (weight is None and act is None):
-        raise ValueError(
-            "nothing to quantize: "
-            + ("weight and act are both None" if layers else "the model has no Linear or convolution outside skip")
-        )
-    _check_weights(layers)
-    model = copy.deepcopy(model)
-    layers = {n: model.get_submodule(n) for n in layers}
-    weights = _weight_kinds(layers, weight, depthwise)
-    choices: dict[str, Override] = {n: (kind, act) for n, kind in weights.items()}
-    names = list(layers)
-    choices[names[0]] = choices[names[-1]] = ends
-    for pattern, override in (overrides or {}).items():
-        choices.update(dict.fromkeys((n for n in names if fnmatchcase(n, pattern)), override))
-    made = _quantized_layers(layers, choices, weights, act, per_channel)
-    if residual is not None and act is not None:
-        made |= _quantized_adds(model, residual, act)
+    model, layers = _adapted(model, [*(overrides or {})], skip, products is not None)
+    if weight is None and act is None:
+        raise ValueError("nothing to quantize: weight and act are both None")
+    kinds = _weight_kinds(layers, weight, depthwise)
+    choices = {n: (kind, act) for n, kind in kinds.items()} | _exceptions(list(layers), ends, overrides or {})
+    made = _quantized_layers(layers, choices, kinds, act, per_channel)
+    outputs: dict[str, Quantizer] = {}
+    if act is not None:
+        adds = _quantized_pairs(model, "residual_addition", residual, act)
+        made |= adds | _quantized_pairs(model, "attention_product", products, act)
+        outputs = {} if adds else _quantized_outputs(model, residual, act)
     if not made:
         raise ValueError("nothing to quantize: ends and overrides leave every layer float; give one of them bits")
     model = replace_modules(model, made)
+    for name, quantizer in outputs.items():
+        quantize_output(model.get_submodule(name), quantizer)
     for tag, (_, module, attribute) in enumerate(act_slots(model)):
         getattr(module, attribute).tag = tag
     model.register_load_state_dict_pre_hook(_share_as_saved)
@@ -82,13 +93,24 @@ def prepare(
 
 def unprepare(model: nn.Module) -> nn.Module:
     """A copy of a prepared `model` with its plain float layers back, weights as trained. ValueError if not prepared."""
+    model = without_quantizers(model)
+    restore(model)
+    return model
+
+
+def without_quantizers(model: nn.Module) -> nn.Module:
+    """The same, but for adapted modules (`spequant.adapters`), which stay adapted."""
     model = copy.deepcopy(model)
     made: dict[int, nn.Module] = {}
-    for module in model.modules():
+    for module in list(model.modules()):
+        if OUTPUT in module._modules:
+            leave_output(module)
         if isinstance(module, QuantizedLayer):
             made[id(module)] = module.layer
         elif isinstance(module, QuantizedAdd):
             made[id(module)] = module.add
+        elif isinstance(module, QuantizedProduct):
+            made[id(module)] = module.product
     if not made:
         raise ValueError("model is not prepared: it holds no quantized layer")
     hooks = model._load_state_dict_pre_hooks
@@ -103,6 +125,34 @@ def share(model: nn.Module, groups: Sequence[Sequence[tuple[nn.Module, str]]]) -
         quantizer = getattr(first, first_attribute)
         for module, attribute in others:
             setattr(module, attribute, quantizer)
+
+
+def _adapted(
+    model: nn.Module, patterns: Sequence[str], skip: Sequence[str], products: bool
+) -> tuple[nn.Module, dict[str, nn.Module]]:
+    """(a copy of `model` whose modules call their layers, the layers by name that can be quantized, `skip` aside)."""
+    _check_weights({n: m for n, m in _layers(model).items() if not _matches(n, skip)})
+    model = copy.deepcopy(model)
+    adapt(model, products=products)
+    layers = _layers(model)
+    _check_patterns([*skip, *patterns], layers)
+    layers = {n: m for n, m in layers.items() if not _matches(n, skip)}
+    if not layers:
+        raise ValueError("nothing to quantize: the model has no Linear or convolution outside skip")
+    return model, layers
+
+
+def _layers(model: nn.Module) -> dict[str, nn.Module]:
+    """What can be quantized in `model`, by name; layers that make a table of positions aside."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, QUANTIZABLE) and not makes_constants(n)}
+
+
+def _exceptions(names: Sequence[str], ends: Override, overrides: Mapping[str, Override]) -> dict[str, Override]:
+    """What was chosen for single layers of `names`, the ends among them."""
+    chosen = {names[0]: ends, names[-1]: ends}
+    for pattern, override in overrides.items():
+        chosen.update(dict.fromkeys((n for n in names if fnmatchcase(n, pattern)), override))
+    return chosen
 
 
 def _weight_kinds(
@@ -153,16 +203,45 @@ def _quantized_layers(
     return made
 
 
-def _quantized_adds(model: nn.Module, residual: Choice, act: Quantizer) -> dict[int, nn.Module]:
-    """{id of the marked addition: its quantized one}."""
+PAIRS = {
+    "residual_addition": (QuantizedAdd, "branch", "shortcut"),
+    "attention_product": (QuantizedProduct, "left", "right"),
+}
+
+
+def _quantized_pairs(model: nn.Module, mark: str, choice: Choice, act: Quantizer) -> dict[int, nn.Module]:
+    """{id of the module that bears `mark`: its quantized one}, of two activations."""
     made: dict[int, nn.Module] = {}
-    for name, module in model.named_modules():
-        if getattr(module, "residual_addition", False):
-            branch = _make(residual, act, f"{name}.branch", of_weight=False, shape=())
-            shortcut = _make(residual, act, f"{name}.shortcut", of_weight=False, shape=())
-            if branch is not None and shortcut is not None:
-                made[id(module)] = QuantizedAdd(module, branch, shortcut)
+    kind, *sides = PAIRS[mark]
+    marked = {n: m for n, m in model.named_modules() if getattr(m, mark, False)}
+    if mark == "attention_product" and choice is not None and not marked:
+        raise ValueError(
+            f"products is {choice!r}, but {type(model).__name__} has no attention product that is known or marked; "
+            "mark them: modules with attention_product = True and forward(left, right)"
+        )
+    for name, module in marked.items():
+        first, second = (_make(choice, act, f"{name}.{side}", of_weight=False, shape=()) for side in sides)
+        if first is not None and second is not None:
+            made[id(module)] = kind(module, first, second)
     return made
+
+
+def _quantized_outputs(model: nn.Module, residual: Choice, act: Quantizer) -> dict[str, Quantizer]:
+    """{name of a module whose output is an addend of an unmarked addition: its quantizer}."""
+    if residual is None:
+        return {}
+    try:
+        found = find_additions(model)
+    except ValueError as error:
+        warnings.warn(
+            f"residual additions of {type(model).__name__} stay float: it cannot be traced ({error}). Mark them in the "
+            "network (modules with residual_addition = True), or say residual=None",
+            stacklevel=3,
+        )
+        return {}
+    names = dict.fromkeys(name for pair in found for name in pair)
+    quantizers = {n: _make(residual, act, f"{n}.output", of_weight=False, shape=()) for n in names}
+    return {name: q for name, q in quantizers.items() if q is not None}
 
 
 def _make(choice: Choice, template: Quantizer | None, name: str, *, of_weight: bool, shape: tuple[int, ...]):
@@ -210,7 +289,7 @@ def _check_patterns(patterns: Sequence[str], layers: Mapping[str, nn.Module]) ->
 def _check_arguments(model: nn.Module, weight: object, act: object, depthwise: object, skip: Sequence[str]) -> None:
     if isinstance(skip, str):
         raise ValueError(f"skip is {skip!r}; expected a list of patterns, e.g. skip=[{skip!r}]")
-    if any(isinstance(m, QuantizedLayer | QuantizedAdd) for m in model.modules()):
+    if any(isinstance(m, QuantizedLayer | QuantizedAdd | QuantizedProduct) for m in model.modules()):
         raise ValueError("model is prepared already; unprepare it first, or prepare the float model")
     for argument, template in (("weight", weight), ("act", act), ("depthwise", depthwise)):
         if template is not None and not isinstance(template, Quantizer):
@@ -237,7 +316,7 @@ def replace_modules(model: nn.Module, made: Mapping[int, nn.Module]) -> nn.Modul
     if id(model) in made:
         return made[id(model)]
     for parent in list(model.modules()):
-        if isinstance(parent, QuantizedLayer | QuantizedAdd) and id(parent) not in made:
+        if isinstance(parent, QuantizedLayer | QuantizedAdd | QuantizedProduct) and id(parent) not in made:
             continue
         for name, child in list(parent._modules.items()):  # named_children leaves out a module's second place
             if id(child) in made:

@@ -6,29 +6,43 @@ the sums of a layer, or of an addition, are rounded to that grid at once. A tens
 twice. So the integers are those of the fake-quantized network, and nothing is rounded twice.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-import jaxtyping
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from spequant.additions import shapes_unchecked
 from spequant.batch_norm import modes_kept
 from spequant.export.grids import act_grid, weight_grid
 from spequant.export.program import Add, Float, Grid, Input, MaxPool, Move, Op, Program, Quantize, Weighted
 from spequant.export.reading import Step, read_step
-from spequant.layers import QuantizedAdd, QuantizedLayer
+from spequant.layers import OUTPUT, QUANTIZABLE, QuantizedAdd, QuantizedLayer, effective_weight
+from spequant.quantizers import Quantizer
 
 IMAGES = ("max_pool", "mean", "amax", "stride", "pad")
 """Kinds of steps that are read for (batch, channels, height, width) alone."""
 
 
 class _Tracer(fx.Tracer):
+    """Sees quantizers of outputs, and the activation that timm's batch norm has inside, as steps of their own."""
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        kept = isinstance(m, QuantizedLayer | QuantizedAdd)
+        kept = isinstance(m, (QuantizedLayer, QuantizedAdd, Quantizer, _BatchNorm, *QUANTIZABLE))
         return kept or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        out = super().call_module(m, forward, args, kwargs)
+        if not self.is_leaf_module(m, name := self.path_of_module(m)):
+            return out
+        if isinstance(m, _BatchNorm) and hasattr(m, "act"):
+            own: Any = m
+            out = own.act(own.drop(out))
+        return self.create_proxy("call_module", f"{name}.{OUTPUT}", (out,), {}) if OUTPUT in m._modules else out
 
 
 def lower(model: nn.Module, example: Tensor) -> Program:
@@ -48,7 +62,7 @@ def lower(model: nn.Module, example: Tensor) -> Program:
         with torch.no_grad():
             model(example)  # what is wrong with the network itself, it says itself
         try:
-            with _shapes_unchecked():
+            with shapes_unchecked():
                 graph = _Tracer().trace(model)
         except Exception as error:
             raise ValueError(
@@ -59,17 +73,6 @@ def lower(model: nn.Module, example: Tensor) -> Program:
         with torch.no_grad():
             ShapeProp(traced).propagate(example.detach())
     return _Lowering(model, graph).program()
-
-
-@contextmanager
-def _shapes_unchecked() -> Iterator[None]:
-    """Run-time checks of annotated shapes off, where somebody switched them on: what is traced are no tensors."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        yield
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", before)
 
 
 class _Lowering:
@@ -101,10 +104,18 @@ class _Lowering:
         return op
 
     def value(self, node: fx.Node) -> Op:
-        """`node` in float."""
+        """`node` in float; of a quantizer, its codes."""
         if node not in self.done:
-            self.done[node] = self._arise(node, None) or self._island(node)
+            grid = self._own_grid(node)
+            self.done[node] = self._arise(node, None) or self._island(node) if grid is None else self.codes(node, grid)
         return self.done[node]
+
+    def _own_grid(self, node: fx.Node) -> Grid | None:
+        """The grid that a quantizer of its own has put `node` on."""
+        step = self.steps[node]
+        if step.kind == "same":
+            return self._own_grid(step.inputs[0])
+        return act_grid(step.module) if isinstance(step.module, Quantizer) else None
 
     def codes(self, node: fx.Node, grid: Grid) -> Op:
         """`node` on `grid`."""
@@ -119,7 +130,7 @@ class _Lowering:
     def _carried(self, node: fx.Node, grid: Grid) -> Op | None:
         """`node` on `grid` by its inputs on that grid, where it commutes with rounding."""
         step, shape = self.steps[node], shape_of(node)
-        if step.kind == "same":
+        if step.kind == "same" or (step.kind == "requantize" and self._own_grid(node) == grid):
             return self.codes(step.inputs[0], grid)
         if step.kind == "clamp":
             return self.codes(step.inputs[0], grid.clamped(**step.attributes))
@@ -175,6 +186,8 @@ class _Lowering:
             quantizers = module.branch_quantizer, module.shortcut_quantizer
             inputs = tuple(self.codes(i, act_grid(q)) for i, q in zip(step.inputs, quantizers, strict=True))
             return self._add(Add(step.name, inputs, grid, shape_of(node)))
+        if step.kind == "add" and all(self._own_grid(i) is not None for i in step.inputs):
+            return self._add(Add(step.name, tuple(self.value(i) for i in step.inputs), grid, shape_of(node)))
         return None
 
     def _weighted(self, step: Step, norm: nn.Module | None, grid: Grid | None, shape: tuple[int, ...]) -> Op | None:
@@ -248,7 +261,7 @@ def _float_layer(step: Step) -> tuple[str, dict[str, Any], tuple[Tensor, ...]]:
         layer, quantizer = module.layer, module.weight_quantizer
     own: Any = layer
     with torch.no_grad():
-        weight = own.weight if quantizer is None else quantizer(own.weight)
+        weight = effective_weight(own) if quantizer is None else quantizer(effective_weight(own))
     bias = torch.zeros(len(weight)) if own.bias is None else own.bias
     return "layer", dict(step.attributes), (weight.detach().cpu(), bias.detach().cpu())
 

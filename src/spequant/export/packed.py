@@ -9,7 +9,8 @@ One safetensors file:
 
         layers      {layer: [shape, bits, levels, shape of the range] of the weight, or null where it is float
         acts        [name, bits, levels, signed] of each activation quantizer
-        slots       {layer: numbers of its activation quantizers or null}: layers with one number share one
+        slots       {layer: numbers of its activation quantizers or null}: layers with one number share one; of a
+                    module's output "NAME:output", of a product of two activations "NAME:product"
         floats      [[name, shape] ...]: what `floats` holds: ranges ("weight:LAYER", "act:NUMBER", low then high), then
                     the network's own by their names in its state_dict
         about       what the writer said of the network: JSON
@@ -28,16 +29,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from spequant.adapters import adapt
 from spequant.export.bits import pack_bits, packed_size, unpack_bits
 from spequant.files import placed
 from spequant.functional import dequantize
-from spequant.layers import SLOTS, QuantizedAdd, QuantizedLayer, act_slots
-from spequant.prepare import replace_modules, unprepare
+from spequant.layers import OUTPUT, SLOTS, QuantizedAdd, QuantizedLayer, QuantizedProduct, act_slots, quantize_output
+from spequant.prepare import replace_modules, without_quantizers
 from spequant.quantizers.base import Quantizer
 from spequant.quantizers.held import Held
 
 FORMAT = 1
 KEY, FLOATS, CODES = "spequant", "floats", ".codes"
+OUTPUTS, PRODUCTS = ":output", ":product"
 SKIPPED = "num_batches_tracked"  # counts training steps; evaluation does not read it
 
 
@@ -67,7 +70,7 @@ def pack(model: nn.Module, path: str | Path, about: Mapping[str, Any] | None = N
     for number, q in enumerate(acts):
         low, high = act_bounds(q)
         floats += [(f"act:{number}", low), (f"act:{number}", high)]
-    for name, tensor in _own(unprepare(model), written).items():
+    for name, tensor in _own(without_quantizers(model), written).items():
         if tensor.dtype == torch.float32:
             floats.append((name, tensor))
         else:
@@ -95,19 +98,35 @@ def load_packed(path: str | Path, network: nn.Module) -> nn.Module:
     path = Path(path)
     tensors, head = _read(path)
     _check_fit(path, tensors, head, network)
-    model = copy.deepcopy(network)
+    model = _adapted(network, head)
     floats = _floats(head, tensors[FLOATS])
     model.load_state_dict({**{n: floats[n] for n in floats if ":" not in n}, **_others(tensors)}, strict=False)
     acts = [_act(number, spec, floats) for number, spec in enumerate(head["acts"])]
     made: dict[int, nn.Module] = {}
-    for name, numbers in head["slots"].items():
-        own_acts = [None if n is None else acts[n] for n in numbers]
+    outputs: dict[str, Quantizer] = {}
+    for key, numbers in head["slots"].items():
+        own_acts: list[Any] = [None if n is None else acts[n] for n in numbers]
+        name = key.removesuffix(OUTPUTS).removesuffix(PRODUCTS)
         module = _layer(path, model, name)
-        if name in head["layers"]:
+        if key.endswith(OUTPUTS):
+            outputs[name] = own_acts[0]
+        elif key.endswith(PRODUCTS):
+            made[id(module)] = QuantizedProduct(module, *own_acts)
+        elif name in head["layers"]:
             made[id(module)] = QuantizedLayer(module, _weight(name, head, tensors, floats, module), *own_acts)
         else:
-            made[id(module)] = QuantizedAdd(module, *own_acts)  # type: ignore[arg-type]
-    return replace_modules(model, made).eval()
+            made[id(module)] = QuantizedAdd(module, *own_acts)
+    model = replace_modules(model, made)
+    for name, q in outputs.items():
+        quantize_output(model.get_submodule(name), q)
+    return model.eval()
+
+
+def _adapted(network: nn.Module, head: Mapping[str, Any]) -> nn.Module:
+    """A copy of the float `network` with the layers that the file speaks of."""
+    model = copy.deepcopy(network)
+    adapt(model, products=any(key.endswith(PRODUCTS) for key in head["slots"]))
+    return model
 
 
 def check_packed(path: str | Path, network: nn.Module) -> None:
@@ -119,6 +138,7 @@ def check_packed(path: str | Path, network: nn.Module) -> None:
 def _check_fit(path: Path, tensors: Mapping[str, Tensor], head: Mapping[str, Any], network: nn.Module) -> None:
     found = {n: (tuple(shape), torch.float32) for n, shape in head["floats"] if ":" not in n}
     found |= {n: (tuple(t.shape), t.dtype) for n, t in _others(tensors).items()}
+    network = _adapted(network, head)
     _compare(path, found, {n: (tuple(t.shape), t.dtype) for n, t in _own(network, head["layers"]).items()})
     for name, spec in head["layers"].items():
         shape = tuple(_layer(path, network, name).weight.shape)
@@ -135,7 +155,7 @@ def weight_codes(layer: QuantizedLayer) -> tuple[Tensor, Tensor, Tensor]:
     """(codes uint8, low, high) of a layer's quantized weight; ValueError where its values are not equally spaced."""
     q = layer.weight_quantizer
     assert q is not None
-    weight: Any = layer.layer.weight
+    weight: Any = layer.float_weight
     with torch.no_grad():
         values = q(weight)
         codes, (low, high) = q.encode(weight), q.bounds(weight)
@@ -174,7 +194,10 @@ def _acts(model: nn.Module) -> tuple[list[Quantizer], dict[str, list[int | None]
     for name, module in model.named_modules():
         if type(module) in SLOTS:
             held = [getattr(module, attribute) for attribute in SLOTS[type(module)]]
-            slots[name] = [None if q is None else number[id(q)] for q in held]
+            key = name + PRODUCTS if isinstance(module, QuantizedProduct) else name
+            slots[key] = [None if q is None else number[id(q)] for q in held]
+        if OUTPUT in module._modules:
+            slots[name + OUTPUTS] = [number[id(module._modules[OUTPUT])]]
     return acts, slots
 
 
@@ -242,6 +265,8 @@ def _weight(name: str, head: Mapping[str, Any], tensors: Mapping[str, Tensor], f
     codes = unpack_bits(tensors[name + CODES].numpy(), math.prod(shape), bits)
     values = dequantize(torch.from_numpy(codes).float().reshape(shape), *q.bounds(layer.weight), q.levels)
     layer.weight = nn.Parameter(values.to(layer.weight.dtype))
+    if hasattr(layer, "effective_weight"):
+        layer.folded = True
     return q
 
 
@@ -301,7 +326,8 @@ def _check(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         _expect(bits in range(1, 9) and 2 <= levels <= 2**bits, f"{q} has {bits!r} bits and {levels!r} levels")
     for name, numbers in content["slots"].items():
         allowed = all(n is None or n in range(len(content["acts"])) for n in numbers)
-        count = 1 if name in content["layers"] else 2
+        count = 1 if name in content["layers"] or name.endswith(OUTPUTS) else 2
+        allowed = allowed and (name in content["layers"] or None not in numbers)
         _expect(allowed and len(numbers) == count, f"{name} has the quantizers {numbers!r}")
     _expect(set(content["layers"]) <= set(content["slots"]), "a layer has no entry among the slots")
     flat = tensors[FLOATS]

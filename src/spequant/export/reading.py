@@ -15,6 +15,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spequant.layers import QUANTIZABLE, QuantizedAdd, QuantizedLayer
+from spequant.quantizers import Quantizer
 
 INF = math.inf
 
@@ -66,6 +67,8 @@ def _module(module: nn.Module, name: str) -> tuple[str, dict[str, Any]]:
         if not torch.equal(module.add(a, b), a + b):
             raise ValueError(f"{name}: its marked addition is not branch + shortcut; it has no integer form")
         return "quantized_add", {}
+    if isinstance(module, Quantizer):
+        return "requantize", {}
     layer = module.layer if isinstance(module, QuantizedLayer) else module
     if isinstance(layer, QUANTIZABLE):
         return "layer", _layer(layer, name)
@@ -82,7 +85,8 @@ def _layer(layer: nn.Module, name: str) -> dict[str, Any]:
     """Stride, padding ... of a convolution; nothing of a linear layer."""
     own: Any = layer
     plain = next((k for k in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(layer, k)), None)
-    if plain is None or type(layer).forward is not plain.forward:
+    standardised = hasattr(layer, "effective_weight") and not getattr(layer, "same_pad", False)
+    if plain is None or not (type(layer).forward is plain.forward or standardised):
         raise ValueError(f"{name}: {type(layer).__name__} has no integer form; leave it float with prepare(skip=...)")
     if plain is nn.Linear:
         return {}

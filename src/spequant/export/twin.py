@@ -26,7 +26,8 @@ class Twin:
         self.integers: dict[Op, Integers] = {op: integers(op) for op in program.ops if isinstance(op, Weighted)}
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.everything(x)[self.program.output]
+        output = self.program.output
+        return as_float(self.everything(x)[output], output.grid)
 
     @torch.no_grad()
     def everything(self, x: Tensor) -> dict[Op, Tensor]:
@@ -47,7 +48,7 @@ class Twin:
         """The same in units of the result's step, not yet rounded and clamped."""
         if isinstance(op, Quantize):
             assert op.grid is not None
-            return inputs[0] * op.grid.rate
+            return as_float(inputs[0], op.inputs[0].grid) * op.grid.rate
         if isinstance(op, Weighted):
             return self._weighted(op, inputs[0])
         if isinstance(op, Add):

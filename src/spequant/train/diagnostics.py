@@ -52,10 +52,10 @@ class Diagnostics:
 
     def _weight(self, layer: Any) -> dict[str, Any]:
         q: Quantizer = layer.weight_quantizer
-        codes = q.encode(layer.layer.weight).to(torch.uint8)
+        codes = q.encode(layer.float_weight).to(torch.uint8)
         before, self.codes[q.name] = self.codes.get(q.name), codes
         changed = None if before is None else float((codes != before).float().mean())
-        return {"changed": changed, "clip": float(q.bounds(layer.layer.weight)[1].mean())}
+        return {"changed": changed, "clip": float(q.bounds(layer.float_weight)[1].mean())}
 
 
 def _reader(row: dict[str, Any]):

@@ -46,6 +46,11 @@ class OscillationFreezer:
         for module in model.modules():
             if isinstance(module, QuantizedLayer) and module.weight_quantizer is not None:
                 quantizer, weight = module.weight_quantizer, module.layer.weight
+                if module.float_weight is not weight:
+                    raise ValueError(
+                        f"{quantizer.name}: its weight is standardised before it is quantized, and cannot be frozen; "
+                        "train this network without freezing"
+                    )
                 if (quantizer.bits or 32) <= MAX_BITS and quantizer.name not in self.watched:
                     self.watched[quantizer.name] = _Watched(quantizer, weight)  # type: ignore[arg-type]
         if not self.watched:

@@ -1,0 +1,63 @@
+"""Modules that compute with their layers' weights past the layers' forward, taught to call the layers.
+
+Each file here is about one kind of module. An adapted module computes what it did, in float to within rounding; its
+layers can then be quantized like any other. Modules that are known nowhere here keep reading `layer.weight`, which a
+quantized layer refuses by name.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+
+from torch import nn
+
+ADAPTERS = {
+    "torch.nn.modules.activation.MultiheadAttention": "multihead",
+    "torchvision.models.swin_transformer.ShiftedWindowAttention": "swin",
+    "torchvision.models.swin_transformer.ShiftedWindowAttentionV2": "swin",
+    "timm.layers.std_conv.StdConv2d": "standardised",
+    "timm.layers.std_conv.StdConv2dSame": "standardised",
+    "timm.layers.std_conv.ScaledStdConv2d": "standardised",
+    "timm.layers.std_conv.ScaledStdConv2dSame": "standardised",
+}
+"""{class: the file here that adapts its instances}; by name, so that no library is imported that is not in use."""
+
+WITH_PRODUCTS = {
+    "timm.layers.attention.Attention": "vision_transformer",
+    "timm.models.swin_transformer.WindowAttention": "vision_transformer",
+}
+"""The same, of attention whose layers need no adapting, where its products are to be quantized."""
+
+CONSTANT = ("cpb_mlp", "rel_pos_mlp", "pos_proj", "token_projection")
+"""Names of modules whose layers make a table of positions, the same for every input: they stay float."""
+
+
+def adapt(model: nn.Module, *, products: bool = False) -> None:
+    """Adapt, in place, every module of `model` that is known here; products: attention's q k and p v, too."""
+    known = ADAPTERS | (WITH_PRODUCTS if products else {})
+    for module in list(model.modules()):
+        if getattr(module, "qkv_bias_separate", None) is False:  # timm's BEiT, EVA and Swin V2 offer it themselves
+            setattr(module, "qkv_bias_separate", True)  # noqa: B010
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False  # its fast path reads the weights of all its layers
+        if name := known.get(_name(module)):
+            _file(name)(module)
+
+
+def restore(model: nn.Module) -> None:
+    """Undo `adapt`, in place; weights as they are now."""
+    for module in list(model.modules()):
+        if (back := getattr(type(module), "restore", None)) and type(module).__module__.startswith(__name__):
+            back(module)
+
+
+def makes_constants(layer: str) -> bool:
+    """Whether the layer of this name is one of `CONSTANT`."""
+    return any(part in CONSTANT for part in layer.split("."))
+
+
+def _name(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def _file(name: str) -> Callable[[nn.Module], None]:
+    return import_module(f"{__name__}.{name}").adapt

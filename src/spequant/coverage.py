@@ -1,0 +1,100 @@
+"""How much of a prepared network computes on quantized numbers, and what does not, measured on one batch."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from spequant.batch_norm import modes_kept, run_model
+from spequant.layers import OUTPUT, QUANTIZABLE, QuantizedAdd, QuantizedLayer, QuantizedProduct
+
+PRODUCTS = "products of two activations"
+"""Attention's q k and p v, and gates made of matrices."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """layers, products: with both sides quantized; additions: quantized addends of residual additions;
+    share: of the multiply-accumulates that are between quantized numbers, 0 to 1; in_float: {what: share of them}."""
+
+    layers: int
+    additions: int
+    products: int
+    share: float
+    in_float: dict[str, float]
+
+
+@torch.no_grad()
+def coverage(model: nn.Module, batch: Any, run: Callable[[nn.Module, Any], Any] = run_model) -> Coverage:
+    """What of a prepared and calibrated `model` is quantized when it runs on `batch`, in eval mode.
+
+    batch, run: as in `calibrate`. Counted are convolutions, matrix products and fused attention; what is float for its
+    own sake (normalisation, softmax, activation functions, pooling) multiplies nothing by weights and is not.
+    ValueError: the model ran none of these.
+    """
+    with modes_kept(model), _Counter(model) as counter:
+        model.eval()
+        run(model, batch)
+    total = sum(counter.counts.values())
+    if not total:
+        raise ValueError("model ran no convolution and no matrix product on this batch; there is nothing to cover")
+    in_float = Counter({why: count for why, count in counter.counts.items() if why is not None})
+    modules = list(model.modules())
+    adds = sum(2 for m in modules if isinstance(m, QuantizedAdd)) + sum(OUTPUT in m._modules for m in modules)
+    return Coverage(
+        sum(isinstance(m, QuantizedLayer) and _quantized(m) for m in modules),
+        adds,
+        sum(isinstance(m, QuantizedProduct) for m in modules),
+        counter.counts[None] / total,
+        {why: count / total for why, count in in_float.most_common()},
+    )
+
+
+class _Counter(TorchDispatchMode):
+    """counts: floating-point operations by why they are float; None: between quantized numbers."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model, self.stack, self.counts = model, [], Counter()
+
+    def __enter__(self) -> Self:
+        self.handles = []
+        for module in self.model.modules():
+            self.handles.append(module.register_forward_pre_hook(lambda m, args: self.stack.append(m)))
+            self.handles.append(module.register_forward_hook(lambda m, args, out: self._leave(), always_call=True))
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for handle in self.handles:
+            handle.remove()
+
+    def _leave(self) -> None:
+        self.stack.pop()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if (count := flop_registry.get(func.overloadpacket)) is not None and self.stack:
+            why = None if any(_quantized(m) for m in self.stack) else _why(self.stack[-1], str(func))
+            self.counts[why] += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def _quantized(module: nn.Module) -> bool:
+    both = isinstance(module, QuantizedLayer) and None not in (module.weight_quantizer, module.act_quantizer)
+    return both or isinstance(module, QuantizedProduct)
+
+
+def _why(module: nn.Module, operation: str) -> str:
+    if isinstance(module, QuantizedLayer):
+        return "layers with one side float"
+    if isinstance(module, QUANTIZABLE):
+        return "layers left float"
+    if "bmm" in operation or "attention" in operation:
+        return PRODUCTS
+    return f"{type(module).__name__}: weights that are no layer's"
