@@ -11,7 +11,12 @@ import pytest
 import torch
 
 UNPACK = Path(__file__).resolve().parents[2] / "shared" / "data" / "unpack.py"
-FOLDERS = {"cifar10": "cifar-10-batches-bin", "cifar100": "cifar-100-binary", "weights": "weights"}
+FOLDERS = {
+    "cifar10": "cifar-10-batches-bin",
+    "cifar100": "cifar-100-binary",
+    "tiny-imagenet": "tiny-imagenet-10",
+    "weights": "weights",
+}
 
 torch.set_num_threads(1)  # xdist runs a worker a core; more threads than cores only slows them down
 
@@ -33,6 +38,12 @@ def shared_data() -> Path:
 def cifar100_data() -> Path:
     """Folder that holds `cifar-100-binary/`; the test is skipped where no source of it exists."""
     return _folder_with("cifar100")
+
+
+@pytest.fixture(scope="session")
+def tiny_imagenet() -> Path:
+    """`tiny-imagenet-10/`, ten classes as folders; the test is skipped where no source of it exists."""
+    return _folder_with("tiny-imagenet") / FOLDERS["tiny-imagenet"]
 
 
 def _folder_with(*names: str) -> Path:

@@ -149,7 +149,7 @@ def test_a_damaged_run_is_refused(finished, tmp_path, file, content, said, capsy
     shutil.copytree(finished, damaged)
     if said.startswith('"'):
         (damaged / file).write_bytes((damaged / file).read_bytes().replace(content, said.encode()))
-        said = "recipe.network.name is 'resnet9'; expected one of" if "9" in said else "another kind of quantizer"
+        said = "network.name is 'resnet9'; expected resnet8" if "9" in said else "another kind of quantizer"
     else:
         (damaged / file).write_bytes(content)
     with pytest.raises(SystemExit, match=said):

@@ -1,5 +1,6 @@
-"""Image sets: reading, errors, order, augmentation, holding out."""
+"""Image sets: reading, errors, order, augmentation, holding out, and the recipe's fields of them."""
 
+import json
 from itertools import islice
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from reference.augment import augment as literal_augment
 from spequant.data import Augment, ImageSet, eval_batches, hold_out, load_cifar10, load_digits, train_batches
 from spequant.recipes.build import build_data
-from spequant.recipes.schema import Data
+from spequant.recipes.schema import Data, Recipe, Training, check, differences, from_json, to_json
 
 
 def image_set(n=100, size=8, channels=3, classes=10):
@@ -125,3 +126,38 @@ def test_images_are_the_first_ones_and_held_out_come_after_them():
         build_data(Data("digits", images=5000), torch.device("cpu"))
     with pytest.raises(ValueError, match="held_out is 5000"):
         build_data(Data("digits", images=300, held_out=5000), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (Data("cifar"), r"data\.name is 'cifar'; expected one of digits, .*torchvision/NAME; did you mean cifar10"),
+        (Data("torchvision"), "data.name is 'torchvision'"),
+        (Data("digits", size=32), r"data\.size is 32, which has no effect: digits is a set in memory; expected None"),
+        (Data("folder", augment=False, color_jitter=0.4), r"data\.color_jitter is 0\.4, .*: data\.augment is False"),
+        (Data("cifar10", auto_augment="rand-m9"), r"data\.auto_augment is 'rand-m9'"),
+        (Data("folder", download=True), r"data\.download is True, but a folder"),
+        (Data("folder", workers=-1), r"data\.workers is -1"),
+        (Data(mixup=-0.1), r"data\.mixup is -0\.1"),
+        (Data(cutmix=-1), r"data\.cutmix is -1"),
+    ],
+)
+def test_fields_that_name_no_set_or_have_no_effect_are_refused(data, message):
+    with pytest.raises(ValueError, match=message):
+        check(Recipe(data=data))
+    with pytest.raises(ValueError, match=r"train\.label_smoothing is 1"):
+        check(Recipe(train=Training(label_smoothing=1)))
+    with pytest.raises(ValueError, match=r"train\.batch_size is 33; expected an even number"):
+        check(Recipe(data=Data(mixup=0.2), train=Training(batch_size=33)))
+
+
+def test_recipes_written_before_a_field_was_there_are_read_and_workers_may_change():
+    recipe = Recipe(data=Data("folder", color_jitter=0.4, auto_augment="rand-m9", size=160, workers=2))
+    assert from_json(to_json(recipe)) == recipe
+    old = json.loads(to_json(Recipe()))
+    kept = ("name", "root", "download", "images", "held_out", "measure_every", "augment")
+    old["data"] = {name: old["data"][name] for name in kept}
+    del old["train"]["label_smoothing"]
+    assert from_json(json.dumps(old)) == Recipe()
+    assert differences(Recipe(data=Data(workers=1)), Recipe()) == []
+    assert differences(Recipe(data=Data(mixup=0.2)), Recipe()) == ["data.mixup is 0.2, expected 0.0"]

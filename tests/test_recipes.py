@@ -9,7 +9,8 @@ import torch
 import spequant
 from spequant.data import ImageSet
 from spequant.recipes import RECIPES
-from spequant.recipes.build import LOADERS, build_method, build_network, build_quantized
+from spequant.recipes.build import build_method, build_network, build_quantized
+from spequant.recipes.schema import check
 
 ROWS = {
     "cifar10-vgg16-w2a2-speq": (3, 10, "CifarVGG"),
@@ -38,7 +39,7 @@ def test_a_row_of_the_tables_takes_a_step(name):
 def test_quantized_recipes_start_from_a_float_recipe_of_the_same_data_and_network():
     for name, make in RECIPES.items():
         recipe = make()
-        assert recipe.data.name in LOADERS
+        check(recipe)
         weights = recipe.network.weights
         if recipe.quantized and weights is not None:
             assert weights.parent == Path("runs"), name

@@ -107,7 +107,7 @@ def _subjects(settings: Infer) -> tuple[tuple[nn.Module, Tensor], dict[str, Prog
     shape = (settings.batch, *source.shape)
     x = torch.randn(shape)
     if source.program is not None:
-        float_network = network_of(source.recipe, source.program.output.shape[1], source.shape[0])
+        float_network = network_of(source.recipe, source.program.output.shape[1], source.shape)
         trained = source.recipe.quant.act_bits
         widths = {f"A{bits}": at_width(source.program, bits, trained) for bits in settings.bits}
         return (float_network.eval(), x), widths or {f"A{source.act_bits}": source.program}

@@ -1,4 +1,4 @@
-"""Image sets held whole on a device as uint8, and batches of them, augmented there.
+"""Image sets held whole on a device as uint8, or in files that are decoded as they are read; batches of them.
 
 Order and augmentation are arithmetic: they follow from (seed, epoch, step), not from a position in a stream.
 """
@@ -11,15 +11,18 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from spequant.data.image_files import ImageFiles, RandomCrop
+
 EVERYTHING = slice(None)
 HOLD_OUT_SEED = 2009_14502  # fixed, so that every run holds out the same images
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """images: uint8; labels: int64 in [0, classes); mean, std: per channel, of images scaled to [0, 1]."""
+    """images: uint8, or `ImageFiles`, read alike; labels: int64 in [0, classes); mean, std: per channel, of images
+    scaled to [0, 1]."""
 
-    images: UInt8[Tensor, "n channels height width"]
+    images: UInt8[Tensor, "n channels height width"] | ImageFiles
     labels: Int64[Tensor, "n"]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -47,7 +50,8 @@ class ImageSet:
 
     def part(self, indices: Tensor | slice) -> "ImageSet":
         """The images at `indices` (int64 or a slice)."""
-        return replace(self, images=self.images[indices], labels=self.labels[indices])
+        images = self.images.part(indices) if isinstance(self.images, ImageFiles) else self.images[indices]
+        return replace(self, images=images, labels=self.labels[indices])
 
     def normalise(self, images: UInt8[Tensor, "batch channels height width"]) -> Float[Tensor, "..."]:
         """fp32: (images / 255 - mean) / std."""
@@ -88,26 +92,36 @@ def train_batches(
     *,
     seed: int,
     epoch: int,
-    augment: Augment | None,
+    augment: Augment | RandomCrop | None,
     start: int = 0,
     part: slice = EVERYTHING,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(normalised fp32 images, channels-last, labels) ordered by (seed, epoch), from step `start` on; no short last
     batch.
 
+    augment: `Augment` works on the images as they are evaluated, `RandomCrop` on those of files alone, as it decodes.
     part: the slice of each batch that one of several processes takes; together they see the very images, augmented the
       very same way, that one process would.
     """
     if not 1 <= batch_size <= len(data):
         raise ValueError(f"batch_size is {batch_size!r}; expected 1 to {len(data)}, the number of images")
-    order = torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(len(data))).to(data.labels.device)
-    for step in range(start, len(data) // batch_size):
-        chosen = order[step * batch_size : (step + 1) * batch_size][part]
-        images = data.images[chosen]
-        if augment is not None:
+    if isinstance(augment, RandomCrop) and not isinstance(data.images, ImageFiles):
+        raise ValueError("augment is a RandomCrop, which images in memory do not take; expected Augment or None")
+    order = np.random.default_rng((seed, epoch)).permutation(len(data))
+    steps = range(start, len(data) // batch_size)
+    parts = [range(step * batch_size, (step + 1) * batch_size)[part] for step in steps]
+    places = torch.from_numpy(order).to(data.labels.device)
+    chosen = [places[one.start : one.stop : one.step] for one in parts]
+    if isinstance(data.images, ImageFiles):
+        crop = augment if isinstance(augment, RandomCrop) else None
+        pixels = data.images.read(parts, order, crop, (seed, epoch))
+    else:
+        pixels = (data.images[indices] for indices in chosen)
+    for step, indices, images in zip(steps, chosen, pixels, strict=True):
+        if isinstance(augment, Augment):
             drawn = augment.draw(batch_size, np.random.default_rng((seed, epoch, step)))
             images = augment(images, np.ascontiguousarray(drawn[:, part]))
-        yield data.normalise(images).contiguous(memory_format=torch.channels_last), data.labels[chosen]
+        yield data.normalise(images).contiguous(memory_format=torch.channels_last), data.labels[indices]
 
 
 def eval_batches(data: ImageSet, batch_size: int, *, turn: int = 0, turns: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
@@ -115,9 +129,13 @@ def eval_batches(data: ImageSet, batch_size: int, *, turn: int = 0, turns: int =
 
     turn, turns: every `turns`-th batch from number `turn` on, so that as many processes share the work.
     """
-    for start in range(turn * batch_size, len(data), turns * batch_size):
-        part = slice(start, start + batch_size)
-        yield data.normalise(data.images[part]), data.labels[part]
+    chosen = [slice(start, start + batch_size) for start in range(0, len(data), batch_size)][turn::turns]
+    if isinstance(data.images, ImageFiles):
+        pixels = data.images.read([range(len(data))[part] for part in chosen])
+    else:
+        pixels = (data.images[part] for part in chosen)
+    for part, images in zip(chosen, pixels, strict=True):
+        yield data.normalise(images), data.labels[part]
 
 
 def hold_out(train: ImageSet, count: int) -> tuple[ImageSet, ImageSet | None]:

@@ -1,6 +1,7 @@
 """Float networks and their weights."""
 
 from spequant.models.mobilenet_v2_cifar import CifarMobileNetV2, mobilenet_v2
+from spequant.models.named import check_network, make_network
 from spequant.models.residual import ResidualAdd
 from spequant.models.resnet_cifar import CifarResNet, resnet8, resnet20, resnet32, resnet44, resnet56
 from spequant.models.resnet_imagenet import resnet18, resnet34
@@ -12,7 +13,9 @@ __all__ = [
     "CifarResNet",
     "CifarVGG",
     "ResidualAdd",
+    "check_network",
     "load_weights",
+    "make_network",
     "mobilenet_v2",
     "resnet8",
     "resnet18",

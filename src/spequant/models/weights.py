@@ -1,16 +1,18 @@
 """Float weights from a file, checked against the network that they are for."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
+def load_weights(model: nn.Module, path: str | Path, *, new_head: bool = False) -> None:
     """Load `.safetensors`, or a torch pickle (tensors only: `weights_only=True`), into `model`, every name and shape.
 
+    new_head: all but the last layer, which keeps its own (random) weights, whatever the file holds for it.
     Keys may stand under "state_dict" and start with "module.". FileNotFoundError; ValueError: a damaged file, or names
     or shapes that are not the model's.
     """
@@ -28,8 +30,26 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"{path} holds a {type(state).__name__}; expected tensors by name, a state_dict")
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    load_state(model, {n.removeprefix("module."): t for n, t in state.items()}, str(path), new_head=new_head)
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, *, new_head: bool = False) -> None:
+    """Load a state_dict; `source`: what an error calls it; new_head: as in `load_weights`. ValueError: it does not
+    fit."""
+    kept: dict[str, Tensor] = {}
+    if new_head:
+        head = f"{head_of(model)}."
+        state = {n: t for n, t in state.items() if not n.startswith(head)}
+        kept = {n: t for n, t in model.state_dict().items() if n.startswith(head)}
     try:
-        model.load_state_dict(state)
+        model.load_state_dict({**state, **kept})
     except RuntimeError as error:
-        raise ValueError(f"{path} does not fit {type(model).__name__}: {error}") from error
+        raise ValueError(f"{source} does not fit {type(model).__name__}: {error}") from error
+
+
+def head_of(model: nn.Module) -> str:
+    """The name of the last linear layer or convolution, in the model's order. ValueError: there is none."""
+    layers = [n for n, m in model.named_modules() if n and isinstance(m, nn.Linear | nn.Conv2d)]
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no linear layer or convolution for a head")
+    return layers[-1]

@@ -10,9 +10,16 @@ import torch
 from torch import nn
 
 from spequant.batch_norm import synchronise_batch_norm
-from spequant.data import Augment, ImageSet, eval_batches, train_batches
+from spequant.data import Augment, ImageSet, Mix, RandomCrop, eval_batches, train_batches
 from spequant.processes import portion, rank, world
-from spequant.recipes.build import build_data, build_method, build_network, build_quantized, calibrated
+from spequant.recipes.build import (
+    build_augment,
+    build_data,
+    build_method,
+    build_network,
+    build_quantized,
+    calibrated,
+)
 from spequant.recipes.schema import Recipe, Training
 from spequant.train import (
     Evaluation,
@@ -53,13 +60,15 @@ class Assembly:
         return len(self.train) // self.recipe.train.batch_size
 
     @property
-    def augment(self) -> Augment | None:
-        return Augment() if self.recipe.data.augment else None
+    def augment(self) -> Augment | RandomCrop | None:
+        return build_augment(self.recipe.data, self.train)
 
     def batches(self, epoch: int, start: int) -> Iterator[Any]:
-        """This process's part of the training batches of `epoch`, from step `start` on."""
-        settings = self.recipe.train
-        return train_batches(
+        """This process's part of the training batches of `epoch`, from step `start` on; labels soft where they are
+        smoothed or images mixed. Images are mixed within the part, so that several processes pair others than one."""
+        settings, data = self.recipe.train, self.recipe.data
+        mix = Mix(data.mixup, data.cutmix, settings.label_smoothing)
+        batches = train_batches(
             self.train,
             settings.batch_size,
             seed=settings.seed,
@@ -67,6 +76,12 @@ class Assembly:
             augment=self.augment,
             start=start,
             part=portion(settings.batch_size, "train.batch_size"),
+        )
+        if not mix.changes:
+            return batches
+        return (
+            mix(images, labels, self.train.classes, (settings.seed, epoch, step))
+            for step, (images, labels) in enumerate(batches, start)
         )
 
 
@@ -92,7 +107,7 @@ def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | No
     settings = recipe.train
     torch.manual_seed(settings.seed)
     device = accelerator.device if settings.device == "auto" else torch.device(settings.device)
-    train, held, test = build_data(recipe.data, device)
+    train, held, test = build_data(recipe.data, device, recipe.network.name)
     portion(
         portion(settings.batch_size, "train.batch_size").stop, "a process's part of a batch", settings.accumulate, 0
     )
@@ -100,7 +115,7 @@ def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | No
     if snapshot is None:
         # Augmented as in training: on plain images batch norm's statistics, and so the network, are others. Float
         # ResNet-20 keeps 91.8 % with statistics from augmented images and 89.9 % with those from plain ones.
-        augment = Augment() if recipe.data.augment else None
+        augment = build_augment(recipe.data, train)
         batches = train_batches(train, settings.batch_size, seed=0, epoch=0, augment=augment)
         # The same ones in every process: ranges then are those of one process.
         model = calibrated(network, recipe.quant, list(islice(batches, -(-CALIBRATION // settings.batch_size))))
@@ -146,6 +161,13 @@ def channels_last(model: nn.Module, device: torch.device) -> nn.Module:
     return model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+def images_at_once(data: ImageSet, most: int) -> int:
+    """Of a forward pass without gradient: `most` of 32 x 32 pixels or smaller ones, fewer of larger ones, never under
+    64 (or `most`): a batch of some memory, whatever the images."""
+    height, width = data.images.shape[2:]
+    return min(most, max(64, most * 32 * 32 // (height * width)))
+
+
 def measure(model: nn.Module, data: ImageSet) -> Evaluation:
     """Accuracy and loss on `data`, shared among the processes."""
-    return evaluate(model, eval_batches(data, EVAL_BATCH, turn=rank(), turns=world()))
+    return evaluate(model, eval_batches(data, images_at_once(data, EVAL_BATCH), turn=rank(), turns=world()))

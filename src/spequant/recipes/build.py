@@ -13,14 +13,28 @@ from torch import nn
 
 from spequant import losses, models, quantizers
 from spequant.calibrate import calibrate
-from spequant.data import ImageSet, hold_out, load_cifar10, load_cifar100, load_digits, load_fashion_mnist
+from spequant.data import (
+    Augment,
+    Configuration,
+    ImageFiles,
+    ImageSet,
+    RandomCrop,
+    data_configuration,
+    hold_out,
+    load_cifar10,
+    load_cifar100,
+    load_digits,
+    load_fashion_mnist,
+    load_folder,
+    load_torchvision,
+)
 from spequant.methods import SPEQ, Distill, Method, Retrain, SPEQDistill
 from spequant.precision import Mix
 from spequant.prepare import prepare
 from spequant.processes import world
 from spequant.quantizers import least_squares, percentile
 from spequant.recipes.folder import STATE
-from spequant.recipes.schema import Data, MethodChoice, Network, Quantization, Recipe
+from spequant.recipes.schema import FOLDER, TORCHVISION, Data, MethodChoice, Network, Quantization, Recipe, check_data
 from spequant.train import Compiled
 
 Loader = Callable[[Path | None, bool], tuple[ImageSet, ImageSet]]
@@ -67,11 +81,19 @@ def _alone(root: str | Path) -> Iterator[None]:
         yield
 
 
-def build_data(choice: Data, device: torch.device) -> tuple[ImageSet, ImageSet | None, ImageSet]:
-    """(train, held out or None, test), on `device`."""
-    root = choice.root or os.environ.get("SPEQUANT_DATA")
+def build_data(choice: Data, device: torch.device, network: str = "") -> tuple[ImageSet, ImageSet | None, ImageSet]:
+    """(train, held out or None, test), on `device`; of files, what is decoded of them.
+
+    network: its name, whose own size, crop, mean and deviation files are read with where `choice` leaves them open.
+    """
+    check_data(choice)
+    named = choice.root or os.environ.get("SPEQUANT_DATA")
+    root = Path(named) if named else None
     with _alone(root) if root and choice.download else nullcontext():
-        train, test = LOADERS[choice.name](Path(root) if root else None, choice.download)
+        if choice.name in LOADERS:
+            train, test = LOADERS[choice.name](root, choice.download)
+        else:
+            train, test = _load_files(choice, root, data_configuration(network))
     if choice.images is None:
         rest, held = hold_out(train, choice.held_out)
     else:
@@ -82,13 +104,62 @@ def build_data(choice: Data, device: torch.device) -> tuple[ImageSet, ImageSet |
     return rest.to(device), held.to(device) if held is not None else None, test.to(device)
 
 
+def _load_files(choice: Data, root: Path | None, about: Configuration) -> tuple[ImageSet, ImageSet]:
+    given = {"size": choice.size, "crop_pct": choice.crop_pct, "interpolation": choice.interpolation}
+    about = replace(about, **{name: value for name, value in given.items() if value is not None})
+    workers, check = _workers() if choice.workers is None else choice.workers, choice.check_images
+    if choice.name == FOLDER:
+        if root is None:
+            raise ValueError(
+                "data.root is not set; expected the folder that holds train and val: give --data.root DIR (--root DIR "
+                "for what is trained)"
+            )
+        return load_folder(root, about, workers=workers, check=check)
+    name = choice.name.removeprefix(TORCHVISION)
+    return load_torchvision(name, root, about, download=choice.download, workers=workers, check=check)
+
+
+def _workers() -> int:
+    """All CPUs but one, shared by the processes, 8 at most."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, (cpus - 1) // world())
+
+
+def build_augment(choice: Data, data: ImageSet) -> Augment | RandomCrop | None:
+    """Of the training images: `RandomCrop` where they are files."""
+    if not choice.augment:
+        return None
+    if isinstance(data.images, ImageFiles):
+        return RandomCrop(choice.crop_scale, choice.color_jitter, choice.auto_augment, data.mean)
+    return Augment()
+
+
 def build_network(choice: Network, data: ImageSet) -> nn.Module:
-    """The float network, with its weights loaded where the recipe names some."""
-    make = getattr(models, choice.name)
-    model = make(classes=data.classes, in_channels=data.images.shape[1])
+    """The float network for `data`, with its weights loaded where the recipe names some."""
+    shape = data.images.shape
+    model = models.make_network(
+        choice.name,
+        classes=data.classes,
+        in_channels=shape[1],
+        size=shape[-1],
+        pretrained=choice.pretrained,
+        new_head=choice.new_head,
+    )
     if choice.weights is not None:
-        models.load_weights(model, weight_file(choice.weights))
+        _load_weights(model, weight_file(choice.weights), data.classes, choice.new_head)
     return model
+
+
+def _load_weights(model: nn.Module, path: Path, classes: int, new_head: bool) -> None:
+    try:
+        models.load_weights(model, path, new_head=new_head)
+    except ValueError as error:
+        if "size mismatch" in str(error):
+            raise ValueError(
+                f"{error}. The network is made for the data's {classes} classes; expected network.weights of one for "
+                "as many, or --network.new-head for a last layer of its own"
+            ) from error
+        raise
 
 
 def weight_file(path: Path) -> Path:
@@ -110,6 +181,7 @@ def build_quantized(model: nn.Module, choice: Quantization) -> nn.Module:
         depthwise=None if choice.depthwise is None else quantizers.by_name[choice.depthwise](choice.weight_bits),
         ends=(weight(choice.end_bits), act(choice.end_bits)),
         residual=act(choice.residual_bits),
+        products=None if choice.product_bits is None else act(choice.product_bits),
         per_channel=choice.per_channel,
     )
 

@@ -65,10 +65,11 @@ def dry_run(recipe: Recipe) -> Estimate:
     warm = min(WARM_UP, count - 1)
     seconds = []
     state.wrapped.train()
+    start = time.perf_counter()
     for batch in islice(assembly.batches(0, 0), count):
-        start = time.perf_counter()
         float(train_step(state, batch, assembly.accelerator, recipe.train.clip_norm)[0])  # waits for the device
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.perf_counter() - start)  # with the batch's making, which decoding may dominate
+        start = time.perf_counter()
     on_gpu = state.device.type == "cuda"
     timed = sorted(seconds[warm:])
     return Estimate(

@@ -30,7 +30,7 @@ from spequant.train.checkpoint import checkpoints, clean
 
 RECIPE, METRICS, RESULT, STATE = "recipe.json", "metrics.jsonl", "result.json", "model.safetensors"
 ENVIRONMENT, CHECKPOINTS, LOCK = "environment.json", "checkpoints", ".lock"
-PACKAGES = ("spequant", "torch", "numpy", "safetensors", "accelerate", "torchvision")
+PACKAGES = ("spequant", "torch", "numpy", "safetensors", "accelerate", "torchvision", "timm")
 
 
 @contextmanager

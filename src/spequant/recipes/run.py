@@ -15,15 +15,15 @@ from spequant.export import quantize_biases
 from spequant.files import placed, write_whole
 from spequant.layers import weight_bits
 from spequant.processes import rank
-from spequant.recipes.assembly import Assembly, assemble, measure, start_processes
+from spequant.recipes.assembly import Assembly, assemble, images_at_once, measure, start_processes
 from spequant.recipes.folder import CHECKPOINTS, METRICS, RECIPE, RESULT, STATE, Metrics, held, start_files
 from spequant.recipes.schema import Recipe, check, differences, from_json, to_json
 from spequant.train import Diagnostics, Progress, Snapshot, TrainingState, fit
 from spequant.train.checkpoint import checkpoints, read, write
 from spequant.train.interruption import interruptions
 
-REESTIMATE = (40, 512)  # batches, images of each: near the whole set's statistics, which evaluation runs on
-SAMPLE = 256  # images that the layers' diagnostics look at
+REESTIMATE = 40 * 512  # images, 512 small ones a batch: near the whole set's statistics, which evaluation runs on
+SAMPLE = 256  # images that the layers' diagnostics look at, fewer if large
 
 
 class Reporter(Protocol):
@@ -97,7 +97,7 @@ class _Run:
         self.begun = time.perf_counter()
         self.diagnostics = Diagnostics()
         train = assembly.train
-        self.sample = train.normalise(train.images[:SAMPLE])
+        self.sample = train.normalise(train.images[: images_at_once(train, SAMPLE)])
         self.here = start_files(folder, self.recipe, self.state.device) if self.main else {}
         known = {k: v for k, v in self.here.items() if v is not None}  # trackers take no None
         assembly.accelerator.init_trackers("tracker", known)
@@ -175,8 +175,9 @@ class _Run:
     def finish(self) -> dict[str, Any]:
         """Batch norm measured anew, biases put on their grid, the figures, the network; result.json comes last."""
         train, model = self.assembly.train, self.state.result
-        batches = train_batches(train, min(REESTIMATE[1], len(train)), seed=0, epoch=0, augment=self.assembly.augment)
-        reestimate_batch_norm(model, islice(batches, REESTIMATE[0]))
+        size = min(images_at_once(train, 512), len(train))
+        batches = train_batches(train, size, seed=0, epoch=0, augment=self.assembly.augment)
+        reestimate_batch_norm(model, islice(batches, max(1, REESTIMATE // images_at_once(train, 512))))
         if self.recipe.quantized:
             self.write({"kind": "biases", **_integer_biases(model, self.sample[:1])})
         result = {

@@ -1,6 +1,7 @@
 """What a run is made of: typed, frozen dataclasses, each field an override on the command line."""
 
 import dataclasses
+import difflib
 import json
 import types
 import typing
@@ -10,45 +11,75 @@ from typing import Any, Literal
 
 import torch
 
+from spequant.models import check_network
+
+IN_MEMORY = ("digits", "cifar10", "cifar100", "fashion-mnist")
+FOLDER, TORCHVISION = "folder", "torchvision/"
+AUGMENTATION = ("crop_scale", "color_jitter", "auto_augment")
+FILES_ALONE = (*AUGMENTATION, "size", "crop_pct", "interpolation", "check_images")
+
 
 @dataclass(frozen=True)
 class Data:
-    """What the network learns from."""
+    """What the network learns from: one of `IN_MEMORY`, or images in files."""
 
-    name: Literal["digits", "cifar10", "cifar100", "fashion-mnist"] = "cifar10"
+    name: str = "cifar10"
+    """digits, cifar10, cifar100 or fashion-mnist; folder: images below root/train/CLASS and root/val/CLASS (or test);
+    torchvision/NAME: any of torchvision's sets with a class an image, e.g. torchvision/Flowers102"""
     root: Path | None = None
-    """folder that holds cifar-10-batches-bin, cifar-100-binary or fashion-mnist; None: the environment's SPEQUANT_DATA;
-    Fashion-MNIST is found where Debian's package puts it, too"""
+    """folder that holds cifar-10-batches-bin, cifar-100-binary or fashion-mnist, the folders of images, or
+    torchvision's files; None: the environment's SPEQUANT_DATA; Fashion-MNIST is found where Debian's package puts it,
+    too"""
     download: bool = False
     """fetch the set with torchvision where root does not hold it"""
     images: int | None = None
-    """train on the first so many images alone, and hold out from those after them; None: all"""
+    """train on the first so many images alone, and hold out from those after them; None: all. Files: the first of an
+    order drawn once"""
     held_out: int = 5000
     """training images kept apart for choices, measured before training, during and after it; 0: none"""
     measure_every: int = 1
     """epochs from one measurement on the held-out images to the next"""
     augment: bool = True
-    """pad-crop by 4 and flip"""
+    """in memory: pad-crop by 4 and flip; files: a random part of the image scaled to the size, and flip"""
+    crop_scale: float = 0.08
+    """files: least share of an image's area in that random part"""
+    color_jitter: float | None = None
+    """files: largest random change of brightness, contrast and saturation, e.g. .4; None: none"""
+    auto_augment: str | None = None
+    """files: timm's notation, e.g. rand-m9-mstd0.5, in place of color_jitter; None: none"""
+    mixup: float = 0.0
+    """alpha of mixup in training, e.g. .2; 0: none. Pairs are made within a process's part of a batch"""
+    cutmix: float = 0.0
+    """alpha of CutMix, e.g. 1; 0: none. With mixup, each batch takes one of the two"""
+    size: int | None = None
+    """files: side of the images that the network sees, pixels; None: the network's own, else 224"""
+    crop_pct: float | None = None
+    """files: in evaluation, share of the shorter side that the crop of the middle takes; None: the network's own, else
+    .875"""
+    interpolation: str | None = None
+    """files: bilinear, bicubic, nearest, box, hamming or lanczos; None: the network's own, else bilinear"""
+    check_images: bool = False
+    """files: decode every image before anything else, and leave out those that cannot be, with a warning that names
+    them; without it such a file ends the run with its name"""
+    workers: int | None = None
+    """files: processes that decode and augment, for each process of training; 0: none apart; None: a CPU fewer than
+    there are, shared by the processes, 8 at most"""
 
 
 @dataclass(frozen=True)
 class Network:
     """The float network to start from."""
 
-    name: Literal[
-        "resnet8",
-        "resnet20",
-        "resnet32",
-        "resnet44",
-        "resnet56",
-        "vgg16_bn",
-        "mobilenet_v2",
-        "resnet18",
-        "resnet34",
-    ] = "resnet20"
-    """resnet18 and resnet34 are torchvision's, for larger images"""
+    name: str = "resnet20"
+    """one of this project's: resnet8, resnet20, resnet32, resnet44, resnet56, vgg16_bn and mobilenet_v2 for small
+    images, resnet18 and resnet34 (torchvision's, their additions marked) for larger ones; or any other:
+    torchvision/NAME, timm/NAME"""
     weights: Path | None = None
-    """float weights (.th, .safetensors), or the folder of a float run; None: random"""
+    """float weights (.th, .safetensors), or the folder of a float run; None: random, or pretrained"""
+    pretrained: bool = False
+    """start from the weights that torchvision or timm publishes, fetched where its cache does not hold them"""
+    new_head: bool = False
+    """transfer learning: a random last layer for the data's classes, all else from weights or pretrained"""
 
 
 @dataclass(frozen=True)
@@ -59,7 +90,7 @@ class Quantization:
     weight_bits: int | None = 2
     depthwise: Literal["lsq", "least-squares", "sawb", "dorefa", "minmax"] | None = None
     """of depthwise convolutions, one range a channel, at weight_bits; None: as weight, but least-squares for sawb"""
-    act: Literal["pact", "lsq", "dorefa", "minmax"] = "pact"
+    act: Literal["pact", "lsq", "lsq-plus", "dorefa", "minmax"] = "pact"
     act_bits: int | None = 2
     act_decay: float = 2e-4
     """PACT's L2 penalty on its clips, ends and addends aside (those keep 2e-4); without it they only grow"""
@@ -67,6 +98,8 @@ class Quantization:
     """first and last layer; None: float"""
     residual_bits: int | None = 8
     """addends of residual additions; None: float"""
+    product_bits: int | None = None
+    """both sides of attention's products q k and p v; None: float"""
     per_channel: bool = False
     percentile: float | None = None
     """clip at this percentile of the activations in calibration; None: clip of least squared error"""
@@ -111,6 +144,8 @@ class Training:
     range_lr: float | None = None
     """of clips and steps; None: as lr"""
     schedule: Literal["cosine", "one-cycle", "step"] = "one-cycle"
+    label_smoothing: float = 0.0
+    """share of a training label spread evenly over all classes, e.g. .1; below 1"""
     clip_norm: float | None = None
     """largest norm of the gradient; None: any"""
     ema: float | None = None
@@ -155,10 +190,20 @@ class Recipe:
 def check(recipe: Recipe) -> None:
     """ValueError names the first field whose value makes no run, with what was expected."""
     train, quant = recipe.train, recipe.quant
+    check_network(recipe.network.name)
     for holds, field_name, value, expected in (
         (train.epochs >= 1, "train.epochs", train.epochs, "1 or more"),
         (train.batch_size >= 1, "train.batch_size", train.batch_size, "1 or more images"),
         (train.accumulate >= 1, "train.accumulate", train.accumulate, "1 or more parts"),
+        (0 <= train.label_smoothing < 1, "train.label_smoothing", train.label_smoothing, "0 or more, below 1"),
+        (recipe.data.mixup >= 0, "data.mixup", recipe.data.mixup, "an alpha of 0 or more; 0: none"),
+        (recipe.data.cutmix >= 0, "data.cutmix", recipe.data.cutmix, "an alpha of 0 or more; 0: none"),
+        (
+            train.batch_size % 2 == 0 or not (recipe.data.mixup or recipe.data.cutmix),
+            "train.batch_size",
+            train.batch_size,
+            "an even number: data.mixup and data.cutmix pair images",
+        ),
         (train.lr > 0, "train.lr", train.lr, "a number above 0"),
         (train.momentum >= 0, "train.momentum", train.momentum, "0 or more"),
         (train.weight_decay >= 0, "train.weight_decay", train.weight_decay, "0 or more"),
@@ -189,6 +234,26 @@ def check(recipe: Recipe) -> None:
         if not holds:
             raise ValueError(f"{field_name} is {value!r}; expected {expected}")
     check_device(train.device, "train.device")
+    check_data(recipe.data)
+
+
+def check_data(data: Data) -> None:
+    """ValueError: there is no set of that name, or a field of it has no meaning or no effect."""
+    if data.name not in (*IN_MEMORY, FOLDER) and not data.name.startswith(TORCHVISION):
+        known = [*IN_MEMORY, FOLDER, f"{TORCHVISION}NAME"]
+        close = difflib.get_close_matches(data.name, known, n=2)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise ValueError(f"data.name is {data.name!r}; expected one of {', '.join(known)}{hint}")
+    in_memory = data.name in IN_MEMORY
+    reason = f"{data.name} is a set in memory" if in_memory else "data.augment is False"
+    for name in FILES_ALONE if in_memory else () if data.augment else AUGMENTATION:
+        value, default = getattr(data, name), getattr(Data, name)
+        if value != default:
+            raise ValueError(f"data.{name} is {value!r}, which has no effect: {reason}; expected {default!r}")
+    if data.download and data.name == FOLDER:
+        raise ValueError("data.download is True, but a folder is not to be had anywhere; expected False")
+    if data.workers is not None and data.workers < 0:
+        raise ValueError(f"data.workers is {data.workers!r}; expected 0 or more processes, or None")
 
 
 def check_device(name: str, argument: str) -> None:
@@ -204,6 +269,7 @@ def check_device(name: str, argument: str) -> None:
 ELSEWHERE = (
     "data.root",
     "data.download",
+    "data.workers",
     "train.device",
     "train.threads",
     "train.checkpoint_every",

@@ -22,7 +22,7 @@ from spequant.export.onnx_file import program_in
 from spequant.recipes.assembly import channels_last
 from spequant.recipes.build import build_data, build_network, build_quantized, device_of
 from spequant.recipes.folder import RECIPE, STATE
-from spequant.recipes.schema import Recipe, from_json, to_json
+from spequant.recipes.schema import Network, Recipe, from_json, to_json
 
 Kind = Literal["run", "packed", "onnx", "qonnx", "openvino"]
 
@@ -52,7 +52,7 @@ class Source:
 
 
 def _test_set(recipe: Recipe, root: Path | None, device: torch.device) -> ImageSet:
-    return build_data(recipe.data if root is None else replace(recipe.data, root=root), device)[2]
+    return build_data(recipe.data if root is None else replace(recipe.data, root=root), device, recipe.network.name)[2]
 
 
 def open_source(path: Path, root: Path | None = None) -> Source:
@@ -78,21 +78,26 @@ def open_source(path: Path, root: Path | None = None) -> Source:
     told = packed_about(path)
     source, classes = _source(path, "packed", told), told["classes"]
     with torch.device("meta"):  # nothing is allocated before the file is known to fit
-        check_packed(path, network_of(source.recipe, classes, source.shape[0]))
-    model = load_packed(path, network_of(source.recipe, classes, source.shape[0]))
+        check_packed(path, network_of(source.recipe, classes, source.shape))
+    model = load_packed(path, network_of(source.recipe, classes, source.shape))
     return replace(source, model=channels_last(model, torch.device("cpu")))
 
 
-def network_of(recipe: Recipe, classes: int, in_channels: int) -> nn.Module:
-    """The recipe's float network, with random weights."""
-    return getattr(models, recipe.network.name)(classes=classes, in_channels=in_channels)
+def network_of(recipe: Recipe, classes: int, shape: tuple[int, ...]) -> nn.Module:
+    """The recipe's float network for images of `shape` (channels, height, width), with random weights."""
+    return models.make_network(recipe.network.name, classes=classes, in_channels=shape[0], size=shape[-1])
 
 
 def about_run(recipe: Recipe, test: ImageSet) -> dict[str, Any]:
     """What an exported file says of where it is from; no paths of this machine."""
-    data, network = replace(recipe.data, root=None), replace(recipe.network, weights=None)
+    data, network = replace(recipe.data, root=None), _random(recipe.network)
     told = replace(recipe, data=data, network=network, method=replace(recipe.method, teacher=None))
     return {"recipe": json.loads(to_json(told)), "classes": test.classes, "shape": list(test.images.shape[1:])}
+
+
+def _random(network: Network) -> Network:
+    """The same with weights that nothing is read or fetched for."""
+    return replace(network, weights=None, pretrained=False, new_head=False)
 
 
 def _source(path: Path, kind: Kind, told: dict[str, Any], **parts: Any) -> Source:
@@ -123,7 +128,7 @@ def load_run(folder: Path, root: Path | None = None) -> tuple[Recipe, nn.Module,
         raise ValueError(f"{folder / RECIPE}: {error}") from error
     device = device_of(recipe)
     test = _test_set(recipe, root, device)
-    network = build_network(replace(recipe.network, weights=None), test)
+    network = build_network(_random(recipe.network), test)
     model = build_quantized(network, recipe.quant)
     models.load_weights(model, folder / STATE)
     return recipe, channels_last(model, device), test

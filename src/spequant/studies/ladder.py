@@ -11,10 +11,10 @@ from rich.table import Table
 from torch import nn
 
 from spequant.batch_norm import batch_norm_mode
-from spequant.data import Augment, ImageSet, eval_batches, train_batches
+from spequant.data import ImageSet, eval_batches, train_batches
 from spequant.layers import QuantizedLayer
 from spequant.recipes import RECIPES, Recipe, run
-from spequant.recipes.build import build_data, build_network, calibrated, device_of
+from spequant.recipes.build import build_augment, build_data, build_network, calibrated, device_of
 from spequant.recipes.schema import Quantization, check
 from spequant.terminal import Terminal, print_table
 from spequant.train import evaluate
@@ -52,11 +52,11 @@ def run_ladder(settings: Ladder) -> None:
     device = device_of(recipe)
     if recipe.train.threads is not None:
         torch.set_num_threads(recipe.train.threads)
-    train, held, test = build_data(recipe.data, device)
+    train, held, test = build_data(recipe.data, device, recipe.network.name)
     if held is None:
         raise ValueError("recipe.data.held_out is 0; the ladder needs held-out images to name the worst layer")
     network = build_network(recipe.network, train).to(device)
-    augment = Augment() if recipe.data.augment else None
+    augment = build_augment(recipe.data, train)
     batches = list(islice(train_batches(train, 128, seed=0, epoch=0, augment=augment), 8))
     rows = []
     for weight, act in RUNGS:

@@ -112,7 +112,8 @@ def train_step(state: TrainingState, batch: Any, accelerator: "Accelerator", cli
                 losses = state.method(state.wrapped, part)
             accelerator.backward(losses.total)
         with torch.no_grad():
-            hits = (losses.logits.argmax(-1) == part[1]).sum() * len(parts)
+            labels = part[1].argmax(-1) if part[1].is_floating_point() else part[1]  # soft ones: the largest
+            hits = (losses.logits.argmax(-1) == labels).sum() * len(parts)
             sums += torch.stack([losses.total, losses.task, losses.distill, hits]) / len(parts)
     if clip_norm is not None:
         accelerator.clip_grad_norm_(state.model.parameters(), clip_norm)

@@ -1,0 +1,42 @@
+"""What a network expects of its images: size, crop, mean and deviation, as timm keeps them for its networks."""
+
+from dataclasses import dataclass
+
+from spequant.data.image_files import IMAGENET_MEAN, IMAGENET_STD
+from spequant.data.vision import vision
+
+TIMM = "timm/"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """mean, std: of each channel, of images scaled to [0, 1]; crop_pct: share of the shorter side that the middle crop
+    takes; size: its side, pixels. The defaults are those that most ImageNet networks were trained with."""
+
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    crop_pct: float = 0.875
+    interpolation: str = "bilinear"
+    size: int = 224
+
+
+def data_configuration(network: str) -> Configuration:
+    """Of the recipe's network of that name: of "timm/NAME" timm's, of any other ImageNet's usual one.
+
+    ValueError: timm has no network NAME.
+    """
+    if not network.startswith(TIMM):
+        return Configuration()
+    models, name = vision("timm").models, network.removeprefix(TIMM)
+    if not models.is_model(name):
+        raise ValueError(f"network.name is {network!r}, and timm has no {name!r}; timm.list_models() lists what it has")
+    try:
+        known = models.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise ValueError(f"network.name is {network!r}: {error}; timm.list_pretrained() lists its weights") from error
+    found = vision("timm.data").resolve_data_config(
+        pretrained_cfg=known.to_dict() if known else {"mean": IMAGENET_MEAN}
+    )
+    return Configuration(
+        tuple(found["mean"]), tuple(found["std"]), found["crop_pct"], found["interpolation"], found["input_size"][-1]
+    )

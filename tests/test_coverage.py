@@ -1,0 +1,95 @@
+"""Any network: prepare, calibrate, a SPEQ step, a switch of precision, a round trip of the state; and how much of each
+is quantized, which makes the table of docs/coverage.md (`SPEQUANT_WRITE=1 make test-all` writes it anew)."""
+
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import spequant
+from networks import NAMES, QUICK, TOLD
+from spequant.coverage import coverage
+from spequant.models import make_network
+from spequant.quantizers import PACT, SAWB
+
+DOCS = Path(__file__).parent.parent / "docs" / "coverage.md"
+HEAD = "| network | layers | addends | of multiply-accumulates, % | in float, % |\n|---|---|---|---|---|\n"
+ROWS: dict[str, str] = {}
+
+
+def side(name: str) -> int:
+    """Of the smallest images that the network takes among 128 and its own size."""
+    if name.startswith("torchvision/"):
+        return {"torchvision/inception_v3": 96, "torchvision/maxvit_t": 224}.get(name, 64)
+    from timm.models import get_pretrained_cfg
+
+    own = get_pretrained_cfg(name.removeprefix("timm/"))
+    return own.input_size[-1] if own.fixed_input_size or name == "timm/halonet_h1" else min(128, own.input_size[-1])
+
+
+def shaken(name: str) -> nn.Module:
+    """The network, no scale at zero or next to it, as some are made: then nothing would depend on the layers. Run once:
+    ConViT asks a layer's weight for its device until it has tables of its own."""
+    torch.manual_seed(0)
+    network = make_network(name, classes=10, size=side(name)).eval()
+    with torch.no_grad():
+        network(torch.zeros(1, 3, side(name), side(name)))
+        for p in network.parameters():
+            if p.dim() <= 1 or float(p.abs().max()) < 1e-3:
+                p.add_(0.1 * torch.randn_like(p))
+    return network
+
+
+def cover(name: str) -> str:
+    """Everything that a user does with a network; its row of the table."""
+    network, x = shaken(name), torch.randn(2, 3, side(name), side(name))
+    before = {n: t.clone() for n, t in network.state_dict().items()}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        model = spequant.prepare(network, weight=SAWB(4), act=PACT(4))
+    spequant.calibrate(model, [x], samples=2, reestimate=False)
+    losses = spequant.SPEQ()(model.train(), (x, torch.tensor([0, 1])))
+    losses.total.backward()
+    assert torch.isfinite(losses.total)
+    quantized = [m for m in model.modules() if isinstance(m, spequant.Quantizer)]
+    without = [m.name for m in quantized for p in m.parameters() if p.grad is None]
+    assert quantized and not without, f"no gradient reached {without}"
+    with torch.no_grad():
+        y = model.eval()(x)
+        with spequant.precision(model, spequant.Fixed(8)):
+            assert not torch.equal(model(x), y)
+        assert torch.equal(model(x), y)
+        again = spequant.prepare(shaken(name), weight=SAWB(4), act=PACT(4), **residual(told))
+        again.load_state_dict(model.state_dict())
+        assert torch.equal(again.eval()(x), y)
+    back = spequant.unprepare(model).state_dict()
+    assert back.keys() == before.keys()
+    assert all(torch.equal(back[n], before[n]) for n, _ in network.named_parameters())
+    found = coverage(model, x)
+    rest = ", ".join(f"{what} {100 * share:.1f}" for what, share in found.in_float.items() if share >= 0.0005)
+    additions = "not traced" if any(TOLD in str(w.message) for w in told) else str(found.additions)
+    return f"| {name} | {found.layers} | {additions} | {100 * found.share:.1f} | {rest} |"
+
+
+def residual(told) -> dict:
+    return {"residual": None} if any(TOLD in str(w.message) for w in told) else {}
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore")  # the libraries' own
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
+def test_a_network_of_each_family_is_quantized_trained_and_restored(name):
+    ROWS[name] = cover(name)
+    print(ROWS[name])
+
+
+def test_the_table_in_docs_is_what_was_found():
+    table = HEAD + "\n".join(ROWS[n] for n in NAMES if n in ROWS) + "\n"
+    if os.environ.get("SPEQUANT_WRITE") and len(ROWS) == len(NAMES):
+        text = DOCS.read_text()
+        DOCS.write_text(text[: text.index(HEAD)] + table)
+    rows = DOCS.read_text().splitlines()
+    assert ROWS and [row for row in ROWS.values() if row not in rows] == []

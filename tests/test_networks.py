@@ -1,0 +1,115 @@
+"""Networks by name, of this project and of libraries; new heads; what a model may return."""
+
+from collections import namedtuple
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from spequant.models import load_weights, make_network
+from spequant.models.weights import head_of
+from spequant.recipes import RECIPES, evaluate_source, export_source, run
+from spequant.recipes.schema import Network, check, from_json, to_json
+from spequant.tasks import Classification
+
+
+@pytest.mark.parametrize("name", ["resnet20", "torchvision/squeezenet1_1", "timm/test_resnet", "timm/test_vit"])
+def test_a_network_by_name_has_the_datas_classes(name):
+    network = make_network(name, classes=7, size=64).eval()
+    assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
+
+
+def test_a_transformer_is_made_for_the_size_of_the_images():
+    assert make_network("timm/vit_tiny_patch16_224", classes=2, size=32).patch_embed.grid_size == (2, 2)
+    assert make_network("torchvision/vit_b_32", classes=2, size=64).image_size == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("resnet2", r"network.name is 'resnet2'; expected resnet8.*near to it: resnet32, resnet20"),
+        ("torchvision/resnet1", r"'torchvision/resnet1', which torchvision does not have; near.*torchvision/resnet18"),
+        ("timm/resnet_18", r"'timm/resnet_18', which timm does not have; near to it: timm/resnet18"),
+    ],
+)
+def test_an_unknown_network_is_refused_with_near_names(name, said):
+    with pytest.raises(ValueError, match=said):
+        make_network(name, classes=2)
+
+
+def test_what_a_library_cannot_give_is_refused():
+    with pytest.raises(ValueError, match="for 3 channels; the data have 1"):
+        make_network("torchvision/resnet18", classes=2, in_channels=1)
+    with pytest.raises(ValueError, match="resnet20 has no published weights"):
+        make_network("resnet20", classes=10, pretrained=True)
+    with pytest.raises(ValueError, match=r"timm's resnet18 has 1000 classes, the data 7; give --network\.new-head"):
+        make_network("timm/resnet18", classes=7, pretrained=True)
+    assert make_network("timm/test_resnet", classes=2, in_channels=1)(torch.zeros(2, 1, 32, 32)).shape == (2, 2)
+
+
+def test_a_new_head_leaves_all_else_as_in_the_file(tmp_path):
+    source, target = make_network("resnet8", classes=7), make_network("resnet8", classes=3)
+    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    with pytest.raises(ValueError, match="size mismatch for linear"):
+        load_weights(target, tmp_path / "weights.safetensors")
+    before = target.linear.weight.clone()
+    load_weights(target, tmp_path / "weights.safetensors", new_head=True)
+    assert torch.equal(target.linear.weight, before)
+    assert torch.equal(target.conv1.weight, source.conv1.weight) and head_of(target) == "linear"
+    with pytest.raises(ValueError, match="does not fit CifarResNet"):  # another network is no other head
+        load_weights(make_network("resnet20", classes=7), tmp_path / "weights.safetensors", new_head=True)
+    with pytest.raises(ValueError, match="has no linear layer"):
+        head_of(nn.Sequential(nn.ReLU()))
+
+
+def test_a_run_with_a_new_head_is_opened_without_what_it_started_from(tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    save_file(make_network("resnet8", classes=7, in_channels=1).state_dict(), weights)
+    recipe = RECIPES["digits-w2a2-speq"]()
+    recipe = replace(recipe, network=Network("resnet8", weights=weights), train=replace(recipe.train, epochs=1))
+    with pytest.raises(ValueError, match=r"10 classes.*or --network\.new-head for a last layer"):
+        run(recipe, tmp_path / "without")
+    result = run(replace(recipe, network=replace(recipe.network, new_head=True)), tmp_path / "run")
+    weights.unlink()
+    (row,) = evaluate_source(tmp_path / "run")
+    assert row["accuracy"] == pytest.approx(result["test_accuracy"])
+    export_source(tmp_path / "run", "packed", images=32)
+    (row,) = evaluate_source(tmp_path / "run/model.packed")
+    assert row["accuracy"] == pytest.approx(result["test_accuracy"])
+
+
+@pytest.mark.parametrize("name", [n for n in RECIPES if n.startswith(("imagenet", "transfer", "flowers"))])
+def test_a_recipe_for_larger_images_prepares_its_network(name):
+    from spequant.recipes.build import build_quantized
+
+    recipe = RECIPES[name]()
+    check(recipe)
+    assert from_json(to_json(recipe)) == recipe
+    network = make_network(recipe.network.name, classes=4)
+    model = build_quantized(network, recipe.quant)
+    assert (model is network) == (not recipe.quantized)
+
+
+Named = namedtuple("Named", ["logits", "aux"])
+
+
+@pytest.mark.parametrize(
+    ("returned", "output"),
+    [
+        (lambda x: {"logits": x, "aux": None}, None),
+        (lambda x: Named(x, None), None),
+        (lambda x: (x, None), 0),
+        (lambda x: {"out": x}, "out"),
+    ],
+)
+def test_logits_are_taken_from_what_a_model_returns(returned, output):
+    class Model(nn.Module):
+        def forward(self, x):
+            return returned(x)
+
+    batch = torch.randn(2, 3), torch.tensor([0, 1])
+    assert torch.equal(Classification(output).logits(Model(), batch), batch[0])
+    with pytest.raises(TypeError, match=r"expected a tensor of logits.*Classification\(output=0\)"):
+        Classification("absent" if output != "absent" else 9).logits(Model(), batch)
