@@ -181,7 +181,7 @@ def test_each_projection_is_quantized_and_trained(batch_first):
     assert idle == ["attention.k.layer.bias"]
     before = model(x)
     with torch.no_grad():
-        inner.k.layer.weight.mul_(-1)
+        inner.v.layer.weight.mul_(-1)
     assert not torch.equal(model(x), before)
 
 

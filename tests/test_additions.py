@@ -345,3 +345,17 @@ def test_ranges_are_those_of_values_before_they_are_changed_in_place():
         found = outputs(model)
         for q, value in ((found["stem"], y), (found["f"], network.f(y))):
             assert float(q.bounds(x)[1]) == pytest.approx(float(value.abs().max()), rel=1e-2)
+
+
+def test_optional_arguments_are_as_when_nobody_gives_them():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x, mask=None, *, twice=False):
+            x = self.a(x)
+            y = self.b(x if mask is None else x * mask)
+            return x + (y if not twice else 2 * y)
+
+    assert find_additions(Masked()) == [("a", "b")]

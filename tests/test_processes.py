@@ -119,6 +119,12 @@ def test_accelerate_launch_starts_several_processes_on_a_cpu(tmp_path):
     assert json.loads((tmp_path / "run" / "result.json").read_text())["test_accuracy"] > 50
 
 
+def test_a_batch_norm_that_does_more_is_refused_by_name():
+    timm = pytest.importorskip("timm.layers")
+    with pytest.raises(ValueError, match=r"0 is a BatchNormAct2d.*--train\.no-sync-batch-norm"):
+        synchronise_batch_norm(nn.Sequential(timm.BatchNormAct2d(2)))
+
+
 def test_synchronised_batch_norm_alone_is_plain_batch_norm():
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.3), nn.Linear(6, 5), nn.Flatten(0, 1))
     plain.append(nn.BatchNorm1d(6, affine=False, track_running_stats=False))

@@ -1,6 +1,7 @@
 """Residual additions that a network does not mark, found by tracing; what is traced is a copy, never run or trained."""
 
 import copy
+import inspect
 import operator
 import sys
 from collections import Counter
@@ -35,7 +36,7 @@ def find_additions(model: nn.Module) -> list[tuple[str, str]]:
         return []
     try:
         with shapes_unchecked():
-            graph = tracer.trace(copy.deepcopy(model).eval())
+            graph = tracer.trace(copy.deepcopy(model).eval(), concrete_args=_defaults(model))
     except Exception as error:
         raise ValueError(f"{(str(error).strip() or type(error).__name__).splitlines()[0]}") from error
     found = []
@@ -59,6 +60,12 @@ def shapes_unchecked() -> Iterator[None]:
         yield
     finally:
         jaxtyping.config.update("jaxtyping_disable", before)
+
+
+def _defaults(model: nn.Module) -> dict[str, Any] | None:
+    """The optional arguments of `model`, as they are when nobody gives them: a mask that is None is no tensor."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty} or None
 
 
 def _fed(graph: fx.Graph) -> set[fx.Node]:

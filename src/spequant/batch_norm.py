@@ -147,9 +147,20 @@ class SyncBatchNorm(_BatchNorm):
         self.running_var.lerp_(var, share)
 
 
+PLAIN = (_BatchNorm.forward, nn.SyncBatchNorm.forward, SyncBatchNorm.forward)
+
+
 def synchronise_batch_norm(model: nn.Module) -> None:
     """Let every batch norm in `model` take its batch statistics over all processes: replaced in place, the parameters
-    and buffers themselves kept. On a GPU torch's own class, elsewhere ours."""
+    and buffers themselves kept. On a GPU torch's own class, elsewhere ours.
+
+    ValueError: one with a forward of its own, which would be lost (timm's has an activation inside)."""
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and type(module).forward not in PLAIN:
+            raise ValueError(
+                f"{name} is a {type(module).__name__}, which does more than batch norm and cannot be synchronised: "
+                "train with sync_batch_norm False (--train.no-sync-batch-norm)"
+            )
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if isinstance(child, _BatchNorm) and not isinstance(child, SyncBatchNorm | nn.SyncBatchNorm):
