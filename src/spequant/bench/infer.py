@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,13 +18,12 @@ from spequant.calibrate import calibrate
 from spequant.export import Program, at_width, integer_graph, lower, write_onnx
 from spequant.export.engines import ENGINES, Run, instruction_sets, versions
 from spequant.export.extra import needs
+from spequant.models.named import OWN
 from spequant.prepare import prepare, unprepare
 from spequant.quantizers import PACT, SAWB
 from spequant.recipes.evaluation import at_bits
-from spequant.recipes.schema import Network
 from spequant.recipes.sources import network_of, open_source
 
-NETWORKS = get_args(get_type_hints(Network)["name"])
 EngineName = Literal["onnxruntime", "openvino"]
 
 
@@ -123,8 +122,8 @@ def _subjects(settings: Infer) -> tuple[tuple[nn.Module, Tensor], dict[str, Prog
 
 
 def _random(settings: Infer) -> tuple[tuple[nn.Module, Tensor], dict[str, Program]]:
-    if settings.network not in NETWORKS:
-        raise ValueError(f"network is {settings.network!r}; expected one of {', '.join(NETWORKS)}")
+    if settings.network not in OWN:
+        raise ValueError(f"network is {settings.network!r}; expected one of {', '.join(OWN)}")
     network = getattr(models, settings.network)()
     x = torch.randn(settings.batch, 3, settings.image, settings.image)
     try:

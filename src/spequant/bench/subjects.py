@@ -3,18 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spequant import models
+from spequant.models.named import OWN
 from spequant.recipes.assembly import channels_last
-from spequant.recipes.schema import Network
 from spequant.tasks import Classification, Task
 
 BERT = "bert6"
-NETWORKS = (*get_args(get_type_hints(Network)["name"]), BERT)
+NETWORKS = (*OWN, BERT)
 CLASSES = 10
 LENGTH = 128  # tokens
 

@@ -103,6 +103,7 @@ def _random(network: Network) -> Network:
 def _source(path: Path, kind: Kind, told: dict[str, Any], **parts: Any) -> Source:
     try:
         recipe = from_json(json.dumps(told["recipe"]))
+        models.check_network(recipe.network.name)
         shape, classes = told["shape"], told["classes"]
         if len(shape) != 3 or not all(type(n) is int and 0 < n < 2**16 for n in (*shape, classes)):
             raise ValueError(f"it has {classes!r} classes and inputs of shape {shape!r}")
