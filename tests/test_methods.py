@@ -227,9 +227,9 @@ def test_errors(options, message):
 def test_a_model_that_returns_no_tensor_asks_for_a_task():
     class Wrapped(nn.Linear):
         def forward(self, x):
-            return {"logits": super().forward(x)}
+            return {"scores": super().forward(x)}
 
-    with pytest.raises(TypeError, match="the model returned dict; expected a tensor of logits"):
+    with pytest.raises(TypeError, match="the model returned dict with scores, and output is None; expected a tensor"):
         spequant.Retrain()(Wrapped(4, 2), (torch.rand(3, 4), torch.zeros(3, dtype=torch.long)))
 
 
