@@ -55,7 +55,7 @@ def test_several_processes_mean_the_same_as_one(one, world, tmp_path):
     for arm, rounding in (("float", [1e-5] * 12), ("retrain", [1e-3] * 8 + [1e-2] * 4)):
         for a, b, near in zip(one[arm]["losses"], several[arm]["losses"], rounding, strict=True):
             assert b == pytest.approx(a, rel=near)
-        assert several[arm]["accuracy"] == pytest.approx(one[arm]["accuracy"], abs=0.4)  # two images of 500
+        assert several[arm]["accuracy"] == pytest.approx(one[arm]["accuracy"], abs=0.401)  # two images of 500
     for arm in ("float", "retrain", "accumulated", "unsynchronised", "speq"):
         assert several[arm]["equal"], f"{arm}: weights differ by rank"
     # Batch norm without synchronisation, or over half a batch, is another network.
