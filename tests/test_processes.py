@@ -50,12 +50,11 @@ def one(tmp_path_factory):
 def test_several_processes_mean_the_same_as_one(one, world, tmp_path):
     several = launch(tmp_path / "several", world)
     assert (one["world"], several["world"]) == (1, world)
-    # At 2 bits sums that round otherwise may put a value near a tie on the other code: one of them moves the loss 2e-5,
-    # and what follows from it more with each step: 3.5e-3 at the tenth, on a processor without AVX-512.
-    for arm, rounding in (("float", [1e-5] * 12), ("retrain", [1e-3] * 8 + [1e-2] * 4)):
-        for a, b, near in zip(one[arm]["losses"], several[arm]["losses"], rounding, strict=True):
-            assert b == pytest.approx(a, rel=near)
-        assert several[arm]["accuracy"] == pytest.approx(one[arm]["accuracy"], abs=0.401)  # two images of 500
+    # At 2 bits sums that round otherwise may put a value near a tie on the other code: one of them moves the loss 2e-5.
+    for arm, rounding in (("float", 1e-5), ("retrain", 1e-3)):
+        for a, b in zip(one[arm]["losses"], several[arm]["losses"], strict=True):
+            assert b == pytest.approx(a, rel=rounding)
+        assert several[arm]["accuracy"] == pytest.approx(one[arm]["accuracy"], abs=0.4)  # two images of 500
     for arm in ("float", "retrain", "accumulated", "unsynchronised", "speq"):
         assert several[arm]["equal"], f"{arm}: weights differ by rank"
     # Batch norm without synchronisation, or over half a batch, is another network.
