@@ -226,3 +226,16 @@ def test_onnxruntime_answers_as_the_network(name, tmp_path):
     parity = export_onnx(model, tmp_path / "a.onnx", [x])
     assert parity.images == 8 and parity.equal >= 7
     assert (tmp_path / "a.onnx").is_file() and any(OUTPUT in m._modules for m in model.modules())
+
+
+def test_a_batch_norm_that_does_more_is_not_taken_for_a_plain_one():
+    class Doubled(nn.BatchNorm2d):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    x = torch.randn(2, 3, 8, 8)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), Doubled(4), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
+    model = spequant.prepare(network, weight=SAWB(4), act=PACT(4), residual=None)
+    spequant.calibrate(model, [x], samples=2)
+    with pytest.raises(ValueError, match="batch_norm|cannot be traced"):
+        lower(model.eval(), x[:1])

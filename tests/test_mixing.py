@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from spequant.data import Mix
+from spequant.data import Mixing
 from spequant.recipes import RECIPES
 from spequant.recipes.assembly import assemble, start_processes
 from spequant.tasks import Classification
@@ -22,7 +22,7 @@ def batch(n=8, classes=5):
 
 def test_smoothed_labels_give_torchs_smoothed_loss():
     images, labels = batch()
-    same, soft = Mix(smoothing=0.1)(images.clone(), labels, 5)
+    same, soft = Mixing(smoothing=0.1)(images.clone(), labels, 5)
     assert torch.equal(same, images) and soft.shape == (8, 5) and soft.dtype == torch.float32
     torch.testing.assert_close(soft.sum(1), torch.ones(8))
     logits = torch.randn(8, 5)
@@ -30,7 +30,7 @@ def test_smoothed_labels_give_torchs_smoothed_loss():
     torch.testing.assert_close(Classification().loss(logits, (images, soft)), expected)
 
 
-@pytest.mark.parametrize("mix", [Mix(mixup=0.4), Mix(cutmix=1.0), Mix(0.4, 1.0, 0.1)])
+@pytest.mark.parametrize("mix", [Mixing(mixup=0.4), Mixing(cutmix=1.0), Mixing(0.4, 1.0, 0.1)])
 def test_images_and_targets_are_mixed_at_one_share_and_nothing_else_is_drawn(mix):
     pytest.importorskip("timm")
     images, labels = batch()
@@ -53,10 +53,10 @@ def test_images_and_targets_are_mixed_at_one_share_and_nothing_else_is_drawn(mix
 
 def test_what_cannot_be_mixed_is_refused():
     with pytest.raises(ValueError, match=r"a batch of 7 images cannot be mixed in pairs; .*train\.batch_size"):
-        Mix(0.2)(*batch(7), 5)
+        Mixing(0.2)(*batch(7), 5)
     for settings, message in (({"mixup": -1}, "mixup is -1"), ({"smoothing": 1.0}, r"label smoothing is 1\.0")):
         with pytest.raises(ValueError, match=message):
-            Mix(**settings)
+            Mixing(**settings)
 
 
 def recipe(name="digits-w2a2-speq", **data):

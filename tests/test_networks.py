@@ -46,6 +46,9 @@ def test_what_a_library_cannot_give_is_refused():
         make_network("resnet20", classes=10, pretrained=True)
     with pytest.raises(ValueError, match=r"timm's resnet18 has 1000 classes, the data 7; give --network\.new-head"):
         make_network("timm/resnet18", classes=7, pretrained=True)
+    for name in ("resnet18", "torchvision/resnet18"):
+        with pytest.raises(ValueError, match=r"torchvision's.* has 1000 classes, the data 7; give --network\.new-head"):
+            make_network(name, classes=7, pretrained=True)
     assert make_network("timm/test_resnet", classes=2, in_channels=1)(torch.zeros(2, 1, 32, 32)).shape == (2, 2)
 
 

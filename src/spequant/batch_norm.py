@@ -148,6 +148,7 @@ class SyncBatchNorm(_BatchNorm):
 
 
 PLAIN = (_BatchNorm.forward, nn.SyncBatchNorm.forward, SyncBatchNorm.forward)
+"""What batch norm does and nothing else; a subclass with another forward does more."""
 
 
 def synchronise_batch_norm(model: nn.Module) -> None:

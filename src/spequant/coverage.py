@@ -74,7 +74,7 @@ class _Counter(TorchDispatchMode):
         for handle in self.handles:
             handle.remove()
 
-    def _leave(self) -> None:
+    def _leave(self) -> None:  # a hook that returned the module would replace the output by it
         self.stack.pop()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -34,7 +34,7 @@ def attend(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor |
 
 
 def probabilities(module: nn.Module, q: Tensor, k: Tensor, *, mask: Tensor | None, dropout: float) -> Tensor:
-    """softmax(q k^T / sqrt(d) + mask), in fp32 as everything about soft labels here, then in the dtype of `q`."""
+    """softmax(q k^T / sqrt(d) + mask), the softmax in fp32, the result in the dtype of `q`."""
     scores = module.scores(q * q.shape[-1] ** -0.5, k.transpose(-2, -1))  # type: ignore[operator]
     if mask is not None:
         scores = scores + mask

@@ -6,7 +6,7 @@ from spequant.data.digits import load_digits
 from spequant.data.fashion_mnist import load_fashion_mnist
 from spequant.data.image_files import Crop, ImageFiles, RandomCrop
 from spequant.data.images import Augment, ImageSet, eval_batches, hold_out, train_batches
-from spequant.data.mixing import Mix
+from spequant.data.mixing import Mixing
 from spequant.data.named import load_folder, load_torchvision
 
 __all__ = [
@@ -15,7 +15,7 @@ __all__ = [
     "Crop",
     "ImageFiles",
     "ImageSet",
-    "Mix",
+    "Mixing",
     "RandomCrop",
     "data_configuration",
     "eval_batches",

@@ -10,7 +10,7 @@ from spequant.data.vision import seeded, vision
 
 
 @dataclass(frozen=True)
-class Mix:
+class Mixing:
     """mixup, cutmix: alpha of the Beta distribution that the share of the other image is drawn from, 0: none; of both,
     each batch takes one. smoothing: share of a target spread over all classes, 0 or more and below 1.
 

@@ -15,7 +15,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spequant.additions import shapes_unchecked
-from spequant.batch_norm import modes_kept
+from spequant.batch_norm import PLAIN, modes_kept
 from spequant.export.grids import act_grid, weight_grid
 from spequant.export.program import Add, Float, Grid, Input, MaxPool, Move, Op, Program, Quantize, Weighted
 from spequant.export.reading import Step, read_step
@@ -30,8 +30,9 @@ class _Tracer(fx.Tracer):
     """Sees quantizers of outputs, and the activation that timm's batch norm has inside, as steps of their own."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        kept = isinstance(m, (QuantizedLayer, QuantizedAdd, Quantizer, _BatchNorm, *QUANTIZABLE))
-        return kept or super().is_leaf_module(m, module_qualified_name)
+        kept = isinstance(m, (QuantizedLayer, QuantizedAdd, Quantizer, *QUANTIZABLE))
+        known = isinstance(m, _BatchNorm) and (type(m).forward in PLAIN or hasattr(m, "act"))
+        return kept or known or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -1,15 +1,13 @@
 """Networks by name: this project's own, torchvision's as "torchvision/NAME", timm's as "timm/NAME"."""
 
 import difflib
-import inspect
 from collections.abc import Callable
-from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from spequant.models import mobilenet_v2_cifar, resnet_cifar, resnet_imagenet, vgg_cifar
+from spequant.models.library import library
 from spequant.models.weights import load_state
 
 TORCHVISION, TIMM = "torchvision/", "timm/"
@@ -72,7 +70,10 @@ def make_network(
     if pretrained:
         if library_name is None:
             raise ValueError(f"network.pretrained is True, but {name} has no published weights; give network.weights")
-        published: Any = _library("torchvision.models").get_model_weights(library_name).DEFAULT
+        published: Any = library("torchvision.models").get_model_weights(library_name).DEFAULT
+        found = len(published.meta["categories"])
+        if found != classes and not new_head:
+            raise _other_head(f"torchvision's {published}", found, classes)
         state = published.get_state_dict(progress=False, check_hash=True)
         state = {n: t for n, t in state.items() if not n.startswith(HELPERS)}
         load_state(network, state, f"torchvision's {published}", new_head=new_head)
@@ -80,21 +81,20 @@ def make_network(
 
 
 def _torchvision(name: str, classes: int, in_channels: int, size: int | None) -> nn.Module:
-    models = _library("torchvision.models")
+    models = library("torchvision.models")
     known = models.list_models(module=models)
     if name not in known:
         raise _unknown(TORCHVISION, name, known)
     if in_channels != 3:
         raise ValueError(f"network.name is {TORCHVISION + name!r}, for 3 channels; the data have {in_channels}")
-    takes = inspect.signature(models.get_model_builder(name)).parameters
     own: dict[str, Any] = {"init_weights": True, "aux_logits": False} if name in WITH_HELPERS else {}
-    if size is not None and name.startswith("vit_") and "kwargs" in takes:
+    if size is not None and name.startswith("vit_"):
         own["image_size"] = size
     return models.get_model(name, weights=None, num_classes=classes, **own)
 
 
 def _timm(name: str, classes: int, in_channels: int, size: int | None, pretrained: bool, new_head: bool) -> nn.Module:
-    timm = _library("timm")
+    timm = library("timm")
     if not timm.is_model(name):
         raise _unknown(TIMM, name, timm.list_models())
     published = timm.get_pretrained_cfg(name) if timm.models.is_model_pretrained(name.split(".")[0]) else None
@@ -119,10 +119,3 @@ def _unknown(library: str, name: str, known: list[str]) -> ValueError:
         f"network.name is {library + name!r}, which {library[:-1]} does not have; "
         + (f"near to it: {', '.join(library + n for n in near)}" if near else f"it has {len(known)} networks")
     )
-
-
-def _library(name: str) -> ModuleType:
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error.name} is not installed: pip install 'spequant[vision]'") from error

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from spequant.batch_norm import synchronise_batch_norm
-from spequant.data import Augment, ImageSet, Mix, RandomCrop, eval_batches, train_batches
+from spequant.data import Augment, ImageSet, Mixing, RandomCrop, eval_batches, train_batches
 from spequant.processes import portion, rank, world
 from spequant.recipes.build import (
     build_augment,
@@ -67,7 +67,7 @@ class Assembly:
         """This process's part of the training batches of `epoch`, from step `start` on; labels soft where they are
         smoothed or images mixed. Images are mixed within the part, so that several processes pair others than one."""
         settings, data = self.recipe.train, self.recipe.data
-        mix = Mix(data.mixup, data.cutmix, settings.label_smoothing)
+        mix = Mixing(data.mixup, data.cutmix, settings.label_smoothing)
         batches = train_batches(
             self.train,
             settings.batch_size,
