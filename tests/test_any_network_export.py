@@ -237,5 +237,5 @@ def test_a_batch_norm_that_does_more_is_not_taken_for_a_plain_one():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), Doubled(4), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
     model = spequant.prepare(network, weight=SAWB(4), act=PACT(4), residual=None)
     spequant.calibrate(model, [x], samples=2)
-    with pytest.raises(ValueError, match="batch_norm|cannot be traced"):
+    with pytest.raises(ValueError, match=r"batch_norm|cannot be traced"):
         lower(model.eval(), x[:1])
