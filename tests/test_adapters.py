@@ -23,7 +23,7 @@ from torchvision.models.swin_transformer import (
 import spequant
 from reference.attention import standardised
 from spequant import adapters
-from spequant.layers import weight_quantizers
+from spequant.layers import OUTPUT, QuantizedAdd, weight_quantizers
 from spequant.quantizers import LSQ, PACT
 
 
@@ -214,6 +214,48 @@ def test_an_encoder_runs_quantized_in_eval_mode_as_in_training():
         other = x.clone()
         other[padding] = 9.0  # what is padded is read by nobody
         torch.testing.assert_close(model(other, src_key_padding_mask=padding)[~padding], trained[~padding])
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_additions_in_torchs_layers_are_marked_and_quantized(first):
+    torch.manual_seed(0)
+    options = {"dropout": 0.0, "batch_first": True, "norm_first": first, "activation": "gelu"}
+    layer = nn.TransformerEncoderLayer(8, 2, 16, **options)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    layer = nn.TransformerDecoderLayer(8, 2, 16, **options).eval()
+    x, memory = torch.randn(4, 5, 8), torch.randn(4, 3, 8)
+    padding = torch.tensor([[0, 0, 0, 1, 1], [0] * 5, [0] * 5, [0, 0, 0, 0, 1]]).bool()
+    causal = nn.Transformer.generate_square_subsequent_mask(5).isinf()
+    torch.testing.assert_close(adapted(encoder)(x, mask=causal), encoder(x, mask=causal), rtol=1e-4, atol=1e-5)
+    given = {"tgt": x, "memory": memory, "tgt_mask": causal, "tgt_key_padding_mask": padding, "tgt_is_causal": True}
+    given["memory_mask"] = torch.rand(5, 3) > 0.9
+    torch.testing.assert_close(adapted(layer)(**given), layer(**given), rtol=1e-4, atol=1e-5, equal_nan=True)
+
+    for network, batch, adds in ((encoder, {"src": x}, 4), (layer, {"tgt": x, "memory": memory}, 3)):
+        model = spequant.prepare(network, weight=LSQ(4), act=LSQ(4))
+        spequant.calibrate(model, [batch], samples=4)
+        assert sum(isinstance(m, QuantizedAdd) for m in model.modules()) == adds
+        model.train()(**batch).square().sum().backward()
+        assert not [m.name for m in model.modules() if isinstance(m, LSQ) and m.step.grad is None]
+        plain = spequant.unprepare(model)
+        assert plain.state_dict().keys() == network.state_dict().keys()
+        assert [type(m) for m in plain.modules()] == [type(m) for m in network.modules()]
+        assert vars(plain).keys() == vars(network).keys()
+
+
+def test_unmarked_additions_beside_torchs_encoder_are_found():
+    class Beside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+
+        def forward(self, x):
+            return self.layer(self.a(x) + self.b(x))
+
+    model = spequant.prepare(Beside(), weight=LSQ(4), act=LSQ(4))
+    assert sum(isinstance(m, QuantizedAdd) for m in model.modules()) == 2
+    assert [n for n, m in model.named_modules() if OUTPUT in m._modules] == ["a", "b"]
 
 
 # --- windows -----------------------------------------------------------------------------------------------------

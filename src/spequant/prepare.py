@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from spequant.adapters import adapt, makes_constants, restore
+from spequant.adapters.encoder import Addition
 from spequant.additions import find_additions
 from spequant.layers import (
     OUTPUT,
@@ -79,7 +80,8 @@ def prepare(
     if act is not None:
         adds = _quantized_pairs(model, "residual_addition", residual, act)
         made |= adds | _quantized_pairs(model, "attention_product", products, act)
-        outputs = {} if adds else _quantized_outputs(model, residual, act)
+        marks = [q for q in adds.values() if type(q.add) is not Addition]  # the network's own
+        outputs = {} if marks else _quantized_outputs(model, residual, act)
     if not made:
         raise ValueError("nothing to quantize: ends and overrides leave every layer float; give one of them bits")
     model = replace_modules(model, made)

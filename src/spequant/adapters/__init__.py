@@ -12,6 +12,8 @@ from torch import nn
 
 ADAPTERS = {
     "torch.nn.modules.activation.MultiheadAttention": "multihead",
+    "torch.nn.modules.transformer.TransformerEncoderLayer": "encoder",
+    "torch.nn.modules.transformer.TransformerDecoderLayer": "encoder",
     "torchvision.models.swin_transformer.ShiftedWindowAttention": "swin",
     "torchvision.models.swin_transformer.ShiftedWindowAttentionV2": "swin",
     "timm.layers.std_conv.StdConv2d": "standardised",
