@@ -239,3 +239,26 @@ def test_a_batch_norm_that_does_more_is_not_taken_for_a_plain_one():
     spequant.calibrate(model, [x], samples=2)
     with pytest.raises(ValueError, match=r"batch_norm|cannot be traced"):
         lower(model.eval(), x[:1])
+
+
+def test_a_network_of_any_depth_is_lowered():
+    """More layers than Python's limit of calls within calls."""
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()) for _ in range(400)]
+    x = torch.rand(2, 4, 2, 2)
+    program = lower(prepared(nn.Sequential(*layers), x), x)
+    assert sum(isinstance(op, Weighted) for op in program.ops) == 400
+
+
+def test_what_the_output_does_not_depend_on_is_not_lowered():
+    class Unread(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            self.b(x)
+            return self.c(self.a(x).relu())
+
+    x = torch.randn(2, 3, 4, 4)
+    assert [op.name for op in lower(prepared(Unread(), x), x).ops if isinstance(op, Weighted)] == ["a", "c"]

@@ -31,7 +31,7 @@ USAGE = """usage: spequant COMMAND [ARGUMENTS]
   sweep RECIPE ... --seeds 0 1  recipes with several seeds, runs side by side, then compared
   runs [FOLDER]                 runs with state, recipe and accuracy
   evaluate RUN|FILE             accuracy on the test set; --engine onnxruntime ..., --act-bits 2 3 4
-  export RUN --to FORMAT        a packed, onnx, openvino or qonnx file, verified against the run
+  export RUN --to FORMAT        a packed, onnx, mixed, openvino or qonnx file, verified against the run
   inspect RUN|FILE              bits, ranges, bytes and operations layer by layer, against fp32
   bench train                   time of a training step against float, eager and compiled, and other toolkits'
   bench infer [RUN|FILE]        time in onnxruntime and OpenVINO against fp32

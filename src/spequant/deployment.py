@@ -10,6 +10,7 @@ from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from spequant.export import Parity, model_costs, program_costs, totals
+from spequant.export.parity import first_names
 from spequant.files import write_json
 from spequant.recipes import evaluate_source, export_source, open_source
 from spequant.recipes.deploy import Target
@@ -26,7 +27,7 @@ class Export:
     """a run's folder, or a packed file"""
     to: Target
     out: Path | None = None
-    """None: model.packed, .onnx, .qonnx.onnx or .xml in the run's folder, or beside the packed file"""
+    """None: model.packed, .onnx, .mixed.onnx, .qonnx.onnx or .xml in the run's folder, or beside the packed file"""
     act_bits: int | None = None
     """width of the activations that were trained at the recipe's act_bits; None: as trained"""
     round_biases: FlagCreatePairsOff[bool] = False
@@ -54,15 +55,25 @@ def print_export(settings: Export) -> None:
     if settings.to == "packed":
         print(f"verified: loaded again, the logits of {report.images} images are equal, bit for bit")
     if report.islands:
-        print(f"in float: {', '.join(report.islands)}")
+        print(f"in float: {'; '.join(_by_operation(report.islands))}")
+    if report.batch is not None:
+        print(f"takes {report.batch} image at a time: the network itself counts with the number of images")
     if report.saturating:
-        first, more = report.saturating[:3], len(report.saturating) - 3
         print(
-            f"processors without VNNI or dot products may clip sums in {', '.join(first)}"
-            f"{f' and {more} more' if more > 0 else ''} (7 bits in training, of the ends --quant.end-bits 7, avoid it)"
+            f"processors without VNNI or dot products may clip sums in {first_names(report.saturating)} "
+            "(7 bits in training, of the ends --quant.end-bits 7, avoid it)"
         )
     times = report.float_size / report.size
     print(f"{report.path}  {report.size:,} bytes, {times:.1f} times smaller than in fp32 ({report.float_size:,})")
+
+
+def _by_operation(islands: list[str]) -> list[str]:
+    """Each operation with the modules that do it, the first three by name."""
+    found: dict[str, list[str]] = {}
+    for island in islands:
+        module, _, operation = island.rpartition(": ")
+        found.setdefault(operation, []).append(module)
+    return [f"{operation} in {first_names(names)}" for operation, names in found.items()]
 
 
 def _print_parity(parity: Parity, engine: str) -> None:

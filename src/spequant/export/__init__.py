@@ -6,6 +6,7 @@ Needs the extra `deploy` where a function writes or runs a graph; importing it h
 from spequant.export.biases import quantize_biases
 from spequant.export.cost import LayerCost, model_costs, program_costs, totals
 from spequant.export.lower import lower
+from spequant.export.mixed import Mixed, export_mixed, mixed_graph
 from spequant.export.onnx_export import export_onnx
 from spequant.export.onnx_file import read_onnx, read_program, write_onnx
 from spequant.export.onnx_integer import integer_graph
@@ -19,16 +20,19 @@ from spequant.export.width import at_width
 
 __all__ = [
     "LayerCost",
+    "Mixed",
     "Parity",
     "Program",
     "Twin",
     "at_width",
     "check_packed",
     "compare",
+    "export_mixed",
     "export_onnx",
     "integer_graph",
     "load_packed",
     "lower",
+    "mixed_graph",
     "model_costs",
     "pack",
     "packed_about",

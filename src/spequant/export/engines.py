@@ -30,6 +30,12 @@ def onnxruntime(model: bytes | Path, threads: int | None = None) -> Run:
     return lambda feed: session.run(None, dict(feed))
 
 
+def run_in_parts(run: Run, images: np.ndarray, batch: int | None) -> np.ndarray:
+    """The first output for (images, ...), `batch` of them at a time; None: all at once."""
+    size = batch or len(images)
+    return np.concatenate([run({"input": images[i : i + size]})[0] for i in range(0, len(images), size)])
+
+
 def openvino(model: bytes | Path, threads: int | None = None) -> Run:
     """An ONNX model, or OpenVINO's own (.xml, its .bin beside it), on the CPU; float operations in fp32.
 
@@ -89,6 +95,13 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def clips() -> bool:
+    """Whether this processor is known to have neither VNNI nor dot products: sums of two 8-bit products that pass 16
+    bits are then clipped, silently."""
+    found = set(instruction_sets())
+    return bool(found) and not found & {"avx512_vnni", "avx_vnni", "asimddp"}
 
 
 CPUINFO = "/proc/cpuinfo"

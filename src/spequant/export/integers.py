@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spequant.export.program import Op, Weighted
+from spequant.export.program import Op, Program, Weighted
 
 LARGEST_BIAS = 2**30  # of an int32, so that the sum stays one
 PAIR = 2**15 - 1  # the largest int16
@@ -38,6 +38,12 @@ class Integers:
 def saturates(op: Weighted) -> bool:
     """Whether a sum of two products may pass 16 bits, which processors without VNNI or dot products clip it to."""
     return 2 * largest_stored(op) * int(integers(op).weight.to(torch.int32).abs().max()) > PAIR
+
+
+def saturating(program: Program) -> list[str]:
+    """Names of the layers that `saturates` holds for, each once."""
+    found = [op.name for op in program.ops if isinstance(op, Weighted) and saturates(op)]
+    return list(dict.fromkeys(found))
 
 
 def largest_stored(op: Op) -> int:

@@ -55,9 +55,7 @@ def lower(model: nn.Module, example: Tensor) -> Program:
     operation that is not known, a layer without a weight quantizer behind quantized activations, an activation
     quantizer that is no grid.
     """
-    for name, parameter in model.named_parameters():
-        if parameter.dtype != torch.float32:
-            raise ValueError(f"{name} is {parameter.dtype}; expected torch.float32: call model.float() before")
+    check_dtype(model)
     with modes_kept(model):
         model.eval()
         with torch.no_grad():
@@ -74,6 +72,13 @@ def lower(model: nn.Module, example: Tensor) -> Program:
         with torch.no_grad():
             ShapeProp(traced).propagate(example.detach())
     return _Lowering(model, graph).program()
+
+
+def check_dtype(model: nn.Module) -> None:
+    """ValueError: parameters that are not fp32."""
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise ValueError(f"{name} is {parameter.dtype}; expected torch.float32: call model.float() before")
 
 
 class _Lowering:
@@ -97,8 +102,29 @@ class _Lowering:
         self.value(inputs[0])
 
     def program(self) -> Program:
+        for node in self._needed():  # in order, so that no read goes back farther than to the quantizers before it
+            for source, quantizer in self._quantized_inputs(self.steps[node]):
+                self.codes(source, act_grid(quantizer))
         output = self.value(self.out)
         return Program(self.ops, output)
+
+    def _needed(self) -> list[fx.Node]:
+        """The nodes that the output depends on, in their order."""
+        needed, open_ = {self.out}, [self.out]
+        while open_:
+            new = set(self.steps[open_.pop()].inputs) - needed
+            needed |= new
+            open_ += new
+        return [node for node in self.steps if node in needed]
+
+    def _quantized_inputs(self, step: Step) -> list[tuple[fx.Node, Quantizer]]:
+        """What `step` reads as codes: (node, quantizer)."""
+        module = step.module
+        if isinstance(module, QuantizedAdd):
+            return list(zip(step.inputs, (module.branch_quantizer, module.shortcut_quantizer), strict=True))
+        if isinstance(module, QuantizedLayer) and module.weight_quantizer and module.act_quantizer:
+            return [(step.inputs[0], module.act_quantizer)]
+        return []
 
     def _add(self, op: Op) -> Op:
         self.ops.append(op)

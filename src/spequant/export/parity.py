@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from spequant.batch_norm import modes_kept
+from spequant.export import engines
 from spequant.export.engines import Run
+from spequant.export.integers import saturating
 from spequant.export.onnx_file import Preprocessing
 from spequant.export.onnx_integer import integer_graph, op_graph, stored
 from spequant.export.program import Add, Grid, Input, Op, Program, Weighted
@@ -64,13 +66,17 @@ class Forced:
 
 @dataclass
 class Parity:
-    """images; equal: of them with the same arg-max; right: (network, engine) of those with labels; codes by op."""
+    """images; equal: of them with the same arg-max; right: (network, engine) of those with labels; codes by op.
+
+    saturating: layers whose sums of products may pass 16 bits, to which some processors clip them.
+    """
 
     images: int = 0
     equal: int = 0
     labelled: int = 0
     right: tuple[int, int] = (0, 0)
     codes: list[Codes] = field(default_factory=list)
+    saturating: list[str] = field(default_factory=list)
 
     @property
     def agreement(self) -> float:
@@ -95,18 +101,36 @@ class Parity:
         """ValueError: an op that computes other codes, or answers that differ by more than `AGREEMENT`, `POINTS`."""
         wrong = [f"{c.name} ({c.forced - c.ties})" for c in self.codes if c.forced > c.ties]
         if wrong:
-            raise ValueError(f"{engine} computes other codes than the integer twin in {', '.join(wrong)}")
+            raise ValueError(
+                f"{engine} computes other codes than the integer twin in {', '.join(wrong)}{self._clipped()}"
+            )
         if self.images - self.equal > max(FEW, (1 - AGREEMENT) * self.images):
             raise ValueError(
                 f"{engine} gives another arg-max than the network on {self.images - self.equal} of {self.images} "
                 f"images; expected at most {100 * (1 - AGREEMENT):.1f} %, or {FEW}. If its biases are as trained, call "
-                "spequant.export.quantize_biases before measuring and exporting it"
+                f"spequant.export.quantize_biases before measuring and exporting it{self._clipped()}"
             )
         if abs(self.right[0] - self.right[1]) > max(FEW, POINTS / 100 * self.labelled):
             network, other = self.accuracy
             raise ValueError(
                 f"{engine} is right on {other:.2f} %, the network on {network:.2f} %; expected at most {POINTS} points"
             )
+
+    def _clipped(self) -> str:
+        """What this processor may have to do with it."""
+        if not self.saturating or not engines.clips():
+            return ""
+        return (
+            ". This processor has neither VNNI nor dot products and clips sums of 8-bit products to 16 bits, as in "
+            f"{first_names(self.saturating)}: export on one that has them, or train the inputs of these layers at 7 "
+            "bits (--quant.end-bits 7)"
+        )
+
+
+def first_names(names: list[str]) -> str:
+    """Three of them, and how many more there are."""
+    more = len(names) - 3
+    return f"{', '.join(names[:3])}{f' and {more} more' if more > 0 else ''}"
 
 
 def forced(program: Program, x: Tensor, start: Callable[[bytes], Run]) -> dict[Op, Forced]:
@@ -138,7 +162,7 @@ def compare(
     start: of `engines.ENGINES`; with it, the codes of every op too, forced on the first batch and end to end.
     preprocessing: as the engine's graph has it.
     """
-    parity, twin, ops = Parity(), Twin(program), integer_ops(program)
+    parity, twin, ops = Parity(saturating=saturating(program)), Twin(program), integer_ops(program)
     tapped = None
     if start is not None:
         graph = integer_graph(program, preprocessing=preprocessing, taps=ops)

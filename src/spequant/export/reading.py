@@ -71,7 +71,7 @@ def _module(module: nn.Module, name: str) -> tuple[str, dict[str, Any]]:
         return "requantize", {}
     layer = module.layer if isinstance(module, QuantizedLayer) else module
     if isinstance(layer, QUANTIZABLE):
-        return "layer", _layer(layer, name)
+        return "layer", layer_attributes(layer, name)
     for kinds, read in MODULES:
         if isinstance(module, kinds):
             try:
@@ -81,8 +81,9 @@ def _module(module: nn.Module, name: str) -> tuple[str, dict[str, Any]]:
     raise ValueError(f"{name}: {type(module).__name__} has no integer form")
 
 
-def _layer(layer: nn.Module, name: str) -> dict[str, Any]:
-    """Stride, padding ... of a convolution; nothing of a linear layer."""
+def layer_attributes(layer: nn.Module, name: str) -> dict[str, Any]:
+    """Stride, padding, dilation and groups of a convolution; nothing of a linear layer. ValueError: neither, or
+    computed in another way than torch's own layers; `name` is for the message."""
     own: Any = layer
     plain = next((k for k in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(layer, k)), None)
     standardised = hasattr(layer, "effective_weight") and not getattr(layer, "same_pad", False)

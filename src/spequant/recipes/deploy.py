@@ -12,6 +12,7 @@ from spequant.data import ImageSet
 from spequant.export import (
     Parity,
     compare,
+    export_mixed,
     export_onnx,
     integer_graph,
     load_packed,
@@ -23,18 +24,23 @@ from spequant.export import (
     write_openvino,
 )
 from spequant.export.engines import ENGINES
-from spequant.export.integers import saturates
 from spequant.export.onnx_export import as_batches
 from spequant.export.onnx_file import Preprocessing
-from spequant.export.program import Program, Weighted
+from spequant.export.program import Program
 from spequant.files import placed
 from spequant.prepare import unprepare
 from spequant.recipes.assembly import channels_last
 from spequant.recipes.evaluation import BATCH, at_bits, first_images
 from spequant.recipes.sources import about_run, open_source
 
-Target = Literal["packed", "onnx", "qonnx", "openvino"]
-SUFFIX = {"packed": ".packed", "onnx": ".onnx", "qonnx": ".qonnx.onnx", "openvino": ".xml"}
+Target = Literal["packed", "onnx", "mixed", "qonnx", "openvino"]
+SUFFIX = {
+    "packed": ".packed",
+    "onnx": ".onnx",
+    "mixed": ".mixed.onnx",
+    "qonnx": ".qonnx.onnx",
+    "openvino": ".xml",
+}
 SLOW = 100  # images that qonnx, node by node, is compared on
 
 
@@ -42,8 +48,9 @@ SLOW = 100  # images that qonnx, node by node, is compared on
 class Report:
     """What came of an export. parity: None for packed files, whose logits are equal bit for bit.
 
-    size, float_size: bytes of the file, and of the float network's tensors. islands: what is computed in float.
-    saturating: layers whose sums some processors without VNNI clip.
+    size, float_size: bytes of the file, and of the float network's tensors. islands: "module: operation", what is
+    computed in float. saturating: layers whose sums some processors without VNNI clip. batch: images that the file
+    takes at a time; None: any number.
     """
 
     path: Path
@@ -53,6 +60,7 @@ class Report:
     parity: Parity | None = None
     islands: list[str] = field(default_factory=list)
     saturating: list[str] = field(default_factory=list)
+    batch: int | None = None
 
 
 def export_source(
@@ -80,8 +88,8 @@ def export_source(
     source = open_source(path, root)
     if source.model is None:
         raise ValueError(f"{path} is a file of --to {source.kind}; expected a run's folder or a packed file")
-    if preprocessing and to not in ("onnx", "openvino"):
-        raise ValueError(f"preprocessing goes into graphs of --to onnx and openvino, not {to}")
+    if preprocessing and to not in ("onnx", "mixed", "openvino"):
+        raise ValueError(f"preprocessing goes into graphs of --to onnx, mixed and openvino, not {to}")
     if to == "packed" and act_bits is not None:
         raise ValueError("act_bits is for graphs: a packed file runs at every width (spequant evaluate --act-bits)")
     out = out or (path / "model" if path.is_dir() else path).with_suffix(SUFFIX[to])
@@ -93,7 +101,7 @@ def export_source(
     with at_bits(source, act_bits):
         if act_bits is not None or round_biases:
             quantize_biases(source.model, test.normalise(test.images[:1]))
-        return {"packed": work.packed, "onnx": work.onnx, "openvino": work.openvino, "qonnx": work.qonnx}[to]()
+        return getattr(work, to)()
 
 
 def _check_place(out: Path, to: Target) -> None:
@@ -135,12 +143,29 @@ class _Export:
         return Report(self.out, self.out.stat().st_size, self._float_bytes(), len(self.test))
 
     def onnx(self) -> Report:
-        def shown(parity: Parity) -> None:
-            self.show(parity, "onnxruntime")
+        program = self._program()
+        parity = export_onnx(
+            self.model,
+            self.out,
+            self._batches(self.test),
+            preprocessing=self.inside,
+            about=self.facts,
+            check=lambda found: self.show(found, "onnxruntime"),
+        )
+        return self._report(parity, program, [self.out])
 
-        batches = self._batches(self.test)
-        parity = export_onnx(self.model, self.out, batches, preprocessing=self.inside, about=self.facts, check=shown)
-        return self._report(parity, self._program(), [self.out])
+    def mixed(self) -> Report:
+        parity, found = export_mixed(
+            self.model,
+            self.out,
+            self._batches(self.test),
+            preprocessing=self.inside,
+            about=self.facts,
+            check=lambda found: self.show(found, "onnxruntime"),
+        )
+        size = self.out.stat().st_size
+        parts = parity.images, parity, found.islands, parity.saturating, found.batch
+        return Report(self.out, size, self._float_bytes(), *parts)
 
     def openvino(self) -> Report:
         program, start = self._program(), ENGINES["openvino"]
@@ -167,7 +192,12 @@ class _Export:
         parity.check(engine)
 
     def _program(self) -> Program:
-        return lower(self.model, self.test.normalise(self.test.images[:1]))
+        try:
+            return lower(self.model, self.test.normalise(self.test.images[:1]))
+        except ValueError as error:
+            raise ValueError(
+                f"{error}. `--to mixed` writes ONNX whose layers compute on integers and whose other parts stay float"
+            ) from error
 
     def _batches(self, test: ImageSet) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(test), BATCH):
@@ -179,6 +209,5 @@ class _Export:
 
     def _report(self, parity: Parity, program: Program, files: list[Path]) -> Report:
         size = sum(file.stat().st_size for file in files)
-        clipped = [op.name for op in program.ops if isinstance(op, Weighted) and saturates(op)]
-        islands = program.islands()
-        return Report(self.out, size, self._float_bytes(), parity.images, parity, islands, list(dict.fromkeys(clipped)))
+        parts = parity.images, parity, program.islands(), parity.saturating
+        return Report(self.out, size, self._float_bytes(), *parts)

@@ -13,13 +13,20 @@ from torch import Tensor
 
 from spequant.data import ImageSet
 from spequant.export import Program, Twin, at_width, integer_graph, lower, quant_graph
-from spequant.export.engines import ENGINES, Run
+from spequant.export.engines import ENGINES, Run, run_in_parts
 from spequant.precision import LowBit, precision
 from spequant.recipes.sources import Source, open_source
 from spequant.train import Evaluation
 
 BATCH = 500
-OWN = {"run": "torch", "packed": "torch", "onnx": "onnxruntime", "qonnx": "qonnx", "openvino": "openvino"}
+OWN = {
+    "run": "torch",
+    "packed": "torch",
+    "onnx": "onnxruntime",
+    "mixed": "onnxruntime",
+    "qonnx": "qonnx",
+    "openvino": "openvino",
+}
 """The engine that a source is run in where none is named."""
 
 Logits = Callable[[Tensor], Tensor]
@@ -94,14 +101,14 @@ def logits_of(source: Source, test: ImageSet, engine: str, bits: int | None, thr
     """`source` in `engine`, the activations of its recipe's act_bits at `bits`."""
     if engine != "torch" and engine not in ENGINES:
         raise ValueError(f"engine is {engine!r}; expected torch, {', '.join(ENGINES)}")
-    if source.kind in ("qonnx", "openvino"):
-        if engine != source.kind or bits is not None:
-            what = "at one activation width" if bits is not None else f"in {source.kind} alone"
+    if source.kind in ("mixed", "qonnx", "openvino"):
+        if engine != OWN[source.kind] or bits is not None:
+            what = "at one activation width" if bits is not None else f"in {OWN[source.kind]} alone"
             raise ValueError(
                 f"{source.path} is a file of --to {source.kind} and runs {what}; give the run, a packed file or one of "
                 "--to onnx"
             )
-        return _in_engine(ENGINES[engine](source.path, threads), test, source.preprocessing is not None)
+        return _in_engine(ENGINES[engine](source.path, threads), test, source.preprocessing is not None, source.batch)
     if engine == "torch":
         return _in_torch(source, test, bits)
     if source.kind == "onnx" and bits is None and engine != "qonnx":
@@ -137,9 +144,9 @@ def _in_torch(source: Source, test: ImageSet, bits: int | None) -> Logits:
     return logits
 
 
-def _in_engine(run: Run, test: ImageSet, takes_images: bool) -> Logits:
+def _in_engine(run: Run, test: ImageSet, takes_images: bool, batch: int | None = None) -> Logits:
     def logits(images: Tensor) -> Tensor:
         given = images if takes_images else test.normalise(images)
-        return torch.from_numpy(run({"input": given.numpy()})[0])
+        return torch.from_numpy(run_in_parts(run, given.numpy(), batch))
 
     return logits

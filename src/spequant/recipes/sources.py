@@ -24,7 +24,7 @@ from spequant.recipes.build import build_data, build_network, build_quantized, d
 from spequant.recipes.folder import RECIPE, STATE
 from spequant.recipes.schema import Network, Recipe, from_json, to_json
 
-Kind = Literal["run", "packed", "onnx", "qonnx", "openvino"]
+Kind = Literal["run", "packed", "onnx", "mixed", "qonnx", "openvino"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Source:
 
     shape: of an input, without the batch. act_bits: in use, of activations that are no ends or addends. model:
     prepared, in eval mode, of a run or a packed file. program: of an integer graph. preprocessing: (mean, std) where a
-    graph takes uint8 images. loaded: the test set, which a run was opened with.
+    graph takes uint8 images. batch: images that a graph takes at a time; None: any number. loaded: the test set, with
+    which a run was opened.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class Source:
     model: nn.Module | None = None
     program: Program | None = None
     preprocessing: Any = None
+    batch: int | None = None
     loaded: ImageSet | None = None
 
     def test_set(self, root: Path | None = None) -> ImageSet:
@@ -73,6 +75,9 @@ def open_source(path: Path, root: Path | None = None) -> Source:
         model, head = read_onnx(path)
         if head["kind"] == "qonnx":
             return _source(path, "qonnx", head["about"])
+        if head["kind"] == "mixed":
+            parts = {key: head.get(key) for key in ("preprocessing", "batch")}
+            return _source(path, "mixed", head["about"], **parts)
         program, preprocessing = program_in(path, model, head)
         return _source(path, "onnx", head["about"], program=program, preprocessing=preprocessing)
     told = packed_about(path)

@@ -1,0 +1,229 @@
+"""Any prepared network as ONNX: linear layers and attention's products on integers, all else in float.
+
+For networks that `lower` refuses: attention, layer norm, GELU. Each matrix product is one of integers (MatMulInteger),
+its sums exact; between them values are float, as torch exports them, and so are convolutions, on the values that codes
+stand for (`integer_modules.Simulated`).
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from spequant.batch_norm import modes_kept
+from spequant.export import engines
+from spequant.export.extra import needs
+from spequant.export.integer_modules import Codes, IntegerModule, integer_form
+from spequant.export.lower import check_dtype
+from spequant.export.onnx_export import Images, as_batches
+from spequant.export.onnx_file import Preprocessing, metadata, write_onnx
+from spequant.export.onnx_integer import OPSET
+from spequant.export.parity import Batch, Parity
+from spequant.files import placed
+
+MOVES = set(
+    """
+    _to_copy _unsafe_view alias cat chunk clone constant_pad_nd contiguous detach dropout expand flatten getitem im2col
+    lift_fresh_copy movedim pad permute pixel_shuffle pixel_unshuffle reshape roll select slice split split_with_sizes
+    squeeze stack sym_size t to transpose unbind unflatten unfold unsqueeze view
+    """.split()  # noqa: SIM905
+)
+"""Operations of torch that put values elsewhere and compute none."""
+
+
+@dataclass
+class Mixed:
+    """graph: the onnx model. integers: the layers and products on integers; islands: "module: operation", in float.
+
+    saturating: layers whose sums some processors without VNNI clip. batch: None, any; or the one size it takes.
+    """
+
+    graph: Any
+    integers: list[str]
+    islands: list[str]
+    saturating: list[str]
+    batch: int | None = None
+
+
+def export_mixed(
+    model: nn.Module,
+    path: str | Path,
+    images: Images,
+    *,
+    preprocessing: Preprocessing | None = None,
+    about: Mapping[str, Any] | None = None,
+    check: Callable[[Parity], None] = lambda parity: None,
+) -> tuple[Parity, Mixed]:
+    """Write the prepared and calibrated `model` as ONNX with float islands, and hold onnxruntime's answers against its
+    own. Arguments and errors as `export_onnx`'s."""
+    batches = iter(images)
+    try:
+        first = next(batches)
+    except StopIteration:
+        raise ValueError("images is empty; expected at least one batch to verify the export with") from None
+    one = next(iter(as_batches([first], preprocessing)))[0][:1]
+    mixed = mixed_graph(model, one, preprocessing=preprocessing, about=about)
+    with placed(Path(path)) as temporary:
+        write_onnx(mixed.graph, temporary)
+        run = engines.onnxruntime(temporary)
+        parity = answers(model, mixed, run, as_batches(chain([first], batches), preprocessing))
+        check(parity)
+        parity.check("onnxruntime")
+    return parity, mixed
+
+
+def mixed_graph(
+    model: nn.Module,
+    example: Tensor,
+    *,
+    preprocessing: Preprocessing | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> Mixed:
+    """The onnx model of a prepared and calibrated `model` at the precision in use: "input" (batch, ...) -> "output".
+
+    example: an input of the network, batch first; only its shape counts. preprocessing, about: as `integer_graph`'s.
+
+    RuntimeError: not calibrated. ValueError: an activation quantizer that is no grid, a network that torch cannot
+    export, or that gives more than one tensor. ModuleNotFoundError: the extra `deploy` is not installed.
+    """
+    needs("onnxscript")
+    check_dtype(model)
+    with modes_kept(model), torch.no_grad():
+        out = model.eval()(example)  # what is wrong with the network itself, it says itself
+    if not isinstance(out, Tensor):
+        raise ValueError(f"the network gives {type(out).__name__}; expected one tensor: wrap it")
+    network = deepcopy(model).cpu().eval()
+    integer_form(network)
+    whole = _Whole(network, preprocessing)
+    pair = torch.zeros(2, *example.shape[1:], dtype=torch.float32 if preprocessing is None else torch.uint8)
+    exported = _exported(whole, pair)
+    batch = None
+    if not _takes_any_number(exported.model_proto, pair):  # the network itself counts with the batch's size
+        exported, batch = _exported(whole, pair[:1]), 1
+    graph = _named(exported.model_proto, batch)
+    integers = {name: m for name, m in network.named_modules() if isinstance(m, IntegerModule)}
+    known = {name for name, m in network.named_modules() if isinstance(m, IntegerModule | Codes)}
+    islands = _islands(exported.exported_program.graph, known)
+    content = {"islands": islands, "batch": batch, "preprocessing": preprocessing, "about": dict(about or {})}
+    needs("onnx").helper.set_model_props(graph, metadata("mixed", content))
+    clipped = [name for name, m in integers.items() if m.saturates]
+    return Mixed(graph, list(integers), islands, clipped, batch)
+
+
+def answers(model: nn.Module, mixed: Mixed, run: engines.Run, batches: Iterable[Batch]) -> Parity:
+    """The logits of `model` and of an engine's `run` of its graph on the same images."""
+    parity = Parity(saturating=mixed.saturating)
+    for x, given, labels in batches:
+        with torch.no_grad(), modes_kept(model):
+            logits = model.eval()(x)
+        parity.add(logits, engines.run_in_parts(run, given, mixed.batch), labels)
+    return parity
+
+
+class _Whole(nn.Module):
+    """The network from its images, or its normalised input, to its output."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing | None):
+        super().__init__()
+        self.network = network
+        self.normalises = preprocessing is not None
+        if preprocessing is not None:
+            for name, values in zip(("mean", "std"), preprocessing, strict=True):
+                self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.network((input.float() / 255 - self.mean) / self.std if self.normalises else input)
+
+
+def _exported(network: nn.Module, example: Tensor) -> Any:
+    shapes = ({0: torch.export.Dim.AUTO},) if len(example) > 1 else None
+    try:
+        # Only the plain form of attention has the strides that torch gives it when it takes it apart for ONNX.
+        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH), _attention_of_four_dimensions():
+            warnings.simplefilter("ignore")
+            return torch.onnx.export(
+                network,
+                (example,),
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                dynamic_shapes=shapes,
+                input_names=["input"],
+                output_names=["output"],
+            )
+    except Exception as error:
+        why = error.__cause__ or error
+        first = (str(why).strip() or type(why).__name__).splitlines()[0]
+        raise ValueError(
+            f"torch cannot export this network ({first}): its forward decides by the values of tensors, or by "
+            "what torch.export does not follow; move that out of the network"
+        ) from error
+
+
+@contextmanager
+def _attention_of_four_dimensions() -> Iterator[None]:
+    """Inside, torch's attention without a mask has its leading dimensions as one: the exporter writes no more than four
+    (Hiera, NesT, Twins)."""
+    own = F.scaled_dot_product_attention
+
+    def flat(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
+        if query.dim() <= 4 or attn_mask is not None:
+            return own(query, key, value, attn_mask, **options)
+        out = own(query.flatten(0, -4), key.flatten(0, -4), value.flatten(0, -4), **options)
+        return out.reshape(*query.shape[:-1], out.shape[-1])
+
+    F.scaled_dot_product_attention = flat
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = own
+
+
+def _takes_any_number(graph: Any, example: Tensor) -> bool:
+    """Whether the graph leaves the batch's size open, and runs with another one than the example's: some numbers that
+    follow from it become constants unnoticed."""
+    if not graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
+        return False
+    three = torch.cat([example, example[:1]]).numpy()
+    try:
+        (out,) = engines.onnxruntime(graph.SerializeToString())({"input": three})
+    except Exception:  # onnxruntime's own
+        return False
+    return len(out) == len(three)
+
+
+def _named(graph: Any, batch: int | None) -> Any:
+    """The graph with the batch's size, where it is open, called "batch" at both ends."""
+    for end in (*graph.graph.input, *graph.graph.output):
+        if batch is None:
+            end.type.tensor_type.shape.dim[0].dim_param = "batch"
+    graph.producer_name = "spequant"
+    return graph
+
+
+def _islands(graph: Any, known: set[str]) -> list[str]:
+    """ "module: operation" of what the exported graph computes in float, each once, in its order. known: modules that
+    compute on codes."""
+    found = []
+    for node in graph.nodes:
+        if node.op != "call_function" or "onnx_symbolic" in str(node.target):
+            continue
+        stack = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+        name = stack[-1].removeprefix("network").removeprefix(".") if stack else ""
+        kind = getattr(node.target, "__name__", str(node.target)).removeprefix("aten.").partition(".")[0]
+        if kind in MOVES or kind.startswith("sym_") or any(name == i or name.startswith(f"{i}.") for i in known):
+            continue
+        found.append(f"{name or 'network'}: {kind}")
+    return list(dict.fromkeys(found))
