@@ -153,6 +153,7 @@ def test_whole_networks(name, tmp_path):
     assert any("layer_norm" in i for i in mixed.islands) and not any(
         "linear" in i and "cpb_mlp" not in i for i in mixed.islands
     )
+    assert b"site-packages" not in (tmp_path / "net.onnx").read_bytes()
     _, head = read_onnx(tmp_path / "net.onnx")
     assert (head["kind"], head["islands"], head["about"]) == ("mixed", mixed.islands, {"name": name})
 

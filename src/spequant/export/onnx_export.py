@@ -37,22 +37,27 @@ def export_onnx(
     ValueError: no integer form (`lower`), or other answers (`Parity.check`); then no file is left. RuntimeError: not
     calibrated. ModuleNotFoundError: the extra `deploy` is not installed.
     """
-    batches = iter(images)
-    try:
-        first = next(batches)
-    except StopIteration:
-        raise ValueError("images is empty; expected at least one batch to verify the export with") from None
-    prepared = as_batches(chain([first], batches), preprocessing)
-    one = next(iter(as_batches([first], preprocessing)))[0][:1]
+    one, batches = with_example(images, preprocessing)
     program = lower(model, one)
     graph = integer_graph(program, preprocessing=preprocessing, about=about)
     with placed(Path(path)) as temporary:
         write_onnx(graph, temporary)
         run = engines.onnxruntime(temporary)
-        parity = compare(model, program, run, prepared, engines.onnxruntime, preprocessing)
+        parity = compare(model, program, run, batches, engines.onnxruntime, preprocessing)
         check(parity)
         parity.check("onnxruntime")
     return parity
+
+
+def with_example(images: Images, preprocessing: Preprocessing | None) -> tuple[Tensor, Iterable[Batch]]:
+    """(one input of the network, `as_batches` of all images). ValueError: there are none."""
+    items = iter(images)
+    try:
+        first = next(items)
+    except StopIteration:
+        raise ValueError("images is empty; expected at least one batch to verify the export with") from None
+    one = next(iter(as_batches([first], preprocessing)))[0][:1]
+    return one, as_batches(chain([first], items), preprocessing)
 
 
 def as_batches(images: Images, preprocessing: Preprocessing | None = None) -> Iterable[Batch]:
