@@ -127,7 +127,7 @@ def test_images_go_in_as_they_are(packed, tmp_path):
     assert accuracy(tmp_path / "net.onnx", engine="torch") == pytest.approx(accuracy(packed), abs=0.67)
     main(["export", str(packed), "--to", "openvino", "--preprocessing", "--out", str(tmp_path / "net.xml")])
     assert accuracy(tmp_path / "net.xml") == pytest.approx(accuracy(packed), abs=0.67)
-    with pytest.raises(ValueError, match="preprocessing goes into graphs of --to onnx and openvino, not qonnx"):
+    with pytest.raises(ValueError, match="preprocessing goes into graphs of --to onnx, mixed and openvino, not qonnx"):
         export_source(packed, "qonnx", tmp_path / "x.onnx", preprocessing=True)
 
 

@@ -91,8 +91,12 @@ def test_a_layer_computes_on_codes_what_it_did_on_their_values(layer, shape, wei
     linear = isinstance(layer, nn.Linear)
     assert mixed.integers == (["layer"] if linear else []) and mixed.batch is None
     assert [i.startswith("layer.layer: conv") for i in mixed.islands] == ([] if linear else [True])
-    assert kinds(mixed)["MatMulInteger" if linear else "Conv"] == kinds(mixed)["QuantizeLinear"] == 1
-    assert not {"MatMul", "Gemm"} & set(kinds(mixed))
+    assert (
+        kinds(mixed)["MatMulInteger" if linear else "Conv"]
+        == kinds(mixed)["QuantizeLinear" if linear else "Round"]
+        == 1
+    )
+    assert not {"MatMul", "Gemm", "DequantizeLinear"} & set(kinds(mixed))
 
 
 def test_layers_without_an_integer_form_are_listed_and_answer_as_they_did():
@@ -156,6 +160,18 @@ def test_whole_networks(name, tmp_path):
     assert b"site-packages" not in (tmp_path / "net.onnx").read_bytes()
     _, head = read_onnx(tmp_path / "net.onnx")
     assert (head["kind"], head["islands"], head["about"]) == ("mixed", mixed.islands, {"name": name})
+
+
+def test_no_engine_quantizes_the_weights_of_float_convolutions_once_more():
+    """As onnxruntime did where a convolution stood between two quantizers: one range for weights of many sizes."""
+    convolutions = [nn.Conv2d(8, 8, 3, padding=1) for _ in range(3)]
+    x = torch.randn(16, 8, 6, 6)
+    network = nn.Sequential(*convolutions, nn.GELU(), nn.Flatten(), nn.Linear(288, 4))
+    with torch.no_grad():
+        for layer in convolutions:
+            layer.weight *= torch.logspace(-2, 0, 8).reshape(-1, 1, 1, 1)
+    _, expected, got = exported(prepared(network, x, weight=LSQ(4), act=LSQ(4), per_channel=True), x)
+    assert float((got - expected).abs().median()) < 1e-5 * float(expected.abs().median())
 
 
 def test_attention_of_five_dimensions():
