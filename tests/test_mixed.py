@@ -52,7 +52,7 @@ def kinds(mixed) -> Counter:
 
 
 class Each(nn.Module):
-    """A tensor through one layer, and the mean over its positions."""
+    """A tensor through one layer, and flat."""
 
     def __init__(self, layer):
         super().__init__()
@@ -182,7 +182,7 @@ def test_attention_of_five_dimensions():
 
         def forward(self, x):
             q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(3, 0, 1, 4, 2, 5)
-            return self.head(F.scaled_dot_product_attention(q, k, v).transpose(2, 3).flatten(3).mean((1, 2)))
+            return self.head(F.scaled_dot_product_attention(q, k, v, None, 0.0).transpose(2, 3).flatten(3).mean((1, 2)))
 
     x = torch.randn(5, 4, 6, 8)
     before = F.scaled_dot_product_attention
@@ -279,7 +279,7 @@ def test_a_run_of_a_transformer(tmp_path, capsys):
     }
     words = [word for pair in settings.items() for word in pair]
     main(["train", "transfer-resnet20-w4a4-speq", *words, "--network.no-new-head", "--train.no-compile"])
-    with pytest.raises(SystemExit, match="`--to mixed` writes ONNX whose layers compute on integers"):
+    with pytest.raises(SystemExit, match="`--to mixed` writes ONNX whose linear layers compute on integers"):
         main(["export", str(tmp_path / "run"), "--to", "onnx"])
     capsys.readouterr()
     main(["export", str(tmp_path / "run"), "--to", "mixed", "--preprocessing"])

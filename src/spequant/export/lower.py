@@ -208,10 +208,7 @@ class _Lowering:
         if step.kind == "layer":
             return self._weighted(step, None, grid, shape_of(node))
         if step.kind == "quantized_add":
-            module = step.module
-            assert isinstance(module, QuantizedAdd)
-            quantizers = module.branch_quantizer, module.shortcut_quantizer
-            inputs = tuple(self.codes(i, act_grid(q)) for i, q in zip(step.inputs, quantizers, strict=True))
+            inputs = tuple(self.codes(i, act_grid(q)) for i, q in self._quantized_inputs(step))
             return self._add(Add(step.name, inputs, grid, shape_of(node)))
         if step.kind == "add" and all(self._own_grid(i) is not None for i in step.inputs):
             return self._add(Add(step.name, tuple(self.value(i) for i in step.inputs), grid, shape_of(node)))

@@ -171,10 +171,10 @@ def _attention_of_four_dimensions() -> Iterator[None]:
     (Hiera, NesT, Twins)."""
     own = F.scaled_dot_product_attention
 
-    def flat(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
+    def flat(query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, *rest: Any, **options: Any) -> Tensor:
         if query.dim() <= 4 or attn_mask is not None:
-            return own(query, key, value, attn_mask, **options)
-        out = own(query.flatten(0, -4), key.flatten(0, -4), value.flatten(0, -4), **options)
+            return own(query, key, value, attn_mask, *rest, **options)
+        out = own(query.flatten(0, -4), key.flatten(0, -4), value.flatten(0, -4), None, *rest, **options)
         return out.reshape(*query.shape[:-1], out.shape[-1])
 
     F.scaled_dot_product_attention = flat

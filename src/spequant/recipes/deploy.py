@@ -144,25 +144,11 @@ class _Export:
 
     def onnx(self) -> Report:
         program = self._program()
-        parity = export_onnx(
-            self.model,
-            self.out,
-            self._batches(self.test),
-            preprocessing=self.inside,
-            about=self.facts,
-            check=lambda found: self.show(found, "onnxruntime"),
-        )
+        parity = export_onnx(self.model, self.out, self._batches(self.test), **self._options())
         return self._report(parity, program, [self.out])
 
     def mixed(self) -> Report:
-        parity, found = export_mixed(
-            self.model,
-            self.out,
-            self._batches(self.test),
-            preprocessing=self.inside,
-            about=self.facts,
-            check=lambda found: self.show(found, "onnxruntime"),
-        )
+        parity, found = export_mixed(self.model, self.out, self._batches(self.test), **self._options())
         size = self.out.stat().st_size
         parts = parity.images, parity, found.islands, parity.saturating, found.batch
         return Report(self.out, size, self._float_bytes(), *parts)
@@ -187,6 +173,11 @@ class _Export:
             self._judge(found, "qonnx")
         return self._report(found, program, [self.out])
 
+    def _options(self) -> dict[str, Any]:
+        """Of `export_onnx` and `export_mixed`."""
+        shown = {"check": lambda parity: self.show(parity, "onnxruntime")}
+        return {"preprocessing": self.inside, "about": self.facts, **shown}
+
     def _judge(self, parity: Parity, engine: str) -> None:
         self.show(parity, engine)
         parity.check(engine)
@@ -196,7 +187,8 @@ class _Export:
             return lower(self.model, self.test.normalise(self.test.images[:1]))
         except ValueError as error:
             raise ValueError(
-                f"{error}. `--to mixed` writes ONNX whose layers compute on integers and whose other parts stay float"
+                f"{error}. `--to mixed` writes ONNX whose linear layers compute on integers and whose other parts stay "
+                "float"
             ) from error
 
     def _batches(self, test: ImageSet) -> Iterator[tuple[Tensor, Tensor]]:
