@@ -14,6 +14,7 @@ UNPACK = Path(__file__).resolve().parents[2] / "shared" / "data" / "unpack.py"
 FOLDERS = {
     "cifar10": "cifar-10-batches-bin",
     "cifar100": "cifar-100-binary",
+    "squad": "squad",
     "tiny-imagenet": "tiny-imagenet-10",
     "weights": "weights",
 }
@@ -38,6 +39,12 @@ def shared_data() -> Path:
 def cifar100_data() -> Path:
     """Folder that holds `cifar-100-binary/`; the test is skipped where no source of it exists."""
     return _folder_with("cifar100")
+
+
+@pytest.fixture(scope="session")
+def squad_data() -> Path:
+    """Folder that holds `squad/`; the test is skipped where no source of it exists."""
+    return _folder_with("squad")
 
 
 @pytest.fixture(scope="session")
