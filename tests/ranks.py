@@ -20,7 +20,7 @@ from spequant.precision import Stochastic, precision
 from spequant.processes import gathered, portion, rank, sum_over_processes, world
 from spequant.quantizers import PACT, SAWB
 from spequant.recipes import RECIPES, Recipe
-from spequant.recipes.assembly import assemble, measure, start_processes
+from spequant.recipes.assembly import assemble, start_processes
 from spequant.train import make_accelerator, train_step
 
 
@@ -40,13 +40,13 @@ def trained(recipe: Recipe, steps: int) -> dict:
     state = assembly.state
     state.wrapped.train()
     losses = []
-    for batch in islice(assembly.batches(0, 0), steps):
+    for batch in islice(assembly.field.batches(0, 0), steps):
         sums = sum_over_processes(train_step(state, batch, assembly.accelerator)) / world()
         losses.append(sums[:3].tolist())
     return {
         "losses": losses,
         "equal": len(set(gathered(digest(state.model)))) == 1,
-        "accuracy": measure(state.model, assembly.test).accuracy,
+        "accuracy": assembly.field.measure(state.model)["accuracy"],
         "draws": gathered(draw(state.model)) if recipe.quantized else [],
     }
 

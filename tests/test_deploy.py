@@ -165,7 +165,7 @@ def test_bench_infer(packed, integer, tmp_path, capsys):
 
 def test_a_damaged_or_hostile_file_says_so(packed, integer, tmp_path):
     source = open_source(packed)
-    facts = about_run(source.recipe, source.test_set())
+    facts = about_run(source.recipe, source.test_set(), source.model)
     path = tmp_path / "net.packed"
     for change, message in (
         ({"classes": 2**40}, "does not say what network it holds"),

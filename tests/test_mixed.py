@@ -316,7 +316,7 @@ def test_every_network_of_the_table_of_coverage_is_exported(name):
     except ValueError:
         assert name not in INTEGER
     mixed = mixed_graph(model, x[:1])
-    out = run_in_parts(onnxruntime(mixed.graph.SerializeToString()), x.numpy(), mixed.batch)
+    (out,) = run_in_parts(onnxruntime(mixed.graph.SerializeToString()), {"input": x.numpy()}, mixed.batch)
     assert out.shape == (2, 10) and mixed.islands
     linear = [
         m for m in model.modules() if isinstance(m, spequant.layers.QuantizedLayer) and type(m.layer) is nn.Linear

@@ -72,9 +72,9 @@ def test_sets_in_memory_are_mixed_in_training_alone_and_the_same_for_teacher_and
     made, other = (assemble(one, start_processes(one, tmp_path)) for one in (mixed, plain))
     for a, b in zip(made.state.model.state_dict().values(), other.state.model.state_dict().values(), strict=True):
         assert torch.equal(a, b)  # calibrated on the same images
-    first = list(islice(made.batches(0, 0), 4))
-    assert first[0][1].shape == (64, 10) and not torch.equal(first[0][0], next(other.batches(0, 0))[0])
-    for (x, y), (x2, y2) in zip(first[2:], islice(made.batches(0, 2), 2), strict=True):
+    first = list(islice(made.field.batches(0, 0), 4))
+    assert first[0][1].shape == (64, 10) and not torch.equal(first[0][0], next(other.field.batches(0, 0))[0])
+    for (x, y), (x2, y2) in zip(first[2:], islice(made.field.batches(0, 2), 2), strict=True):
         assert torch.equal(x, x2) and torch.equal(y, y2)
     seen = []
     logits = Classification.logits
@@ -93,6 +93,6 @@ def test_hits_on_soft_labels_are_those_of_their_largest(tmp_path):
         one = replace(one, train=replace(one.train, label_smoothing=smoothing, lr=1e-6))
         made = assemble(one, start_processes(one, tmp_path))
         made.state.wrapped.train()
-        return float(train_step(made.state, next(iter(made.batches(0, 0))), make_accelerator())[3])
+        return float(train_step(made.state, next(iter(made.field.batches(0, 0))), make_accelerator())[3])
 
     assert hits(0.0) == hits(0.2)

@@ -187,7 +187,7 @@ def test_errors_name_what_is_wrong():
         (mlp(), {"weight": None, "act": None}, "weight and act are both None"),
         (mlp(), {"skip": ["*"]}, "nothing to quantize"),
         (nn.Linear(3, 3), {"ends": None}, "leave every layer float"),
-        (nn.ReLU(), {}, "no Linear or convolution"),
+        (nn.ReLU(), {}, "no Linear, convolution or embedding"),
         (mlp(), {"weight": 2}, "weight is 2; expected a quantizer"),
         (mlp(), {"ends": 9}, "bits is 9"),
     ]
@@ -237,7 +237,7 @@ def test_tied_weights_that_were_to_differ_are_refused_by_name():
 def test_a_weight_that_a_float_module_reads_counts_as_float():
     model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 10, bias=False))
     model[1].weight = model[0].weight
-    assert weight_bits(spequant.prepare(model, weight=SAWB(2), act=None, ends=2)) == 32 * 40
+    assert weight_bits(spequant.prepare(model, weight=SAWB(2), act=None, ends=2, embeddings=None)) == 32 * 40
 
 
 def test_what_else_a_layer_has_can_be_read_but_its_weight():

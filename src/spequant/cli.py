@@ -19,8 +19,9 @@ except ModuleNotFoundError as error:  # the extra is not installed
 
 from spequant.processes import rank
 from spequant.recipes import RECIPES, Recipe, dry_run, listing, run
+from spequant.recipes.folder import figures, main_figure
 from spequant.recipes.schema import check
-from spequant.terminal import Terminal, print_table
+from spequant.terminal import Terminal, in_words, print_table
 from spequant.train import Interrupted
 
 USAGE = """usage: spequant COMMAND [ARGUMENTS]
@@ -101,7 +102,7 @@ def train(args: list[str]) -> None:
         raise SystemExit(130) from None
     if rank() == 0:
         size = result["weight_bytes"] / 1024
-        print(f"test accuracy {result['test_accuracy']:.2f} %  weights {size:.1f} KiB  -> {folder}")
+        print(f"{in_words(figures(result, 'test_'))}  weights {size:.1f} KiB  -> {folder}")
 
 
 def sweep(args: list[str]) -> None:
@@ -136,10 +137,11 @@ def runs(args: list[str]) -> None:
         raise FileNotFoundError(f"{parent} does not exist; expected a folder with runs below it")
     table = Table("run", "recipe", "state", "epoch", "test, %", "held out, %", "last started")
     for row in listing(parent):
-        figures = [f"{row[k]:.2f}" if k in row else "-" for k in ("test_accuracy", "held_out_accuracy")]
+        found = [figures(row, prefix) for prefix in ("test_", "held_out_")]
+        numbers = [f"{part[main_figure(part)]:.2f}" if part else "-" for part in found]
         epoch = f"{row['epoch']}/{row['epochs']}" if "epoch" in row else "-"
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["date"]))
-        table.add_row(row["run"], row["recipe"], row["state"], epoch, *figures, when)
+        table.add_row(row["run"], row["recipe"], row["state"], epoch, *numbers, when)
     print_table(table)
 
 

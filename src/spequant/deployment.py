@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional
@@ -14,6 +13,7 @@ from spequant.export.parity import first_names
 from spequant.files import write_json
 from spequant.recipes import evaluate_source, export_source, open_source
 from spequant.recipes.deploy import Target
+from spequant.recipes.sources import example_of
 from spequant.terminal import print_table
 
 __all__ = ["Evaluate", "Export", "Inspect", "print_evaluation", "print_export"]
@@ -53,7 +53,9 @@ def print_export(settings: Export) -> None:
         show=_print_parity,
     )
     if settings.to == "packed":
-        print(f"verified: loaded again, the logits of {report.images} images are equal, bit for bit")
+        print(f"verified: loaded again, the logits of {report.images} {report.what} are equal, bit for bit")
+    for name, (network, other) in report.figures.items():
+        print(f"onnxruntime: {name} {other:.2f} %, torch {network:.2f} %")
     if report.islands:
         print(f"in float: {'; '.join(_by_operation(report.islands))}")
     if report.batch is not None:
@@ -88,10 +90,9 @@ def _print_parity(parity: Parity, engine: str) -> None:
             "forced: each layer on the twin's inputs"
         )
     network, other = parity.accuracy
-    print(
-        f"{engine}: arg-max equal on {100 * parity.agreement:.2f} % of {parity.images} images; "
-        f"accuracy {other:.2f} %, torch {network:.2f} %"
-    )
+    right = f"; accuracy {other:.2f} %, torch {network:.2f} %" if parity.labelled else ""
+    what = "images" if parity.labelled else "answers, starts and ends apart"
+    print(f"{engine}: arg-max equal on {100 * parity.agreement:.2f} % of {parity.images} {what}{right}")
 
 
 @dataclass(frozen=True)
@@ -124,10 +125,11 @@ def print_evaluation(settings: Evaluate) -> None:
     )
     for row in rows:
         width = "float activations" if row["act_bits"] is None else f"A{row['act_bits']}"
-        print(
-            f"{row['recipe']}  {row['engine']}  {width}  accuracy {row['accuracy']:.2f} %  loss {row['loss']:.4f}  "
-            f"images {row['samples']}"
-        )
+        head = f"{row['recipe']}  {row['engine']}  {width}"
+        if "f1" in row:
+            print(f"{head}  exact match {row['exact_match']:.2f} %  F1 {row['f1']:.2f} %  questions {row['samples']}")
+        else:
+            print(f"{head}  accuracy {row['accuracy']:.2f} %  loss {row['loss']:.4f}  images {row['samples']}")
     write_json(settings.json, rows)
 
 
@@ -147,7 +149,7 @@ def print_inspection(settings: Inspect) -> None:
     if source.program is not None:
         costs = program_costs(source.program)
     elif source.model is not None:
-        costs = model_costs(source.model, torch.zeros(1, *source.shape))
+        costs = model_costs(source.model, example_of(source))
     else:
         raise ValueError(
             f"{source.path} is a file of --to {source.kind}; expected a run, a packed file or one of --to onnx"

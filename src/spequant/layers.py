@@ -11,10 +11,12 @@ from torch.func import functional_call
 from spequant.quantizers.base import Quantizer
 
 QUANTIZABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
+EMBEDDINGS = (nn.Embedding,)
+"""Quantized in their weight alone: what they read are indices."""
 
 
 class QuantizedLayer(nn.Module):
-    """`layer` (any of `QUANTIZABLE` or a subclass, with its own forward) on quantized weight and input.
+    """`layer` (of `QUANTIZABLE` or `EMBEDDINGS`, or a subclass, with its own forward) on quantized weight and input.
 
     weight_quantizer, act_quantizer: None leaves that side float.
     """

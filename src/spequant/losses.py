@@ -1,4 +1,8 @@
-"""Distillation losses: functions of student logits, teacher logits and temperature. fp32 throughout."""
+"""Distillation losses: functions of student logits, teacher logits and temperature. fp32 throughout.
+
+Logits: (batch, classes), or (batch, parts, classes) of several answers a sample, each with a softmax of its own; the
+mean is over all of them.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -12,7 +16,9 @@ DistillLoss = Callable[[Tensor, Tensor, float], Tensor]
 
 
 def cosine(
-    student: Float[Tensor, "batch classes"], teacher: Float[Tensor, "batch classes"], temperature: float = 1.0
+    student: Float[Tensor, "batch *parts classes"],
+    teacher: Float[Tensor, "batch *parts classes"],
+    temperature: float = 1.0,
 ) -> Float[Tensor, ""]:
     """T^2 mean(1 - cos(p_T, p_S)), p = softmax(z / T): SPEQ's loss (arXiv 2009.14502; the T^2 is ours, as with KL).
 
@@ -24,7 +30,9 @@ def cosine(
 
 
 def kl(
-    student: Float[Tensor, "batch classes"], teacher: Float[Tensor, "batch classes"], temperature: float = 1.0
+    student: Float[Tensor, "batch *parts classes"],
+    teacher: Float[Tensor, "batch *parts classes"],
+    temperature: float = 1.0,
 ) -> Float[Tensor, ""]:
     """T^2 mean KL(p_T || p_S), p = softmax(z / T) (Hinton et al., arXiv 1503.02531)."""
     log_s = F.log_softmax(student.float() / temperature, dim=-1)

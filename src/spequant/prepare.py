@@ -15,6 +15,7 @@ from spequant.adapters import adapt, makes_constants, restore
 from spequant.adapters.encoder import Addition
 from spequant.additions import find_additions
 from spequant.layers import (
+    EMBEDDINGS,
     OUTPUT,
     QUANTIZABLE,
     QuantizedAdd,
@@ -39,20 +40,24 @@ def prepare(
     act: Quantizer | None,
     depthwise: Quantizer | None = None,
     ends: Override = 8,
+    embeddings: Choice = 8,
     residual: Choice = 8,
     products: Choice = None,
     overrides: Mapping[str, Override] | None = None,
     skip: Sequence[str] = (),
     per_channel: bool = False,
 ) -> nn.Module:
-    """A copy of `model` whose Linear, Conv1d/2d/3d and ConvTranspose2d layers quantize their weights and inputs.
+    """A copy of `model` whose Linear, Conv1d/2d/3d and ConvTranspose2d layers quantize their weights and inputs, and
+    whose embeddings their weights.
 
     weight, act: a quantizer of the wanted kind and bits, copied for each layer; None leaves all weights, or all
       activations, float.
     depthwise: the weight quantizer of depthwise convolutions (groups = input channels > 1), which always have one range
       a channel, of nine weights as a rule. None: `weight`, or where its ranges need many values (SAWB), LeastSquares on
       the same levels.
-    ends: of the first and the last layer in the model's order: bits, a (weight, act) pair, or None (float).
+    ends: of the first and the last layer in the model's order: bits, a (weight, act) pair, or None (float). Where an
+      embedding comes first, of the last one alone.
+    embeddings: of their tables; bits, a quantizer of weights, or None (float). Float where `weight` is None.
     residual: of the addends of residual additions; bits, an activation quantizer, or None. Float where `act` is None.
       Those that the network marks (modules with the attribute `residual_addition = True` and `forward(branch,
       shortcut)`); where it marks none, those found by tracing it, whose addends are quantized by the modules that
@@ -74,14 +79,11 @@ def prepare(
     if weight is None and act is None:
         raise ValueError("nothing to quantize: weight and act are both None")
     kinds = _weight_kinds(layers, weight, depthwise)
-    choices = {n: (kind, act) for n, kind in kinds.items()} | _exceptions(list(layers), ends, overrides or {})
+    choices: dict[str, Override] = {n: (kind, act) for n, kind in kinds.items()}
+    choices |= _exceptions(layers, ends, embeddings, overrides or {})
     made = _quantized_layers(layers, choices, kinds, act, per_channel)
-    outputs: dict[str, Quantizer] = {}
-    if act is not None:
-        adds = _quantized_pairs(model, "residual_addition", residual, act)
-        made |= adds | _quantized_pairs(model, "attention_product", products, act)
-        marks = [q for q in adds.values() if type(q.add) is not Addition]  # the network's own
-        outputs = {} if marks else _quantized_outputs(model, residual, act)
+    of_two, outputs = _quantized_activations(model, residual, products, act)
+    made |= of_two
     if not made:
         raise ValueError("nothing to quantize: ends and overrides leave every layer float; give one of them bits")
     model = replace_modules(model, made)
@@ -140,20 +142,36 @@ def _adapted(
     _check_patterns([*skip, *patterns], layers)
     layers = {n: m for n, m in layers.items() if not _matches(n, skip)}
     if not layers:
-        raise ValueError("nothing to quantize: the model has no Linear or convolution outside skip")
+        raise ValueError("nothing to quantize: the model has no Linear, convolution or embedding outside skip")
     return model, layers
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
     """What can be quantized in `model`, by name; layers that make a table of positions aside."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, QUANTIZABLE) and not makes_constants(n)}
+    kinds = QUANTIZABLE + EMBEDDINGS
+    return {n: m for n, m in model.named_modules() if isinstance(m, kinds) and not makes_constants(n)}
 
 
-def _exceptions(names: Sequence[str], ends: Override, overrides: Mapping[str, Override]) -> dict[str, Override]:
-    """What was chosen for single layers of `names`, the ends among them."""
-    chosen = {names[0]: ends, names[-1]: ends}
+def _exceptions(
+    layers: Mapping[str, nn.Module], ends: Override, embeddings: Choice, overrides: Mapping[str, Override]
+) -> dict[str, Override]:
+    """What was chosen for single layers, the ends and embeddings among them."""
+    tables = {n for n, m in layers.items() if isinstance(m, EMBEDDINGS)}
+    others = [n for n in layers if n not in tables]
+    chosen: dict[str, Override] = dict.fromkeys(others[-1:], ends)
+    if next(iter(layers)) not in tables:
+        chosen[others[0]] = ends
+    chosen |= {n: (embeddings, None) for n in tables}
     for pattern, override in overrides.items():
-        chosen.update(dict.fromkeys((n for n in names if fnmatchcase(n, pattern)), override))
+        for name in (n for n in layers if fnmatchcase(n, pattern)):
+            chosen[name] = (override, None) if name in tables and not isinstance(override, tuple) else override
+    for name in tables:
+        choice = chosen[name]
+        if isinstance(choice, tuple) and len(choice) == 2 and choice[1] is not None:
+            raise ValueError(
+                f"{name}: {choice!r} was given for an embedding, which reads indices; expected bits of its weight, "
+                "(weight, None), or None"
+            )
     return chosen
 
 
@@ -205,6 +223,18 @@ def _quantized_layers(
     return made
 
 
+def _quantized_activations(
+    model: nn.Module, residual: Choice, products: Choice, act: Quantizer | None
+) -> tuple[dict[int, nn.Module], dict[str, Quantizer]]:
+    """({id of a module of two activations: its quantized one}, {name of a module: the quantizer of its output})."""
+    if act is None:
+        return {}, {}
+    adds = _quantized_pairs(model, "residual_addition", residual, act)
+    marks = [q for q in adds.values() if type(q.add) is not Addition]  # the network's own
+    outputs = {} if marks else _quantized_outputs(model, residual, act)
+    return adds | _quantized_pairs(model, "attention_product", products, act), outputs
+
+
 PAIRS = {
     "residual_addition": (QuantizedAdd, "branch", "shortcut"),
     "attention_product": (QuantizedProduct, "left", "right"),
@@ -238,7 +268,7 @@ def _quantized_outputs(model: nn.Module, residual: Choice, act: Quantizer) -> di
         warnings.warn(
             f"residual additions of {type(model).__name__} stay float: it cannot be traced ({error}). Mark them in the "
             "network (modules with residual_addition = True), or say residual=None",
-            stacklevel=3,
+            stacklevel=4,
         )
         return {}
     names = dict.fromkeys(name for pair in found for name in pair)
@@ -311,6 +341,9 @@ def _check_weights(layers: Mapping[str, nn.Module]) -> None:
             )
         if isinstance(weight, UninitializedParameter):
             raise ValueError(f"{name}: its weight has no shape yet; run the model once before prepare, or use skip")
+        if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.sparse):
+            what = "max_norm, which writes to its weight as it runs" if not layer.sparse else "sparse gradients"
+            raise ValueError(f"{name} is an embedding with {what}; leave it float: skip=[{name!r}]")
 
 
 def replace_modules(model: nn.Module, made: Mapping[int, nn.Module]) -> nn.Module:

@@ -3,14 +3,23 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class Task(Protocol):
+    """What a method asks of a task."""
+
     def logits(self, model: nn.Module, batch: Any) -> Tensor: ...
 
     def loss(self, logits: Tensor, batch: Any) -> Tensor: ...
+
+
+class Counted(Task, Protocol):
+    """What training loops and evaluation ask, who count."""
+
+    def hits(self, logits: Tensor, batch: Any) -> Tensor: ...
 
 
 class Classification:
@@ -41,6 +50,47 @@ class Classification:
     def loss(self, logits: Tensor, batch: Any) -> Tensor:
         """Cross-entropy in fp32, 0-dim."""
         return F.cross_entropy(logits.float(), batch[1])
+
+    def hits(self, logits: Tensor, batch: Any) -> Tensor:
+        """How many samples have their label (soft ones: the largest) as arg-max; 0-dim."""
+        labels = batch[1].argmax(-1) if batch[1].is_floating_point() else batch[1]
+        return (logits.argmax(-1) == labels).sum()
+
+
+class SpanExtraction:
+    """Question answering: where in a sequence an answer starts and ends.
+
+    Batches are dicts of tensors (batch, length): what the network takes as keywords, `attention_mask` (1: a token, 0:
+    padding) among it, and with it `start_positions` and `end_positions`, int64 (batch,). A position past the end counts
+    for nothing, as in transformers. The network returns `start_logits` and `end_logits`, (batch, length) each.
+    """
+
+    LABELS = ("start_positions", "end_positions")
+
+    def logits(self, model: nn.Module, batch: Any) -> Tensor:
+        """(batch, 2, length), start and end apart, each over all positions; padding is -inf, probability 0."""
+        found = model(**{name: value for name, value in batch.items() if name not in self.LABELS})
+        ends = [_part(found, name) for name in ("start_logits", "end_logits")]
+        if not all(isinstance(end, Tensor) for end in ends):
+            raise TypeError(
+                f"the model returned {type(found).__name__} without start_logits and end_logits; expected a network "
+                "for question answering, such as transformers' AutoModelForQuestionAnswering"
+            )
+        padding = batch["attention_mask"].unsqueeze(1) == 0
+        return torch.stack(ends, dim=1).masked_fill(padding, float("-inf"))
+
+    def loss(self, logits: Tensor, batch: Any) -> Tensor:
+        """Mean of the cross-entropies of start and end, in fp32, 0-dim."""
+        return F.cross_entropy(logits.float().flatten(0, 1), self._positions(logits, batch).flatten())
+
+    def hits(self, logits: Tensor, batch: Any) -> Tensor:
+        """How many sequences have both ends as arg-max; 0-dim."""
+        return (logits.argmax(-1) == self._positions(logits, batch)).all(-1).sum()
+
+    def _positions(self, logits: Tensor, batch: Any) -> Tensor:
+        """(batch, 2), what is to be ignored as -100."""
+        positions = torch.stack([batch[name] for name in self.LABELS], dim=1)
+        return torch.where((positions >= 0) & (positions < logits.shape[-1]), positions, -100)
 
 
 def _part(found: Any, output: str | int) -> Any:

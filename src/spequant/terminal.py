@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from spequant.recipes.folder import figures
 from spequant.train import Progress as State
 
 
@@ -33,20 +34,26 @@ class Terminal:
         self.bar.start()
         row = progress.row()
         self.read = time.monotonic()
-        now = f"loss {row['task']:.3f}  acc {row['train_accuracy']:.1f} %  {row['images_per_second']:.0f} images/s"
+        now = f"loss {row['task']:.3f}  acc {row['train_accuracy']:.1f} %  {row['images_per_second']:.0f} a second"
         self.bar.update(self.task, completed=progress.done, now=now)
 
     def epoch(self, row: dict[str, Any]) -> None:
-        held = f"  held-out {row['held_out_accuracy']:.2f} %" if "held_out_accuracy" in row else ""
+        found = in_words(figures(row, "held_out_"))
+        held = f"  {found}" if found else ""
         left = row["seconds"] * (row["epochs"] - row["epoch"])
         line = (
             f"{self.name}  epoch {row['epoch']}/{row['epochs']}  loss {row['task']:.4f}  distill {row['distill']:.4f}  "
-            f"train {row['train_accuracy']:.2f} %{held}  {row['images_per_second']:.0f} images/s  {left:.0f} s left"
+            f"train {row['train_accuracy']:.2f} %{held}  {row['images_per_second']:.0f} a second  {left:.0f} s left"
         )
         if self.bar.disable:
             print(line, flush=True)
         else:
             self.bar.print(line)
+
+
+def in_words(found: dict[str, float]) -> str:
+    """Figures in per cent: "test accuracy 91.20 %"."""
+    return "  ".join(f"{name.replace('held_out', 'held-out').replace('_', ' ')} {x:.2f} %" for name, x in found.items())
 
 
 def print_table(table: Table) -> None:

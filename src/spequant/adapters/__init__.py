@@ -5,8 +5,9 @@ layers can then be quantized like any other. Modules that are known nowhere here
 quantized layer refuses by name.
 """
 
-from collections.abc import Callable
+import inspect
 from importlib import import_module
+from typing import Any
 
 from torch import nn
 
@@ -29,6 +30,9 @@ WITH_PRODUCTS = {
 }
 """The same, of attention whose layers need no adapting, where its products are to be quantized."""
 
+ATTENTION_OF_TRANSFORMERS = "transformers_attention"
+"""The same, of any attention that asks transformers' register which function computes it."""
+
 CONSTANT = ("cpb_mlp", "rel_pos_mlp", "pos_proj", "token_projection")
 """Names of modules whose layers make a table of positions, the same for every input: they stay float."""
 
@@ -42,7 +46,9 @@ def adapt(model: nn.Module, *, products: bool = False) -> None:
         if isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False  # its fast path reads the weights of all its layers
         if name := known.get(_name(module)):
-            _file(name)(module)
+            _file(name).adapt(module)
+        elif products and _asks_transformers(module):
+            _file(ATTENTION_OF_TRANSFORMERS).adapt(module)
 
 
 def restore(model: nn.Module) -> None:
@@ -50,6 +56,8 @@ def restore(model: nn.Module) -> None:
     for module in list(model.modules()):
         if (back := getattr(type(module), "restore", None)) and type(module).__module__.startswith(__name__):
             back(module)
+        elif "attention_before" in module.__dict__:
+            _file(ATTENTION_OF_TRANSFORMERS).restore(module)
 
 
 def makes_constants(layer: str) -> bool:
@@ -61,5 +69,11 @@ def _name(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
-def _file(name: str) -> Callable[[nn.Module], None]:
-    return import_module(f"{__name__}.{name}").adapt
+def _asks_transformers(module: nn.Module) -> bool:
+    """Whether its forward leaves attention to the function that its configuration names."""
+    forward = inspect.unwrap(type(module).forward)
+    return "ALL_ATTENTION_FUNCTIONS" in getattr(getattr(forward, "__code__", None), "co_names", ())
+
+
+def _file(name: str) -> Any:
+    return import_module(f"{__name__}.{name}")

@@ -22,7 +22,7 @@ from spequant.models.named import OWN
 from spequant.prepare import prepare, unprepare
 from spequant.quantizers import PACT, SAWB
 from spequant.recipes.evaluation import at_bits
-from spequant.recipes.sources import network_of, open_source
+from spequant.recipes.sources import open_source
 
 EngineName = Literal["onnxruntime", "openvino"]
 
@@ -106,7 +106,8 @@ def _subjects(settings: Infer) -> tuple[tuple[nn.Module, Tensor], dict[str, Prog
     shape = (settings.batch, *source.shape)
     x = torch.randn(shape)
     if source.program is not None:
-        float_network = network_of(source.recipe, source.program.output.shape[1], source.shape)
+        name, classes = source.recipe.network.name, source.program.output.shape[1]
+        float_network = models.make_network(name, classes=classes, in_channels=source.shape[0], size=source.shape[-1])
         trained = source.recipe.quant.act_bits
         widths = {f"A{bits}": at_width(source.program, bits, trained) for bits in settings.bits}
         return (float_network.eval(), x), widths or {f"A{source.act_bits}": source.program}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from spequant import models
 from spequant.models.named import OWN
-from spequant.recipes.assembly import channels_last
+from spequant.recipes.images import channels_last
 from spequant.tasks import Classification, Task
 
 BERT = "bert6"

@@ -1,5 +1,6 @@
 """What a network costs layer by layer: bits, ranges, bytes, multiply-accumulates, bit operations. Measures no time."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -7,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spequant.batch_norm import modes_kept
+from spequant.batch_norm import modes_kept, run_model
 from spequant.export.onnx_quant import weight_codes
 from spequant.export.program import Float, Program, Weighted
-from spequant.layers import QUANTIZABLE, QuantizedLayer
+from spequant.layers import EMBEDDINGS, QUANTIZABLE, QuantizedLayer
 from spequant.quantizers.base import Quantizer
 
 FLOAT = 32
@@ -44,17 +45,18 @@ class LayerCost:
         return {**asdict(self), "bit_operations": self.bit_operations}
 
 
-def model_costs(model: nn.Module, example: Tensor) -> list[LayerCost]:
-    """Of every convolution and linear layer of a prepared and calibrated, or a float, `model`.
+def model_costs(model: nn.Module, example: Tensor | Mapping[str, Tensor]) -> list[LayerCost]:
+    """Of every convolution, linear layer and embedding of a prepared and calibrated, or a float, `model`.
 
-    example: an input, batch first, of which one sample is run. ValueError: nothing to count.
+    example: an input, batch first, of which one sample is run; or inputs by name. ValueError: nothing to count.
     """
+    one = {n: x[:1] for n, x in example.items()} if isinstance(example, Mapping) else example[:1]
     found: dict[str, LayerCost] = {}
     inside = {id(m.layer) for m in model.modules() if isinstance(m, QuantizedLayer)}
     layers = {
         name: m
         for name, m in model.named_modules()
-        if isinstance(m, QuantizedLayer) or (isinstance(m, QUANTIZABLE) and id(m) not in inside)
+        if isinstance(m, QuantizedLayer) or (isinstance(m, QUANTIZABLE + EMBEDDINGS) and id(m) not in inside)
     }
 
     def hook(name: str):
@@ -68,12 +70,12 @@ def model_costs(model: nn.Module, example: Tensor) -> list[LayerCost]:
     handles = [module.register_forward_hook(hook(name)) for name, module in layers.items()]
     try:
         with modes_kept(model), torch.no_grad():
-            model.eval()(example[:1])
+            run_model(model.eval(), one)
     finally:
         for handle in handles:
             handle.remove()
     if not found:
-        raise ValueError("model ran no convolution or linear layer; there is nothing to count")
+        raise ValueError("model ran no convolution, linear layer or embedding; there is nothing to count")
     return list(found.values())
 
 
@@ -86,7 +88,7 @@ def _cost(name: str, module: nn.Module, x: Tensor, output: Tensor) -> LayerCost:
     positions = met.numel() // len(weight)
     weight_quantizer, act_quantizer = (module.weight_quantizer, module.act_quantizer) if quantized else (None, None)
     bits, act_bits = _bits(weight_quantizer), _bits(act_quantizer)
-    bias = 0 if layer.bias is None else 4 * layer.bias.numel()
+    bias = 0 if getattr(layer, "bias", None) is None else 4 * layer.bias.numel()
     return LayerCost(
         name,
         type(layer).__name__,
@@ -97,7 +99,7 @@ def _cost(name: str, module: nn.Module, x: Tensor, output: Tensor) -> LayerCost:
         weight.numel(),
         (weight.numel() * bits + 7) // 8 + bias,
         4 * weight.numel() + bias,
-        weight.numel() * positions,
+        0 if isinstance(layer, EMBEDDINGS) else weight.numel() * positions,  # rows are looked up
     )
 
 

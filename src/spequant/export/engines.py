@@ -30,10 +30,12 @@ def onnxruntime(model: bytes | Path, threads: int | None = None) -> Run:
     return lambda feed: session.run(None, dict(feed))
 
 
-def run_in_parts(run: Run, images: np.ndarray, batch: int | None) -> np.ndarray:
-    """The first output for (images, ...), `batch` of them at a time; None: all at once."""
-    size = batch or len(images)
-    return np.concatenate([run({"input": images[i : i + size]})[0] for i in range(0, len(images), size)])
+def run_in_parts(run: Run, given: Mapping[str, np.ndarray], batch: int | None) -> list[np.ndarray]:
+    """The outputs for inputs of (samples, ...), `batch` samples at a time; None: all at once."""
+    count = len(next(iter(given.values())))
+    size = batch or count
+    parts = [run({name: x[i : i + size] for name, x in given.items()}) for i in range(0, count, size)]
+    return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
 
 def openvino(model: bytes | Path, threads: int | None = None) -> Run:

@@ -123,6 +123,28 @@ class IntegerProduct(IntegerModule):
         return _node("MatMulInteger", inputs, torch.int32, (*left.shape[:-1], right.shape[-1])).float() * self.scale
 
 
+class IntegerEmbedding(_InPlace, IntegerModule):
+    """A quantized table: int8 codes are looked up, and scaled. indices (...) -> (..., width)."""
+
+    codes: Tensor
+    scale: Tensor
+
+    def __init__(self, layer: QuantizedLayer):
+        super().__init__()
+        own: Any = layer.layer
+        codes, scale = weight_grid(layer)
+        q = layer.weight_quantizer
+        self.by_row = q is not None and q.shape != ()
+        self.register_buffer("codes", codes.to(torch.int8))
+        self.register_buffer("scale", (scale[:, None] if self.by_row else scale[0]).float())
+        self.stand_for(own)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        shape = (*indices.shape, self.codes.shape[1])
+        codes = _node("Gather", (self.codes, indices), torch.int8, shape, {"axis": 0})
+        return codes.float() * (self.scale[indices] if self.by_row else self.scale)
+
+
 class Simulated(_InPlace):
     """Any other quantized layer: float arithmetic on the values of its input's codes and of its weight's.
 
@@ -167,6 +189,11 @@ def integer_form(model: nn.Module, above: str = "") -> None:
 
 
 def _layer(layer: QuantizedLayer, name: str) -> nn.Module:
+    if type(layer.layer) is nn.Embedding and layer.weight_quantizer is not None:
+        try:
+            return IntegerEmbedding(layer)
+        except ValueError:
+            return Simulated(layer)
     if layer.act_quantizer is None or layer.weight_quantizer is None:
         return Simulated(layer)
     try:

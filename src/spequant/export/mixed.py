@@ -1,4 +1,4 @@
-"""Any prepared network as ONNX: linear layers and attention's products on integers, all else in float.
+"""Any prepared network as ONNX: linear layers, attention's products and embeddings on integers, all else in float.
 
 For networks that `lower` refuses: attention, layer norm, GELU. Each matrix product is one of integers (MatMulInteger),
 its sums exact; between them values are float, as torch exports them, and so are convolutions, on the values that codes
@@ -10,20 +10,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from spequant.batch_norm import modes_kept
+from spequant.batch_norm import modes_kept, run_model
 from spequant.export import engines
 from spequant.export.extra import needs
 from spequant.export.integer_modules import Codes, IntegerModule, integer_form
 from spequant.export.lower import check_dtype
-from spequant.export.onnx_export import Images, with_example
+from spequant.export.onnx_export import Inputs, with_example
 from spequant.export.onnx_file import Preprocessing, metadata, write_onnx
 from spequant.export.onnx_integer import OPSET
 from spequant.export.parity import Batch, Parity
@@ -44,6 +46,7 @@ class Mixed:
     """graph: the onnx model. integers: the layers and products on integers; islands: "module: operation", in float.
 
     saturating: layers whose sums some processors without VNNI clip. batch: None, any; or the one size it takes.
+    inputs, outputs: their names.
     """
 
     graph: Any
@@ -51,19 +54,21 @@ class Mixed:
     islands: list[str]
     saturating: list[str]
     batch: int | None = None
+    inputs: tuple[str, ...] = ("input",)
+    outputs: tuple[str, ...] = ("output",)
 
 
 def export_mixed(
     model: nn.Module,
     path: str | Path,
-    images: Images,
+    images: Inputs,
     *,
     preprocessing: Preprocessing | None = None,
     about: Mapping[str, Any] | None = None,
     check: Callable[[Parity], None] = lambda parity: None,
 ) -> tuple[Parity, Mixed]:
     """Write the prepared and calibrated `model` as ONNX with float islands, and hold onnxruntime's answers against its
-    own. Arguments and errors as `export_onnx`'s."""
+    own. Arguments and errors as `export_onnx`'s; images may also be inputs by name, such as a tokenizer's."""
     one, batches = with_example(images, preprocessing)
     mixed = mixed_graph(model, one, preprocessing=preprocessing, about=about)
     with placed(Path(path)) as temporary:
@@ -76,32 +81,37 @@ def export_mixed(
 
 def mixed_graph(
     model: nn.Module,
-    example: Tensor,
+    example: Tensor | Mapping[str, Tensor],
     *,
     preprocessing: Preprocessing | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Mixed:
-    """The onnx model of a prepared and calibrated `model` at the precision in use: "input" (batch, ...) -> "output".
+    """The onnx model of a prepared and calibrated `model` at the precision in use: "input" (batch, ...) -> "output"; of
+    a network that takes keywords and returns tensors by name, as transformers' do, under these names.
 
-    example: an input of the network, batch first; only its shape counts. preprocessing, about: as `integer_graph`'s.
+    example: an input of the network, batch first, of which only the shape counts; or inputs by name, (batch, length)
+    each, any number of both. preprocessing, about: as `integer_graph`'s.
 
     RuntimeError: not calibrated. ValueError: an activation quantizer that is no grid, a network that torch cannot
-    export, or that gives more than one tensor. ModuleNotFoundError: the extra `deploy` is not installed.
+    export, or that gives neither a tensor nor tensors by name. ModuleNotFoundError: the extra `deploy` is missing.
     """
     needs("onnxscript")
     check_dtype(model)
     with modes_kept(model), torch.no_grad():
-        out = model.eval()(example)  # what is wrong with the network itself, it says itself
-    if not isinstance(out, Tensor):
-        raise ValueError(f"the network gives {type(out).__name__}; expected one tensor: wrap it")
+        out = run_model(model.eval(), example)  # what is wrong with the network itself, it says itself
     network = deepcopy(model).cpu().eval()
     integer_form(network)
-    whole = _Whole(network, preprocessing)
-    pair = torch.zeros(2, *example.shape[1:], dtype=torch.float32 if preprocessing is None else torch.uint8)
-    exported = _exported(whole, pair)
+    if isinstance(example, Tensor):
+        whole = _Whole(network, preprocessing)
+        given = {"input": torch.zeros(2, *example.shape[1:], dtype=torch.uint8 if preprocessing else torch.float32)}
+    else:
+        whole = _Named(network, tuple(example))
+        given = {name: x[:1].cpu().repeat(2, *[1] * (x.dim() - 1)) for name, x in example.items()}
+    outputs = _output_names(out)
+    exported = _exported(whole, given, outputs)
     batch = None
-    if not _takes_any_number(exported.model_proto, pair):  # the network itself counts with the batch's size
-        exported, batch = _exported(whole, pair[:1]), 1
+    if not _takes_any_number(exported.model_proto, given):  # the network itself counts with the batch's size
+        exported, batch = _exported(whole, {name: x[:1] for name, x in given.items()}, outputs), 1
     graph = _named(exported.model_proto, batch)
     integers = {name: m for name, m in network.named_modules() if isinstance(m, IntegerModule)}
     known = {name for name, m in network.named_modules() if isinstance(m, IntegerModule | Codes)}
@@ -109,17 +119,34 @@ def mixed_graph(
     content = {"islands": islands, "batch": batch, "preprocessing": preprocessing, "about": dict(about or {})}
     needs("onnx").helper.set_model_props(graph, metadata("mixed", content))
     clipped = [name for name, m in integers.items() if m.saturates]
-    return Mixed(graph, list(integers), islands, clipped, batch)
+    return Mixed(graph, list(integers), islands, clipped, batch, tuple(given), outputs)
 
 
 def answers(model: nn.Module, mixed: Mixed, run: engines.Run, batches: Iterable[Batch]) -> Parity:
-    """The logits of `model` and of an engine's `run` of its graph on the same images."""
+    """The logits of `model` and of an engine's `run` of its graph on the same images; of inputs by name, those of each
+    output, padding (where attention_mask is 0) left out."""
     parity = Parity(saturating=mixed.saturating)
     for x, given, labels in batches:
         with torch.no_grad(), modes_kept(model):
-            logits = model.eval()(x)
-        parity.add(logits, engines.run_in_parts(run, given, mixed.batch), labels)
+            out = run_model(model.eval(), x)
+        if isinstance(given, np.ndarray):
+            parity.add(out, engines.run_in_parts(run, {"input": given}, mixed.batch)[0], labels)
+            continue
+        padding = given["attention_mask"] == 0 if "attention_mask" in given else None
+        for name, got in zip(mixed.outputs, engines.run_in_parts(run, given, mixed.batch), strict=True):
+            expected = out[name].float().cpu()
+            if padding is not None and padding.shape == got.shape:
+                expected, got = expected.masked_fill(torch.from_numpy(padding), -inf), np.where(padding, -inf, got)
+            parity.add(expected, got, labels)
     return parity
+
+
+def _output_names(out: Any) -> tuple[str, ...]:
+    if isinstance(out, Tensor):
+        return ("output",)
+    if isinstance(out, Mapping) and out and all(isinstance(value, Tensor) for value in out.values()):
+        return tuple(out)
+    raise ValueError(f"the network gives {type(out).__name__}; expected one tensor, or tensors by name: wrap it")
 
 
 class _Whole(nn.Module):
@@ -140,21 +167,39 @@ class _Whole(nn.Module):
         return self.network((input.float() / 255 - self.mean) / self.std if self.normalises else input)
 
 
-def _exported(network: nn.Module, example: Tensor) -> Any:
-    shapes = ({0: torch.export.Dim.AUTO},) if len(example) > 1 else None
+class _Named(nn.Module):
+    """The network from the inputs of its keywords to its outputs, in their order."""
+
+    def __init__(self, network: nn.Module, names: tuple[str, ...]):
+        super().__init__()
+        self.network, self.names = network, names
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        out = self.network(**dict(zip(self.names, inputs, strict=True)))
+        return tuple(out.values())
+
+
+def _exported(network: nn.Module, given: Mapping[str, Tensor], outputs: tuple[str, ...]) -> Any:
+    """Any number of samples where `given` has several; and of tokens, the second dimension of inputs by name."""
+    auto = torch.export.Dim.AUTO
+    by_name = isinstance(network, _Named)
+    free: list[dict[int, Any] | None] = [
+        {d: auto for d in range(2 if by_name else 1) if d or len(x) > 1} for x in given.values()
+    ]
+    shapes = (tuple(free),) if by_name else tuple(free)
     try:
         # Only the plain form of attention has the strides that torch gives it when it takes it apart for ONNX.
         with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH), _attention_of_four_dimensions():
             warnings.simplefilter("ignore")
             return torch.onnx.export(
                 network,
-                (example,),
+                tuple(given.values()),
                 dynamo=True,
                 verbose=False,
                 opset_version=OPSET,
                 dynamic_shapes=shapes,
-                input_names=["input"],
-                output_names=["output"],
+                input_names=list(given),
+                output_names=list(outputs),
             )
     except Exception as error:
         why = error.__cause__ or error
@@ -184,17 +229,17 @@ def _attention_of_four_dimensions() -> Iterator[None]:
         F.scaled_dot_product_attention = own
 
 
-def _takes_any_number(graph: Any, example: Tensor) -> bool:
+def _takes_any_number(graph: Any, given: Mapping[str, Tensor]) -> bool:
     """Whether the graph leaves the batch's size open, and runs with another one than the example's: some numbers that
     follow from it become constants unnoticed."""
     if not graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
         return False
-    three = torch.cat([example, example[:1]]).numpy()
+    three = {name: torch.cat([x, x[:1]]).numpy() for name, x in given.items()}
     try:
-        (out,) = engines.onnxruntime(graph.SerializeToString())({"input": three})
+        out = engines.onnxruntime(graph.SerializeToString())(three)
     except Exception:  # onnxruntime's own
         return False
-    return len(out) == len(three)
+    return all(len(one) == 3 for one in out)
 
 
 def _named(graph: Any, batch: int | None) -> Any:
@@ -202,8 +247,11 @@ def _named(graph: Any, batch: int | None) -> Any:
     nodes: a third of a small file, and this machine's paths."""
     inner = graph.graph
     for end in (*inner.input, *inner.output):
+        sizes = end.type.tensor_type.shape.dim
         if batch is None:
-            end.type.tensor_type.shape.dim[0].dim_param = "batch"
+            sizes[0].dim_param = "batch"
+        if len(sizes) == 2 and sizes[1].dim_param:
+            sizes[1].dim_param = "length"
     for part in (graph, inner, *inner.node, *inner.initializer, *inner.input, *inner.output, *inner.value_info):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")

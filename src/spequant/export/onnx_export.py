@@ -17,6 +17,8 @@ from spequant.files import placed
 
 Images = Iterable[Tensor | tuple[Tensor, Tensor]]
 """Batches of inputs, or of (inputs, labels)."""
+Inputs = Iterable[Tensor | tuple[Tensor, Tensor] | Mapping[str, Tensor]]
+"""The same, or of inputs by name."""
 
 
 def export_onnx(
@@ -49,20 +51,26 @@ def export_onnx(
     return parity
 
 
-def with_example(images: Images, preprocessing: Preprocessing | None) -> tuple[Tensor, Iterable[Batch]]:
+def with_example(images: Inputs, preprocessing: Preprocessing | None) -> tuple[Any, Iterable[Batch]]:
     """(one input of the network, `as_batches` of all images). ValueError: there are none."""
     items = iter(images)
     try:
         first = next(items)
     except StopIteration:
         raise ValueError("images is empty; expected at least one batch to verify the export with") from None
-    one = next(iter(as_batches([first], preprocessing)))[0][:1]
+    one = next(iter(as_batches([first], preprocessing)))[0]
+    one = {name: x[:1] for name, x in one.items()} if isinstance(one, Mapping) else one[:1]
     return one, as_batches(chain([first], items), preprocessing)
 
 
-def as_batches(images: Images, preprocessing: Preprocessing | None = None) -> Iterable[Batch]:
+def as_batches(images: Inputs, preprocessing: Preprocessing | None = None) -> Iterable[Batch]:
     """What `compare` takes: inputs of the network, inputs of the graph, labels or None."""
     for item in images:
+        if isinstance(item, Mapping):
+            if preprocessing is not None:
+                raise ValueError("preprocessing is given, but inputs have names; expected images alone")
+            yield item, {name: x.cpu().numpy() for name, x in item.items()}, None
+            continue
         x, labels = item if isinstance(item, tuple | list) else (item, None)
         if preprocessing is None:
             yield x.float(), x.float().cpu().numpy(), labels

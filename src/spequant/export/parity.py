@@ -35,8 +35,8 @@ FEW = 2
 FORCED = 64  # images that ops are forced to
 TIE = 2e-4  # codes: onnxruntime's QLinearAdd has factors of 22 bits, 2^-22 * (255 + 255); fp32 has some 3e-5 at 255
 
-Batch = tuple[Tensor, np.ndarray, Tensor | None]
-"""(what the network is given, what the engine is given, labels)"""
+Batch = tuple[Any, Any, Tensor | None]
+"""(what the network is given, what the engine is given, labels); tensor and array, or both by name"""
 
 
 @dataclass
@@ -66,7 +66,8 @@ class Forced:
 
 @dataclass
 class Parity:
-    """images; equal: of them with the same arg-max; right: (network, engine) of those with labels; codes by op.
+    """images; equal: of them with the same arg-max; right: (network, engine) of those with labels; codes by op. Where a
+    network answers several questions an image, or sentence, each counts as an image.
 
     saturating: layers whose sums of products may pass 16 bits, to which some processors clip them.
     """

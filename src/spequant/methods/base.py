@@ -17,7 +17,7 @@ class Losses:
     total: Tensor
     task: Tensor
     distill: Tensor
-    logits: Tensor  # (batch, classes), the student's, detached
+    logits: Tensor  # the student's, as its task makes them: (batch, classes) ...; detached
 
 
 class Method(Protocol):

@@ -1,5 +1,14 @@
 """Float networks and their weights."""
 
+from spequant.models.answering import (
+    TRANSFORMERS,
+    configuration,
+    configuration_from,
+    configuration_told,
+    load_tokenizer,
+    make_answering,
+    network_of,
+)
 from spequant.models.mobilenet_v2_cifar import CifarMobileNetV2, mobilenet_v2
 from spequant.models.named import check_network, make_network
 from spequant.models.residual import ResidualAdd
@@ -9,14 +18,21 @@ from spequant.models.vgg_cifar import CifarVGG, vgg16_bn
 from spequant.models.weights import load_weights
 
 __all__ = [
+    "TRANSFORMERS",
     "CifarMobileNetV2",
     "CifarResNet",
     "CifarVGG",
     "ResidualAdd",
     "check_network",
+    "configuration",
+    "configuration_from",
+    "configuration_told",
+    "load_tokenizer",
     "load_weights",
+    "make_answering",
     "make_network",
     "mobilenet_v2",
+    "network_of",
     "resnet8",
     "resnet18",
     "resnet20",

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from spequant.models import mobilenet_v2_cifar, resnet_cifar, resnet_imagenet, vgg_cifar
+from spequant.models.answering import TRANSFORMERS
 from spequant.models.library import library
 from spequant.models.weights import load_state
 
@@ -32,10 +33,10 @@ HELPERS = ("aux1.", "aux2.", "AuxLogits.")
 
 def check_network(name: str) -> None:
     """ValueError: `name` is none of `OWN` and of no library; what a library has, it says when the network is made."""
-    if name not in OWN and not name.startswith((TORCHVISION, TIMM)):
+    if name not in OWN and not name.startswith((TORCHVISION, TIMM, TRANSFORMERS)):
         near = difflib.get_close_matches(name, OWN)
         raise ValueError(
-            f"network.name is {name!r}; expected {', '.join(OWN)}, {TORCHVISION}NAME or {TIMM}NAME"
+            f"network.name is {name!r}; expected {', '.join(OWN)}, {TORCHVISION}NAME, {TIMM}NAME or {TRANSFORMERS}NAME"
             + (f" (near to it: {', '.join(near)})" if near else "")
         )
 

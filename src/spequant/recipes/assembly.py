@@ -1,31 +1,21 @@
 """Everything that a recipe trains with, made and brought together: data, network, method, optimizer, processes."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from spequant.batch_norm import synchronise_batch_norm
-from spequant.data import Augment, ImageSet, Mixing, RandomCrop, eval_batches, train_batches
-from spequant.processes import portion, rank, world
-from spequant.recipes.build import (
-    build_augment,
-    build_data,
-    build_method,
-    build_network,
-    build_quantized,
-    calibrated,
-)
+from spequant.processes import portion, world
+from spequant.recipes.build import build_method, build_quantized, calibrated
+from spequant.recipes.fields import Field, make_field
+from spequant.recipes.images import channels_last
 from spequant.recipes.schema import Recipe, Training
 from spequant.train import (
-    Evaluation,
     Snapshot,
     TrainingState,
-    evaluate,
     keep_freed_memory,
     make_accelerator,
     make_deterministic,
@@ -39,9 +29,6 @@ from spequant.train.freezing import OscillationFreezer, annealed
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-EVAL_BATCH = 500
-CALIBRATION = 1024  # images
-
 
 @dataclass
 class Assembly:
@@ -49,40 +36,13 @@ class Assembly:
 
     recipe: Recipe
     accelerator: "Accelerator"
-    train: ImageSet
-    held: ImageSet | None
-    test: ImageSet
+    field: Field
     state: TrainingState
 
     @property
     def steps(self) -> int:
         """Optimizer steps of an epoch."""
-        return len(self.train) // self.recipe.train.batch_size
-
-    @property
-    def augment(self) -> Augment | RandomCrop | None:
-        return build_augment(self.recipe.data, self.train)
-
-    def batches(self, epoch: int, start: int) -> Iterator[Any]:
-        """This process's part of the training batches of `epoch`, from step `start` on; labels soft where they are
-        smoothed or images mixed. Images are mixed within the part, so that several processes pair others than one."""
-        settings, data = self.recipe.train, self.recipe.data
-        mix = Mixing(data.mixup, data.cutmix, settings.label_smoothing)
-        batches = train_batches(
-            self.train,
-            settings.batch_size,
-            seed=settings.seed,
-            epoch=epoch,
-            augment=self.augment,
-            start=start,
-            part=portion(settings.batch_size, "train.batch_size"),
-        )
-        if not mix.changes:
-            return batches
-        return (
-            mix(images, labels, self.train.classes, (settings.seed, epoch, step))
-            for step, (images, labels) in enumerate(batches, start)
-        )
+        return self.field.sizes[0] // self.recipe.train.batch_size
 
 
 def start_processes(recipe: Recipe, folder: Path) -> "Accelerator":
@@ -107,23 +67,18 @@ def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | No
     settings = recipe.train
     torch.manual_seed(settings.seed)
     device = accelerator.device if settings.device == "auto" else torch.device(settings.device)
-    train, held, test = build_data(recipe.data, device, recipe.network.name)
+    field = make_field(recipe, device)
     portion(
         portion(settings.batch_size, "train.batch_size").stop, "a process's part of a batch", settings.accumulate, 0
     )
-    network = channels_last(build_network(recipe.network, train), device)
+    network = field.network()
     if snapshot is None:
-        # Augmented as in training: on plain images batch norm's statistics, and so the network, are others. Float
-        # ResNet-20 keeps 91.8 % with statistics from augmented images and 89.9 % with those from plain ones.
-        augment = build_augment(recipe.data, train)
-        batches = train_batches(train, settings.batch_size, seed=0, epoch=0, augment=augment)
-        # The same ones in every process: ranges then are those of one process.
-        model = calibrated(network, recipe.quant, list(islice(batches, -(-CALIBRATION // settings.batch_size))))
+        model = calibrated(network, recipe.quant, field.calibration())
     else:
         model = build_quantized(network, recipe.quant)
         model.load_state_dict(snapshot.part("model"))  # before the optimizer: layers come to share quantizers by it
         model = channels_last(model, device)
-    method = build_method(recipe.method, network, settings.seed, compile=settings.compile)
+    method = build_method(recipe.method, network, settings.seed, task=field.task, compile=settings.compile)
     if world() > 1 and settings.sync_batch_norm:
         synchronise_batch_norm(model)
     optimizer = make_optimizer(
@@ -131,7 +86,7 @@ def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | No
         parameter_groups(model, lr=settings.lr, weight_decay=settings.weight_decay, range_lr=settings.range_lr),
         momentum=settings.momentum,
     )
-    steps = len(train) // settings.batch_size
+    steps = field.sizes[0] // settings.batch_size
     state = TrainingState(
         model,
         method,
@@ -144,7 +99,7 @@ def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | No
     )
     if snapshot is not None:
         state.restore(snapshot)
-    return Assembly(recipe, accelerator, train, held, test, state)
+    return Assembly(recipe, accelerator, field, state)
 
 
 def _freezer(model: nn.Module, settings: Training, steps: int) -> OscillationFreezer | None:
@@ -154,20 +109,3 @@ def _freezer(model: nn.Module, settings: Training, steps: int) -> OscillationFre
     return OscillationFreezer(
         model, threshold=first if last is None else lambda number: annealed(first, last, number / steps)
     )
-
-
-def channels_last(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` on `device`, images' channels innermost: what convolutions on CPUs and tensor cores like best."""
-    return model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def images_at_once(data: ImageSet, most: int) -> int:
-    """Of a forward pass without gradient: `most` of 32 x 32 pixels or smaller ones, fewer of larger ones, never under
-    64 (or `most`): a batch of some memory, whatever the images."""
-    height, width = data.images.shape[2:]
-    return min(most, max(64, most * 32 * 32 // (height * width)))
-
-
-def measure(model: nn.Module, data: ImageSet) -> Evaluation:
-    """Accuracy and loss on `data`, shared among the processes."""
-    return evaluate(model, eval_batches(data, images_at_once(data, EVAL_BATCH), turn=rank(), turns=world()))

@@ -33,9 +33,20 @@ from spequant.precision import Mix
 from spequant.prepare import prepare
 from spequant.processes import world
 from spequant.quantizers import least_squares, percentile
-from spequant.recipes.folder import STATE
-from spequant.recipes.schema import FOLDER, TORCHVISION, Data, MethodChoice, Network, Quantization, Recipe, check_data
-from spequant.train import Compiled
+from spequant.recipes.folder import weight_file
+from spequant.recipes.schema import (
+    FOLDER,
+    SQUAD,
+    TORCHVISION,
+    Data,
+    MethodChoice,
+    Network,
+    Quantization,
+    Recipe,
+    check_data,
+)
+from spequant.tasks import Task
+from spequant.train import Compiled, samples
 
 Loader = Callable[[Path | None, bool], tuple[ImageSet, ImageSet]]
 """(root, download) -> (train, test)"""
@@ -87,6 +98,8 @@ def build_data(choice: Data, device: torch.device, network: str = "") -> tuple[I
     network: its name, whose own size, crop, mean and deviation files are read with where `choice` leaves them open.
     """
     check_data(choice)
+    if choice.name == SQUAD:
+        raise ValueError("data.name is 'squad', questions; expected images here")
     named = choice.root or os.environ.get("SPEQUANT_DATA")
     root = Path(named) if named else None
     with _alone(root) if root and choice.download else nullcontext():
@@ -162,11 +175,6 @@ def _load_weights(model: nn.Module, path: Path, classes: int, new_head: bool) ->
         raise
 
 
-def weight_file(path: Path) -> Path:
-    """A weight file, or that of a run's folder."""
-    return path / STATE if path.is_dir() else path
-
-
 def build_quantized(model: nn.Module, choice: Quantization) -> nn.Module:
     """`model` prepared as the recipe says, not calibrated; the float model itself where both bits are None."""
     if choice.weight_bits is None and choice.act_bits is None:
@@ -180,7 +188,8 @@ def build_quantized(model: nn.Module, choice: Quantization) -> nn.Module:
         act=None if choice.act_bits is None else act(choice.act_bits, **settings),
         depthwise=None if choice.depthwise is None else quantizers.by_name[choice.depthwise](choice.weight_bits),
         ends=(weight(choice.end_bits), act(choice.end_bits)),
-        residual=act(choice.residual_bits),
+        embeddings=weight(choice.embedding_bits),
+        residual=None if choice.residual_bits is None else act(choice.residual_bits),
         products=None if choice.product_bits is None else act(choice.product_bits),
         per_channel=choice.per_channel,
     )
@@ -190,13 +199,15 @@ def calibrated(model: nn.Module, choice: Quantization, batches: list) -> nn.Modu
     """`build_quantized`, and its ranges from `batches`, the very same ones in every process."""
     quantized = build_quantized(model, choice)
     if quantized is not model:
-        samples = min(1024, sum(len(labels) for _, labels in batches)) * world()  # fewer images: all that there are
+        count = min(1024, sum(map(samples, batches))) * world()  # fewer: all that there are
         rule = least_squares if choice.percentile is None else percentile(choice.percentile)
-        calibrate(quantized, batches, rule=rule, samples=samples)
+        calibrate(quantized, batches, rule=rule, samples=count)
     return quantized
 
 
-def build_method(choice: MethodChoice, network: nn.Module, seed: int, *, compile: bool = False) -> Method:
+def build_method(
+    choice: MethodChoice, network: nn.Module, seed: int, *, task: Task | None = None, compile: bool = False
+) -> Method:
     """`network`: the float one, teacher of "distill" unless the recipe names its weights. compile: that teacher."""
     loss = losses.by_name[choice.loss]
     speq = SPEQ(
@@ -208,15 +219,16 @@ def build_method(choice: MethodChoice, network: nn.Module, seed: int, *, compile
         weight=choice.weight,
         batch_norm=choice.batch_norm,
         passes=choice.passes,
+        task=task,
         seed=seed,
     )
     if choice.name == "retrain":
-        return Retrain()
+        return Retrain(task=task)
     if choice.name == "speq":
         return speq
     if choice.teacher is not None:
         models.load_weights(network, weight_file(choice.teacher))
-    distill = Distill(network, loss=loss, temperature=choice.temperature, weight=choice.weight)
+    distill = Distill(network, loss=loss, temperature=choice.temperature, weight=choice.weight, task=task)
     if compile:
         distill.teacher = Compiled(distill.teacher).eval()
     return distill if choice.name == "distill" else SPEQDistill(speq, distill)

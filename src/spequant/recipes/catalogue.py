@@ -4,15 +4,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from spequant.recipes.catalogue_squad import SQUAD_RECIPES
 from spequant.recipes.schema import Data, MethodChoice, Network, Quantization, Recipe, Training
-
-FLOAT = Quantization(weight_bits=None, act_bits=None)
-RETRAIN = MethodChoice(name="retrain")
-
-
-def _retrain(speq: Recipe) -> Recipe:
-    """The same without a teacher."""
-    return replace(speq, name=speq.name.replace("-speq", "-retrain"), method=RETRAIN)
+from spequant.recipes.variants import FLOAT, RETRAIN, retrain
 
 
 def cifar10_resnet20_w2a2_speq() -> Recipe:
@@ -27,7 +21,7 @@ def cifar10_resnet20_w2a2_speq() -> Recipe:
 
 def cifar10_resnet20_w2a2_retrain() -> Recipe:
     """The same without a teacher."""
-    return _retrain(cifar10_resnet20_w2a2_speq())
+    return retrain(cifar10_resnet20_w2a2_speq())
 
 
 def _paper(recipe: Recipe) -> Recipe:
@@ -42,7 +36,7 @@ def cifar10_resnet20_w2a2_speq_200() -> Recipe:
 
 def cifar10_resnet20_w2a2_retrain_200() -> Recipe:
     """The same without a teacher (paper: 90.7). Not reproduced yet."""
-    return _retrain(cifar10_resnet20_w2a2_speq_200())
+    return retrain(cifar10_resnet20_w2a2_speq_200())
 
 
 def cifar10_5k_resnet20_float() -> Recipe:
@@ -71,7 +65,7 @@ def cifar10_5k_resnet20_w2a2_speq() -> Recipe:
 
 def cifar10_5k_resnet20_w2a2_retrain() -> Recipe:
     """The same without a teacher."""
-    return _retrain(cifar10_5k_resnet20_w2a2_speq())
+    return retrain(cifar10_5k_resnet20_w2a2_speq())
 
 
 def digits_float() -> Recipe:
@@ -101,7 +95,7 @@ def digits_w2a2_speq() -> Recipe:
 
 def digits_w2a2_retrain() -> Recipe:
     """The same without a teacher."""
-    return _retrain(digits_w2a2_speq())
+    return retrain(digits_w2a2_speq())
 
 
 def _floating(name: str, data: Data, network: Network, epochs: int = 200) -> Recipe:
@@ -134,7 +128,7 @@ def cifar10_vgg16_w2a2_speq() -> Recipe:
 
 def cifar10_vgg16_w2a2_retrain() -> Recipe:
     """The same without a teacher. Not reproduced yet."""
-    return _retrain(cifar10_vgg16_w2a2_speq())
+    return retrain(cifar10_vgg16_w2a2_speq())
 
 
 def cifar100_resnet32_float() -> Recipe:
@@ -149,7 +143,7 @@ def cifar100_resnet32_w2a2_speq() -> Recipe:
 
 def cifar100_resnet32_w2a2_retrain() -> Recipe:
     """The same without a teacher. Not reproduced yet."""
-    return _retrain(cifar100_resnet32_w2a2_speq())
+    return retrain(cifar100_resnet32_w2a2_speq())
 
 
 def cifar100_mobilenetv2_float() -> Recipe:
@@ -165,7 +159,7 @@ def cifar100_mobilenetv2_w2a2_speq() -> Recipe:
 
 def cifar100_mobilenetv2_w2a2_retrain() -> Recipe:
     """The same without a teacher. Not reproduced yet."""
-    return _retrain(cifar100_mobilenetv2_w2a2_speq())
+    return retrain(cifar100_mobilenetv2_w2a2_speq())
 
 
 def cifar100_mobilenetv2_w4a4_speq() -> Recipe:
@@ -177,7 +171,7 @@ def cifar100_mobilenetv2_w4a4_speq() -> Recipe:
 
 def cifar100_mobilenetv2_w4a4_retrain() -> Recipe:
     """The same without a teacher. Not reproduced yet."""
-    return _retrain(cifar100_mobilenetv2_w4a4_speq())
+    return retrain(cifar100_mobilenetv2_w4a4_speq())
 
 
 def fashion_resnet20_float() -> Recipe:
@@ -192,7 +186,7 @@ def fashion_resnet20_w2a2_speq() -> Recipe:
 
 def fashion_resnet20_w2a2_retrain() -> Recipe:
     """The same without a teacher. Not reproduced yet."""
-    return _retrain(fashion_resnet20_w2a2_speq())
+    return retrain(fashion_resnet20_w2a2_speq())
 
 
 def _imagenet(name: str, network: str, bits: int, epochs: int = 90) -> Recipe:
@@ -267,7 +261,7 @@ def transfer_resnet20_w4a4_speq() -> Recipe:
 
 def transfer_resnet20_w4a4_retrain() -> Recipe:
     """The same without a teacher."""
-    return _retrain(_transfer(4))
+    return retrain(_transfer(4))
 
 
 def transfer_resnet20_w2a2_speq() -> Recipe:
@@ -277,7 +271,7 @@ def transfer_resnet20_w2a2_speq() -> Recipe:
 
 def transfer_resnet20_w2a2_retrain() -> Recipe:
     """The same without a teacher."""
-    return _retrain(_transfer(2))
+    return retrain(_transfer(2))
 
 
 def flowers102_resnet18_w2a2_speq() -> Recipe:
@@ -295,7 +289,7 @@ def flowers102_resnet18_w2a2_speq() -> Recipe:
 
 def flowers102_resnet18_w2a2_retrain() -> Recipe:
     """The same without a teacher. Not reproduced yet."""
-    return _retrain(flowers102_resnet18_w2a2_speq())
+    return retrain(flowers102_resnet18_w2a2_speq())
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -334,6 +328,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         transfer_resnet20_w2a2_retrain,
         flowers102_resnet18_w2a2_speq,
         flowers102_resnet18_w2a2_retrain,
+        *SQUAD_RECIPES,
         digits_float,
         digits_w2a2_speq,
         digits_w2a2_retrain,

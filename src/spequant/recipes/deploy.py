@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from spequant.data import ImageSet
+from spequant.batch_norm import run_model
+from spequant.data import eval_windows
 from spequant.export import (
     Parity,
     compare,
@@ -23,15 +25,17 @@ from spequant.export import (
     write_onnx,
     write_openvino,
 )
-from spequant.export.engines import ENGINES
+from spequant.export.engines import ENGINES, Run
 from spequant.export.onnx_export import as_batches
 from spequant.export.onnx_file import Preprocessing
+from spequant.export.parity import FEW
 from spequant.export.program import Program
 from spequant.files import placed
 from spequant.prepare import unprepare
-from spequant.recipes.assembly import channels_last
-from spequant.recipes.evaluation import BATCH, at_bits, first_images
-from spequant.recipes.sources import about_run, open_source
+from spequant.recipes.evaluation import BATCH, answer_in, at_bits, first_samples
+from spequant.recipes.images import channels_last
+from spequant.recipes.questions import EVAL_BATCH, QuestionSet, answer_by, score
+from spequant.recipes.sources import TestSet, about_run, open_source
 
 Target = Literal["packed", "onnx", "mixed", "qonnx", "openvino"]
 SUFFIX = {
@@ -42,6 +46,8 @@ SUFFIX = {
     "openvino": ".xml",
 }
 SLOW = 100  # images that qonnx, node by node, is compared on
+WINDOWS = 512  # of questions, whose arg-max is compared; exact match and F1 are, on all
+POINTS = 0.2  # of exact match and F1, by which an export may differ
 
 
 @dataclass
@@ -50,7 +56,8 @@ class Report:
 
     size, float_size: bytes of the file, and of the float network's tensors. islands: "module: operation", what is
     computed in float. saturating: layers whose sums some processors without VNNI clip. batch: images that the file
-    takes at a time; None: any number.
+    takes at a time; None: any number. figures: of questions, {name: (network's, engine's)}, per cent.
+    what: images or questions.
     """
 
     path: Path
@@ -61,6 +68,8 @@ class Report:
     islands: list[str] = field(default_factory=list)
     saturating: list[str] = field(default_factory=list)
     batch: int | None = None
+    figures: dict[str, tuple[float, float]] = field(default_factory=dict)
+    what: str = "images"
 
 
 def export_source(
@@ -90,16 +99,22 @@ def export_source(
         raise ValueError(f"{path} is a file of --to {source.kind}; expected a run's folder or a packed file")
     if preprocessing and to not in ("onnx", "mixed", "openvino"):
         raise ValueError(f"preprocessing goes into graphs of --to onnx, mixed and openvino, not {to}")
+    if source.of_questions and to not in ("packed", "mixed"):
+        raise ValueError(f"--to {to} has no form for a network on tokens; expected packed or mixed")
+    if source.of_questions and round_biases:
+        raise ValueError("round_biases is for integer graphs of images; a network for questions has none")
     if to == "packed" and act_bits is not None:
         raise ValueError("act_bits is for graphs: a packed file runs at every width (spequant evaluate --act-bits)")
     out = out or (path / "model" if path.is_dir() else path).with_suffix(SUFFIX[to])
     _check_place(out, to)
-    test = first_images(source.test_set(root), images)
+    test = first_samples(source.test_set(root), images)
+    if isinstance(test, QuestionSet) and preprocessing:
+        raise ValueError("preprocessing is of images; a network for questions takes tokens")
     inside = (test.mean, test.std) if preprocessing else None
-    facts = {**about_run(source.recipe, test), "act_bits": act_bits, "preprocessing": inside}
+    facts = {**about_run(source.recipe, test, source.model), "act_bits": act_bits, "preprocessing": inside}
     work = _Export(source.model, unprepare(source.model), test, out, facts, inside, show)
     with at_bits(source, act_bits):
-        if act_bits is not None or round_biases:
+        if (act_bits is not None or round_biases) and not source.of_questions:
             quantize_biases(source.model, test.normalise(test.images[:1]))
         return getattr(work, to)()
 
@@ -123,7 +138,7 @@ class _Export:
 
     model: nn.Module
     network: nn.Module
-    test: ImageSet
+    test: TestSet
     out: Path
     facts: dict[str, Any]
     inside: Preprocessing | None
@@ -133,14 +148,16 @@ class _Export:
         with placed(self.out) as temporary:
             pack(self.model, temporary, self.facts)
             loaded = channels_last(load_packed(temporary, self.network), torch.device("cpu"))
-            for x, _ in self._batches(self.test):
+            for batch in self._batches(self.test):
                 with torch.no_grad():
-                    a, b = self.model(x), loaded(x)
-                if not torch.equal(a, b):
-                    raise ValueError(
-                        f"{self.out}: {int((a != b).sum())} of {a.numel()} logits differ from the network's"
-                    )
-        return Report(self.out, self.out.stat().st_size, self._float_bytes(), len(self.test))
+                    pairs = zip(_tensors(run_model(self.model, batch)), _tensors(run_model(loaded, batch)), strict=True)
+                for a, b in pairs:
+                    if not torch.equal(a, b):
+                        raise ValueError(
+                            f"{self.out}: {int((a != b).sum())} of {a.numel()} logits differ from the network's"
+                        )
+        what = "questions" if self._asks else "images"
+        return Report(self.out, self.out.stat().st_size, self._float_bytes(), len(self.test), what=what)
 
     def onnx(self) -> Report:
         program = self._program()
@@ -148,10 +165,30 @@ class _Export:
         return self._report(parity, program, [self.out])
 
     def mixed(self) -> Report:
-        parity, found = export_mixed(self.model, self.out, self._batches(self.test), **self._options())
-        size = self.out.stat().st_size
-        parts = parity.images, parity, found.islands, parity.saturating, found.batch
-        return Report(self.out, size, self._float_bytes(), *parts)
+        with placed(self.out) as temporary:
+            few = islice(self._batches(self.test), WINDOWS // EVAL_BATCH) if self._asks else self._batches(self.test)
+            parity, found = export_mixed(self.model, temporary, few, **self._options())
+            figures = self._figures(ENGINES["onnxruntime"](temporary), found.batch)
+        parts = parity.images, parity, found.islands, parity.saturating, found.batch, figures
+        return Report(self.out, self.out.stat().st_size, self._float_bytes(), *parts)
+
+    @property
+    def _asks(self) -> bool:
+        return isinstance(self.test, QuestionSet)
+
+    def _figures(self, run: Run, batch: int | None) -> dict[str, tuple[float, float]]:
+        """Of questions, the network's and the engine's. ValueError: they differ by more than `POINTS`."""
+        if not isinstance(self.test, QuestionSet):
+            return {}
+        own = score(self.test, answer_by(self.model, torch.device("cpu")))
+        other = score(self.test, answer_in(run, batch))
+        for name, value in own.items():
+            if abs(value - other[name]) > max(POINTS, 100 * FEW / len(self.test)):
+                raise ValueError(
+                    f"onnxruntime's {name} is {other[name]:.2f} %, the network's {value:.2f} %; expected at most "
+                    f"{POINTS} points"
+                )
+        return {name: (value, other[name]) for name, value in own.items()}
 
     def openvino(self) -> Report:
         program, start = self._program(), ENGINES["openvino"]
@@ -166,7 +203,7 @@ class _Export:
         return self._report(found[0], program, [self.out, self.out.with_suffix(".bin")])
 
     def qonnx(self) -> Report:
-        program, few = self._program(), first_images(self.test, SLOW)
+        program, few = self._program(), first_samples(self.test, SLOW)
         with placed(self.out) as temporary:
             write_onnx(quant_graph(program, about=self.facts), temporary)
             found = compare(self.model, program, ENGINES["qonnx"](temporary), as_batches(self._batches(few)))
@@ -191,7 +228,11 @@ class _Export:
                 "float"
             ) from error
 
-    def _batches(self, test: ImageSet) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, test: TestSet) -> Iterator[Any]:
+        """(images, labels), or a window's inputs by name."""
+        if isinstance(test, QuestionSet):
+            yield from (batch for _, batch in eval_windows(test.windows, min(EVAL_BATCH, len(test.windows))))
+            return
         for start in range(0, len(test), BATCH):
             images, labels = test.images[start : start + BATCH], test.labels[start : start + BATCH]
             yield (test.normalise(images) if self.inside is None else images), labels
@@ -203,3 +244,8 @@ class _Export:
         size = sum(file.stat().st_size for file in files)
         parts = parity.images, parity, program.islands(), parity.saturating
         return Report(self.out, size, self._float_bytes(), *parts)
+
+
+def _tensors(out: Any) -> list[Tensor]:
+    """What a network returned, one or by name."""
+    return [out] if isinstance(out, Tensor) else list(out.values())

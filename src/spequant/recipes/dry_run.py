@@ -22,9 +22,8 @@ TIMED = 10
 class Estimate:
     """What `dry_run` found."""
 
-    train_images: int
-    held_out_images: int
-    test_images: int
+    samples: tuple[int, int, int]
+    """to train on, held out, to test on: images; or windows of tokens, and questions"""
     epochs: int
     steps: int
     """optimizer steps in all"""
@@ -46,7 +45,7 @@ class Estimate:
     def lines(self) -> list[str]:
         """In words, a line a fact."""
         return [
-            f"images      {self.train_images} to train, {self.held_out_images} held out, {self.test_images} to test",
+            "samples     {} to train, {} held out, {} to test".format(*self.samples),
             f"steps       {self.steps} in {self.epochs} epochs, on {self.processes} process(es)",
             f"network     {self.parameters} parameters, {self.weight_bytes / 1024:.1f} KiB at real bits",
             f"memory      {self.peak_bytes / 2**20:.0f} MiB at its peak",
@@ -66,16 +65,16 @@ def dry_run(recipe: Recipe) -> Estimate:
     seconds = []
     state.wrapped.train()
     start = time.perf_counter()
-    for batch in islice(assembly.batches(0, 0), count):
-        float(train_step(state, batch, assembly.accelerator, recipe.train.clip_norm)[0])  # waits for the device
+    for batch in islice(assembly.field.batches(0, 0), count):
+        float(
+            train_step(state, batch, assembly.accelerator, recipe.train.clip_norm, assembly.field.task)[0]
+        )  # waits for the device
         seconds.append(time.perf_counter() - start)  # with the batch's making, which decoding may dominate
         start = time.perf_counter()
     on_gpu = state.device.type == "cuda"
     timed = sorted(seconds[warm:])
     return Estimate(
-        train_images=len(assembly.train),
-        held_out_images=0 if assembly.held is None else len(assembly.held),
-        test_images=len(assembly.test),
+        samples=assembly.field.sizes,
         epochs=recipe.train.epochs,
         steps=recipe.train.epochs * assembly.steps,
         processes=world(),

@@ -15,7 +15,8 @@ from spequant.data import ImageSet
 from spequant.export import Program, Twin, at_width, integer_graph, lower, quant_graph
 from spequant.export.engines import ENGINES, Run, run_in_parts
 from spequant.precision import LowBit, precision
-from spequant.recipes.sources import Source, open_source
+from spequant.recipes.questions import Answer, QuestionSet, answer_by, score
+from spequant.recipes.sources import Source, TestSet, open_source
 from spequant.train import Evaluation
 
 BATCH = 500
@@ -42,15 +43,16 @@ def evaluate_source(
     root: Path | None = None,
     threads: int | None = None,
 ) -> list[dict[str, Any]]:
-    """A row for each of `act_bits`, or one at the trained width: accuracy on the test set, and with what.
+    """A row for each of `act_bits`, or one at the trained width: accuracy on the test set, and with what; of questions,
+    exact match and F1.
 
     path: a run's folder or an exported file. engine: torch or one of `engines.ENGINES`. images: the first so many of
-    the test set alone. root: of the data set. threads: of one operation.
+    the test set, images or questions, alone. root: of the data set. threads: of one operation.
 
     FileNotFoundError. ValueError: an engine that cannot run what `path` holds, a width that it does not have.
     """
     source = open_source(path, root)
-    test = first_images(source.test_set(root), images)
+    test = first_samples(source.test_set(root), images)
     engine = OWN[source.kind] if engine is None else engine
     if threads is not None and threads < 1:
         raise ValueError(f"threads is {threads}; expected 1 or more, or all cores (None)")
@@ -62,27 +64,30 @@ def evaluate_source(
         torch.set_num_threads(before)
 
 
-def _row(source: Source, test: ImageSet, engine: str, bits: int | None, threads: int | None) -> dict[str, Any]:
+def _row(source: Source, test: TestSet, engine: str, bits: int | None, threads: int | None) -> dict[str, Any]:
     begun = time.perf_counter()
-    found = measure_logits(logits_of(source, test, engine, bits, threads), test)
+    if isinstance(test, QuestionSet):
+        found = {**score(test, answer_of(source, engine, bits, threads)), "samples": len(test)}
+    else:
+        found = asdict(measure_logits(logits_of(source, test, engine, bits, threads), test))
     return {
         "source": str(source.path),
         "recipe": source.recipe.name,
         "seed": source.recipe.train.seed,
         "engine": engine,
         "act_bits": source.act_bits if bits is None else bits,
-        **asdict(found),
+        **found,
         "seconds": round(time.perf_counter() - begun, 2),
     }
 
 
-def first_images(test: ImageSet, images: int | None) -> ImageSet:
-    """ValueError: fewer than one."""
-    if images is None:
+def first_samples(test: Any, count: int | None) -> Any:
+    """The first so many images or questions of a test set. ValueError: fewer than one."""
+    if count is None:
         return test
-    if images < 1:
-        raise ValueError(f"images is {images!r}; expected 1 or more, or all (None)")
-    return test.part(slice(0, images))
+    if count < 1:
+        raise ValueError(f"images is {count!r}; expected 1 or more, or all (None)")
+    return test.first(min(count, len(test))) if isinstance(test, QuestionSet) else test.part(slice(0, count))
 
 
 def measure_logits(logits: Logits, test: ImageSet) -> Evaluation:
@@ -102,12 +107,7 @@ def logits_of(source: Source, test: ImageSet, engine: str, bits: int | None, thr
     if engine != "torch" and engine not in ENGINES:
         raise ValueError(f"engine is {engine!r}; expected torch, {', '.join(ENGINES)}")
     if source.kind in ("mixed", "qonnx", "openvino"):
-        if engine != OWN[source.kind] or bits is not None:
-            what = "at one activation width" if bits is not None else f"in {OWN[source.kind]} alone"
-            raise ValueError(
-                f"{source.path} is a file of --to {source.kind} and runs {what}; give the run, a packed file or one of "
-                "--to onnx"
-            )
+        _check_own(source, engine, bits)
         return _in_engine(ENGINES[engine](source.path, threads), test, source.preprocessing is not None, source.batch)
     if engine == "torch":
         return _in_torch(source, test, bits)
@@ -116,6 +116,42 @@ def logits_of(source: Source, test: ImageSet, engine: str, bits: int | None, thr
     program = program_of(source, test, bits)
     graph = quant_graph(program) if engine == "qonnx" else integer_graph(program)
     return _in_engine(ENGINES[engine](graph.SerializeToString(), threads), test, False)
+
+
+def answer_of(source: Source, engine: str, bits: int | None, threads: int | None = None) -> Answer:
+    """`source`, a network for questions, in `engine`; arguments and errors as those of `logits_of`."""
+    if source.kind == "mixed":
+        _check_own(source, engine, bits)
+        run = ENGINES[engine](source.path, threads)
+        return answer_in(run, source.batch)
+    if engine != "torch" or source.model is None:
+        raise ValueError(f"engine is {engine!r}; a network for questions runs in torch, and exported by --to mixed")
+    answer = answer_by(source.model, torch.device("cpu"))
+
+    def at_width(batch: dict[str, Tensor]) -> Tensor:
+        with at_bits(source, bits):
+            return answer(batch)
+
+    return at_width
+
+
+def answer_in(run: Run, batch: int | None) -> Answer:
+    """By an engine's `run` of a graph, `batch` windows at a time."""
+
+    def answer(given: dict[str, Tensor]) -> Tensor:
+        ends = run_in_parts(run, {name: x.numpy() for name, x in given.items()}, batch)
+        return torch.stack([torch.from_numpy(end) for end in ends], dim=1)
+
+    return answer
+
+
+def _check_own(source: Source, engine: str, bits: int | None) -> None:
+    if engine != OWN[source.kind] or bits is not None:
+        what = "at one activation width" if bits is not None else f"in {OWN[source.kind]} alone"
+        raise ValueError(
+            f"{source.path} is a file of --to {source.kind} and runs {what}; give the run, a packed file or one of "
+            "--to onnx"
+        )
 
 
 def program_of(source: Source, test: ImageSet, bits: int | None) -> Program:
@@ -147,6 +183,6 @@ def _in_torch(source: Source, test: ImageSet, bits: int | None) -> Logits:
 def _in_engine(run: Run, test: ImageSet, takes_images: bool, batch: int | None = None) -> Logits:
     def logits(images: Tensor) -> Tensor:
         given = images if takes_images else test.normalise(images)
-        return torch.from_numpy(run_in_parts(run, given.numpy(), batch))
+        return torch.from_numpy(run_in_parts(run, {"input": given.numpy()}, batch)[0])
 
     return logits

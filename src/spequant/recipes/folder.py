@@ -5,6 +5,7 @@ environment.json   a list, one entry a start: command, commit, versions, device,
 metrics.jsonl      rows of training
 checkpoints/       see train/checkpoint.py
 model.safetensors  the trained network
+network/           configuration and tokenizer of a network of transformers
 result.json        there once the run is finished
 """
 
@@ -14,7 +15,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,8 +30,13 @@ from spequant.recipes.schema import Recipe, from_json, to_json
 from spequant.train.checkpoint import checkpoints, clean
 
 RECIPE, METRICS, RESULT, STATE = "recipe.json", "metrics.jsonl", "result.json", "model.safetensors"
-ENVIRONMENT, CHECKPOINTS, LOCK = "environment.json", "checkpoints", ".lock"
-PACKAGES = ("spequant", "torch", "numpy", "safetensors", "accelerate", "torchvision", "timm")
+ENVIRONMENT, CHECKPOINTS, NETWORK, LOCK = "environment.json", "checkpoints", "network", ".lock"
+PACKAGES = ("spequant", "torch", "numpy", "safetensors", "accelerate", "torchvision", "timm", "transformers")
+
+
+def weight_file(path: Path) -> Path:
+    """A weight file, or that of a run's folder."""
+    return path / STATE if path.is_dir() else path
 
 
 @contextmanager
@@ -142,6 +148,16 @@ class Metrics:
         self.file.close()
 
 
+def figures(row: dict[str, Any], prefix: str) -> dict[str, float]:
+    """Of a run's result or an epoch, those whose names begin with `prefix`: "test_" or "held_out_"."""
+    return {name: value for name, value in row.items() if name.startswith(prefix)}
+
+
+def main_figure(names: Iterable[str]) -> str:
+    """The one by which runs are compared: accuracy, or of questions F1."""
+    return next(name for name in names if name.endswith(("_accuracy", "_f1")))
+
+
 def listing(parent: Path) -> list[dict[str, Any]]:
     """A row for each run below `parent`: path, recipe, state, step, epoch, accuracies as far as it got."""
     rows = []
@@ -176,5 +192,5 @@ def _progress(folder: Path) -> dict[str, Any]:
         except ValueError:  # the end of a line that is being written
             continue
         if row.get("kind") == "epoch":
-            found = {k: row[k] for k in ("epoch", "held_out_accuracy") if k in row}
+            found = {"epoch": row["epoch"], **figures(row, "held_out_")}
     return found

@@ -2,7 +2,6 @@
 
 import json
 import time
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,20 +9,16 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from spequant.batch_norm import reestimate_batch_norm
-from spequant.data import train_batches
 from spequant.export import quantize_biases
 from spequant.files import placed, write_whole
 from spequant.layers import weight_bits
 from spequant.processes import rank
-from spequant.recipes.assembly import Assembly, assemble, images_at_once, measure, start_processes
+from spequant.recipes.assembly import Assembly, assemble, start_processes
 from spequant.recipes.folder import CHECKPOINTS, METRICS, RECIPE, RESULT, STATE, Metrics, held, start_files
 from spequant.recipes.schema import Recipe, check, differences, from_json, to_json
 from spequant.train import Diagnostics, Progress, Snapshot, TrainingState, fit
 from spequant.train.checkpoint import checkpoints, read, write
 from spequant.train.interruption import interruptions
-
-REESTIMATE = 40 * 512  # images, 512 small ones a batch: near the whole set's statistics, which evaluation runs on
-SAMPLE = 256  # images that the layers' diagnostics look at, fewer if large
 
 
 class Reporter(Protocol):
@@ -96,12 +91,13 @@ class _Run:
         self.earlier = float(facts.get("seconds", 0.0))
         self.begun = time.perf_counter()
         self.diagnostics = Diagnostics()
-        train = assembly.train
-        self.sample = train.normalise(train.images[: images_at_once(train, SAMPLE)])
+        self.field = assembly.field
+        self.sample = self.field.sample()
         self.here = start_files(folder, self.recipe, self.state.device) if self.main else {}
         known = {k: v for k, v in self.here.items() if v is not None}  # trackers take no None
         assembly.accelerator.init_trackers("tracker", known)
         if self.main:
+            self.field.keep(folder)
             self.metrics = Metrics(folder / METRICS, int(facts.get("metrics_bytes", 0)))
 
     def carry_out(self, snapshot: Snapshot | None) -> dict[str, Any]:
@@ -117,11 +113,12 @@ class _Run:
         with interruptions() as stop:  # before and after there is nothing to save: signals act as ever
             fit(
                 self.state,
-                assembly.batches,
+                self.field.batches,
                 epochs=settings.epochs,
                 steps=assembly.steps,
                 accelerator=assembly.accelerator,
                 clip_norm=settings.clip_norm,
+                task=self.field.task,
                 checkpoint_every=settings.checkpoint_every,
                 on_step=self.reporter.step,
                 on_epoch=self.epoch,
@@ -141,9 +138,8 @@ class _Run:
             self.metrics.close()
 
     def held_out(self, model: nn.Module) -> dict[str, float]:
-        """Accuracy on the held-out images, where there are any."""
-        held = self.assembly.held
-        return {} if held is None else {"held_out_accuracy": measure(model, held).accuracy}
+        """Figures of what is held out, where anything is."""
+        return {f"held_out_{name}": figure for name, figure in self.field.measure(model, held=True).items()}
 
     def epoch(self, progress: Progress) -> None:
         measured = (progress.epoch + 1) % self.recipe.data.measure_every == 0
@@ -157,9 +153,8 @@ class _Run:
 
     def layers(self, epoch: int) -> None:
         if self.recipe.quantized and self.main:
-            self.write(
-                {"kind": "layers", "epoch": epoch, **self.diagnostics(self.state.model, self.sample, step=epoch)}
-            )
+            found = self.diagnostics(self.state.model, self.sample, step=epoch, run=self.field.task.logits)
+            self.write({"kind": "layers", "epoch": epoch, **found})
 
     def save(self, state: TrainingState) -> None:
         snapshot = state.capture()
@@ -174,16 +169,14 @@ class _Run:
 
     def finish(self) -> dict[str, Any]:
         """Batch norm measured anew, biases put on their grid, the figures, the network; result.json comes last."""
-        train, model = self.assembly.train, self.state.result
-        size = min(images_at_once(train, 512), len(train))
-        batches = train_batches(train, size, seed=0, epoch=0, augment=self.assembly.augment)
-        reestimate_batch_norm(model, islice(batches, max(1, REESTIMATE // images_at_once(train, 512))))
-        if self.recipe.quantized:
-            self.write({"kind": "biases", **_integer_biases(model, self.sample[:1])})
+        model, example = self.state.result, self.field.example
+        reestimate_batch_norm(model, self.field.statistics())
+        if self.recipe.quantized and example is not None:
+            self.write({"kind": "biases", **_integer_biases(model, example)})
         result = {
             "recipe": self.recipe.name,
             "seed": self.recipe.train.seed,
-            "test_accuracy": measure(model, self.assembly.test).accuracy,
+            **{f"test_{name}": figure for name, figure in self.field.measure(model).items()},
             **self.held_out(model),
             "weight_bytes": weight_bits(model) // 8,
             "seconds": round(self.earlier + time.perf_counter() - self.begun, 1),

@@ -11,32 +11,34 @@ from typing import Any, Literal
 
 import torch
 
-from spequant.models import check_network
+from spequant.models import TRANSFORMERS, check_network
 
 IN_MEMORY = ("digits", "cifar10", "cifar100", "fashion-mnist")
-FOLDER, TORCHVISION = "folder", "torchvision/"
+FOLDER, TORCHVISION, SQUAD = "folder", "torchvision/", "squad"
 AUGMENTATION = ("crop_scale", "color_jitter", "auto_augment")
 FILES_ALONE = (*AUGMENTATION, "size", "crop_pct", "interpolation", "check_images")
+IMAGES_ALONE = (*FILES_ALONE, "augment", "mixup", "cutmix", "workers")
+QUESTIONS_ALONE = ("max_length", "stride")
 
 
 @dataclass(frozen=True)
 class Data:
-    """What the network learns from: one of `IN_MEMORY`, or images in files."""
+    """What the network learns from: one of `IN_MEMORY`, images in files, or questions."""
 
     name: str = "cifar10"
     """digits, cifar10, cifar100 or fashion-mnist; folder: images below root/train/CLASS and root/val/CLASS (or test);
-    torchvision/NAME: any of torchvision's sets with a class an image, e.g. torchvision/Flowers102"""
+    torchvision/NAME: any of torchvision's sets with a class an image, e.g. torchvision/Flowers102; squad: SQuAD 1.1"""
     root: Path | None = None
-    """folder that holds cifar-10-batches-bin, cifar-100-binary or fashion-mnist, the folders of images, or
+    """folder that holds cifar-10-batches-bin, cifar-100-binary, fashion-mnist or squad, the folders of images, or
     torchvision's files; None: the environment's SPEQUANT_DATA; Fashion-MNIST is found where Debian's package puts it,
     too"""
     download: bool = False
-    """fetch the set with torchvision where root does not hold it"""
+    """fetch the set with torchvision, or questions from the hub, where root does not hold it"""
     images: int | None = None
-    """train on the first so many images alone, and hold out from those after them; None: all. Files: the first of an
-    order drawn once"""
+    """train on the first so many images, or questions, alone, and hold out from those after them; None: all. Files and
+    questions: the first of an order drawn once"""
     held_out: int = 5000
-    """training images kept apart for choices, measured before training, during and after it; 0: none"""
+    """training images, or questions, kept apart for choices, measured before training, during and after it; 0: none"""
     measure_every: int = 1
     """epochs from one measurement on the held-out images to the next"""
     augment: bool = True
@@ -64,6 +66,10 @@ class Data:
     workers: int | None = None
     """files: processes that decode and augment, for each process of training; 0: none apart; None: a CPU fewer than
     there are, shared by the processes, 8 at most"""
+    max_length: int = 384
+    """questions: tokens of a window, question and special ones with them"""
+    stride: int = 128
+    """questions: tokens that a window of a longer text shares with the next"""
 
 
 @dataclass(frozen=True)
@@ -73,11 +79,12 @@ class Network:
     name: str = "resnet20"
     """one of this project's: resnet8, resnet20, resnet32, resnet44, resnet56, vgg16_bn and mobilenet_v2 for small
     images, resnet18 and resnet34 (torchvision's, their additions marked) for larger ones; or any other:
-    torchvision/NAME, timm/NAME"""
+    torchvision/NAME, timm/NAME; for questions transformers/NAME, of the hub, or transformers/FOLDER"""
     weights: Path | None = None
     """float weights (.th, .safetensors), or the folder of a float run; None: random, or pretrained"""
     pretrained: bool = False
-    """start from the weights that torchvision or timm publishes, fetched where its cache does not hold them"""
+    """start from the weights that torchvision, timm or the hub publishes, fetched where its cache does not hold them;
+    or those in the folder of a network of transformers"""
     new_head: bool = False
     """transfer learning: a random last layer for the data's classes, all else from weights or pretrained"""
 
@@ -96,6 +103,8 @@ class Quantization:
     """PACT's L2 penalty on its clips, ends and addends aside (those keep 2e-4); without it they only grow"""
     end_bits: int | None = 8
     """first and last layer; None: float"""
+    embedding_bits: int | None = 8
+    """tables of embeddings; None: float"""
     residual_bits: int | None = 8
     """addends of residual additions; None: float"""
     product_bits: int | None = None
@@ -235,18 +244,29 @@ def check(recipe: Recipe) -> None:
             raise ValueError(f"{field_name} is {value!r}; expected {expected}")
     check_device(train.device, "train.device")
     check_data(recipe.data)
+    _check_questions(recipe)
+
+
+def _check_questions(recipe: Recipe) -> None:
+    """ValueError: data and network that do not meet."""
+    name, asked = recipe.network.name, recipe.data.name == SQUAD
+    if asked != name.startswith(TRANSFORMERS):
+        expected = f"{TRANSFORMERS}NAME or {TRANSFORMERS}FOLDER" if asked else "a network for images"
+        raise ValueError(f"network.name is {name!r} and data.name {recipe.data.name!r}; expected {expected}")
+    if asked and recipe.train.label_smoothing:
+        raise ValueError(
+            f"train.label_smoothing is {recipe.train.label_smoothing!r}, which has no effect on questions; expected 0"
+        )
 
 
 def check_data(data: Data) -> None:
     """ValueError: there is no set of that name, or a field of it has no meaning or no effect."""
-    if data.name not in (*IN_MEMORY, FOLDER) and not data.name.startswith(TORCHVISION):
-        known = [*IN_MEMORY, FOLDER, f"{TORCHVISION}NAME"]
+    if data.name not in (*IN_MEMORY, FOLDER, SQUAD) and not data.name.startswith(TORCHVISION):
+        known = [*IN_MEMORY, FOLDER, f"{TORCHVISION}NAME", SQUAD]
         close = difflib.get_close_matches(data.name, known, n=2)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise ValueError(f"data.name is {data.name!r}; expected one of {', '.join(known)}{hint}")
-    in_memory = data.name in IN_MEMORY
-    reason = f"{data.name} is a set in memory" if in_memory else "data.augment is False"
-    for name in FILES_ALONE if in_memory else () if data.augment else AUGMENTATION:
+    for name, reason in _without_effect(data):
         value, default = getattr(data, name), getattr(Data, name)
         if value != default:
             raise ValueError(f"data.{name} is {value!r}, which has no effect: {reason}; expected {default!r}")
@@ -254,6 +274,16 @@ def check_data(data: Data) -> None:
         raise ValueError("data.download is True, but a folder is not to be had anywhere; expected False")
     if data.workers is not None and data.workers < 0:
         raise ValueError(f"data.workers is {data.workers!r}; expected 0 or more processes, or None")
+
+
+def _without_effect(data: Data) -> list[tuple[str, str]]:
+    """(field, why it has none) of `data`."""
+    if data.name == SQUAD:
+        return [(name, "squad is a set of questions") for name in IMAGES_ALONE]
+    found = [(name, "it is for questions") for name in QUESTIONS_ALONE]
+    if data.name in IN_MEMORY:
+        return found + [(name, f"{data.name} is a set in memory") for name in FILES_ALONE]
+    return found + ([] if data.augment else [(name, "data.augment is False") for name in AUGMENTATION])
 
 
 def check_device(name: str, argument: str) -> None:

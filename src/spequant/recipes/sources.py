@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spequant import models
 from spequant.data import ImageSet
@@ -19,11 +19,13 @@ from spequant.export import (
     read_openvino,
 )
 from spequant.export.onnx_file import program_in
-from spequant.recipes.assembly import channels_last
 from spequant.recipes.build import build_data, build_network, build_quantized, device_of
-from spequant.recipes.folder import RECIPE, STATE
-from spequant.recipes.schema import Network, Recipe, from_json, to_json
+from spequant.recipes.folder import NETWORK, RECIPE, STATE
+from spequant.recipes.images import channels_last
+from spequant.recipes.questions import QuestionSet, test_questions
+from spequant.recipes.schema import SQUAD, Network, Recipe, from_json, to_json
 
+TestSet = ImageSet | QuestionSet
 Kind = Literal["run", "packed", "onnx", "mixed", "qonnx", "openvino"]
 
 
@@ -31,10 +33,10 @@ Kind = Literal["run", "packed", "onnx", "mixed", "qonnx", "openvino"]
 class Source:
     """What `open_source` found.
 
-    shape: of an input, without the batch. act_bits: in use, of activations that are no ends or addends. model:
-    prepared, in eval mode, of a run or a packed file. program: of an integer graph. preprocessing: (mean, std) where a
-    graph takes uint8 images. batch: images that a graph takes at a time; None: any number. loaded: the test set, with
-    which a run was opened.
+    shape: of an image, (channels, height, width); of questions (). act_bits: in use, of activations that are no ends
+    or addends. model: prepared, in eval mode, of a run or a packed file. program: of an integer graph. preprocessing:
+    (mean, std) where a graph takes uint8 images. batch: images that a graph takes at a time; None: any number.
+    loaded: the test set, with which a run was opened.
     """
 
     path: Path
@@ -46,15 +48,27 @@ class Source:
     program: Program | None = None
     preprocessing: Any = None
     batch: int | None = None
-    loaded: ImageSet | None = None
+    loaded: TestSet | None = None
 
-    def test_set(self, root: Path | None = None) -> ImageSet:
+    @property
+    def of_questions(self) -> bool:
+        return self.recipe.data.name == SQUAD
+
+    def test_set(self, root: Path | None = None) -> TestSet:
         """Its recipe's test set, on the CPU; root: in place of the recipe's."""
-        return self.loaded if self.loaded is not None else _test_set(self.recipe, root, torch.device("cpu"))
+        if self.loaded is not None:
+            return self.loaded
+        tokenizer = self.path.parent / NETWORK
+        return _test_set(self.recipe, root, torch.device("cpu"), tokenizer if tokenizer.is_dir() else None)
 
 
-def _test_set(recipe: Recipe, root: Path | None, device: torch.device) -> ImageSet:
-    return build_data(recipe.data if root is None else replace(recipe.data, root=root), device, recipe.network.name)[2]
+def _test_set(recipe: Recipe, root: Path | None, device: torch.device, tokenizer: Path | None = None) -> TestSet:
+    """tokenizer: the folder of a run's; None: that of the recipe's network."""
+    data = recipe.data if root is None else replace(recipe.data, root=root)
+    if data.name != SQUAD:
+        return build_data(data, device, recipe.network.name)[2]
+    name = recipe.network.name if tokenizer is None else str(tokenizer)
+    return test_questions(data, models.load_tokenizer(name), models.configuration(name))
 
 
 def open_source(path: Path, root: Path | None = None) -> Source:
@@ -64,7 +78,8 @@ def open_source(path: Path, root: Path | None = None) -> Source:
     """
     if path.is_dir():
         recipe, model, test = load_run(path, root)
-        shape, test = tuple(test.images.shape[1:]), test.to("cpu")
+        test = test.to("cpu") if isinstance(test, ImageSet) else test
+        shape = tuple(test.images.shape[1:]) if isinstance(test, ImageSet) else ()
         return Source(path, "run", recipe, shape, recipe.quant.act_bits, model.cpu().eval(), loaded=test)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; expected a run's folder or a file of `spequant export`")
@@ -81,23 +96,32 @@ def open_source(path: Path, root: Path | None = None) -> Source:
         program, preprocessing = program_in(path, model, head)
         return _source(path, "onnx", head["about"], program=program, preprocessing=preprocessing)
     told = packed_about(path)
-    source, classes = _source(path, "packed", told), told["classes"]
+    source = _source(path, "packed", told)
     with torch.device("meta"):  # nothing is allocated before the file is known to fit
-        check_packed(path, network_of(source.recipe, classes, source.shape))
-    model = load_packed(path, network_of(source.recipe, classes, source.shape))
+        check_packed(path, _network_of(source.recipe, told))
+    model = load_packed(path, _network_of(source.recipe, told))
     return replace(source, model=channels_last(model, torch.device("cpu")))
 
 
-def network_of(recipe: Recipe, classes: int, shape: tuple[int, ...]) -> nn.Module:
-    """The recipe's float network for images of `shape` (channels, height, width), with random weights."""
-    return models.make_network(recipe.network.name, classes=classes, in_channels=shape[0], size=shape[-1])
+def _network_of(recipe: Recipe, told: dict[str, Any]) -> nn.Module:
+    """The float network that `about_run` told of, with random weights."""
+    if recipe.data.name == SQUAD:
+        return models.network_of(models.configuration_from(told["network"]))
+    shape = told["shape"]
+    return models.make_network(recipe.network.name, classes=told["classes"], in_channels=shape[0], size=shape[-1])
 
 
-def about_run(recipe: Recipe, test: ImageSet) -> dict[str, Any]:
+def about_run(recipe: Recipe, test: TestSet, model: nn.Module) -> dict[str, Any]:
     """What an exported file says of where it is from; no paths of this machine."""
     data, network = replace(recipe.data, root=None), _random(recipe.network)
+    own: dict[str, Any]
+    if isinstance(test, ImageSet):
+        own = {"classes": test.classes, "shape": list(test.images.shape[1:])}
+    else:
+        network = replace(network, name=models.TRANSFORMERS + Path(network.name).name)
+        own = {"network": models.configuration_told(model)}
     told = replace(recipe, data=data, network=network, method=replace(recipe.method, teacher=None))
-    return {"recipe": json.loads(to_json(told)), "classes": test.classes, "shape": list(test.images.shape[1:])}
+    return {"recipe": json.loads(to_json(told)), **own}
 
 
 def _random(network: Network) -> Network:
@@ -109,18 +133,33 @@ def _source(path: Path, kind: Kind, told: dict[str, Any], **parts: Any) -> Sourc
     try:
         recipe = from_json(json.dumps(told["recipe"]))
         models.check_network(recipe.network.name)
-        shape, classes = told["shape"], told["classes"]
-        if len(shape) != 3 or not all(type(n) is int and 0 < n < 2**16 for n in (*shape, classes)):
-            raise ValueError(f"it has {classes!r} classes and inputs of shape {shape!r}")
+        if recipe.data.name == SQUAD and not isinstance(told["network"], dict):
+            raise ValueError(f"its network is {told['network']!r}")
+        shape = () if recipe.data.name == SQUAD else _shape(told)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} does not say what network it holds ({error!r}); files made in Python are read with "
             "spequant.load_packed, or run in their engine"
         ) from error
-    return Source(path, kind, recipe, tuple(shape), told.get("act_bits") or recipe.quant.act_bits, **parts)
+    return Source(path, kind, recipe, shape, told.get("act_bits") or recipe.quant.act_bits, **parts)
 
 
-def load_run(folder: Path, root: Path | None = None) -> tuple[Recipe, nn.Module, ImageSet]:
+def example_of(source: Source) -> Tensor | dict[str, Tensor]:
+    """An input of its network, one sample: an image, or a window of data.max_length tokens."""
+    if not source.of_questions:
+        return torch.zeros(1, *source.shape)
+    tokens = torch.zeros(1, source.recipe.data.max_length, dtype=torch.int64)
+    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+
+
+def _shape(told: dict[str, Any]) -> tuple[int, ...]:
+    shape, classes = told["shape"], told["classes"]
+    if len(shape) != 3 or not all(type(n) is int and 0 < n < 2**16 for n in (*shape, classes)):
+        raise ValueError(f"it has {classes!r} classes and inputs of shape {shape!r}")
+    return tuple(shape)
+
+
+def load_run(folder: Path, root: Path | None = None) -> tuple[Recipe, nn.Module, TestSet]:
     """(recipe, trained model, test set) of a finished run. FileNotFoundError where `folder` holds none.
 
     root: of the data set, in place of the recipe's.
@@ -133,8 +172,11 @@ def load_run(folder: Path, root: Path | None = None) -> tuple[Recipe, nn.Module,
     except ValueError as error:
         raise ValueError(f"{folder / RECIPE}: {error}") from error
     device = device_of(recipe)
-    test = _test_set(recipe, root, device)
-    network = build_network(_random(recipe.network), test)
+    test = _test_set(recipe, root, device, folder / NETWORK)
+    if isinstance(test, ImageSet):
+        network = build_network(_random(recipe.network), test)
+    else:
+        network = models.network_of(models.configuration(str(folder / NETWORK)))
     model = build_quantized(network, recipe.quant)
     models.load_weights(model, folder / STATE)
     return recipe, channels_last(model, device), test

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from rich.table import Table
 from tyro.conf import Positional
+
+from spequant.recipes.folder import figures, main_figure
 
 # Student's t, 97.5 %, by degrees of freedom; past the table its expansion (Abramowitz and Stegun 26.7.5).
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
@@ -21,7 +23,9 @@ class Compare:
 
     runs: Annotated[tuple[Path, ...], Positional]
     """folders of finished runs; the first one's arm is what the others are compared with"""
-    figure: Literal["test_accuracy", "held_out_accuracy"] = "test_accuracy"
+    figure: str | None = None
+    """test_accuracy, held_out_accuracy; of questions test_f1, test_exact_match, held_out_f1, held_out_exact_match;
+    None: test_accuracy, or test_f1"""
 
 
 def deviation(values: Sequence[float]) -> float:
@@ -76,10 +80,15 @@ def report(settings: Compare) -> Table:
     arms = read(settings.runs)
     if not arms:
         raise ValueError("compare takes the folders of finished runs, e.g. runs/a runs/a-seed1 runs/b runs/b-seed1")
-    figure = settings.figure
+    one = next(iter(next(iter(arms.values())).values()))
+    figure = settings.figure or main_figure(figures(one, "test_"))
     without = [f"{name}, seed {seed}" for name, arm in arms.items() for seed, r in arm.items() if figure not in r]
     if without:
-        raise ValueError(f"figure is {figure!r}, not measured by {'; '.join(without)}; train with --data.held-out")
+        known = ", ".join([*figures(one, "test_"), *figures(one, "held_out_")])
+        raise ValueError(
+            f"figure is {figure!r}, not measured by {'; '.join(without)}; the first run has {known} (held_out_... "
+            "where it is trained with --data.held-out)"
+        )
     table = Table(
         "arm", "seeds", figure.replace("_", " "), "deviation", "difference to the first (95 %)", "seconds a run"
     )

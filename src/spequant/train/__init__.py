@@ -3,7 +3,7 @@
 from spequant.train.compiled import Compiled
 from spequant.train.diagnostics import Diagnostics
 from spequant.train.launch import keep_freed_memory, make_accelerator, make_deterministic, wrap
-from spequant.train.loop import Evaluation, Interrupted, evaluate, fit, train_step
+from spequant.train.loop import Evaluation, Interrupted, evaluate, fit, samples, train_step
 from spequant.train.optimizers import make_optimizer, make_schedule, parameter_groups
 from spequant.train.state import Progress, Snapshot, TrainingState
 
@@ -23,6 +23,7 @@ __all__ = [
     "make_optimizer",
     "make_schedule",
     "parameter_groups",
+    "samples",
     "train_step",
     "wrap",
 ]

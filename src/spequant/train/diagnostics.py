@@ -1,11 +1,12 @@
 """What a quantized network's layers do, sampled on one batch: clipping, levels in use, ranges, code changes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spequant.batch_norm import modes_kept
+from spequant.batch_norm import modes_kept, run_model
 from spequant.layers import QuantizedLayer, act_quantizers
 from spequant.precision import Policy, Stochastic, precision
 from spequant.quantizers import Quantizer
@@ -19,12 +20,15 @@ class Diagnostics:
         self.codes: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def __call__(self, model: nn.Module, inputs: Tensor, *, step: int = 0) -> dict[str, Any]:
+    def __call__(
+        self, model: nn.Module, batch: Any, *, step: int = 0, run: Callable[[nn.Module, Any], Tensor] = run_model
+    ) -> dict[str, Any]:
         """{"layers": {name: {...}}, "agreement": ...}, shares in [0, 1].
 
         Activations: `clipped` (share beyond the bounds), `levels` in use of `of` levels, `low`, `high`.
         Weights: `changed` (share whose code changed since the last call), `clip`.
-        agreement: share of `inputs` (batch, ...) on which teacher (drawn by the policy) and student name one class.
+        agreement: share of the answers (samples, as a rule) in `batch` on which teacher (drawn by the policy) and
+        student name one class. run: as in `calibrate`; its logits.
         """
         layers: dict[str, dict[str, Any]] = {}
         hooks = [
@@ -35,13 +39,13 @@ class Diagnostics:
         with modes_kept(model):
             model.eval()
             try:
-                student = model(inputs)
+                student = run(model, batch)
             finally:
                 for hook in hooks:
                     hook.remove()
             if layers:
                 with precision(model, self.policy, seed=1, step=step):
-                    teacher = model(inputs)
+                    teacher = run(model, batch)
                 row["agreement"] = float((student.argmax(-1) == teacher.argmax(-1)).float().mean())
         weights = {  # tied ones once: the second would be compared with what the first has just left
             m.weight_quantizer: m for m in model.modules() if isinstance(m, QuantizedLayer) and m.weight_quantizer

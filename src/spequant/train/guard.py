@@ -1,6 +1,6 @@
 """Numbers that go wrong: a loss that is not finite is noticed without waiting for the device, and traced to layers."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -94,7 +94,8 @@ class FiniteGuard:
 
             return read
 
-        if any(not torch.isfinite(x).all() for x in batch if isinstance(x, Tensor) and x.is_floating_point()):
+        inputs = batch.values() if isinstance(batch, Mapping) else batch
+        if any(not torch.isfinite(x).all() for x in inputs if isinstance(x, Tensor) and x.is_floating_point()):
             wrong.append("the batch's inputs")
         kept = {name: value.clone() for name, value in self.state.model.named_buffers()}
         with ExitStack() as hooks:

@@ -1,7 +1,7 @@
 """The one training loop, and evaluation. Builds nothing: state and batches come from outside; knows of no files."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spequant.batch_norm import modes_kept
 from spequant.processes import rank, sum_over_processes, world
-from spequant.tasks import Classification, Task
+from spequant.tasks import Classification, Counted
 from spequant.train.guard import FiniteGuard
 from spequant.train.launch import make_accelerator
 from spequant.train.state import Progress, TrainingState
@@ -20,7 +20,7 @@ from spequant.train.state import Progress, TrainingState
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-Batches = Callable[[int, int], Iterable[tuple[Tensor, Tensor]]]
+Batches = Callable[[int, int], Iterable[Any]]
 """(epoch, first step) -> this process's part of the batches of that epoch, from that step on"""
 CHECK_EVERY = 50
 """steps between two looks at whether the loss is finite: each waits for the device"""
@@ -51,6 +51,7 @@ def fit(
     steps: int,
     accelerator: "Accelerator | None" = None,
     clip_norm: float | None = None,
+    task: Counted | None = None,
     checkpoint_every: int | None = None,
     on_step: Callable[[Progress], None] = lambda progress: None,
     on_epoch: Callable[[Progress], None] = lambda progress: None,
@@ -62,13 +63,14 @@ def fit(
     accelerator: mixed precision, processes and gradient accumulation (its `gradient_accumulation_steps` parts of each
       batch); None: fp32, one pass.
     clip_norm: largest norm of the gradient, above 0; None: any.
+    task: counts what is right; None: classification.
     on_checkpoint: called when `state` should be saved: every `checkpoint_every` steps and at the end of each epoch,
       after `on_epoch`; never once the loss was not finite.
     stop: asked after each step (with several processes every 50); once true, `on_checkpoint`, then `Interrupted`.
 
     FloatingPointError: the loss was not finite; it names epoch, step and layers.
     """
-    step = partial(train_step, state, accelerator=accelerator or make_accelerator(), clip_norm=clip_norm)
+    step = partial(train_step, state, accelerator=accelerator or make_accelerator(), clip_norm=clip_norm, task=task)
     guard = FiniteGuard(state, step, batches, steps)
     while state.step < epochs * steps:
         epoch, start = divmod(state.step, steps)
@@ -81,7 +83,7 @@ def fit(
             progress.lr = state.optimizer.param_groups[0]["lr"]
             sums = step(batch)
             guard.note(sums[0])
-            progress.add(sums, len(batch[1]), before + time.perf_counter() - clock)
+            progress.add(sums, samples(batch), before + time.perf_counter() - clock)
             on_step(progress)
             looks, last = state.step % CHECK_EVERY == 0, progress.step == steps
             asked = stop() if world() == 1 else looks and _anyone(stop(), state.device)
@@ -100,8 +102,15 @@ def fit(
             raise ValueError(f"the batches of epoch {epoch + 1} ended after {progress.step} steps; expected {steps}")
 
 
-def train_step(state: TrainingState, batch: Any, accelerator: "Accelerator", clip_norm: float | None = None) -> Tensor:
+def train_step(
+    state: TrainingState,
+    batch: Any,
+    accelerator: "Accelerator",
+    clip_norm: float | None = None,
+    task: Counted | None = None,
+) -> Tensor:
     """One optimizer step on this process's part of a batch; (4,): total, task, distill (means over parts), hits."""
+    task = task or Classification()
     # Dropout's numbers are arithmetic, too: nothing of them has to be saved.
     torch.manual_seed(int(np.random.SeedSequence((state.seed, state.step, rank())).generate_state(1)[0]))
     parts = _split(batch, accelerator.gradient_accumulation_steps)
@@ -112,8 +121,7 @@ def train_step(state: TrainingState, batch: Any, accelerator: "Accelerator", cli
                 losses = state.method(state.wrapped, part)
             accelerator.backward(losses.total)
         with torch.no_grad():
-            labels = part[1].argmax(-1) if part[1].is_floating_point() else part[1]  # soft ones: the largest
-            hits = (losses.logits.argmax(-1) == labels).sum() * len(parts)
+            hits = task.hits(losses.logits, part) * len(parts)
             sums += torch.stack([losses.total, losses.task, losses.distill, hits]) / len(parts)
     if clip_norm is not None:
         accelerator.clip_grad_norm_(state.model.parameters(), clip_norm)
@@ -128,12 +136,21 @@ def train_step(state: TrainingState, batch: Any, accelerator: "Accelerator", cli
     return sums
 
 
+def samples(batch: Any) -> int:
+    """How many samples there are in `batch`, tensors of one length, in a tuple or by name."""
+    return len(next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0])
+
+
 def _split(batch: Any, parts: int) -> list[Any]:
-    """`batch`, tensors of one length, as `parts` batches of equal length."""
+    """`batch` as `parts` batches of equal length."""
     if parts == 1:
         return [batch]
-    if len(batch[0]) % parts:
-        raise ValueError(f"a batch of {len(batch[0])} does not split into {parts} equal parts; change train.accumulate")
+    if samples(batch) % parts:
+        raise ValueError(
+            f"a batch of {samples(batch)} does not split into {parts} equal parts; change train.accumulate"
+        )
+    if isinstance(batch, Mapping):
+        return [dict(zip(batch, part, strict=True)) for part in _split(tuple(batch.values()), parts)]
     return list(zip(*(x.chunk(parts) for x in batch), strict=True))
 
 
@@ -142,24 +159,24 @@ def _anyone(asked: bool, device: torch.device) -> bool:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], task: Task | None = None) -> Evaluation:
+def evaluate(model: nn.Module, batches: Iterable[Any], task: Counted | None = None) -> Evaluation:
     """Top-1 accuracy and mean loss of `model` in eval mode, in fp32. Its modules' modes are put back.
 
     Several processes: each gives its part of the batches; all get the figures of the whole.
     """
     task = task or Classification()
-    hits, loss, samples = 0, 0.0, 0
+    hits, loss, count = 0, 0.0, 0
     with modes_kept(model):
         model.eval()
         for batch in batches:
             logits = task.logits(model, batch)
-            hits += int((logits.argmax(-1) == batch[1]).sum())
-            loss += float(task.loss(logits, batch)) * len(batch[1])
-            samples += len(batch[1])
+            hits += int(task.hits(logits, batch))
+            loss += float(task.loss(logits, batch)) * samples(batch)
+            count += samples(batch)
     if world() > 1:
         device = next(model.parameters()).device
-        figures = sum_over_processes(torch.tensor([hits, loss, samples], dtype=torch.float64, device=device)).tolist()
-        hits, loss, samples = int(figures[0]), figures[1], int(figures[2])
-    if not samples:
+        figures = sum_over_processes(torch.tensor([hits, loss, count], dtype=torch.float64, device=device)).tolist()
+        hits, loss, count = int(figures[0]), figures[1], int(figures[2])
+    if not count:
         raise ValueError("batches are empty; expected at least one to evaluate on")
-    return Evaluation(100 * hits / samples, loss / samples, samples)
+    return Evaluation(100 * hits / count, loss / count, count)
