@@ -1,0 +1,290 @@
+"""Hugging Face's `Trainer` with a method as its loss. Scripts keep their arguments, data, collator, callbacks, metrics.
+
+Devices, mixed precision, accumulation, schedules and evaluation are the Trainer's own; here are the loss, the
+quantizers' ranges in the optimizer, and checkpoints that lose nothing of a prepared network.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from spequant.files import placed, write_whole
+from spequant.layers import act_quantizers
+from spequant.methods import SPEQ, Distill, Losses, Method, SPEQDistill
+from spequant.processes import sum_over_processes
+from spequant.quantizers import Quantizer
+from spequant.tasks import Task
+
+try:
+    from transformers import Trainer, TrainingArguments
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(f"{error.name} is not installed: pip install 'spequant[text,train]'") from error
+
+WEIGHTS, METHOD = "model.safetensors", "method.json"
+
+
+class QATTrainer(Trainer):
+    """`transformers.Trainer` whose training loss is `method(model, batch)`.
+
+    method: `SPEQ(task=SpanExtraction())`, `Retrain`, `Distill` or your own (model, batch) -> Losses. Evaluation runs
+      the student alone, at its own bits; its loss is that of the method's `task`.
+    range_lr: learning rate of the quantizers' ranges (clips, steps, offsets), scheduled as the others; None:
+      `learning_rate`. They are a group of their own, without weight decay.
+    trainer: the Trainer's other arguments, by name; its loss is the method's, so neither `compute_loss_func` nor
+      `label_smoothing_factor`.
+
+    Logs have `task` and `distill` beside `loss`. Checkpoints have every tensor of the prepared network, and the
+    method's state in method.json: a run resumed on the CPU ends with the weights of one that was never interrupted.
+    `from_pretrained` makes no quantizers, so it cannot read them: prepare the float network as before, then
+    `load_checkpoint`. With `bf16` the network stays under autocast in evaluation and after training, as in any Trainer;
+    `accelerator.unwrap_model(model, keep_fp32_wrapper=False)` ends that, for figures in fp32 and for exports.
+    """
+
+    loss_is_scaled_for_ga = False  # a mean over the batch, to be divided by the number of batches that accumulate
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        *,
+        method: Method,
+        range_lr: float | None = None,
+        **trainer: Any,
+    ):
+        _check_method(method)
+        if range_lr is not None and not range_lr >= 0:
+            raise ValueError(f"range_lr is {range_lr!r}; expected a learning rate of 0 or more, or None")
+        super().__init__(model, args, **trainer)  # type: ignore[arg-type]
+        self.method, self.range_lr = method, range_lr
+        self.model_accepts_loss_kwargs = False  # versions without loss_is_scaled_for_ga ask this
+        self.sums: Tensor | None = None  # task, distill and steps since the last log, on the device
+        self._refuse_what_does_not_work()
+        for part in (method, getattr(method, "distill", None)):
+            if isinstance(part, Distill):
+                part.teacher.to(self.args.device)
+
+    def _refuse_what_does_not_work(self) -> None:
+        args, model = self.args, self.model
+        if isinstance(self.method, SPEQ | SPEQDistill) and not act_quantizers(model):  # type: ignore[arg-type]
+            raise ValueError(
+                f"model is a {type(model).__name__} without activation quantizers, whose precision "
+                f"{type(self.method).__name__} draws; call spequant.prepare(model, weight=..., act=...) and "
+                "spequant.calibrate(model, batches), then give what prepare returned"
+            )
+        if self.compute_loss_func is not None or args.label_smoothing_factor:
+            name = "compute_loss_func" if self.compute_loss_func is not None else "args.label_smoothing_factor"
+            raise ValueError(f"{name} is given, but the loss is the method's; put it into the task that the method has")
+        if self.range_lr is not None and self.optimizer is not None:
+            raise ValueError(
+                f"range_lr is {self.range_lr!r} and optimizers has an optimizer; expected one of the two: give the "
+                "ranges their rate in a group of that optimizer"
+            )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                f"args.{'fsdp' if self.is_fsdp_enabled else 'deepspeed'} shards the network; expected one device, or "
+                "several processes with the whole network each (torchrun or accelerate launch without it)"
+            )
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"args see {args.n_gpu} GPUs, which one process would use with DataParallel; expected one GPU a "
+                "process: start with torchrun or accelerate launch, or set CUDA_VISIBLE_DEVICES"
+            )
+
+    # --- the loss ----------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The method's total of a model in training; in evaluation the task's loss on the model's own outputs."""
+        task = _task_of(self.method)
+        if model.training:
+            with self.accelerator.autocast(), _missing_named(task, inputs):
+                losses = self.method(model, inputs)
+            if not isinstance(losses, Losses):
+                raise TypeError(f"method returned a {type(losses).__name__}; expected spequant.methods.Losses")
+            self._note(losses)
+            return (losses.total, {"logits": losses.logits}) if return_outputs else losses.total
+        if task is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with _outputs_seen(model) as seen, _missing_named(task, inputs):
+            logits = task.logits(model, inputs)
+            loss = task.loss(logits, inputs)
+        if not return_outputs:
+            return loss
+        outputs = seen[-1]
+        if not isinstance(outputs, dict):  # the Trainer drops the first of a tuple as the loss
+            outputs = (loss, *outputs) if isinstance(outputs, tuple | list) else (loss, outputs)
+        return loss, outputs
+
+    @torch.no_grad()
+    def _note(self, losses: Losses) -> None:
+        """Add up for the logs without waiting for the device."""
+        parts = torch.stack([losses.task, losses.distill, torch.ones_like(losses.task)]).float()
+        parts /= getattr(self, "current_gradient_accumulation_steps", 1)  # none outside `train`
+        self.sums = parts if self.sums is None else self.sums + parts
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """With the means of task and distill since the last log beside those of `loss`."""
+        if "loss" in logs and self.sums is not None:
+            task, distill, steps = sum_over_processes(self.sums.clone()).tolist()
+            logs = {"loss": logs["loss"], "task": task / steps, "distill": distill / steps, **logs}
+            self.sums = None
+        super().log(logs, start_time)
+
+    # --- the optimizer -----------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The Trainer's, from whose groups the ranges move to one of their own, the last."""
+        self.sums = None  # training begins
+        own = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        network: Any = self.model if model is None else model
+        if own:
+            _separate_ranges(optimizer, network, self.range_lr)
+        else:
+            _check_parameters(optimizer, network)
+        return optimizer
+
+    # --- checkpoints -------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Every name with a storage of its own: the Trainer would leave out names that share a quantizer."""
+        super()._save(output_dir, state_dict={})
+        if self.args.should_save:
+            folder, network = Path(output_dir or str(self.args.output_dir)), self.model
+            state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}  # type: ignore[union-attr]
+            with placed(folder / WEIGHTS) as path:
+                save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, {"format": "pt"})
+            if hasattr(self.method, "state_dict"):
+                write_whole(folder / METHOD, json.dumps(self.method.state_dict()))  # type: ignore[attr-defined]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_checkpoint(self.model if model is None else model, resume_from_checkpoint)  # type: ignore[arg-type]
+        if hasattr(self.method, "load_state_dict"):
+            file = Path(resume_from_checkpoint) / METHOD
+            if not file.is_file():
+                raise FileNotFoundError(
+                    f"{file} does not exist; expected the state of {type(self.method).__name__}: resume with the "
+                    "method that the checkpoint was saved with, or from a checkpoint of a QATTrainer"
+                )
+            self.method.load_state_dict(json.loads(file.read_text()))  # type: ignore[attr-defined]
+
+    def _load_best_model(self) -> None:
+        load_checkpoint(self.model, self.state.best_model_checkpoint)  # type: ignore[arg-type]
+
+
+def load_checkpoint(model: nn.Module, folder: str | Path) -> None:
+    """Give the prepared `model` the weights and ranges that a QATTrainer saved in `folder`; it needs no calibration.
+
+    ValueError: the file is missing, damaged or of another network, or `model` does not hold each tensor as saved.
+    """
+    file = Path(folder) / WEIGHTS
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist; expected a checkpoint folder that a QATTrainer saved")
+    try:
+        state = load_file(file)
+        model.load_state_dict(state)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged ({error}); take an earlier checkpoint") from error
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{file} is of another network than model ({reason}); prepare the float one as for the run that saved it"
+        ) from error
+    held = model.state_dict()
+    other = [name for name, saved in state.items() if not _equal(held[name], saved)]
+    if other:
+        raise ValueError(
+            f"{file}: model does not hold {other[0]} as saved ({len(other)} such tensors), because its layers share a "
+            "quantizer or a weight that were apart in the run that saved it; prepare the float network as for that run"
+        )
+
+
+def _equal(held: Tensor, saved: Tensor) -> bool:
+    return torch.allclose(held, saved.to(held.device, held.dtype), rtol=0, atol=0, equal_nan=True)
+
+
+def _check_method(method: Any) -> None:
+    if not callable(method) or isinstance(method, type):
+        raise TypeError(
+            f"method is {method!r}; expected a callable (model, batch) -> Losses, e.g. SPEQ(task=SpanExtraction())"
+        )
+    if hasattr(method, "state_dict"):
+        try:
+            json.dumps(method.state_dict())
+        except TypeError as error:
+            raise TypeError(
+                f"method.state_dict() cannot be saved as JSON ({error}); expected numbers, strings, lists and dicts"
+            ) from error
+
+
+def _task_of(method: Any) -> Task | None:
+    return getattr(method, "task", None) or getattr(getattr(method, "speq", None), "task", None)
+
+
+@contextmanager
+def _missing_named(task: Task | None, batch: Any) -> Iterator[None]:
+    """A key that the batch lacks becomes an error that says where batches come from."""
+    try:
+        yield
+    except KeyError as error:
+        key = error.args[0] if error.args else None
+        if not isinstance(batch, Mapping) or key in batch:
+            raise
+        # Not a name: by number, as tuples are read.
+        sought = repr(key) if isinstance(key, str) and key.isidentifier() else "inputs and labels by number"
+        reader = type(task).__name__ if task else "method"
+        raise ValueError(
+            f"{reader} looks for {sought} in the batch, which has {', '.join(batch)}; "
+            "let the dataset and the data collator give it (columns that the network's forward does not name are "
+            "dropped unless args.remove_unused_columns is False), or give the method a task that reads such batches"
+        ) from error
+
+
+@contextmanager
+def _outputs_seen(model: nn.Module) -> Iterator[list[Any]]:
+    """Inside, what `model` returns is kept."""
+    seen: list[Any] = []
+    hook = model.register_forward_hook(lambda module, args, output: seen.append(output))
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def _separate_ranges(optimizer: torch.optim.Optimizer, model: nn.Module, lr: float | None) -> None:
+    ranges = {id(p) for m in model.modules() if isinstance(m, Quantizer) for p in m.parameters()}
+    moved, settings = [], {}
+    for group in optimizer.param_groups:
+        mine = [p for p in group["params"] if id(p) in ranges]
+        if mine:
+            moved += mine
+            settings = settings or {k: v for k, v in group.items() if k != "params"}
+            group["params"] = [p for p in group["params"] if id(p) not in ranges]
+    if moved:
+        lr = settings["lr"] if lr is None else lr
+        optimizer.add_param_group({**settings, "params": moved, "weight_decay": 0.0, "lr": lr})
+    elif lr is not None:
+        raise ValueError(f"range_lr is {lr!r}, but the {type(optimizer).__name__} holds no range; expected None")
+
+
+def _check_parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Calibrating and loading let layers share quantizers: an optimizer made before would move some that are gone."""
+    known = {id(p) for p in model.parameters()}
+    strange = sum(id(p) not in known for group in optimizer.param_groups for p in group["params"])
+    if strange:
+        raise ValueError(
+            f"the optimizer holds {strange} parameters that are not the model's; make it after spequant.calibrate or "
+            "load_checkpoint, or leave optimizers out"
+        )

@@ -1,0 +1,726 @@
+"""Hugging Face's Trainer with a method as its loss: gradients, logs, groups, checkpoints, evaluation, refusals."""
+
+import copy
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import Dataset
+
+import spequant
+from spequant.integrations import QATTrainer, load_checkpoint
+from spequant.layers import act_quantizers
+from spequant.methods import Losses, SPEQDistill
+from spequant.precision import Fixed
+from spequant.quantizers import LSQ, PACT, SAWB, LSQPlus, Quantizer
+from spequant.tasks import SpanExtraction
+from test_squad import VOCABULARY, entry, file_of, small_tokenizer
+from transformers_networks import LENGTH, SIZES, answering, inputs, tokens
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "squad_trainer.py"
+STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+class Questions(Dataset):
+    """Rows of `tokens`; cut: without their padding."""
+
+    def __init__(self, samples=24, seed=0, cut=False, without=()):
+        self.batch = {k: v for k, v in tokens(samples, seed=seed).items() if k not in without}
+        self.cut = cut
+
+    def __len__(self):
+        return len(self.batch["input_ids"])
+
+    def __getitem__(self, i):
+        row = {name: values[i] for name, values in self.batch.items()}
+        width = int(row["attention_mask"].sum()) if self.cut else LENGTH
+        return {name: values[:width] if values.dim() else values for name, values in row.items()}
+
+
+def padded(rows):
+    """A batch as wide as its longest row."""
+    return {
+        name: nn.utils.rnn.pad_sequence([row[name] for row in rows], batch_first=True)
+        if rows[0][name].dim()
+        else torch.stack([row[name] for row in rows])
+        for name in rows[0]
+    }
+
+
+def prepared(network=None, *, calibrate=True, act=None, seed=0, **changes):
+    """Of a network made anew, its settings changed; copies are given out, as calibration takes seconds."""
+    key = repr((calibrate, act, seed, changes))
+    if network is None and key in MADE:
+        return copy.deepcopy(MADE[key])
+    torch.manual_seed(seed)
+    given = answering(**changes) if network is None else network
+    model = spequant.prepare(given, weight=LSQ(4), per_channel=True, act=act or LSQPlus(4), products=4, residual=None)
+    if calibrate:
+        spequant.calibrate(model, [inputs(tokens(16))], samples=16)
+    if network is None:
+        MADE[key] = copy.deepcopy(model)
+    return model
+
+
+MADE: dict[str, nn.Module] = {}
+
+
+def arguments(folder, **changes):
+    settings = {
+        "max_steps": 6,
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 4,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.1,
+        "logging_steps": 2,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "report_to": [],
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+    return transformers.TrainingArguments(str(folder), **{**settings, **changes})
+
+
+def trainer(folder, model=None, method=None, *, rows=None, changes=None, **given):
+    given = {"train_dataset": rows or Questions(), "eval_dataset": Questions(10, seed=1), **given}
+    method = method or spequant.SPEQ(task=SpanExtraction())
+    return QATTrainer(model or prepared(), arguments(folder, **(changes or {})), method=method, **given)
+
+
+class At(transformers.TrainerCallback):
+    """Calls `do` with the network at an event, at one step or at each."""
+
+    def __init__(self, event, do, step=None):
+        def called(args, state, control, **given):
+            if step in (None, state.global_step):
+                do(given["model"])
+
+        setattr(self, event, called)
+
+
+def equal_states(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def copied(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+# --- the loss ----------------------------------------------------------------------------------------------------
+
+
+class Sentences:
+    """A task of one's own: a class for a whole text, its label under "labels"."""
+
+    def logits(self, model, batch):
+        return model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+
+    def loss(self, logits, batch):
+        return F.cross_entropy(logits.float(), batch["labels"])
+
+
+def classified(samples=8):
+    batch = inputs(tokens(samples))
+    return [{**{k: v[i] for k, v in batch.items()}, "labels": torch.tensor(i % 3)} for i in range(samples)]
+
+
+def step_gradients(folder, model, method, rows, size, parts):
+    """Of one optimizer step over all rows, by name."""
+    found = {}
+
+    def keep(network):
+        found.update({n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None})
+
+    changes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": parts}
+    changes |= {"max_steps": 1, "max_grad_norm": 0.0}
+    callbacks = [At("on_pre_optimizer_step", keep)]
+    trainer(folder, model, method, rows=rows, changes=changes, callbacks=callbacks).train()
+    return found
+
+
+@pytest.mark.parametrize("name", ["speq", "retrain", "distill", "labels"])
+def test_four_batches_of_two_give_the_gradient_of_one_of_eight(name, tmp_path):
+    task = Sentences() if name == "labels" else SpanExtraction()
+    rows = classified() if name == "labels" else Questions(8)
+    config = transformers.BertConfig(**SIZES, **STILL, num_labels=3)
+    torch.manual_seed(0)
+    network = transformers.BertForSequenceClassification(config).eval() if name == "labels" else answering(**STILL)
+    model = prepared(network)
+
+    def gradients(size, parts):
+        methods = {"retrain": spequant.Retrain(task=task), "distill": spequant.Distill(network, task=task)}
+        method = methods.get(name) or spequant.SPEQ(policy=Fixed(8), task=task)
+        return step_gradients(tmp_path / f"{size}", copy.deepcopy(model), method, rows, size, parts)
+
+    whole, parts = gradients(8, 1), gradients(2, 4)
+    assert whole.keys() == parts.keys() and any("step" in n for n in whole)
+    a, b = (torch.cat([g[n].flatten() for n in whole]) for g in (whole, parts))
+    assert a.norm() > 0.1 and (a - b).norm() < 2e-6 * a.norm()
+    if name == "speq":  # and it is the gradient of the method's total
+        model.train()
+        spequant.SPEQ(policy=Fixed(8), task=task)(model, tokens()).total.backward()
+        expected = torch.cat([dict(model.named_parameters())[n].grad.flatten() for n in whole])
+        assert (a - expected).norm() < 2e-6 * a.norm()
+
+
+def test_logs_have_the_means_of_both_parts_since_the_last_log(tmp_path):
+    seen, method = [], spequant.SPEQ(task=SpanExtraction(), weight=3.0)
+
+    def recorded(model, batch):
+        seen.append(method(model, batch))
+        return seen[-1]
+
+    # 20 rows in parts of 2, 4 a step: the third step of each epoch has two parts alone
+    changes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "max_steps": 7}
+    run = trainer(tmp_path, method=recorded, rows=Questions(20), changes=changes)
+    run.train()
+    logs = [row for row in run.state.log_history if "loss" in row]
+    assert [row["step"] for row in logs] == [2, 4, 6] and len(seen) == 10 + 10 + 4
+    for row in logs:
+        assert row["loss"] == pytest.approx(row["task"] + 3 * row["distill"], rel=1e-5) and row["distill"] > 0
+    assert logs[0]["task"] == pytest.approx(np.mean([float(x.task.detach()) for x in seen[:8]]), rel=1e-5)
+    distills = [float(x.distill.detach()) for x in seen]
+    expected = (np.mean(distills[8:10]) + np.mean(distills[10:14])) / 2  # of the third step and the fourth
+    assert logs[1]["distill"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_noting_a_loss_does_not_wait_for_the_device(tmp_path):
+    run = trainer(tmp_path)
+    run.current_gradient_accumulation_steps = 1
+    there = torch.zeros((), device="meta")  # whose value nobody can read
+    with pytest.raises(RuntimeError):
+        float(there)
+    run._note(Losses(there, there, there, there))
+    assert run.sums.device.type == "meta"
+
+
+def test_what_an_interrupted_run_had_not_logged_is_in_no_later_log(tmp_path):
+    stop = At("on_step_end", lambda model: (_ for _ in ()).throw(KeyboardInterrupt), step=1)
+    run = trainer(tmp_path, callbacks=[stop])
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    assert run.sums is not None
+    run.remove_callback(At)
+    run.train()
+    row = next(row for row in run.state.log_history if "loss" in row)
+    assert row["loss"] == pytest.approx(row["task"] + row["distill"], rel=1e-5)
+
+
+# --- evaluation --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("act", [LSQPlus(4), PACT(4)], ids=lambda act: type(act).__name__)
+def test_evaluation_is_the_student_alone_and_its_outputs_are_the_trainers_own(act, tmp_path):
+    model, rows, seen = prepared(act=act), Questions(10, seed=1, cut=True), []
+
+    def metrics(found):
+        seen.append(found)
+        return {"starts": float((found.predictions[0].argmax(-1) == found.label_ids[0]).mean())}
+
+    method = spequant.SPEQ(task=SpanExtraction())
+    given = {"eval_dataset": rows, "data_collator": padded, "compute_metrics": metrics}
+    run = trainer(tmp_path, model, method, **given)
+    levels = [int(q.levels) for q in act_quantizers(model).values()]
+    found = run.evaluate()
+    assert (
+        not model._forward_hooks
+        and method.step == 0
+        and levels == [int(q.levels) for q in act_quantizers(model).values()]
+    )
+    plain = transformers.Trainer(model, arguments(tmp_path), **given)
+    expected = plain.evaluate()
+    ours, theirs = seen
+    for a, b in zip((*ours.predictions, *ours.label_ids), (*theirs.predictions, *theirs.label_ids), strict=True):
+        assert np.array_equal(a, b) and len(a) == 10
+    assert (ours.predictions[0] == -100).any()  # batches of several widths
+    assert found["eval_starts"] == expected["eval_starts"]
+    task, losses = SpanExtraction(), []
+    for first in (0, 4, 8):
+        batch = padded([rows[i] for i in range(first, min(10, first + 4))])
+        with torch.no_grad():
+            losses += [float(task.loss(task.logits(model.eval(), batch), batch))] * len(batch["input_ids"])
+    assert found["eval_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert abs(found["eval_loss"] - expected["eval_loss"]) > 1e-3  # whose loss has probability on padding
+    blind = run.predict(Questions(10, seed=1, without=SpanExtraction.LABELS))
+    assert blind.predictions[1].shape == (10, LENGTH) and blind.label_ids is None
+
+
+class Plain(nn.Module):
+    """Returns a tensor, or a tuple that begins with it."""
+
+    def __init__(self, alone):
+        super().__init__()
+        self.table, self.head, self.alone = nn.Embedding(60, 8), nn.Linear(8, 3), alone
+
+    def forward(self, input_ids, labels=None):
+        logits = self.head(self.table(input_ids).mean(1))
+        return logits if self.alone else (logits, input_ids)
+
+
+class ById:
+    """The task of `Plain`."""
+
+    def logits(self, model, batch):
+        found = model(batch["input_ids"])
+        return found if isinstance(found, torch.Tensor) else found[0]
+
+    def loss(self, logits, batch):
+        return F.cross_entropy(logits, batch["labels"])
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_networks_that_return_tensors_are_evaluated_whole(alone, tmp_path):
+    model = Plain(alone).eval()
+    run = trainer(tmp_path, model, spequant.Retrain(task=ById()), rows=classified(), eval_dataset=classified(6))
+    found = run.predict(run.eval_dataset)
+    ids = torch.stack([row["input_ids"] for row in run.eval_dataset])
+    with torch.no_grad():
+        logits = model.head(model.table(ids).mean(1))
+    expected = logits.numpy() if alone else (logits.numpy(), ids.numpy())
+    assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(found.predictions, expected, strict=True))
+    run.train()
+
+
+def test_a_method_without_a_task_is_evaluated_by_the_networks_own_loss(tmp_path):
+    model, speq = prepared(), spequant.SPEQ(task=SpanExtraction())
+    run = trainer(tmp_path, model, lambda network, batch: speq(network, batch))
+    expected = transformers.Trainer(model, arguments(tmp_path), eval_dataset=run.eval_dataset).evaluate()
+    assert run.evaluate()["eval_loss"] == expected["eval_loss"]
+
+
+# --- the optimizer -----------------------------------------------------------------------------------------------
+
+
+def named_groups(run):
+    names = {id(p): n for n, p in run.model.named_parameters()}
+    return [{names[id(p)] for p in group["params"]} for group in run.optimizer.param_groups]
+
+
+@pytest.mark.parametrize("range_lr", [None, 1e-2])
+def test_ranges_are_a_group_of_their_own_and_the_others_are_the_trainers(range_lr, tmp_path):
+    model, rates = prepared(), []
+    run = trainer(tmp_path, model, range_lr=range_lr)
+    run.add_callback(At("on_step_begin", lambda m: rates.append([g["lr"] for g in run.optimizer.param_groups])))
+    run.train()
+    plain = transformers.Trainer(model, arguments(tmp_path), train_dataset=Questions())
+    plain.create_optimizer()
+    owners = {n for n, m in model.named_modules() if isinstance(m, Quantizer)}
+    decayed, undecayed, ranges = named_groups(run)
+    theirs = named_groups(plain)
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert ranges == {n for n in trained if n.rpartition(".")[0] in owners} and len(ranges) > 40
+    assert {n.rpartition(".")[2] for n in ranges} == {"step", "offset"}
+    assert (decayed, undecayed) == (theirs[0] - ranges, theirs[1] - ranges)
+    assert all("LayerNorm" in n or n.endswith("bias") for n in undecayed) and undecayed
+    assert not any("LayerNorm" in n or n.endswith("bias") for n in decayed)
+    assert [g["weight_decay"] for g in run.optimizer.param_groups] == [0.1, 0.0, 0.0]
+    top = range_lr or 1e-3
+    for step, found in enumerate(rates):  # linear to 0
+        assert found == pytest.approx([1e-3 * (6 - step) / 6] * 2 + [top * (6 - step) / 6])
+
+
+def test_a_range_rate_of_zero_holds_the_ranges(tmp_path):
+    model = prepared()
+    before = copied(model)
+    trainer(tmp_path, model, range_lr=0.0).train()
+    moved = {n for n, p in model.named_parameters() if not torch.equal(before[n], p)}
+    assert moved and not any(n.rpartition(".")[2] in ("step", "offset") for n in moved)
+
+
+def test_an_optimizer_of_ones_own_is_left_alone_unless_made_before_sharing(tmp_path):
+    model = prepared()
+    own = torch.optim.SGD(model.parameters(), lr=1e-2)
+    run = trainer(tmp_path, model, optimizers=(own, None))
+    run.train()
+    assert run.optimizer.optimizer is own and len(own.param_groups) == 1
+    early = prepared(calibrate=False)
+    own = torch.optim.SGD(early.parameters(), lr=1e-2)
+    spequant.calibrate(early, [inputs(tokens(16))], samples=16)
+    with pytest.raises(ValueError, match=r"holds \d+ parameters that are not the model's; make it after"):
+        trainer(tmp_path, early, optimizers=(own, None)).train()
+
+
+# --- checkpoints -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """(folder, network, method) of a run with dropout, a checkpoint each step, three steps of two parts an epoch."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    method = spequant.SPEQ(task=SpanExtraction())
+    run = trainer(folder, prepared(), method, changes=SAVED)
+    run.train()
+    return folder, run.model, method
+
+
+SAVED = {"save_strategy": "steps", "save_steps": 1, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}
+
+
+@pytest.mark.parametrize(("step", "calibrate"), [(3, True), (4, True), (4, False)])
+def test_a_resumed_run_ends_with_equal_weights(uninterrupted, step, calibrate, tmp_path):
+    folder, whole, speq = uninterrupted
+    model, method = prepared(calibrate=calibrate), spequant.SPEQ(task=SpanExtraction())
+    run = trainer(tmp_path, model, method, changes=SAVED)
+    run.train(resume_from_checkpoint=str(folder / f"checkpoint-{step}"))
+    assert run.state.global_step == 6 and method.step == speq.step == 12
+    assert equal_states(model.state_dict(), whole.state_dict())
+
+
+def test_a_run_that_was_stopped_goes_on_to_equal_weights(uninterrupted, tmp_path):
+    _, whole, _ = uninterrupted
+    stop = At("on_step_begin", lambda model: (_ for _ in ()).throw(KeyboardInterrupt), step=4)
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path, changes=SAVED, callbacks=[stop]).train()
+    run = trainer(tmp_path, prepared(seed=1), changes=SAVED)
+    assert not equal_states(run.model.state_dict(), whole.state_dict())
+    run.train(resume_from_checkpoint=True)
+    assert equal_states(run.model.state_dict(), whole.state_dict())
+
+
+def test_draws_that_began_anew_would_end_with_other_weights(uninterrupted, tmp_path):
+    folder, whole, _ = uninterrupted
+    again = tmp_path / "checkpoint-3"
+    again.mkdir()
+    for file in (folder / "checkpoint-3").iterdir():
+        (again / file.name).write_bytes(file.read_bytes())
+    assert json.loads((again / "method.json").read_text()) == {"step": 6}
+    (again / "method.json").write_text('{"step": 0}')
+    run = trainer(tmp_path, changes=SAVED)
+    run.train(resume_from_checkpoint=str(again))
+    assert not equal_states(run.model.state_dict(), whole.state_dict())
+    (again / "method.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"method\.json does not exist; expected the state of SPEQ"):
+        trainer(tmp_path, changes=SAVED).train(resume_from_checkpoint=str(again))
+
+
+@torch.no_grad()
+def shuffled(model):
+    """All that is trained or counted, at random; the ranges above all."""
+    for parameter in model.parameters():
+        parameter.copy_(torch.rand_like(parameter) + 0.5)
+    for q in act_quantizers(model).values():
+        q.tag += 1000
+    return model
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta", "electra", "albert"])
+def test_a_saved_network_is_loaded_whole(kind, tmp_path):
+    model = prepared(answering(kind))
+    shared = len({id(q) for m in model.modules() for q in vars(m)["_modules"].values() if isinstance(q, Quantizer)})
+    slots = sum(isinstance(q, Quantizer) for m in model.modules() for q in vars(m)["_modules"].values())
+    assert shared < slots  # query, key and value have one
+    trainer(tmp_path, model).save_model()
+    with torch.no_grad():
+        expected = copied(model)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert saved.keys() == expected.keys()
+    for other in (shuffled(prepared(answering(kind), seed=1)), prepared(answering(kind), calibrate=False)):
+        assert not equal_states(other.state_dict(), expected)
+        load_checkpoint(other, tmp_path)
+        assert equal_states(other.state_dict(), expected)
+        batch = inputs(tokens())
+        assert torch.equal(other.eval()(**batch).end_logits, model.eval()(**batch).end_logits)
+
+
+def test_the_best_network_is_loaded_whole_at_the_end(tmp_path):
+    states, scores = {}, iter([0.1, 0.7, 0.3])
+    run = trainer(
+        tmp_path,
+        compute_metrics=lambda found: {"score": next(scores)},
+        changes={
+            "max_steps": 3,
+            "eval_strategy": "steps",
+            "eval_steps": 1,
+            "save_strategy": "steps",
+            "save_steps": 1,
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "score",
+        },
+    )
+    run.add_callback(At("on_step_end", lambda m: states.update({run.state.global_step: copied(m)})))
+    run.train()
+    assert run.state.best_model_checkpoint.endswith("checkpoint-2")
+    assert equal_states(run.model.state_dict(), states[2])
+    assert not equal_states(states[3], states[2]) and run.method.step == 3
+
+
+def test_what_cannot_be_loaded_whole_is_refused(tmp_path):
+    trainer(tmp_path / "apart", prepared(calibrate=False)).save_model()
+    with pytest.raises(ValueError, match="share a quantizer or a weight that were apart"):
+        load_checkpoint(prepared(), tmp_path / "apart")
+    trainer(tmp_path / "whole").save_model()
+    file = tmp_path / "whole" / "model.safetensors"
+    tensors = load_file(file)
+    name = next(n for n in tensors if n.endswith("key.act_quantizer.step"))
+    content, run = file.read_bytes(), trainer(tmp_path / "whole")
+    save_file({n: t for n, t in tensors.items() if n != name}, file)
+    run.state.best_model_checkpoint = str(tmp_path / "whole")
+    with pytest.raises(ValueError, match=re.escape(name)):
+        run._load_best_model()
+    with pytest.raises(ValueError, match=f"of another network than model .*Missing key.*{re.escape(name)}"):
+        load_checkpoint(prepared(), tmp_path / "whole")
+    with pytest.raises(ValueError, match=re.escape(name)):
+        run.train(resume_from_checkpoint=str(tmp_path / "whole"))
+    file.write_bytes(content[:-100])
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged .*take an earlier checkpoint"):
+        load_checkpoint(prepared(), tmp_path / "whole")
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="holds a quantizer of 4 bits, the model one of 3"):
+        load_checkpoint(prepared(act=LSQPlus(3)), tmp_path / "whole")
+    with pytest.raises(ValueError, match="does not exist; expected a checkpoint folder that a QATTrainer saved"):
+        trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "nothing"))
+
+
+def test_a_methods_state_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    run = trainer(tmp_path)
+    run.save_model()
+    run.method.step = 7
+    moved = os.replace
+
+    def broken(source, target):
+        if Path(target).name == "method.json":
+            raise OSError("the disk is full")
+        moved(source, target)
+
+    monkeypatch.setattr(os, "replace", broken)
+    with pytest.raises(OSError, match="the disk is full"):
+        run.save_model()
+    assert json.loads((tmp_path / "method.json").read_text()) == {"step": 0}
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+# --- data, precision, compilers, processes -------------------------------------------------------------------------
+
+
+def test_columns_that_the_method_needs_arrive(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_list(
+        [{**{k: v.tolist() for k, v in Questions()[i].items()}, "id": f"q{i}"} for i in range(24)]
+    )
+    seen, method = [], spequant.SPEQ(task=SpanExtraction())
+
+    def recorded(model, batch):
+        seen.append(set(batch))
+        return method(model, batch)
+
+    trainer(tmp_path, method=recorded, rows=rows, eval_dataset=rows, changes={"max_steps": 1}).train()
+    assert seen == [{"input_ids", "attention_mask", "start_positions", "end_positions"}]
+
+
+@pytest.mark.parametrize("name", ["attention_mask", "end_positions"])
+def test_a_key_that_is_missing_is_named(name, tmp_path):
+    run = trainer(tmp_path, rows=Questions(without=[name]), eval_dataset=Questions(without=[name]))
+    has = ", ".join(run.train_dataset[0])
+    with pytest.raises(ValueError, match=f"SpanExtraction looks for '{name}' in the batch, which has {has}; let the"):
+        run.train()
+    if name == "attention_mask":
+        with pytest.raises(ValueError, match=f"SpanExtraction looks for '{name}' in the batch"):
+            run.evaluate()
+
+
+def test_a_task_for_other_batches_is_named(tmp_path):
+    with pytest.raises(ValueError, match="Classification looks for inputs and labels by number in the batch"):
+        trainer(tmp_path, method=spequant.SPEQ()).train()
+
+
+def test_a_key_error_of_the_networks_own_passes(tmp_path):
+    def method(model, batch):
+        raise KeyError("input_ids")
+
+    with pytest.raises(KeyError, match="input_ids"):
+        trainer(tmp_path, method=method).train()
+
+
+def test_bf16_is_the_trainers_autocast_and_quantization_stays_fp32(tmp_path):
+    model, kinds, wrong, taught = prepared(), set(), [], set()
+
+    def look(q, args, out):
+        kinds.add(args[0].dtype)
+        if not torch.equal(out, q.quantized(args[0].float()).to(args[0].dtype)):
+            wrong.append(q.name)
+
+    method = SPEQDistill(spequant.SPEQ(task=SpanExtraction()), spequant.Distill(answering(), task=SpanExtraction()))
+    teacher = method.distill.teacher.bert.encoder.layer[0].intermediate.dense
+    teacher.register_forward_hook(lambda layer, args, out: taught.add(out.dtype))
+    run = trainer(tmp_path, model, method, changes={"bf16": True, "max_steps": 2})
+    for q in act_quantizers(model).values():
+        q.register_forward_hook(look)
+    run.train()
+    assert kinds == {torch.float32, torch.bfloat16} and not wrong and taught == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    rows = [row for row in run.state.log_history if "loss" in row]
+    assert rows[0]["loss"] == pytest.approx(rows[0]["task"] + rows[0]["distill"], rel=1e-5)
+    assert np.isfinite(run.evaluate()["eval_loss"])
+
+
+RANK = """
+import json, os, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import spequant
+from spequant.processes import gathered
+from spequant.tasks import SpanExtraction
+from test_trainer import STILL, Questions, prepared, trainer
+
+folder, found = Path(sys.argv[1]), {}
+world, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0)))
+common = {"per_device_train_batch_size": 8 // world, "max_grad_norm": 0.0, "optim": "sgd", "save_strategy": "steps"}
+
+def flat(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+arms = {"retrain": (spequant.Retrain, {}), "speq": (spequant.SPEQ, {})}
+if world == 1:
+    arms["compiled"] = (spequant.SPEQ, {"torch_compile_backend": "eager"})
+for name, (make, more) in arms.items():
+    changes = {**common, "save_steps": 3, **more}
+    model = prepared(**STILL)
+    before = flat(model)
+    run = trainer(folder / name, model, make(task=SpanExtraction()), changes=changes)
+    run.train()
+    again = trainer(folder / name, prepared(calibrate=False, **STILL), make(task=SpanExtraction()), changes=changes)
+    again.train(resume_from_checkpoint=str(folder / name / "checkpoint-3"))
+    found[name] = {
+        "wrapped": type(run.model_wrapped).__name__,
+        "moved": (flat(model) - before).tolist(),
+        "equal": all(torch.equal(flat(model), other) for other in gathered(flat(model))),
+        "resumed": all(gathered(torch.equal(flat(model), flat(again.model)))),
+        "logs": [row for row in run.state.log_history if "loss" in row],
+        "loss": run.evaluate(Questions(16))["eval_loss"],
+    }
+if rank == 0:
+    (folder / "found.json").write_text(json.dumps(found))
+"""
+
+
+def launched(folder, world):
+    folder.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(world)}
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    processes = []
+    for rank in range(world):
+        here = {**address, "RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
+        command = [sys.executable, "-c", RANK, str(folder)]
+        processes.append(
+            subprocess.Popen(command, env={**environment, **here}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        )
+    said = [process.communicate()[1] for process in processes]
+    assert not any(process.returncode for process in processes), said[0].decode()[-4000:]
+    return json.loads((folder / "found.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_processes_and_a_compiler_train_as_one_process_without(tmp_path):
+    one, two = launched(tmp_path / "one", 1), launched(tmp_path / "two", 2)
+    kinds = [found["wrapped"] for run in (one, two) for found in run.values()]
+    bert, parallel, compiled = "BertForQuestionAnswering", "DistributedDataParallel", "OptimizedModule"
+    assert kinds == [bert, bert, compiled, parallel, parallel]
+    for run in (one, two):
+        assert all(found["equal"] and found["resumed"] for found in run.values())
+        for row in [row for found in run.values() for row in found["logs"]]:
+            assert row["loss"] == pytest.approx(row["task"] + row["distill"], rel=1e-5)
+    for a, b in ((one["speq"], one["compiled"]), (one["retrain"], two["retrain"])):
+        x, y = (torch.tensor(found["moved"]) for found in (a, b))
+        assert (x - y).norm() < 1e-3 * x.norm() and x.norm() > 0
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
+
+
+# --- what is refused ---------------------------------------------------------------------------------------------
+
+
+def test_a_method_that_is_none_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="argument: 'method'"):
+        QATTrainer(prepared(), arguments(tmp_path))  # type: ignore[call-arg]
+    for method in ("speq", None, spequant.SPEQ):
+        with pytest.raises(TypeError, match=r"method is .*expected a callable \(model, batch\) -> Losses, e\.g\. SPEQ"):
+            QATTrainer(prepared(), arguments(tmp_path), method=method)
+    with pytest.raises(TypeError, match=r"method returned a Tensor; expected spequant\.methods\.Losses"):
+        trainer(tmp_path, method=lambda model, batch: model(**batch).loss).train()
+
+    class Unsaved(spequant.SPEQ):
+        def state_dict(self):
+            return {"step": torch.tensor(0)}
+
+    with pytest.raises(TypeError, match=r"method\.state_dict\(\) cannot be saved as JSON"):
+        trainer(tmp_path, method=Unsaved())
+
+
+@pytest.mark.parametrize("name", ["SPEQ", "SPEQDistill"])
+def test_a_network_without_activation_quantizers_is_refused(name, tmp_path):
+    speq = spequant.SPEQ(task=SpanExtraction())
+    method = speq if name == "SPEQ" else SPEQDistill(speq, spequant.Distill(answering(), task=SpanExtraction()))
+    for network in (answering(), spequant.prepare(answering(), weight=SAWB(4), act=None)):
+        message = f"model is a BertForQuestionAnswering without .*{name} draws; call spequant.prepare.*calibrate"
+        with pytest.raises(ValueError, match=message):
+            trainer(tmp_path, network, method)
+    with pytest.raises(RuntimeError, match=r"has no range yet: call spequant\.calibrate"):
+        trainer(tmp_path, prepared(calibrate=False), method).train()
+    trainer(tmp_path, prepared(), method, changes={"max_steps": 1}).train()
+
+
+def test_a_float_network_is_fine_for_the_methods_that_need_no_quantizer(tmp_path):
+    task, network = SpanExtraction(), answering()
+    for method in (spequant.Retrain(task=task), spequant.Distill(network, task=task)):
+        run = trainer(tmp_path, answering(), method, changes={"max_steps": 2})
+        run.train()
+        assert len(run.optimizer.param_groups) == 2 and "distill" in run.state.log_history[0]
+
+
+def test_settings_that_would_not_act_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="range_lr is -1; expected"):
+        trainer(tmp_path, range_lr=-1)
+    own = torch.optim.SGD(prepared().parameters(), lr=1e-2)
+    with pytest.raises(ValueError, match=r"range_lr is 0\.01 and optimizers has an optimizer; expected one of the two"):
+        trainer(tmp_path, range_lr=0.01, optimizers=(own, None))
+    with pytest.raises(ValueError, match=r"range_lr is 0\.01, but the AdamW holds no range; expected None"):
+        trainer(tmp_path, answering(), spequant.Retrain(task=SpanExtraction()), range_lr=0.01).train()
+    with pytest.raises(ValueError, match="compute_loss_func is given, but the loss is the method's"):
+        trainer(tmp_path, compute_loss_func=lambda *given, **named: None)
+    with pytest.raises(ValueError, match=r"args\.label_smoothing_factor is given"):
+        trainer(tmp_path, changes={"label_smoothing_factor": 0.1})
+    with pytest.raises(TypeError, match="unexpected keyword argument 'methods'"):
+        trainer(tmp_path, methods=1)
+    args = arguments(tmp_path)
+    args._n_gpu = 2
+    with pytest.raises(ValueError, match=r"args see 2 GPUs, .*torchrun or accelerate launch"):
+        QATTrainer(prepared(), args, method=spequant.SPEQ(task=SpanExtraction()))
+    run = trainer(tmp_path)
+    run.is_fsdp_enabled = True
+    with pytest.raises(ValueError, match=r"args\.fsdp shards the network"):
+        run._refuse_what_does_not_work()
+
+
+# --- the example -------------------------------------------------------------------------------------------------
+
+
+def test_the_example_trains_predicts_and_packs(tmp_path):
+    small_tokenizer().save_pretrained(tmp_path / "network")
+    answering(vocab_size=len(VOCABULARY)).save_pretrained(tmp_path / "network")
+    asked = [entry(f"q{i}", "who built the bridge", "king", 4) for i in range(12)]
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}-v1.1.json").write_text(json.dumps(file_of(*asked, context="the king of old stone town")))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(EXAMPLE), "network", ".", "--questions", "10", "--steps", "3", "--out", "out"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert re.search(r"exact match \d+\.\d\d, F1 \d+\.\d\d on 10 questions\nout/model\.packed: 0\.0 MB", done.stdout)
+    network = transformers.AutoModelForQuestionAnswering.from_pretrained(tmp_path / "network")
+    packed = spequant.load_packed(tmp_path / "out" / "model.packed", network)
+    assert packed(input_ids=torch.tensor([[2, 4, 3]])).start_logits.shape == (1, 3)
