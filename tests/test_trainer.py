@@ -24,7 +24,7 @@ from spequant.layers import act_quantizers
 from spequant.methods import Losses, SPEQDistill
 from spequant.precision import Fixed
 from spequant.quantizers import LSQ, PACT, SAWB, LSQPlus, Quantizer
-from spequant.tasks import SpanExtraction
+from spequant.tasks import Classification, SpanExtraction
 from test_squad import VOCABULARY, entry, file_of, small_tokenizer
 from transformers_networks import LENGTH, SIZES, answering, inputs, tokens
 
@@ -121,16 +121,6 @@ def copied(model):
 # --- the loss ----------------------------------------------------------------------------------------------------
 
 
-class Sentences:
-    """A task of one's own: a class for a whole text, its label under "labels"."""
-
-    def logits(self, model, batch):
-        return model(**{name: value for name, value in batch.items() if name != "labels"}).logits
-
-    def loss(self, logits, batch):
-        return F.cross_entropy(logits.float(), batch["labels"])
-
-
 def classified(samples=8):
     batch = inputs(tokens(samples))
     return [{**{k: v[i] for k, v in batch.items()}, "labels": torch.tensor(i % 3)} for i in range(samples)]
@@ -152,7 +142,7 @@ def step_gradients(folder, model, method, rows, size, parts):
 
 @pytest.mark.parametrize("name", ["speq", "retrain", "distill", "labels"])
 def test_four_batches_of_two_give_the_gradient_of_one_of_eight(name, tmp_path):
-    task = Sentences() if name == "labels" else SpanExtraction()
+    task = Classification() if name == "labels" else SpanExtraction()
     rows = classified() if name == "labels" else Questions(8)
     config = transformers.BertConfig(**SIZES, **STILL, num_labels=3)
     torch.manual_seed(0)
@@ -531,8 +521,15 @@ def test_a_key_that_is_missing_is_named(name, tmp_path):
 
 
 def test_a_task_for_other_batches_is_named(tmp_path):
-    with pytest.raises(ValueError, match="Classification looks for inputs and labels by number in the batch"):
+    with pytest.raises(TypeError, match=r"returned QuestionAnsweringModelOutput with start_logits.*a task of your own"):
         trainer(tmp_path, method=spequant.SPEQ()).train()
+
+    class Pairs(Classification):
+        def logits(self, model, batch):
+            return model(batch[0])
+
+    with pytest.raises(ValueError, match="Pairs looks for inputs and labels by number in the batch"):
+        trainer(tmp_path, method=spequant.SPEQ(task=Pairs())).train()
 
 
 def test_a_key_error_of_the_networks_own_passes(tmp_path):
@@ -572,7 +569,7 @@ import torch
 torch.set_num_threads(1)
 import spequant
 from spequant.processes import gathered
-from spequant.tasks import SpanExtraction
+from spequant.tasks import Classification, SpanExtraction
 from test_trainer import STILL, Questions, prepared, trainer
 
 folder, found = Path(sys.argv[1]), {}

@@ -23,18 +23,24 @@ class Counted(Task, Protocol):
 
 
 class Classification:
-    """Batches (inputs, labels); labels int64 (batch,), or soft (batch, classes) as mixup makes them.
+    """Batches (inputs, labels), or dicts of what the network takes as keywords, with "labels" among it; labels int64
+    (batch,), or soft (batch, classes) as mixup makes them.
 
     output: which part of what the model returns are the logits: a key or index; None: the tensor itself, or its
       `logits` (a dict's, a named tuple's or an object's, as torchvision's GoogLeNet and transformers return them).
     """
+
+    LABELS = "labels"
 
     def __init__(self, output: str | int | None = None):
         self.output = output
 
     def logits(self, model: nn.Module, batch: Any) -> Tensor:
         """(batch, classes). TypeError where the model returns something else, or nothing under `output`."""
-        found = model(batch[0])
+        if isinstance(batch, Mapping):
+            found = model(**{name: value for name, value in batch.items() if name != self.LABELS})
+        else:
+            found = model(batch[0])
         if self.output is not None:
             logits = _part(found, self.output)
         else:
@@ -49,12 +55,16 @@ class Classification:
 
     def loss(self, logits: Tensor, batch: Any) -> Tensor:
         """Cross-entropy in fp32, 0-dim."""
-        return F.cross_entropy(logits.float(), batch[1])
+        return F.cross_entropy(logits.float(), self._labels(batch))
 
     def hits(self, logits: Tensor, batch: Any) -> Tensor:
         """How many samples have their label (soft ones: the largest) as arg-max; 0-dim."""
-        labels = batch[1].argmax(-1) if batch[1].is_floating_point() else batch[1]
+        labels = self._labels(batch)
+        labels = labels.argmax(-1) if labels.is_floating_point() else labels
         return (logits.argmax(-1) == labels).sum()
+
+    def _labels(self, batch: Any) -> Tensor:
+        return batch[self.LABELS] if isinstance(batch, Mapping) else batch[1]
 
 
 class SpanExtraction:

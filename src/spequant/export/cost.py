@@ -88,7 +88,8 @@ def _cost(name: str, module: nn.Module, x: Tensor, output: Tensor) -> LayerCost:
     positions = met.numel() // len(weight)
     weight_quantizer, act_quantizer = (module.weight_quantizer, module.act_quantizer) if quantized else (None, None)
     bits, act_bits = _bits(weight_quantizer), _bits(act_quantizer)
-    bias = 0 if getattr(layer, "bias", None) is None else 4 * layer.bias.numel()
+    own_bias = getattr(layer, "bias", None)  # embeddings have none
+    bias = 0 if own_bias is None else 4 * own_bias.numel()
     return LayerCost(
         name,
         type(layer).__name__,

@@ -159,7 +159,7 @@ class QATTrainer(Trainer):
     # --- checkpoints -------------------------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Every name with a storage of its own: the Trainer would leave out names that share a quantizer."""
+        """Every name with a storage of its own: the Trainer saves no network whose layers share a quantizer."""
         super()._save(output_dir, state_dict={})
         if self.args.should_save:
             folder, network = Path(output_dir or str(self.args.output_dir)), self.model

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spequant.batch_norm import run_model
-from spequant.data import eval_windows
+from spequant.data import ImageSet, eval_windows
 from spequant.export import (
     Parity,
     compare,
@@ -110,11 +110,11 @@ def export_source(
     test = first_samples(source.test_set(root), images)
     if isinstance(test, QuestionSet) and preprocessing:
         raise ValueError("preprocessing is of images; a network for questions takes tokens")
-    inside = (test.mean, test.std) if preprocessing else None
+    inside = (test.mean, test.std) if preprocessing and isinstance(test, ImageSet) else None
     facts = {**about_run(source.recipe, test, source.model), "act_bits": act_bits, "preprocessing": inside}
     work = _Export(source.model, unprepare(source.model), test, out, facts, inside, show)
     with at_bits(source, act_bits):
-        if (act_bits is not None or round_biases) and not source.of_questions:
+        if (act_bits is not None or round_biases) and isinstance(test, ImageSet):
             quantize_biases(source.model, test.normalise(test.images[:1]))
         return getattr(work, to)()
 
@@ -221,6 +221,7 @@ class _Export:
 
     def _program(self) -> Program:
         try:
+            assert isinstance(self.test, ImageSet)  # of questions no such format is written
             return lower(self.model, self.test.normalise(self.test.images[:1]))
         except ValueError as error:
             raise ValueError(
