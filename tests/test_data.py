@@ -131,7 +131,10 @@ def test_images_are_the_first_ones_and_held_out_come_after_them():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (Data("cifar"), r"data\.name is 'cifar'; expected one of digits, .*torchvision/NAME; did you mean cifar10"),
+        (
+            Data("cifar"),
+            r"data\.name is 'cifar'; expected one of digits, .*torchvision/NAME, squad; did you mean cifar10",
+        ),
         (Data("torchvision"), "data.name is 'torchvision'"),
         (Data("digits", size=32), r"data\.size is 32, which has no effect: digits is a set in memory; expected None"),
         (Data("folder", augment=False, color_jitter=0.4), r"data\.color_jitter is 0\.4, .*: data\.augment is False"),
