@@ -24,9 +24,9 @@ from spequant.recipes.assembly import assemble, start_processes
 from spequant.train import make_accelerator, train_step
 
 
-def recipe(name: str, **changes) -> Recipe:
+def recipe(name: str, *, lr: float = 0.02, **changes) -> Recipe:
     made = RECIPES[name]()
-    train = replace(made.train, device="cpu", threads=1, lr=0.02, **changes)
+    train = replace(made.train, device="cpu", threads=1, lr=lr, **changes)
     return replace(made, train=train, network=replace(made.network, weights=None))
 
 
@@ -35,9 +35,10 @@ def digest(model: torch.nn.Module) -> str:
 
 
 def trained(recipe: Recipe, steps: int) -> dict:
-    """Losses of some steps over all processes, and whether these end with equal weights."""
+    """Losses of some steps over all processes, how far each parameter went, and whether all end with equal weights."""
     assembly = assemble(recipe, start_processes(recipe, Path()))
     state = assembly.state
+    start = {name: v.detach().clone() for name, v in state.model.named_parameters()}
     state.wrapped.train()
     losses = []
     for batch in islice(assembly.field.batches(0, 0), steps):
@@ -45,6 +46,7 @@ def trained(recipe: Recipe, steps: int) -> dict:
         losses.append(sums[:3].tolist())
     return {
         "losses": losses,
+        "moved": {name: float((v.detach() - start[name]).norm()) for name, v in state.model.named_parameters()},
         "equal": len(set(gathered(digest(state.model)))) == 1,
         "accuracy": assembly.field.measure(state.model)["accuracy"],
         "draws": gathered(draw(state.model)) if recipe.quantized else [],
@@ -77,7 +79,7 @@ def main() -> None:
         "world": world(),
         "calibrated": calibrated(),
         "float": trained(recipe("digits-float"), 12),
-        "retrain": trained(recipe("digits-w2a2-retrain"), 12),
+        "retrain": trained(recipe("digits-w2a2-retrain", lr=1e-3), 12),
         "accumulated": trained(recipe("digits-float", accumulate=2, clip_norm=0.5), 4),
         "unsynchronised": trained(recipe("digits-float", sync_batch_norm=False), 4),
         "speq": trained(recipe("digits-w2a2-speq", ema=0.9), 6),

@@ -51,9 +51,11 @@ def test_several_processes_mean_the_same_as_one(one, world, tmp_path):
     several = launch(tmp_path / "several", world)
     assert (one["world"], several["world"]) == (1, world)
     # At 2 bits sums that round otherwise may put a value near a tie on the other code: one of them moves the loss 2e-5.
-    for arm, rounding in (("float", 1e-5), ("retrain", 1e-3)):
+    # At the float network's rate one weight's tie would lead elsewhere within steps: Retrain's is low.
+    for arm, rounding in (("float", 1e-5), ("retrain", 1e-4)):
         for a, b in zip(one[arm]["losses"], several[arm]["losses"], strict=True):
             assert b == pytest.approx(a, rel=rounding)
+        assert several[arm]["moved"] == pytest.approx(one[arm]["moved"], rel=1e-3)
         assert several[arm]["accuracy"] == pytest.approx(one[arm]["accuracy"], abs=0.4)  # two images of 500
     for arm in ("float", "retrain", "accumulated", "unsynchronised", "speq"):
         assert several[arm]["equal"], f"{arm}: weights differ by rank"
