@@ -184,7 +184,6 @@ def test_what_changes_attention_and_is_not_known_is_refused():
 
 
 def test_keys_of_fewer_heads_serve_several():
-    config_heads = {"num_key_value_heads": 1}
     import transformers
 
     config = transformers.LlamaConfig(
@@ -194,7 +193,7 @@ def test_keys_of_fewer_heads_serve_several():
         num_hidden_layers=1,
         intermediate_size=32,
         max_position_embeddings=64,
-        **config_heads,
+        num_key_value_heads=2,  # of one alone, which head serves which could not be told
     )
     network = transformers.AutoModelForQuestionAnswering.from_config(config).eval()
     batch = inputs(tokens())

@@ -68,7 +68,7 @@ def prepare(
     overrides: {pattern of layer names: bits, (weight, act) pair or None}; the last match wins, over `ends` and
       `depthwise` too. Patterns are those of the shell: "layer1.*".
     skip: patterns of layers that stay as they are; the ends are the first and last of the others.
-    per_channel: one weight range an output channel in place of one a layer.
+    per_channel: one weight range an output channel, of embeddings a row, in place of one a layer.
 
     The model given is left as it is. Layers with one weight share its quantizer. The result has to be calibrated
     before it runs. ValueError: a pattern that matches no layer, nothing to quantize, bits out of range, a model that

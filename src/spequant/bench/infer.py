@@ -103,6 +103,8 @@ def _subjects(settings: Infer) -> tuple[tuple[nn.Module, Tensor], dict[str, Prog
     if settings.source is None:
         return _random(settings)
     source = open_source(settings.source, settings.root)
+    if source.of_questions:
+        raise ValueError(f"{source.path} is of a network for questions, which has no integer graph; expected images'")
     shape = (settings.batch, *source.shape)
     x = torch.randn(shape)
     if source.program is not None:

@@ -1,4 +1,4 @@
-"""What `bench train` trains: a network, a batch of random numbers in the shape of its data, and how both meet."""
+"""What `bench train` trains: a network, and a batch of random numbers in the shape of its data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spequant import models
 from spequant.models.named import OWN
 from spequant.recipes.images import channels_last
-from spequant.tasks import Classification, Task
+from spequant.tasks import Classification
 
 BERT = "bert6"
 NETWORKS = (*OWN, BERT)
@@ -21,29 +21,21 @@ LENGTH = 128  # tokens
 
 @dataclass(frozen=True)
 class Subject:
-    """network: float, in train mode, on its device; batch: (inputs, labels); task: how logits come of them."""
+    """network: float, in train mode, on its device; batch: (inputs, labels), or both by name."""
 
     network: nn.Module
-    batch: tuple[Any, Tensor]
-    task: Task
+    batch: Any
 
     def part(self, count: int) -> Any:
         """The inputs of the first `count` samples."""
-        inputs = self.batch[0]
-        return {k: v[:count] for k, v in inputs.items()} if isinstance(inputs, dict) else inputs[:count]
+        if isinstance(self.batch, Mapping):
+            return {k: v[:count] for k, v in self.batch.items() if k != Classification.LABELS}
+        return self.batch[0][:count]
 
     @property
     def tensors(self) -> list[Tensor]:
         """Of the batch."""
-        inputs, labels = self.batch
-        return [*(inputs.values() if isinstance(inputs, dict) else [inputs]), labels]
-
-
-class _Sequences(Classification):
-    """Batches ({"input_ids": ...}, labels) for a network of transformers."""
-
-    def logits(self, model: nn.Module, batch: tuple[Mapping[str, Tensor], Tensor]) -> Tensor:
-        return model(**batch[0]).logits
+        return list(self.batch.values() if isinstance(self.batch, Mapping) else self.batch)
 
 
 def make_subject(name: str, batch: int, image: int, device: torch.device) -> Subject:
@@ -55,7 +47,7 @@ def make_subject(name: str, batch: int, image: int, device: torch.device) -> Sub
     labels = torch.randint(CLASSES, (batch,), device=device)
     if name == BERT:
         ids = torch.randint(1000, (batch, LENGTH), device=device)
-        return Subject(_bert().to(device).train(), ({"input_ids": ids}, labels), _Sequences())
+        return Subject(_bert().to(device).train(), {"input_ids": ids, "labels": labels})
     images = torch.randn(batch, 3, image, image, device=device).to(memory_format=torch.channels_last)
     network = channels_last(getattr(models, name)(classes=CLASSES), device)
     try:
@@ -63,7 +55,7 @@ def make_subject(name: str, batch: int, image: int, device: torch.device) -> Sub
             network.eval()(images[:2])
     except RuntimeError as error:
         raise ValueError(f"image is {image}: {name} does not run on it ({error})") from error
-    return Subject(network.train(), (images, labels), Classification())
+    return Subject(network.train(), (images, labels))
 
 
 def _bert() -> nn.Module:

@@ -32,6 +32,7 @@ from spequant.train import (
     make_optimizer,
     make_schedule,
     parameter_groups,
+    samples,
     train_step,
     wrap,
 )
@@ -80,14 +81,14 @@ class Kind:
     compiled) -> method, asked first."""
 
     model: Callable[[Subject, int], nn.Module]
-    method: Callable[[Subject, bool], Method] = lambda subject, compile: Retrain(task=subject.task)
+    method: Callable[[Subject, bool], Method] = lambda subject, compile: Retrain()
     compiled: bool = True
 
 
 def _quantized(weight: type[Quantizer], act: type[Quantizer]) -> Callable[[Subject, int], nn.Module]:
     def make(subject: Subject, bits: int) -> nn.Module:
         model = prepare(subject.network, weight=weight(bits), act=act(bits))
-        count = min(CALIBRATION, len(subject.batch[1]))
+        count = min(CALIBRATION, samples(subject.batch))
         calibrate(model, [subject.part(count)], samples=count)
         return model.train()
 
@@ -95,7 +96,7 @@ def _quantized(weight: type[Quantizer], act: type[Quantizer]) -> Callable[[Subje
 
 
 def _distill(subject: Subject, compile: bool) -> Method:
-    method = Distill(subject.network, task=subject.task)
+    method = Distill(subject.network)
     if compile:
         method.teacher = Compiled(method.teacher).eval()
     return method
@@ -105,7 +106,7 @@ _ours = _quantized(SAWB, PACT)
 _compiled = {
     "float": Kind(lambda subject, bits: subject.network),
     "retrain": Kind(_ours),
-    "speq": Kind(_ours, lambda subject, compile: SPEQ(task=subject.task)),
+    "speq": Kind(_ours, lambda subject, compile: SPEQ()),
     "distill": Kind(_ours, _distill),
     "lsq": Kind(_quantized(LSQ, LSQ)),
     "torch.ao": Kind(lambda subject, bits: torch_ao(subject.network, bits)),

@@ -1,11 +1,11 @@
 """From a network's logits of start and end to answers, and from answers to SQuAD's exact match and F1."""
 
 from collections.abc import Sequence
-from importlib import import_module
 
 import numpy as np
 from torch import Tensor
 
+from spequant.data.extra import needs
 from spequant.data.squad import Question
 from spequant.data.windows import Windows
 
@@ -72,10 +72,7 @@ def exact_match_and_f1(predictions: dict[str, str], questions: Sequence[Question
             f"predictions are of other ids ({next(iter(predictions))!r} ...) than questions ({questions[0].id!r} ...); "
             "expected those of the same set"
         )
-    try:
-        squad = import_module("torchmetrics.functional.text").squad
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error.name} is not installed: pip install 'spequant[text]'") from error
+    squad = needs("torchmetrics.functional.text", "text").squad
     exact = f1 = 0.0
     for begin in range(0, len(questions), CHUNK):  # torchmetrics adds up in fp32: thousands would cost F1 its digits
         chunk = questions[begin : begin + CHUNK]

@@ -5,10 +5,11 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from numbers import Integral
 from pathlib import Path
 from typing import Any
+
+from spequant.data.extra import needs
 
 TRAIN, DEV = "train-v1.1.json", "dev-v1.1.json"
 FOLDER = "squad"
@@ -80,10 +81,7 @@ def from_rows(rows: Iterable[Any], *, answered: bool = True, source: str) -> lis
 
 
 def _fetched(root: Path | None) -> tuple[list[Question], list[Question]]:
-    try:
-        datasets = import_module("datasets")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error.name} is not installed: pip install 'spequant[text]'") from error
+    datasets = needs("datasets", "text")
     try:
         parts = datasets.load_dataset(HUB, cache_dir=None if root is None else str(root))
         train, dev = parts["train"], parts["validation"]

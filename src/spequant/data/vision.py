@@ -3,19 +3,17 @@
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from types import ModuleType
 
 import numpy as np
 import torch
 
+from spequant.data.extra import needs
+
 
 def vision(module: str) -> ModuleType:
     """The module of that name. ModuleNotFoundError: the extra `vision` is not installed."""
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error.name} is not installed: pip install 'spequant[vision]'") from error
+    return needs(module, "vision")
 
 
 @contextmanager

@@ -131,13 +131,12 @@ class IntegerEmbedding(_InPlace, IntegerModule):
 
     def __init__(self, layer: QuantizedLayer):
         super().__init__()
-        own: Any = layer.layer
         codes, scale = weight_grid(layer)
         q = layer.weight_quantizer
         self.by_row = q is not None and q.shape != ()
         self.register_buffer("codes", codes.to(torch.int8))
         self.register_buffer("scale", (scale[:, None] if self.by_row else scale[0]).float())
-        self.stand_for(own)
+        self.stand_for(layer.layer)
 
     def forward(self, indices: Tensor) -> Tensor:
         shape = (*indices.shape, self.codes.shape[1])

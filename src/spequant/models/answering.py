@@ -1,12 +1,12 @@
 """Networks for question answering and their tokenizers, by "transformers/" and a local folder or the hub's name."""
 
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from spequant.models.library import library
 from spequant.models.weights import head_of
 
 TRANSFORMERS = "transformers/"
@@ -73,10 +73,7 @@ def load_tokenizer(name: str) -> Any:
 
 
 def _transformers() -> Any:
-    try:
-        return import_module("transformers")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error.name} is not installed: pip install 'spequant[text]'") from error
+    return library("transformers", "text")
 
 
 def _absent(name: str, what: str, error: Exception) -> ValueError:

@@ -101,15 +101,14 @@ def export_source(
         raise ValueError(f"preprocessing goes into graphs of --to onnx, mixed and openvino, not {to}")
     if source.of_questions and to not in ("packed", "mixed"):
         raise ValueError(f"--to {to} has no form for a network on tokens; expected packed or mixed")
-    if source.of_questions and round_biases:
-        raise ValueError("round_biases is for integer graphs of images; a network for questions has none")
+    if source.of_questions and (round_biases or preprocessing):
+        what = "round_biases is for integer graphs" if round_biases else "preprocessing is"
+        raise ValueError(f"{what} of images; a network for questions takes tokens")
     if to == "packed" and act_bits is not None:
         raise ValueError("act_bits is for graphs: a packed file runs at every width (spequant evaluate --act-bits)")
     out = out or (path / "model" if path.is_dir() else path).with_suffix(SUFFIX[to])
     _check_place(out, to)
     test = first_samples(source.test_set(root), images)
-    if isinstance(test, QuestionSet) and preprocessing:
-        raise ValueError("preprocessing is of images; a network for questions takes tokens")
     inside = (test.mean, test.std) if preprocessing and isinstance(test, ImageSet) else None
     facts = {**about_run(source.recipe, test, source.model), "act_bits": act_bits, "preprocessing": inside}
     work = _Export(source.model, unprepare(source.model), test, out, facts, inside, show)

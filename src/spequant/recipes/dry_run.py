@@ -66,9 +66,8 @@ def dry_run(recipe: Recipe) -> Estimate:
     state.wrapped.train()
     start = time.perf_counter()
     for batch in islice(assembly.field.batches(0, 0), count):
-        float(
-            train_step(state, batch, assembly.accelerator, recipe.train.clip_norm, assembly.field.task)[0]
-        )  # waits for the device
+        sums = train_step(state, batch, assembly.accelerator, recipe.train.clip_norm, assembly.field.task)
+        float(sums[0])  # waits for the device
         seconds.append(time.perf_counter() - start)  # with the batch's making, which decoding may dominate
         start = time.perf_counter()
     on_gpu = state.device.type == "cuda"

@@ -14,10 +14,8 @@ from spequant.tasks import Counted
 
 
 class Field(Protocol):
-    """Loaded on one device. sizes: samples to train on, held out, and to test on. figure: the one of `measure` by which
-    runs are compared. example: an input of the network for integer arithmetic, or None where it has no such form."""
-
-    figure: str
+    """Loaded on one device. task: of its batches. sizes: samples to train on, held out, and to test on. example: an
+    input of the network for integer arithmetic, or None where it has no such form."""
 
     @property
     def task(self) -> Counted: ...

@@ -24,8 +24,6 @@ SAMPLE = 256  # fewer if large
 class Images:
     """See `fields.Field`."""
 
-    figure = "accuracy"
-
     def __init__(self, recipe: Recipe, device: torch.device):
         self.recipe, self.device = recipe, device
         self.train, self.held, self.test = build_data(recipe.data, device, recipe.network.name)

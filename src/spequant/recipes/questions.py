@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,6 @@ class QuestionSet:
 class Questions:
     """See `fields.Field`; samples are windows in training and questions in tests."""
 
-    figure = "f1"
     example: Tensor | None = None
 
     def __init__(self, recipe: Recipe, device: torch.device):
@@ -68,14 +68,11 @@ class Questions:
         chosen, held = divided(train, data.images, data.held_out)
         self.train = make_windows(chosen, self.tokenizer, max_length=data.max_length, stride=data.stride)
         self.held = question_set(held, self.tokenizer, data) if held else None
-        self._test: QuestionSet | None = None
 
-    @property
+    @cached_property
     def test(self) -> QuestionSet:
         """Made when it is first read."""
-        if self._test is None:
-            self._test = question_set(self.dev, self.tokenizer, self.recipe.data)
-        return self._test
+        return question_set(self.dev, self.tokenizer, self.recipe.data)
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -143,7 +140,7 @@ def divided(questions: list[Question], count: int | None, held_out: int) -> tupl
     return rest[:count], drawn[len(rest) :]
 
 
-def test_questions(data: Data, tokenizer: Any, config: Any) -> QuestionSet:
+def dev_questions(data: Data, tokenizer: Any, config: Any) -> QuestionSet:
     """The questions that `data` tests on."""
     check_tokenizer(tokenizer, config, max_length=data.max_length)
     return question_set(_load(data)[1], tokenizer, data)

@@ -22,7 +22,7 @@ from spequant.export.onnx_file import program_in
 from spequant.recipes.build import build_data, build_network, build_quantized, device_of
 from spequant.recipes.folder import NETWORK, RECIPE, STATE
 from spequant.recipes.images import channels_last
-from spequant.recipes.questions import QuestionSet, test_questions
+from spequant.recipes.questions import QuestionSet, dev_questions
 from spequant.recipes.schema import SQUAD, Network, Recipe, from_json, to_json
 
 TestSet = ImageSet | QuestionSet
@@ -68,7 +68,7 @@ def _test_set(recipe: Recipe, root: Path | None, device: torch.device, tokenizer
     if data.name != SQUAD:
         return build_data(data, device, recipe.network.name)[2]
     name = recipe.network.name if tokenizer is None else str(tokenizer)
-    return test_questions(data, models.load_tokenizer(name), models.configuration(name))
+    return dev_questions(data, models.load_tokenizer(name), models.configuration(name))
 
 
 def open_source(path: Path, root: Path | None = None) -> Source:
