@@ -3,7 +3,8 @@
 After a change that should alter them, `python tests/test_golden.py write` writes golden.json anew; the commit says why.
 Computed in a process of its own, held to the instructions that all x86-64 processors of today share: with each one's
 own kernels sums round otherwise, a value near the middle of two codes takes the other one, and after ten steps the
-losses of two processors differ by per cents.
+losses of two processors differ by per cents. Even so an Intel Xeon leaves an AMD EPYC's path at the tenth step of one
+case, so eight are compared, closely: 5e-7 is the most that the two differ by.
 """
 
 import json
@@ -22,7 +23,7 @@ from spequant.quantizers import LSQ, PACT, SAWB
 from spequant.train import TrainingState, fit, make_optimizer, make_schedule, parameter_groups
 
 GOLDEN = Path(__file__).parent / "golden.json"
-STEPS = 20
+STEPS, LENGTH = 8, 20  # run, and of the schedule
 PLAIN = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "COMPATIBLE"}
 CASES = {
     "retrain, pact and sawb, 2 bits": lambda: (spequant.Retrain(), SAWB(2), PACT(2)),
@@ -32,7 +33,7 @@ CASES = {
 
 
 def losses(case: str) -> list[float]:
-    """Total loss of each of 20 fp32 steps on the digits, from a float network made by seed 0."""
+    """Total loss of each of 8 fp32 steps on the digits, from a float network made by seed 0."""
     torch.manual_seed(0)
     train, _ = load_digits()
     method, weight, act = CASES[case]()
@@ -41,7 +42,7 @@ def losses(case: str) -> list[float]:
     optimizer = make_optimizer("sgd", parameter_groups(model, lr=0.01, weight_decay=1e-4))
     sums: list[float] = []
     fit(
-        TrainingState(model, method, optimizer, make_schedule("cosine", optimizer, STEPS)),
+        TrainingState(model, method, optimizer, make_schedule("cosine", optimizer, LENGTH)),
         lambda epoch, start: train_batches(train, 64, seed=0, epoch=epoch, augment=Augment(1, False), start=start),
         epochs=1,
         steps=STEPS,
@@ -60,7 +61,7 @@ def computed() -> dict[str, list[float]]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_losses_stand(case, computed):
-    assert computed[case] == pytest.approx(json.loads(GOLDEN.read_text())[case], rel=2e-3)
+    assert computed[case] == pytest.approx(json.loads(GOLDEN.read_text())[case], rel=1e-4)
 
 
 if __name__ == "__main__":
