@@ -47,7 +47,7 @@ def calibrate(
         raise ValueError("model holds no quantizer: call spequant.prepare first")
     kept = _read(batches, -(-samples // world()))
     watcher = _watch(model, [*acts.values(), *weights.values()], kept, run)
-    silent = [q.name for q in (*acts.values(), *weights.values()) if q not in watcher.values]
+    silent = [q.name for q in (*acts.values(), *weights.values()) if not watcher.saw(q)]
     if silent:
         raise RuntimeError(
             f"quantized layers that never ran in {len(kept)} batches: {', '.join(silent)}. Other modules "
@@ -56,9 +56,9 @@ def calibrate(
     share(model, _groups(model, watcher))
     outputs = {id(getattr(module, a)) for _, module, a in act_slots(model) if a == OUTPUT}
     for q in act_quantizers(model).values():
-        values = torch.cat(watcher.values[q])
+        values = watcher.kept[q].values
         values = torch.cat(gathered(values.cpu())).to(values.device)
-        ends = torch.cat([end for part in gathered([end.cpu() for end in watcher.ends[q]]) for end in part])
+        ends = torch.cat(gathered(watcher.ends[q].values.cpu()))
         low, high = ends.min(), ends.max()
         if not torch.isfinite(ends).all():
             raise ValueError(
@@ -69,7 +69,7 @@ def calibrate(
             q.set_signed(bool(low < -SIGN_TOLERANCE * torch.maximum(-low, high)))
         q.fit(values, _off_ties(rule) if id(q) in outputs else rule, ends.to(values.device))
     for q in weights.values():
-        q.fit(watcher.values[q][0], rule)
+        q.fit(watcher.weights[q], rule)
     if reestimate:
         reestimate_batch_norm(model, kept, run)
 
@@ -87,7 +87,7 @@ def _watch(
     model: nn.Module, quantizers: list[Quantizer], kept: list[Any], run: Callable[[nn.Module, Any], Any]
 ) -> "_Watcher":
     """What reaches each quantizer while the model runs float, in eval mode."""
-    watcher = _Watcher(per_batch=max(1024, KEPT // len(kept)))
+    watcher = _Watcher(len(kept))
     try:
         for q in quantizers:
             q.watch = watcher
@@ -122,16 +122,17 @@ def _read(batches: Iterable[Any], samples: int) -> list[Any]:
 class _Watcher:
     """Keeps of each quantizer's input a part and its extremes, and which quantizers saw one and the same tensor."""
 
-    def __init__(self, per_batch: int):
-        self.per_batch = per_batch
-        self.values: dict[Quantizer, list[Tensor]] = {}
-        self.ends: dict[Quantizer, list[Tensor]] = {}  # (least, largest) of each batch
+    def __init__(self, batches: int):
+        self.batches, self.per_batch = batches, max(1024, KEPT // batches)
+        self.weights: dict[Quantizer, Tensor] = {}
+        self.kept: dict[Quantizer, _Kept] = {}
+        self.ends: dict[Quantizer, _Kept] = {}  # the least and largest value of each batch
         self.inputs: list[Tensor] | None = []
         self.sources: dict[Quantizer, tuple[tuple[int, int], ...]] = {}
 
     def __call__(self, quantizer: Quantizer, x: Tensor) -> None:
         if quantizer.of_weight:
-            self.values.setdefault(quantizer, [x.detach()])
+            self.weights.setdefault(quantizer, x.detach())
             return
         if self.inputs is not None:
             self.inputs.append(x)  # held, so that no other tensor takes its id within the batch
@@ -140,11 +141,39 @@ class _Watcher:
         stride = max(1, flat.numel() // self.per_batch)
         while math.gcd(stride, flat.numel()) > 1:  # so that every channel and column is met
             stride += 1
-        self.values.setdefault(quantizer, []).append(flat[stride // 2 :: stride].clone())  # before x changes in place
-        self.ends.setdefault(quantizer, []).append(torch.stack([flat.amin(), flat.amax()]))
+        part = flat[stride // 2 :: stride]
+        self._keep(self.kept, quantizer, part)
+        self._keep(self.ends, quantizer, torch.stack([flat.amin(), flat.amax()]))
+
+    def _keep(self, where: dict[Quantizer, "_Kept"], quantizer: Quantizer, values: Tensor) -> None:
+        if quantizer not in where:
+            where[quantizer] = _Kept(values.new_empty(self.batches * len(values)))
+        where[quantizer].add(values)
+
+    def saw(self, quantizer: Quantizer) -> bool:
+        return quantizer in self.weights or quantizer in self.kept
 
     def next_batch(self) -> None:
         self.inputs = None  # the first batch tells who shares; its tensors can go
+
+
+class _Kept:
+    """Values from batch after batch, in one block: small copies, each made between the large tensors that come and go
+    in a forward pass, would keep the allocator from using their places again (gigabytes with a BERT)."""
+
+    def __init__(self, block: Tensor):
+        self.block, self.filled = block, 0
+
+    def add(self, values: Tensor) -> None:
+        end = self.filled + len(values)
+        if end > len(self.block):
+            self.block = torch.cat([self.block, values.new_empty(max(end, len(self.block)))])
+        self.block[self.filled : end] = values
+        self.filled = end
+
+    @property
+    def values(self) -> Tensor:
+        return self.block[: self.filled]
 
 
 def _groups(model: nn.Module, watcher: _Watcher) -> list[list[tuple[nn.Module, str]]]:
