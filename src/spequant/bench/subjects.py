@@ -21,10 +21,12 @@ LENGTH = 128  # tokens
 
 @dataclass(frozen=True)
 class Subject:
-    """network: float, in train mode, on its device; batch: (inputs, labels), or both by name."""
+    """network: float, in train mode, on its device; batch: (inputs, labels), or both by name; residual: bits of
+    addends, None where the network cannot be traced."""
 
     network: nn.Module
     batch: Any
+    residual: int | None = 8
 
     def part(self, count: int) -> Any:
         """The inputs of the first `count` samples."""
@@ -47,7 +49,7 @@ def make_subject(name: str, batch: int, image: int, device: torch.device) -> Sub
     labels = torch.randint(CLASSES, (batch,), device=device)
     if name == BERT:
         ids = torch.randint(1000, (batch, LENGTH), device=device)
-        return Subject(_bert().to(device).train(), {"input_ids": ids, "labels": labels})
+        return Subject(_bert().to(device).train(), {"input_ids": ids, "labels": labels}, residual=None)
     images = torch.randn(batch, 3, image, image, device=device).to(memory_format=torch.channels_last)
     network = channels_last(getattr(models, name)(classes=CLASSES), device)
     try:

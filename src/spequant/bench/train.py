@@ -87,7 +87,7 @@ class Kind:
 
 def _quantized(weight: type[Quantizer], act: type[Quantizer]) -> Callable[[Subject, int], nn.Module]:
     def make(subject: Subject, bits: int) -> nn.Module:
-        model = prepare(subject.network, weight=weight(bits), act=act(bits))
+        model = prepare(subject.network, weight=weight(bits), act=act(bits), residual=subject.residual)
         count = min(CALIBRATION, samples(subject.batch))
         calibrate(model, [subject.part(count)], samples=count)
         return model.train()
