@@ -232,7 +232,7 @@ def test_an_engine_that_answers_otherwise_fails_loudly(packed, tmp_path, monkeyp
 @pytest.mark.skipif(bool(END_BITS), reason="this processor clips sums; 7-bit ends cost too much here")
 def test_biases_as_trained_can_be_rounded(packed, tmp_path):
     source = open_source(packed)
-    facts = about_run(source.recipe, source.test_set())
+    facts = about_run(source.recipe, source.test_set(), source.model)
     torch.manual_seed(1)
     for module in source.model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -321,7 +321,7 @@ for package, call in (
     ("onnxruntime", lambda: engines.onnxruntime(b"")),
     ("openvino", lambda: engines.openvino(b"")),
     ("qonnx", lambda: engines.qonnx(b"")),
-    ("onnxscript", lambda: float_onnx(network, x, None)),
+    ("onnxscript", lambda: float_onnx(network, x)),
 ):
     sys.modules[package] = None
     try:

@@ -474,6 +474,20 @@ def test_other_answers_are_refused():
         parity.check("an engine")
 
 
+@pytest.mark.parametrize(("engine", "own", "refused"), [(30, 15, False), (31, 15, True), (31, 0, True), (5, 0, False)])
+def test_an_engine_may_differ_twice_as_often_as_the_network_with_other_last_bits(engine, own, refused):
+    parity = Parity()
+    logits, number = torch.eye(10)[torch.arange(1000) % 10], torch.arange(1000)[:, None]
+    theirs, ours = (torch.where(number < count, logits.roll(1, 1), logits) for count in (engine, own))
+    parity.add(logits, theirs.numpy(), None, ours)
+    assert (parity.images - parity.equal, parity.own) == (engine, own)
+    if not refused:
+        return parity.check("an engine")
+    twice = f", or twice the {own} on which the network does with other last bits" if own else ""
+    with pytest.raises(ValueError, match=rf"on 31 of 1000 images; expected at most 0\.5 %, or 2{twice}\. If"):
+        parity.check("an engine")
+
+
 def test_export_onnx_refuses_other_answers_and_leaves_no_file(x, tmp_path):
     model = spequant.prepare(resnet8(in_channels=1), weight=SAWB(2), act=PACT(2))
     spequant.calibrate(model, [x], samples=64)

@@ -14,7 +14,7 @@ from processor import clips
 from spequant.cli import main
 from spequant.export import export_mixed, lower, mixed_graph, read_onnx
 from spequant.export.engines import onnxruntime, run_in_parts
-from spequant.export.mixed import answers
+from spequant.export.mixed import answers, other_last_bits
 from spequant.export.onnx_export import as_batches
 from spequant.export.parity import Codes, Parity
 from spequant.quantizers import LSQ, PACT, SAWB, LSQPlus, MinMax
@@ -251,6 +251,19 @@ def test_an_engine_that_answers_otherwise_leaves_no_file(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="onnxruntime gives another arg-max than the network on"):
         export_mixed(model, tmp_path / "net.onnx", [x])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_with_other_last_bits_is_nearly_the_same_and_left_as_it_was():
+    x = torch.randn(64, 6)
+    network = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 4))
+    model = prepared(network, x, weight=LSQ(8), act=None, ends=None)
+    with torch.no_grad():
+        before = model(x)
+        with other_last_bits(model):
+            once, twice = model(x), model(x)
+        assert torch.equal(model(x), before) and not torch.equal(once, twice)
+    difference = (once - before).abs().max() / before.abs().max()
+    assert 0 < difference < 2e-6
 
 
 def test_8_bit_sums_that_some_processors_clip_are_named(monkeypatch):

@@ -15,6 +15,7 @@ from reference.squad import evaluation
 from spequant.cli import main
 from spequant.data import load_squad
 from spequant.recipes import evaluate_source, export_source, run
+from spequant.recipes.evaluation import at_bits
 from spequant.recipes.questions import Questions, divided
 from spequant.recipes.schema import (
     Data,
@@ -27,7 +28,7 @@ from spequant.recipes.schema import (
     from_json,
     to_json,
 )
-from spequant.recipes.sources import load_run
+from spequant.recipes.sources import about_run, load_run, open_source
 from transformers_networks import SIZES
 
 COLOURS, THINGS = ("red", "green", "blue", "grey", "pink"), ("hat", "car", "door", "ball", "cup", "lamp")
@@ -272,7 +273,6 @@ def test_networks_and_tokenizers_that_do_not_fit_are_named(place, tmp_path):
 
 def test_a_packed_file_that_does_not_tell_its_network_says_so(finished, tmp_path):
     from spequant.export import packed_about
-    from spequant.recipes.sources import open_source
 
     path = export_source(finished / "speq", "packed", tmp_path / "whole.packed", images=3).path
     facts, model = packed_about(path), load_run(finished / "speq")[1]
@@ -284,6 +284,60 @@ def test_a_packed_file_that_does_not_tell_its_network_says_so(finished, tmp_path
         spequant.pack(model, tmp_path / "other.packed", {**facts, **change})
         with pytest.raises(ValueError, match=message):
             open_source(tmp_path / "other.packed")
+
+
+def logits_at(source, bits):
+    with torch.no_grad(), at_bits(source, bits):
+        return source.model(torch.arange(5, 15)[None], torch.ones(1, 10, dtype=torch.int64)).start_logits
+
+
+def test_other_widths_inspection_and_times(finished, tmp_path, capsys):
+    packed, rows = tmp_path / "net.packed", tmp_path / "rows.json"
+    export_source(finished / "speq", "packed", packed, images=3)
+    with pytest.raises(ValueError, match=r"expected a tokenizer; .* Or put the run's folder 'network' beside .*packed"):
+        evaluate_source(packed, root=finished)
+    shutil.copytree(finished / "speq" / "network", tmp_path / "network")
+    by_width = evaluate_source(packed, act_bits=[1, 4, 8], root=finished)
+    assert [row["act_bits"] for row in by_width] == [1, 4, 8]
+    assert by_width[1]["f1"] == figures(finished / "speq")["test_f1"]
+    source = open_source(packed)
+    outs = {bits: logits_at(source, bits) for bits in (1, 4, 8)}
+    assert torch.equal(outs[4], logits_at(source, None))
+    assert (outs[8] - outs[4]).norm() < (outs[8] - outs[1]).norm() / 2
+    main(["inspect", str(packed), "--json", str(rows)])
+    costs = json.loads(rows.read_text())
+    assert "word_embeddings" in capsys.readouterr().out
+    assert sum(layer["macs"] for layer in costs["layers"]) == costs["total"]["macs"] > 0
+    report = export_source(packed, "mixed", tmp_path / "eight.onnx", act_bits=8, images=10, root=finished)
+    assert report.figures["f1"][0] == pytest.approx(
+        evaluate_source(packed, act_bits=[8], images=10, root=finished)[0]["f1"]
+    )
+    main(["bench", "infer", str(packed), "--rounds", "1", "--bits", "4", "8", "--length", "24", "--json", str(rows)])
+    timed = json.loads(rows.read_text())
+    assert [(row["engine"], row["name"]) for row in timed] == [
+        (engine, name) for engine in ("onnxruntime", "openvino") for name in ("fp32", "W4A4", "W4A8")
+    ]
+    assert all(row["ms"] > 0 for row in timed) and timed[0]["times_faster_than_fp32"] == 1
+    with pytest.raises(SystemExit, match=r"length is 0; expected 1 or more"):
+        main(["bench", "infer", str(packed), "--length", "0"])
+    with pytest.raises(SystemExit, match=r"length is 65: the network does not run on it"):
+        main(["bench", "infer", str(packed), "--length", "65"])
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("transformers/google/electra-small", "transformers/google/electra-small"),
+        ("transformers/bert-base-uncased", "transformers/bert-base-uncased"),
+        ("transformers//home/someone/bert", "transformers/bert"),
+        ("transformers/../bert", "transformers/bert"),
+        ("transformers/runs/of/bert", "transformers/bert"),
+    ],
+)
+def test_a_file_tells_the_hubs_name_of_a_network_and_no_folders(finished, name, told):
+    made, model, test = load_run(finished / "speq")
+    facts = about_run(replace(made, network=replace(made.network, name=name)), test, model)
+    assert facts["recipe"]["network"]["name"] == told
 
 
 def test_formats_of_image_networks_are_refused(finished):

@@ -147,13 +147,17 @@ def runs(args: list[str]) -> None:
 
 def evaluate(args: list[str]) -> None:
     from spequant.deployment import Evaluate, print_evaluation
+    from spequant.train import keep_freed_memory
 
+    keep_freed_memory()
     print_evaluation(tyro.cli(Evaluate, args=args, prog="spequant evaluate"))
 
 
 def export(args: list[str]) -> None:
     from spequant.deployment import Export, print_export
+    from spequant.train import keep_freed_memory
 
+    keep_freed_memory()
     print_export(tyro.cli(Export, args=args, prog="spequant export"))
 
 

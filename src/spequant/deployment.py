@@ -92,7 +92,8 @@ def _print_parity(parity: Parity, engine: str) -> None:
     network, other = parity.accuracy
     right = f"; accuracy {other:.2f} %, torch {network:.2f} %" if parity.labelled else ""
     what = "images" if parity.labelled else "answers, starts and ends apart"
-    print(f"{engine}: arg-max equal on {100 * parity.agreement:.2f} % of {parity.images} {what}{right}")
+    own = f"; torch's own with other last bits differs on {parity.own}" if parity.own else ""
+    print(f"{engine}: arg-max equal on {100 * parity.agreement:.2f} % of {parity.images} {what}{right}{own}")
 
 
 @dataclass(frozen=True)

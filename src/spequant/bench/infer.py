@@ -3,35 +3,37 @@
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tyro.conf import Positional
 
 from spequant import models
 from spequant.calibrate import calibrate
-from spequant.export import Program, at_width, integer_graph, lower, write_onnx
-from spequant.export.engines import ENGINES, Run, instruction_sets, versions
+from spequant.export import Program, at_width, integer_graph, lower, mixed_graph
+from spequant.export.engines import ENGINES, instruction_sets, versions
 from spequant.export.extra import needs
 from spequant.models.named import OWN
 from spequant.prepare import prepare, unprepare
 from spequant.quantizers import PACT, SAWB
 from spequant.recipes.evaluation import at_bits
-from spequant.recipes.sources import open_source
+from spequant.recipes.sources import Source, example_of, open_source
 
 EngineName = Literal["onnxruntime", "openvino"]
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
 class Infer:
     """Time inference of a run, a packed file or an integer ONNX file; without one, of a network with random weights.
 
-    Each round runs every graph once; the median over the rounds is printed.
+    Each round runs every graph once; the median over the rounds is printed. Networks for questions are timed in their
+    mixed form (export --to mixed).
     """
 
     source: Positional[Path | None] = None
@@ -43,6 +45,8 @@ class Infer:
     bits: tuple[int, ...] = ()
     """widths of weights and activations of that network, none: 2; of a source: of its activations, none: as trained"""
     engines: tuple[EngineName, ...] = ("onnxruntime", "openvino")
+    length: int | None = None
+    """tokens of a window, of a source for questions; None: its data.max_length"""
     batch: int = 1
     threads: int = 1
     rounds: int = 30
@@ -50,6 +54,15 @@ class Infer:
     """folder of the data set, for a run; None: the recipe's, or SPEQUANT_DATA"""
     json: Path | None = None
     """rows as JSON"""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One network as ONNX, in float and at some widths; inputs: a batch by name."""
+
+    float_graph: Any
+    graphs: dict[str, Any]
+    inputs: Mapping[str, Tensor]
 
 
 @dataclass
@@ -66,13 +79,14 @@ class Entry:
 def bench_infer(settings: Infer) -> list[dict[str, Any]]:
     """A row for each graph and engine: name, engine, version, ms, times_faster_than_fp32, file_bytes, batch, threads,
     instruction_sets. ValueError: a setting out of range, a source that holds no network."""
-    for name in ("image", "batch", "threads", "rounds"):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"{name} is {getattr(settings, name)}; expected 1 or more")
+    for name in ("image", "length", "batch", "threads", "rounds"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; expected 1 or more")
     torch.manual_seed(0)
-    network, programs = _subjects(settings)
+    subject = _subject(settings)
     with tempfile.TemporaryDirectory() as folder:
-        entries = _entries(settings, network, programs, Path(folder))
+        entries = _entries(settings, subject, Path(folder))
         for entry in entries:
             entry.call()
         for _ in range(settings.rounds):
@@ -98,33 +112,56 @@ def bench_infer(settings: Infer) -> list[dict[str, Any]]:
     ]
 
 
-def _subjects(settings: Infer) -> tuple[tuple[nn.Module, Tensor], dict[str, Program]]:
-    """((float network, an input), {name: program})."""
+def _subject(settings: Infer) -> Subject:
     if settings.source is None:
         return _random(settings)
     source = open_source(settings.source, settings.root)
-    if source.of_questions:
-        raise ValueError(f"{source.path} is of a network for questions, which has no integer graph; expected images'")
-    shape = (settings.batch, *source.shape)
-    x = torch.randn(shape)
+    if source.program is None and source.model is None:
+        raise ValueError(
+            f"{source.path} is a file of --to {source.kind}; expected a run, a packed file or integer ONNX"
+        )
+    return _questions(settings, source) if source.of_questions else _images(settings, source)
+
+
+def _questions(settings: Infer, source: Source) -> Subject:
+    """Windows without padding, all of one token."""
+    assert source.model is not None  # an integer graph is of images
+    example = example_of(source, settings.length)
+    assert isinstance(example, dict)
+    inputs = {name: x.repeat(settings.batch, 1) for name, x in example.items()}
+    try:
+        with torch.no_grad():
+            source.model(**example)
+    except (IndexError, RuntimeError) as error:
+        raise ValueError(f"length is {settings.length}: the network does not run on it ({error})") from error
+    graphs = _at_widths(settings, source, lambda model: mixed_graph(model, inputs).graph)
+    return Subject(mixed_graph(unprepare(source.model), inputs).graph, graphs, inputs)
+
+
+def _images(settings: Infer, source: Source) -> Subject:
+    x = torch.randn(settings.batch, *source.shape)
     if source.program is not None:
         name, classes = source.recipe.network.name, source.program.output.shape[1]
         float_network = models.make_network(name, classes=classes, in_channels=source.shape[0], size=source.shape[-1])
         trained = source.recipe.quant.act_bits
         widths = {f"A{bits}": at_width(source.program, bits, trained) for bits in settings.bits}
-        return (float_network.eval(), x), widths or {f"A{source.act_bits}": source.program}
-    if source.model is None:
-        raise ValueError(
-            f"{source.path} is a file of --to {source.kind}; expected a run, a packed file or integer ONNX"
-        )
-    quant, programs = source.recipe.quant, {}
+        return _of_images(float_network, x, widths or {f"A{source.act_bits}": source.program})
+    assert source.model is not None
+    programs = _at_widths(settings, source, lambda model: lower(model, x[:1]))
+    return _of_images(unprepare(source.model), x, programs)
+
+
+def _at_widths(settings: Infer, source: Source, form: Callable[[nn.Module], Made]) -> dict[str, Made]:
+    """{name: form of the model} for each width that is asked for; none: as trained."""
+    assert source.model is not None
+    quant, found = source.recipe.quant, {}
     for bits in settings.bits or (None,):
         with at_bits(source, bits):
-            programs[f"W{quant.weight_bits}A{bits or quant.act_bits}"] = lower(source.model, x[:1])
-    return (unprepare(source.model).eval(), x), programs
+            found[f"W{quant.weight_bits}A{bits or quant.act_bits}"] = form(source.model)
+    return found
 
 
-def _random(settings: Infer) -> tuple[tuple[nn.Module, Tensor], dict[str, Program]]:
+def _random(settings: Infer) -> Subject:
     if settings.network not in OWN:
         raise ValueError(f"network is {settings.network!r}; expected one of {', '.join(OWN)}")
     network = getattr(models, settings.network)()
@@ -138,38 +175,31 @@ def _random(settings: Infer) -> tuple[tuple[nn.Module, Tensor], dict[str, Progra
         model = prepare(network, weight=SAWB(bits), act=PACT(bits))
         calibrate(model, [torch.randn(4, *x.shape[1:])], samples=4)
         programs[f"W{bits}A{bits}"] = lower(model, x[:1])
-    return (network, x), programs
+    return _of_images(network, x, programs)
 
 
-def _entries(settings: Infer, subject: tuple[nn.Module, Tensor], programs: Any, folder: Path) -> list[Entry]:
-    network, x = subject
-    files = {"fp32": folder / "fp32.onnx", **{name: folder / f"{name}.onnx" for name in programs}}
-    float_onnx(network, x, files["fp32"])
-    for name, program in programs.items():
-        write_onnx(integer_graph(program), files[name])
-    given = x.numpy()
+def _of_images(network: nn.Module, x: Tensor, programs: Mapping[str, Program]) -> Subject:
+    graphs = {name: integer_graph(program) for name, program in programs.items()}
+    return Subject(float_onnx(network.eval(), x), graphs, {"input": x})
+
+
+def _entries(settings: Infer, subject: Subject, folder: Path) -> list[Entry]:
+    files = {}
+    for name, graph in {"fp32": subject.float_graph, **subject.graphs}.items():
+        files[name] = folder / f"{name}.onnx"
+        needs("onnx").save(graph, files[name])
+    feed = {name: x.numpy() for name, x in subject.inputs.items()}
     entries = []
     for engine in settings.engines:
         for name, path in files.items():
             run = ENGINES[engine](path, settings.threads)
-            entries.append(Entry(name, engine, path.stat().st_size, _call(run, given), []))
+            entries.append(Entry(name, engine, path.stat().st_size, partial(run, feed), []))
     return entries
 
 
-def _call(run: Run, given: np.ndarray) -> Callable[[], object]:
-    feed = {"input": given}
-    return lambda: run(feed)
-
-
-def float_onnx(network: nn.Module, x: Tensor, path: Path) -> None:
+def float_onnx(network: nn.Module, x: Tensor) -> Any:
     """The float network by torch's own exporter: input "input"."""
     needs("onnxscript")
-    torch.onnx.export(
-        network,
-        (x,),
-        path,
-        input_names=["input"],
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
+    exported = torch.onnx.export(network, (x,), input_names=["input"], dynamo=True, verbose=False)
+    assert exported is not None  # it is with `dynamo`
+    return exported.model_proto

@@ -30,6 +30,7 @@ from spequant.export.onnx_file import Preprocessing, metadata, write_onnx
 from spequant.export.onnx_integer import OPSET
 from spequant.export.parity import Batch, Parity
 from spequant.files import placed
+from spequant.layers import QuantizedLayer, act_quantizers
 
 MOVES = set(
     """
@@ -99,7 +100,7 @@ def mixed_graph(
     check_dtype(model)
     with modes_kept(model), torch.no_grad():
         out = run_model(model.eval(), example)  # what is wrong with the network itself, it says itself
-    network = deepcopy(model).cpu().eval()
+    network = _copied(model)
     integer_form(network)
     if isinstance(example, Tensor):
         whole = _Whole(network, preprocessing)
@@ -122,6 +123,22 @@ def mixed_graph(
     return Mixed(graph, list(integers), islands, clipped, batch, tuple(given), outputs)
 
 
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy on the CPU, in eval mode, at the precision in use: quantizers alone refuse to be copied with a draw."""
+    quantizers = act_quantizers(model)
+    levels = {name: q.levels for name, q in quantizers.items() if q.levels is not q.home_levels}
+    try:
+        for name in levels:
+            quantizers[name].levels = quantizers[name].home_levels
+        network = deepcopy(model).cpu().eval()
+    finally:
+        for name, number in levels.items():
+            quantizers[name].levels = number
+    for name, number in levels.items():
+        act_quantizers(network)[name].levels = number.cpu()
+    return network
+
+
 def answers(model: nn.Module, mixed: Mixed, run: engines.Run, batches: Iterable[Batch]) -> Parity:
     """The logits of `model` and of an engine's `run` of its graph on the same images; of inputs by name, those of each
     output, padding (where attention_mask is 0) left out."""
@@ -129,16 +146,38 @@ def answers(model: nn.Module, mixed: Mixed, run: engines.Run, batches: Iterable[
     for x, given, labels in batches:
         with torch.no_grad(), modes_kept(model):
             out = run_model(model.eval(), x)
+            with other_last_bits(model):
+                moved = run_model(model, x)
         if isinstance(given, np.ndarray):
-            parity.add(out, engines.run_in_parts(run, {"input": given}, mixed.batch)[0], labels)
+            parity.add(out, engines.run_in_parts(run, {"input": given}, mixed.batch)[0], labels, moved)
             continue
         padding = given["attention_mask"] == 0 if "attention_mask" in given else None
         for name, got in zip(mixed.outputs, engines.run_in_parts(run, given, mixed.batch), strict=True):
-            expected = out[name].float().cpu()
+            own = [out[name].float().cpu(), moved[name].float().cpu()]
             if padding is not None and padding.shape == got.shape:
-                expected, got = expected.masked_fill(torch.from_numpy(padding), -inf), np.where(padding, -inf, got)
-            parity.add(expected, got, labels)
+                own = [logits.masked_fill(torch.from_numpy(padding), -inf) for logits in own]
+                got = np.where(padding, -inf, got)
+            parity.add(own[0], got, labels, own[1])
     return parity
+
+
+@contextmanager
+def other_last_bits(model: nn.Module) -> Iterator[None]:
+    """Inside, what quantized layers return is off by up to 2^-21 of itself, as it may be in another engine, whose float
+    parts round otherwise. Where a value lies near the middle of two codes that is one code, and more a layer on: of a
+    deep network every engine gives somewhat other logits, and so does the network itself."""
+    generator = torch.Generator().manual_seed(0)
+
+    def moved(layer: nn.Module, inputs: Any, out: Tensor) -> Tensor:
+        noise = torch.rand(out.shape, generator=generator).to(out.device, out.dtype)
+        return out * (1 + (2 * noise - 1) * 2**-21)
+
+    hooks = [m.register_forward_hook(moved) for m in model.modules() if isinstance(m, QuantizedLayer)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _output_names(out: Any) -> tuple[str, ...]:

@@ -59,7 +59,12 @@ class Source:
         if self.loaded is not None:
             return self.loaded
         tokenizer = self.path.parent / NETWORK
-        return _test_set(self.recipe, root, torch.device("cpu"), tokenizer if tokenizer.is_dir() else None)
+        if not self.of_questions or tokenizer.is_dir():
+            return _test_set(self.recipe, root, torch.device("cpu"), tokenizer)
+        try:
+            return _test_set(self.recipe, root, torch.device("cpu"))
+        except ValueError as error:
+            raise ValueError(f"{error}. Or put the run's folder {NETWORK!r} beside {self.path}") from error
 
 
 def _test_set(recipe: Recipe, root: Path | None, device: torch.device, tokenizer: Path | None = None) -> TestSet:
@@ -118,10 +123,17 @@ def about_run(recipe: Recipe, test: TestSet, model: nn.Module) -> dict[str, Any]
     if isinstance(test, ImageSet):
         own = {"classes": test.classes, "shape": list(test.images.shape[1:])}
     else:
-        network = replace(network, name=models.TRANSFORMERS + Path(network.name).name)
+        network = replace(network, name=_without_folders(network.name))
         own = {"network": models.configuration_told(model)}
     told = replace(recipe, data=data, network=network, method=replace(recipe.method, teacher=None))
     return {"recipe": json.loads(to_json(told)), **own}
+
+
+def _without_folders(name: str) -> str:
+    """A network's name on the hub as it is; of one in a folder the folder's own name."""
+    known = name.removeprefix(models.TRANSFORMERS)
+    on_the_hub = known.count("/") <= 1 and not known.startswith((".", "/")) and not Path(known).is_dir()
+    return models.TRANSFORMERS + (known if on_the_hub else Path(known).name)
 
 
 def _random(network: Network) -> Network:
@@ -144,11 +156,11 @@ def _source(path: Path, kind: Kind, told: dict[str, Any], **parts: Any) -> Sourc
     return Source(path, kind, recipe, shape, told.get("act_bits") or recipe.quant.act_bits, **parts)
 
 
-def example_of(source: Source) -> Tensor | dict[str, Tensor]:
-    """An input of its network, one sample: an image, or a window of data.max_length tokens."""
+def example_of(source: Source, length: int | None = None) -> Tensor | dict[str, Tensor]:
+    """An input of its network, one sample: an image, or a window of `length` tokens; None: data.max_length."""
     if not source.of_questions:
         return torch.zeros(1, *source.shape)
-    tokens = torch.zeros(1, source.recipe.data.max_length, dtype=torch.int64)
+    tokens = torch.zeros(1, length or source.recipe.data.max_length, dtype=torch.int64)
     return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
 
 
