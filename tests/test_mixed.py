@@ -256,7 +256,7 @@ def test_an_engine_that_answers_otherwise_leaves_no_file(tmp_path, monkeypatch):
 def test_a_network_with_other_last_bits_is_nearly_the_same_and_left_as_it_was():
     x = torch.randn(64, 6)
     network = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 4))
-    model = prepared(network, x, weight=LSQ(8), act=None, ends=None)
+    model = prepared(network, x, weight=LSQ(8), act=None)
     with torch.no_grad():
         before = model(x)
         with other_last_bits(model):

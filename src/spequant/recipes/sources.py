@@ -58,13 +58,13 @@ class Source:
         """Its recipe's test set, on the CPU; root: in place of the recipe's."""
         if self.loaded is not None:
             return self.loaded
-        tokenizer = self.path.parent / NETWORK
-        if not self.of_questions or tokenizer.is_dir():
-            return _test_set(self.recipe, root, torch.device("cpu"), tokenizer)
-        try:
-            return _test_set(self.recipe, root, torch.device("cpu"))
-        except ValueError as error:
-            raise ValueError(f"{error}. Or put the run's folder {NETWORK!r} beside {self.path}") from error
+        beside = self.path.parent / NETWORK
+        if self.of_questions and not beside.is_dir():
+            try:
+                models.load_tokenizer(self.recipe.network.name)
+            except ValueError as error:
+                raise ValueError(f"{error}. Or put the run's folder {NETWORK!r} beside {self.path}") from error
+        return _test_set(self.recipe, root, torch.device("cpu"), beside if beside.is_dir() else None)
 
 
 def _test_set(recipe: Recipe, root: Path | None, device: torch.device, tokenizer: Path | None = None) -> TestSet:
