@@ -4,7 +4,7 @@ After a change that should alter them, `python tests/test_golden.py write` write
 Computed in a process of its own, held to the instructions that all x86-64 processors of today share: with each one's
 own kernels sums round otherwise, a value near the middle of two codes takes the other one, and after ten steps the
 losses of two processors differ by per cents. Even so an Intel Xeon leaves an AMD EPYC's path at the tenth step of one
-case, so eight are compared, closely: 5e-7 is the most that the two differ by.
+case, which ends before it; of the first eight steps the two differ by 5e-7 at most, so those are compared closely.
 """
 
 import json
@@ -23,7 +23,8 @@ from spequant.quantizers import LSQ, PACT, SAWB
 from spequant.train import TrainingState, fit, make_optimizer, make_schedule, parameter_groups
 
 GOLDEN = Path(__file__).parent / "golden.json"
-STEPS, LENGTH = 8, 20  # run, and of the schedule
+STEPS, CLOSE = 20, 8
+COMPARED = {"speq, pact and sawb, 2 bits": 9}  # steps, of 20
 PLAIN = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "COMPATIBLE"}
 CASES = {
     "retrain, pact and sawb, 2 bits": lambda: (spequant.Retrain(), SAWB(2), PACT(2)),
@@ -33,7 +34,7 @@ CASES = {
 
 
 def losses(case: str) -> list[float]:
-    """Total loss of each of 8 fp32 steps on the digits, from a float network made by seed 0."""
+    """Total loss of each of 20 fp32 steps on the digits, from a float network made by seed 0."""
     torch.manual_seed(0)
     train, _ = load_digits()
     method, weight, act = CASES[case]()
@@ -42,7 +43,7 @@ def losses(case: str) -> list[float]:
     optimizer = make_optimizer("sgd", parameter_groups(model, lr=0.01, weight_decay=1e-4))
     sums: list[float] = []
     fit(
-        TrainingState(model, method, optimizer, make_schedule("cosine", optimizer, LENGTH)),
+        TrainingState(model, method, optimizer, make_schedule("cosine", optimizer, STEPS)),
         lambda epoch, start: train_batches(train, 64, seed=0, epoch=epoch, augment=Augment(1, False), start=start),
         epochs=1,
         steps=STEPS,
@@ -61,14 +62,16 @@ def computed() -> dict[str, list[float]]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_losses_stand(case, computed):
-    assert computed[case] == pytest.approx(json.loads(GOLDEN.read_text())[case], rel=1e-4)
+    golden = json.loads(GOLDEN.read_text())[case]
+    assert computed[case][:CLOSE] == pytest.approx(golden[:CLOSE], rel=1e-4)
+    assert computed[case][: len(golden)] == pytest.approx(golden, rel=2e-3)
 
 
 if __name__ == "__main__":
     if any(os.environ.get(name) != value for name, value in PLAIN.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **PLAIN})
     torch.set_num_threads(1)
-    text = json.dumps({case: losses(case) for case in CASES}, indent=1) + "\n"
+    text = json.dumps({case: losses(case)[: COMPARED.get(case)] for case in CASES}, indent=1) + "\n"
     if sys.argv[1:] == ["write"]:
         GOLDEN.write_text(text)
     print(text)

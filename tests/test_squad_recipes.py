@@ -182,6 +182,8 @@ def test_an_interrupted_run_ends_with_the_same_weights(place, tmp_path):
     run(made, tmp_path / "parts", resume=True)
     whole, parts = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts"))
     assert whole == parts
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["distill"] > 0 for row in rows if row["kind"] == "epoch")  # it has much to learn yet
 
 
 def test_two_parts_of_a_batch_add_up_to_the_whole(place, tmp_path):

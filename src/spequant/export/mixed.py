@@ -141,16 +141,16 @@ def _copied(model: nn.Module) -> nn.Module:
 
 def answers(model: nn.Module, mixed: Mixed, run: engines.Run, batches: Iterable[Batch]) -> Parity:
     """The logits of `model` and of an engine's `run` of its graph on the same images; of inputs by name, those of each
-    output, padding (where attention_mask is 0) left out."""
+    output, padding (where attention_mask is 0) left out, and the network's own with other last bits."""
     parity = Parity(saturating=mixed.saturating)
     for x, given, labels in batches:
         with torch.no_grad(), modes_kept(model):
             out = run_model(model.eval(), x)
-            with other_last_bits(model):
-                moved = run_model(model, x)
         if isinstance(given, np.ndarray):
-            parity.add(out, engines.run_in_parts(run, {"input": given}, mixed.batch)[0], labels, moved)
+            parity.add(out, engines.run_in_parts(run, {"input": given}, mixed.batch)[0], labels)
             continue
+        with torch.no_grad(), modes_kept(model), other_last_bits(model.eval()):
+            moved = run_model(model, x)
         padding = given["attention_mask"] == 0 if "attention_mask" in given else None
         for name, got in zip(mixed.outputs, engines.run_in_parts(run, given, mixed.batch), strict=True):
             own = [out[name].float().cpu(), moved[name].float().cpu()]

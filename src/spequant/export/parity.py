@@ -69,8 +69,9 @@ class Parity:
     """images; equal: of them with the same arg-max; right: (network, engine) of those with labels; codes by op. Where a
     network answers several questions an image, or sentence, each counts as an image.
 
-    own: images whose arg-max the network itself changes where its float values change by their last bits; of graphs
-    with float parts. saturating: layers whose sums of products may pass 16 bits, to which some processors clip them.
+    own: images whose arg-max the network itself changes where its float values change by their last bits; counted of
+    networks with inputs by name. saturating: layers whose sums of products may pass 16 bits, to which some processors
+    clip them.
     """
 
     images: int = 0
