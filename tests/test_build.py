@@ -15,7 +15,8 @@ from spequant.methods import SPEQ, Distill, Retrain, SPEQDistill
 from spequant.models import resnet8
 from spequant.precision import Mix, Stochastic
 from spequant.recipes import RECIPES, run
-from spequant.recipes.build import build_method, build_quantized, calibrated
+from spequant.recipes.build import build_quantized, calibrated
+from spequant.recipes.methods import Given, build_method
 from spequant.recipes.schema import MethodChoice, Quantization, check
 from spequant.train import evaluate
 from spequant.train.checkpoint import checkpoints, read
@@ -23,15 +24,16 @@ from spequant.train.checkpoint import checkpoints, read
 
 def test_the_method_is_the_recipes():
     choice = MethodChoice("speq", 6, 0.3, False, "kl", 3.0, 0.7, "eval", 2)
-    speq = build_method(choice, nn.Identity(), 5)
+    given = Given(nn.Linear(2, 2), 5, 10, lambda bits: nn.Linear(2, 2))
+    speq = build_method(choice, given)
     assert isinstance(speq, SPEQ) and speq.policy == Stochastic(6, 0.3) and speq.loss is losses.kl
     assert (speq.temperature, speq.weight, speq.batch_norm, speq.passes, speq.seed) == (3.0, 0.7, "eval", 2, 5)
-    assert build_method(replace(choice, mix=True), nn.Identity(), 0).policy == Mix()
-    assert build_method(replace(choice, loss="cosine"), nn.Identity(), 0).loss is losses.cosine
-    assert isinstance(build_method(replace(choice, name="retrain"), nn.Identity(), 0), Retrain)
-    distill = build_method(replace(choice, name="distill"), nn.Linear(2, 2), 0)
+    assert build_method(replace(choice, mix=True), given).policy == Mix()
+    assert build_method(replace(choice, loss="cosine"), given).loss is losses.cosine
+    assert isinstance(build_method(replace(choice, name="retrain"), given), Retrain)
+    distill = build_method(replace(choice, name="distill"), given)
     assert isinstance(distill, Distill) and (distill.loss, distill.temperature, distill.weight) == (losses.kl, 3, 0.7)
-    assert isinstance(build_method(replace(choice, name="speq-distill"), nn.Linear(2, 2), 0), SPEQDistill)
+    assert isinstance(build_method(replace(choice, name="speq-distill"), given), SPEQDistill)
 
 
 def test_a_separate_teacher_comes_from_its_file(tmp_path):
@@ -40,7 +42,7 @@ def test_a_separate_teacher_comes_from_its_file(tmp_path):
     teacher = resnet8(in_channels=1)
     save_file({k: v.clone() for k, v in teacher.state_dict().items()}, tmp_path / "teacher.safetensors")
     choice = MethodChoice("distill", teacher=tmp_path / "teacher.safetensors")
-    made = build_method(choice, resnet8(in_channels=1), 0)
+    made = build_method(choice, Given(resnet8(in_channels=1), 0, 1, lambda bits: nn.Identity()))
     assert torch.equal(made.teacher.linear.weight, teacher.linear.weight)
 
 

@@ -60,7 +60,7 @@ def test_both_passes_share_one_graph(weight, act, steps):
 
 FALLBACK = """
 import warnings, torch
-from spequant.recipes.build import build_method
+from spequant.recipes.methods import Given, build_method
 from spequant.recipes.schema import MethodChoice
 from spequant.train import wrap
 model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ReLU())
@@ -68,7 +68,7 @@ wrapped, x = wrap(model, compile=True), torch.randn(2, 3)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     assert torch.equal(wrapped(x), model(x)) and torch.equal(wrapped(x), model(x))
-    distill = build_method(MethodChoice("distill"), model, 0, compile=True)
+    distill = build_method(MethodChoice("distill"), Given(model, 0, 1, lambda bits: model), compile=True)
     assert torch.equal(distill.teach(model, (x, None)), model(x).detach())
 print([str(w.message)[:60] for w in caught if w.category is RuntimeWarning])
 try:

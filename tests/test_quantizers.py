@@ -9,8 +9,22 @@ import torch
 
 import spequant
 from reference import quantizers as literal
-from spequant.functional import quantize
-from spequant.quantizers import LSQ, PACT, SAWB, DoReFa, LeastSquares, MinMax, Quantizer, least_squares, percentile
+from spequant.functional import dequantize, fake_quantize, quantize
+from spequant.models import resnet8
+from spequant.quantizers import (
+    CSQ,
+    LSQ,
+    PACT,
+    SAWB,
+    APoT,
+    DoReFa,
+    LeastSquares,
+    MinMax,
+    Quantizer,
+    least_squares,
+    percentile,
+    set_ewgs,
+)
 from spequant.quantizers.base import level_tensor
 from spequant.quantizers.lsq import paper_start
 from spequant.quantizers.sawb import COEFFICIENTS
@@ -379,3 +393,110 @@ def test_gradients_of_both_ways_to_compare(quantizer):
         parameter.grad = None
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
     assert found[0][0].isfinite().all() and found[0][1].isfinite()
+
+
+@pytest.mark.parametrize("low", [0.0, -1.2])
+@pytest.mark.parametrize("inner", [False, True])
+def test_ewgs(low, inner):
+    x, leaf, grad = tensors()
+    high, levels, scaling = torch.tensor(1.2), level_tensor(4 if low == 0 else 3), 0.3
+    bottom = None if low == 0 else torch.tensor(low)
+    y = fake_quantize(leaf, bottom, high, levels, inner=inner, ewgs=scaling)
+    assert torch.equal(y, fake_quantize(leaf, bottom, high, levels))  # forward as ever
+    y.backward(grad)
+    expected = literal.ewgs(x, grad.double().numpy(), low, 1.2, int(levels), scaling)
+    close(leaf.grad, expected)
+    straight = grad.numpy() * (leaf.grad.numpy() != 0)
+    assert np.abs(expected - straight).max() > 0.05  # and not straight-through
+
+
+def test_set_ewgs_reaches_every_quantizer_and_refuses_what_has_none():
+    batch = torch.randn(8, 3, 8, 8), torch.randint(0, 10, (8,))
+    model = spequant.prepare(resnet8(), weight=DoReFa(2), act=LSQ(2))
+    spequant.calibrate(model, [batch], samples=8)
+
+    def gradients():
+        model.zero_grad()
+        model(batch[0]).square().sum().backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters()}
+
+    before = gradients()
+    set_ewgs(model, 0.5)
+    after = gradients()
+    changed = [n for n in before if not torch.equal(before[n], after[n])]
+    assert {n for n in before if n.endswith("layer.weight")} - {"linear.layer.weight"} <= set(changed)
+    set_ewgs(model, 0.0)
+    assert all(torch.equal(before[n], g) for n, g in gradients().items())
+    with pytest.raises(ValueError, match=r"scaling is -1"):
+        set_ewgs(model, -1)
+    with pytest.raises(ValueError, match="no quantizer"):
+        set_ewgs(resnet8(), 0.1)
+    with pytest.raises(ValueError, match="APoT has no uniform steps"):
+        set_ewgs(spequant.prepare(resnet8(), weight=APoT(3), act=PACT(2)), 0.1)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+def test_csq(bits):
+    w, leaf, grad = tensors(1000)
+    q = ready(CSQ(bits))
+    with torch.no_grad():
+        q.step.fill_(2.5 / 2**bits)
+    y = q(leaf)
+    y.backward(grad)
+    expected, to_w, to_s = literal.csq(w, grad.double().numpy(), float(q.step.detach()), bits)
+    close(y, expected)
+    close(leaf.grad, to_w)
+    close(q.step.grad, to_s, atol=1e-4)
+    assert len(torch.unique(y.detach())) == 2**bits and (y != 0).all()
+
+
+def test_csq_from_5_bits_on_has_zero_and_codes_of_int8():
+    assert [CSQ(b).level_count() for b in (4, 5, 8)] == [16, 31, 255]
+    with pytest.raises(ValueError, match="signed is False"):
+        CSQ(2, signed=False)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6])
+def test_apot(bits):
+    w, leaf, grad = tensors(1000, scale=0.1)
+    q = ready(APoT(bits), 2.0)
+    y = q(leaf)
+    y.backward(grad)
+    expected = literal.apot(w, 2.0, bits)
+    close(y, expected)
+    share = (w - w.mean()) / w.std() / 2.0
+    inside = np.abs(share) < 1
+    to_clip = (grad.double().numpy() * np.where(inside, expected / 2.0 - share, np.sign(share))).sum()
+    close(q.clip.grad, to_clip, atol=1e-3)
+    assert len(torch.unique(y.detach())) <= 2**bits - 1
+    codes = q.encode(leaf.detach())
+    assert torch.equal(dequantize(codes, *q.bounds(leaf), q.levels), y.detach().float())
+    assert float(leaf.grad.sum().abs()) < 1e-3  # a constant added to all weights changes nothing
+
+
+@pytest.mark.parametrize("bits", [1, 7, 8])
+def test_apot_refuses_other_bits(bits):
+    with pytest.raises(ValueError, match=rf"bits is {bits}; expected 2 to 6"):
+        APoT(bits)
+
+
+@pytest.mark.parametrize("kind", [CSQ, APoT])
+def test_weights_alone(kind):
+    with pytest.raises(ValueError):
+        spequant.prepare(resnet8(), weight=SAWB(2), act=kind(2))
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1, 1)])
+@pytest.mark.parametrize("kind", [CSQ, APoT])
+def test_one_range_a_channel(kind, shape):
+    w = torch.randn(8, 4, 3, 3) * torch.logspace(-2, 1, 8).view(shape)
+    q = kind(3, shape=shape, of_weight=True)
+    q.fit(w, least_squares)
+    apart = torch.cat([_fitted(kind, w[i : i + 1]) for i in range(8)])
+    torch.testing.assert_close(q(w), apart, rtol=1e-5, atol=1e-6)
+
+
+def _fitted(kind, w):
+    q = kind(3, of_weight=True)
+    q.fit(w, least_squares)
+    return q(w)

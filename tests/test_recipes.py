@@ -9,7 +9,8 @@ import torch
 import spequant
 from spequant.data import ImageSet
 from spequant.recipes import RECIPES
-from spequant.recipes.build import build_method, build_network, build_quantized
+from spequant.recipes.build import build_network, build_quantized
+from spequant.recipes.methods import Given, build_method
 from spequant.recipes.schema import check
 
 ROWS = {
@@ -31,7 +32,7 @@ def test_a_row_of_the_tables_takes_a_step(name):
     batch = data.normalise(data.images), data.labels
     model = build_quantized(network, recipe.quant)
     spequant.calibrate(model, [batch], samples=4)
-    losses = build_method(recipe.method, network, recipe.train.seed)(model, batch)
+    losses = build_method(recipe.method, Given(network, recipe.train.seed, 1, lambda bits: model))(model, batch)
     losses.total.backward()
     assert losses.total.isfinite() and losses.logits.shape == (4, classes)
 

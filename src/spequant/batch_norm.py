@@ -47,6 +47,20 @@ def batch_norm_mode(model: nn.Module, mode: Mode) -> Iterator[None]:
 
 
 @contextmanager
+def batch_norm_untracked(model: nn.Module) -> Iterator[None]:
+    """Inside, batch norm in train mode takes batch statistics and neither reads nor writes running ones: for passes
+    whose gradient is wanted beside the student's, which autograd refuses once running statistics were put back."""
+    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
+    try:
+        for m in norms:
+            m.track_running_stats = False
+        yield
+    finally:
+        for m in norms:
+            m.track_running_stats = True
+
+
+@contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
     """At the end each module is in train or eval mode as it was, those that the user froze apart, too."""
     before = [(m, m.training) for m in model.modules()]

@@ -52,9 +52,9 @@ class _FakeQuantize(torch.autograd.Function):
     its input in any case, and what lies between that and `x` is computed within the kernels of the backward pass."""
 
     @staticmethod
-    def forward(ctx, x, low, high, levels, saturate: bool, inner: bool):
+    def forward(ctx, x, low, high, levels, saturate: bool, inner: bool, ewgs: float):
         ctx.save_for_backward(x, low, high, levels)
-        ctx.saturate, ctx.inner = saturate, inner
+        ctx.saturate, ctx.inner, ctx.ewgs = saturate, inner, ewgs
         return dequantize(quantize(x, low, high, levels), low, high, levels).to(x.dtype)
 
     @staticmethod
@@ -63,20 +63,29 @@ class _FakeQuantize(torch.autograd.Function):
         to_x, to_low, to_high = ctx.needs_input_grad[:3]
         reached = _reached_by_sign if x.dtype == torch.float32 and x.device.type == "cpu" else _reached
         x, grad32, bottom = x.float(), grad.float(), 0.0 if low is None else low
+        rounding = _rounding(x, low, high, levels) if ctx.inner or ctx.ewgs else 0.0
+        if ctx.ewgs:
+            grad32 = grad32 - ctx.ewgs * grad32.abs() * rounding
+            grad = grad32.to(grad.dtype)
         grad_x = grad if to_x else None
         if to_x and ctx.saturate:
             grad_x = (grad32 * reached(x - bottom) * reached(high - x)).to(grad.dtype)
         if not (to_low or to_high):
-            return grad_x, None, None, None, None, None
-        below, above, rounding = reached(bottom - x) if to_low else 0.0, reached(x - high), 0.0
-        if ctx.inner:  # clipped, then rounded: few enough operations for torch.compile to write none of them to memory
-            scaled, zero = _scaled(x, low, high, levels)
-            steps = levels - 1
-            scaled = torch.minimum(scaled.clamp_min(-zero), steps - zero)
-            rounding = (torch.round(scaled) - scaled) / steps
+            return grad_x, None, None, None, None, None, None
+        below, above = reached(bottom - x) if to_low else 0.0, reached(x - high)
+        rounding = rounding if ctx.inner else 0.0
         grad_low = (grad32 * (below - rounding)).sum_to_size(low.shape) if to_low and low is not None else None
         grad_high = (grad32 * (above + rounding)).sum_to_size(high.shape) if to_high else None
-        return grad_x, grad_low, grad_high, None, None, None
+        return grad_x, grad_low, grad_high, None, None, None, None
+
+
+def _rounding(x: Tensor, low: Tensor | None, high: Tensor, levels: Tensor) -> Tensor:
+    """(y - x) / (high - low) of `x` clipped, then rounded to y: few enough operations for torch.compile to write none
+    of them to memory."""
+    scaled, zero = _scaled(x, low, high, levels)
+    steps = levels - 1
+    scaled = torch.minimum(scaled.clamp_min(-zero), steps - zero)
+    return (torch.round(scaled) - scaled) / steps
 
 
 def _reached(x: Tensor) -> Tensor:
@@ -98,6 +107,7 @@ def fake_quantize(
     *,
     saturate: bool = True,
     inner: bool = False,
+    ewgs: float = 0.0,
 ) -> Float[Tensor, "*shape"]:
     """`x` rounded to the nearest of `levels` equally spaced values over [low, high], clipped beyond.
 
@@ -109,8 +119,10 @@ def fake_quantize(
     - to `high`: 1 on x >= high, to `low`: 1 on x <= low (PACT, arXiv 1805.06085); with `inner`, between the ends of the
       grid also the rounding error's share, +-(y - x) / (high - low), which makes a step s with high = Qp s and
       low = -Qn s receive LSQ's gradient, round(x / s) - x / s (arXiv 1902.08153).
+    - `ewgs`, d: all of these from g + d |g| (x - y) / (high - low) in place of the gradient g at y, `x` clipped
+      (EWGS, arXiv 2104.00903).
     """
-    return _FakeQuantize.apply(x, low, high, levels, saturate, inner)
+    return _FakeQuantize.apply(x, low, high, levels, saturate, inner, ewgs)
 
 
 class _ScaleGradient(torch.autograd.Function):

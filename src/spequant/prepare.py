@@ -280,7 +280,7 @@ def _make(choice: Choice, template: Quantizer | None, name: str, *, of_weight: b
     """The quantizer of one tensor, or None."""
     if choice is None or template is None:
         return None
-    source = choice if isinstance(choice, Quantizer) else template.like(bits=choice)
+    source = choice if isinstance(choice, Quantizer) else template.at(choice)
     if source.bits is None:
         return None
     if source.weights_only and not of_weight:

@@ -1,5 +1,7 @@
 """Literal numpy twins of the quantizers: value and hand-written gradient, float64, one formula of the paper each."""
 
+import itertools
+
 import numpy as np
 
 
@@ -74,3 +76,39 @@ def symmetric(x, clip, bits):
     """x on 2^b - 1 levels over [-clip, clip]."""
     half = 2 ** (bits - 1) - 1
     return np.round(np.clip(x, -clip, clip) * half / clip) * clip / half
+
+
+def ewgs(x, grad, low, high, levels, scaling):
+    """The gradient that reaches `x` inside the range: g + d |g| (x_in - x_out), both as shares of the range."""
+    share = (np.clip(x, low, high) - low) / (high - low)
+    out = np.round(share * (levels - 1)) / (levels - 1)
+    return (grad + scaling * np.abs(grad) * (share - out)) * ((x >= low) & (x <= high))
+
+
+def csq(w, grad, s, bits):
+    """(w_q, dL/dw, dL/ds), the step's gradient scaled by 1 / sqrt(N Qp)."""
+    half = (2**bits - 1) / 2
+    y = s * (np.clip(np.floor(w / s), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1) + 0.5)
+    inside = np.abs(w) <= half * s
+    to_s = np.where(inside, (y - w) / s, np.sign(w) * half)
+    return y, grad * inside, (grad * to_s).sum() / np.sqrt(w.size * half)
+
+
+def apot_levels(bits):
+    """The magnitudes of `bits` - 1 bits, as shares of the largest: all sums of p0, p1 ..., written out in powers."""
+    sets = {
+        2: [[0, 1]],
+        3: [[0, 2**-1, 2**-2, 2**-3]],
+        4: [[0, 2**-1, 2**-2, 2**-4], [0, 2**-3]],
+        5: [[0, 2**-1, 2**-3, 2**-5], [0, 2**-2, 2**-4, 2**-6]],
+        6: [[0, 2**-1, 2**-3, 2**-6], [0, 2**-2, 2**-4, 2**-7], [0, 2**-5]],
+    }[bits]
+    values = np.array([sum(combination) for combination in itertools.product(*sets)])
+    return np.sort(values) / values.max()
+
+
+def apot(w, a, bits):
+    """w_q: a times the nearest level of the normalised weight's share of it."""
+    share = np.clip((w - w.mean()) / w.std() / a, -1, 1)
+    levels = apot_levels(bits)
+    return a * np.sign(share) * levels[np.abs(np.abs(share)[..., None] - levels).argmin(-1)]

@@ -63,8 +63,9 @@ def pack(model: nn.Module, path: str | Path, about: Mapping[str, Any] | None = N
         written[name] = None
         if q is not None:
             codes, low, high = weight_codes(layer)
-            tensors[name + CODES] = torch.from_numpy(pack_bits(codes.reshape(-1).cpu().numpy(), int(q.bits or 8)))
-            written[name] = [list(codes.shape), q.bits, int(q.home_levels), list(low.shape)]
+            bits = max(int(q.bits or 8), (int(q.home_levels) - 1).bit_length())  # more than its own: APoT's codes
+            tensors[name + CODES] = torch.from_numpy(pack_bits(codes.reshape(-1).cpu().numpy(), bits))
+            written[name] = [list(codes.shape), bits, int(q.home_levels), list(low.shape)]
             floats += [(f"weight:{name}", low), (f"weight:{name}", high)]
     acts, slots = _acts(model)
     for number, q in enumerate(acts):

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from spequant.files import placed, write_whole
 from spequant.layers import act_quantizers
-from spequant.methods import SPEQ, Distill, Losses, Method, SPEQDistill
+from spequant.methods import SPEQ, Losses, Method, SPEQDistill
+from spequant.methods.base import trained_by
 from spequant.processes import sum_over_processes
 from spequant.quantizers import Quantizer
 from spequant.tasks import Task
@@ -67,8 +68,8 @@ class QATTrainer(Trainer):
         self.sums: Tensor | None = None  # task, distill and steps since the last log, on the device
         self._refuse_what_does_not_work()
         for part in (method, getattr(method, "distill", None)):
-            if isinstance(part, Distill):
-                part.teacher.to(self.args.device)
+            if isinstance(teacher := getattr(part, "teacher", None), nn.Module):
+                teacher.to(self.args.device)
 
     def _refuse_what_does_not_work(self) -> None:
         args, model = self.args, self.model
@@ -219,6 +220,11 @@ def _check_method(method: Any) -> None:
     if not callable(method) or isinstance(method, type):
         raise TypeError(
             f"method is {method!r}; expected a callable (model, batch) -> Losses, e.g. SPEQ(task=SpanExtraction())"
+        )
+    if trained_by(method) is not None:
+        raise ValueError(
+            f"method is a {type(method).__name__} that trains a network beside the model, which the Trainer's "
+            "optimizer does not know; expected a method whose teacher is frozen, or spequant's own loop: spequant train"
         )
     if hasattr(method, "state_dict"):
         try:

@@ -1,5 +1,7 @@
-"""What a method returns, and the terms that every method adds. The methods themselves have a file each."""
+"""What a method returns, and what several methods share. The methods themselves have a file each."""
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,7 +23,32 @@ class Losses:
 
 
 class Method(Protocol):
+    """One with networks of its own that learn beside the model has them under `trained`, an nn.Module, too: training
+    loops give its parameters to the optimizer and its state to checkpoints."""
+
     def __call__(self, model: nn.Module, batch: Any) -> Losses: ...
+
+
+class CountsCalls:
+    """Of methods that draw, or change on the way: `step`, the number of calls so far, which a checkpoint holds."""
+
+    step = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"step": self.step}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.step = int(state["step"])
+
+
+def trained_by(method: Method) -> nn.Module | None:
+    """The networks of `method`'s own that learn beside the model, or None."""
+    return getattr(method, "trained", None)
+
+
+def frozen(network: nn.Module) -> nn.Module:
+    """A copy of `network` that learns nothing, in eval mode: a teacher."""
+    return copy.deepcopy(network).eval().requires_grad_(False)
 
 
 def penalties(model: nn.Module) -> Tensor | float:
@@ -37,6 +64,11 @@ def penalties(model: nn.Module) -> Tensor | float:
 def check_weight(value: float, argument: str) -> None:
     if not value >= 0:
         raise ValueError(f"{argument} is {value!r}; expected a number of 0 or more")
+
+
+def check_steps(value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"steps is {value!r}; expected how many calls training takes in all, 1 or more")
 
 
 def check_temperature(value: float) -> None:

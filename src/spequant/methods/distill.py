@@ -3,7 +3,6 @@
 L = CE(y, z_S) + lambda T^2 D(p_T, p_S),   D: KL or 1 - cos,   p = softmax(z / T)
 """
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spequant.losses import DistillLoss, kl
-from spequant.methods.base import Losses, check_temperature, check_weight, penalties
+from spequant.methods.base import Losses, check_temperature, check_weight, frozen, penalties
 from spequant.methods.speq import SPEQ
 from spequant.tasks import Classification, Task
 
@@ -33,7 +32,7 @@ class Distill:
     ):
         check_temperature(temperature)
         check_weight(weight, "weight")
-        self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
+        self.teacher = frozen(teacher)
         self.loss, self.temperature, self.weight = loss, float(temperature), float(weight)
         self.task = task or Classification()
 

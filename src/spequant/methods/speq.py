@@ -14,20 +14,19 @@ ours to choose: T, lambda and the factor T^2, batch norm in the teacher's pass (
 untouched), dropout (as the student's mode).
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from spequant.batch_norm import MODES, Mode, batch_norm_mode
 from spequant.losses import DistillLoss, cosine, ensemble
-from spequant.methods.base import Losses, check_temperature, check_weight, penalties
+from spequant.methods.base import CountsCalls, Losses, check_temperature, check_weight, penalties
 from spequant.precision import Policy, Stochastic, precision
 from spequant.processes import rank, unwrapped
 from spequant.tasks import Classification, Task
 
 
-class SPEQ:
+class SPEQ(CountsCalls):
     """The method as a callable: `losses = SPEQ()(model, batch)`.
 
     high_bits, probability: n_H and u. policy: in their place, e.g. `Mix()`.
@@ -60,7 +59,7 @@ class SPEQ:
         self.policy = policy or Stochastic(high_bits, probability)
         self.loss, self.temperature, self.weight = loss, float(temperature), float(weight)
         self.batch_norm: Mode = batch_norm
-        self.passes, self.task, self.seed, self.step = passes, task or Classification(), seed, 0
+        self.passes, self.task, self.seed = passes, task or Classification(), seed
 
     def teach(self, model: nn.Module, batch: Any) -> Tensor:
         """The teacher's logits (batch, classes), detached; the precision is drawn from (seed, step, rank).
@@ -77,13 +76,6 @@ class SPEQ:
                     logits.append(self.task.logits(model, batch).detach())
         self.step += 1
         return ensemble(logits, self.temperature)
-
-    def state_dict(self) -> dict[str, int]:
-        """How many calls there were, from which the next draw follows."""
-        return {"step": self.step}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        self.step = int(state["step"])
 
     def __call__(self, model: nn.Module, batch: Any) -> Losses:
         teacher = self.teach(model, batch)

@@ -1,7 +1,10 @@
 """The quantizers, one paper a file, and the dictionary that recipes choose from by name."""
 
+from spequant.quantizers.apot import APoT
 from spequant.quantizers.base import Quantizer, Rule
+from spequant.quantizers.csq import CSQ
 from spequant.quantizers.dorefa import DoReFa
+from spequant.quantizers.ewgs import set_ewgs
 from spequant.quantizers.least_squares import LeastSquares
 from spequant.quantizers.lsq import LSQ
 from spequant.quantizers.lsq_plus import LSQPlus
@@ -18,12 +21,16 @@ by_name: dict[str, type[Quantizer]] = {
     "dorefa": DoReFa,
     "least-squares": LeastSquares,
     "minmax": MinMax,
+    "csq": CSQ,
+    "apot": APoT,
 }
 
 __all__ = [
+    "CSQ",
     "LSQ",
     "PACT",
     "SAWB",
+    "APoT",
     "DoReFa",
     "LSQPlus",
     "LeastSquares",
@@ -33,4 +40,5 @@ __all__ = [
     "by_name",
     "least_squares",
     "percentile",
+    "set_ewgs",
 ]

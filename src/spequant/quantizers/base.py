@@ -47,6 +47,7 @@ class Quantizer(nn.Module):
     weights_only = False  # for weights alone: the grid leaves zero out, or the range follows from each tensor anew
     saturate = True
     inner = False
+    ewgs: float | None = 0.0  # see ewgs.py; None: not to be had
 
     def __init__(
         self, bits: int | None, *, signed: bool | None = None, shape: tuple[int, ...] = (), of_weight: bool = False
@@ -122,6 +123,10 @@ class Quantizer(nn.Module):
             )
         return type(self)(**config)
 
+    def at(self, bits: int | None) -> "Quantizer":
+        """A new, uncalibrated quantizer at `bits`: of this kind, or of another where this kind does not reach them."""
+        return self.like(bits=bits)
+
     def fit(self, values: Tensor, rule: Rule, ends: Tensor | None = None) -> None:
         """Set the range from `values`: a sample (n,) of an activation, or a whole weight where shape is not ().
 
@@ -181,7 +186,13 @@ class Quantizer(nn.Module):
         """`x` on the grid in use."""
         low, high = self.bounds(x)
         return fake_quantize(
-            x, low if self.signed else None, high, self.levels, saturate=self.saturate, inner=self.inner
+            x,
+            low if self.signed else None,
+            high,
+            self.levels,
+            saturate=self.saturate,
+            inner=self.inner,
+            ewgs=self.ewgs or 0.0,
         )
 
     def nearest(self, x: Tensor) -> Tensor:

@@ -29,8 +29,8 @@ class DoReFa(Quantizer):
 
     def quantized(self, x: Tensor) -> Tensor:
         if not self.of_weight:
-            return fake_quantize(x, *self.bounds(x), self.levels)
-        return fake_quantize(self.squashed(x), *self.bounds(x), self.levels).to(x.dtype)
+            return fake_quantize(x, *self.bounds(x), self.levels, ewgs=self.ewgs or 0.0)
+        return fake_quantize(self.squashed(x), *self.bounds(x), self.levels, ewgs=self.ewgs or 0.0).to(x.dtype)
 
     def nearest(self, x: Tensor) -> Tensor:
         return quantize(self.squashed(x) if self.of_weight else x, *self.bounds(x), self.levels)

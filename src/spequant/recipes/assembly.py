@@ -1,6 +1,6 @@
 """Everything that a recipe trains with, made and brought together: data, network, method, optimizer, processes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from spequant.batch_norm import synchronise_batch_norm
+from spequant.methods.base import trained_by
 from spequant.processes import portion, world
-from spequant.recipes.build import build_method, build_quantized, calibrated
+from spequant.recipes.build import build_quantized, calibrated
 from spequant.recipes.fields import Field, make_field
 from spequant.recipes.images import channels_last
+from spequant.recipes.methods import Given, build_method
 from spequant.recipes.schema import Recipe, Training
 from spequant.train import (
     Snapshot,
@@ -78,23 +80,40 @@ def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | No
         model = build_quantized(network, recipe.quant)
         model.load_state_dict(snapshot.part("model"))  # before the optimizer: layers come to share quantizers by it
         model = channels_last(model, device)
-    method = build_method(recipe.method, network, settings.seed, task=field.task, compile=settings.compile)
+    steps = settings.epochs * (field.sizes[0] // settings.batch_size)
+
+    def quantized(bits: int) -> nn.Module:
+        quant = replace(recipe.quant, weight_bits=bits, act_bits=bits)
+        return calibrated(network, quant, field.calibration())
+
+    given = Given(network, settings.seed, steps * settings.accumulate, quantized, field.task)
+    method = build_method(recipe.method, given, compile=settings.compile)
+    partner = trained_by(method)
+    if partner is not None and world() > 1:
+        raise ValueError(
+            f"method.name is {recipe.method.name!r}, which trains a network beside the student; there are {world()} "
+            "processes, expected one"
+        )
     if world() > 1 and settings.sync_batch_norm:
         synchronise_batch_norm(model)
     optimizer = make_optimizer(
         settings.optimizer,
-        parameter_groups(model, lr=settings.lr, weight_decay=settings.weight_decay, range_lr=settings.range_lr),
+        parameter_groups(
+            model if partner is None else nn.ModuleList([model, partner]),
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            range_lr=settings.range_lr,
+        ),
         momentum=settings.momentum,
     )
-    steps = field.sizes[0] // settings.batch_size
     state = TrainingState(
         model,
         method,
         optimizer,
-        make_schedule(settings.schedule, optimizer, settings.epochs * steps),
+        make_schedule(settings.schedule, optimizer, steps),
         wrapped=wrap(model, compile=settings.compile),
         ema=settings.ema,
-        freezer=_freezer(model, settings, settings.epochs * steps),
+        freezer=_freezer(model, settings, steps),
         seed=settings.seed,
     )
     if snapshot is not None:

@@ -11,7 +11,7 @@ import torch
 from filelock import FileLock
 from torch import nn
 
-from spequant import losses, models, quantizers
+from spequant import models, quantizers
 from spequant.calibrate import calibrate
 from spequant.data import (
     Augment,
@@ -28,25 +28,21 @@ from spequant.data import (
     load_folder,
     load_torchvision,
 )
-from spequant.methods import SPEQ, Distill, Method, Retrain, SPEQDistill
-from spequant.precision import Mix
 from spequant.prepare import prepare
 from spequant.processes import world
-from spequant.quantizers import least_squares, percentile
+from spequant.quantizers import least_squares, percentile, set_ewgs
 from spequant.recipes.folder import weight_file
 from spequant.recipes.schema import (
     FOLDER,
     SQUAD,
     TORCHVISION,
     Data,
-    MethodChoice,
     Network,
     Quantization,
     Recipe,
     check_data,
 )
-from spequant.tasks import Task
-from spequant.train import Compiled, samples
+from spequant.train import samples
 
 Loader = Callable[[Path | None, bool], tuple[ImageSet, ImageSet]]
 """(root, download) -> (train, test)"""
@@ -182,17 +178,20 @@ def build_quantized(model: nn.Module, choice: Quantization) -> nn.Module:
     weight, act = quantizers.by_name[choice.weight], quantizers.by_name[choice.act]
     settings: dict[str, Any] = {"decay": choice.act_decay} if choice.act == "pact" else {}
     # The penalty is for clips of few levels: at 8 bits a wide range costs nothing, and pulled in it clips the stream.
-    return prepare(
+    quantized = prepare(
         model,
         weight=None if choice.weight_bits is None else weight(choice.weight_bits),
         act=None if choice.act_bits is None else act(choice.act_bits, **settings),
         depthwise=None if choice.depthwise is None else quantizers.by_name[choice.depthwise](choice.weight_bits),
-        ends=(weight(choice.end_bits), act(choice.end_bits)),
-        embeddings=weight(choice.embedding_bits),
+        ends=(weight(None).at(choice.end_bits), act(choice.end_bits)),
+        embeddings=weight(None).at(choice.embedding_bits),
         residual=None if choice.residual_bits is None else act(choice.residual_bits),
         products=None if choice.product_bits is None else act(choice.product_bits),
         per_channel=choice.per_channel,
     )
+    if choice.ewgs:
+        set_ewgs(quantized, choice.ewgs)
+    return quantized
 
 
 def calibrated(model: nn.Module, choice: Quantization, batches: list) -> nn.Module:
@@ -203,35 +202,6 @@ def calibrated(model: nn.Module, choice: Quantization, batches: list) -> nn.Modu
         rule = least_squares if choice.percentile is None else percentile(choice.percentile)
         calibrate(quantized, batches, rule=rule, samples=count)
     return quantized
-
-
-def build_method(
-    choice: MethodChoice, network: nn.Module, seed: int, *, task: Task | None = None, compile: bool = False
-) -> Method:
-    """`network`: the float one, teacher of "distill" unless the recipe names its weights. compile: that teacher."""
-    loss = losses.by_name[choice.loss]
-    speq = SPEQ(
-        choice.high_bits,
-        choice.probability,
-        policy=Mix() if choice.mix else None,
-        loss=loss,
-        temperature=choice.temperature,
-        weight=choice.weight,
-        batch_norm=choice.batch_norm,
-        passes=choice.passes,
-        task=task,
-        seed=seed,
-    )
-    if choice.name == "retrain":
-        return Retrain(task=task)
-    if choice.name == "speq":
-        return speq
-    if choice.teacher is not None:
-        models.load_weights(network, weight_file(choice.teacher))
-    distill = Distill(network, loss=loss, temperature=choice.temperature, weight=choice.weight, task=task)
-    if compile:
-        distill.teacher = Compiled(distill.teacher).eval()
-    return distill if choice.name == "distill" else SPEQDistill(speq, distill)
 
 
 def with_seed(recipe: Recipe, seed: int) -> Recipe:

@@ -93,7 +93,7 @@ class Network:
 class Quantization:
     """What is rounded, and how. Both bits None: a float network."""
 
-    weight: Literal["sawb", "lsq", "dorefa", "least-squares", "minmax", "pact"] = "sawb"
+    weight: Literal["sawb", "lsq", "dorefa", "least-squares", "minmax", "pact", "csq", "apot"] = "sawb"
     weight_bits: int | None = 2
     depthwise: Literal["lsq", "least-squares", "sawb", "dorefa", "minmax"] | None = None
     """of depthwise convolutions, one range a channel, at weight_bits; None: as weight, but least-squares for sawb"""
@@ -110,6 +110,8 @@ class Quantization:
     product_bits: int | None = None
     """both sides of attention's products q k and p v; None: float"""
     per_channel: bool = False
+    ewgs: float = 0.0
+    """d of element-wise gradient scaling, EWGS, e.g. .001; 0: straight-through"""
     percentile: float | None = None
     """clip at this percentile of the activations in calibration; None: clip of least squared error"""
 
@@ -118,22 +120,45 @@ class Quantization:
 class MethodChoice:
     """How the quantized network is trained."""
 
-    name: Literal["retrain", "speq", "distill", "speq-distill"] = "speq"
+    name: Literal[
+        "retrain",
+        "speq",
+        "distill",
+        "speq-distill",
+        "apprentice",
+        "qkd",
+        "sqakd",
+        "qfd",
+        "gslr",
+        "cmt-kd",
+        "block-replacement",
+        "member-ensemble",
+        "joint-bits",
+    ] = "speq"
     high_bits: int = 8
     """n_H, the teacher's activation bits"""
     probability: float = 0.5
     """u, of n_H at each layer and forward"""
     mix: bool = False
     """draw from all widths 2 .. 8 in place of n_A and n_H"""
-    loss: Literal["cosine", "kl"] = "cosine"
-    temperature: float = 1.0
-    weight: float = 1.0
+    loss: Literal["cosine", "kl"] | None = None
+    """None: SPEQ's cosine, and KL to a separate teacher"""
+    temperature: float | None = None
+    """T; None: the method's own"""
+    weight: float | None = None
+    """of the distillation loss; None: the method's own"""
     batch_norm: Literal["leave", "update", "eval"] = "leave"
     """of the teacher's pass"""
     passes: int = 1
     """teacher passes averaged"""
     teacher: Path | None = None
     """float weights of the separate teacher; None: the float network that the student starts from"""
+    joint: bool = False
+    """Apprentice: the teacher learns, too (scheme A)"""
+    feature_bits: int = 4
+    """QFD: of the teacher's feature"""
+    widths: tuple[int, ...] = (4, 8)
+    """bits of cmt-kd's teachers; activation bits of member-ensemble and joint-bits beside the network's own"""
 
 
 @dataclass(frozen=True)
@@ -343,6 +368,10 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         if unknown:
             raise ValueError(f"{where} has the fields {sorted(unknown)}, unknown here; expected {sorted(hints)}")
         return kind(**{k: _read(hints[k], v, f"{where}.{k}") for k, v in value.items()})  # type: ignore[operator]
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{where} is {value!r}; expected a list")
+        return tuple(_read(typing.get_args(kind)[0], item, where) for item in value)
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         kinds = [k for k in typing.get_args(kind) if k is not type(None)]
         return None if value is None else _read(kinds[0], value, where)

@@ -125,6 +125,8 @@ def train_step(
             sums += torch.stack([losses.total, losses.task, losses.distill, hits]) / len(parts)
     if clip_norm is not None:
         accelerator.clip_grad_norm_(state.model.parameters(), clip_norm)
+        if state.partner is not None:
+            accelerator.clip_grad_norm_(state.partner.parameters(), clip_norm)
     state.optimizer.step()
     state.optimizer.zero_grad()
     state.schedule.step()

@@ -45,7 +45,8 @@ def make_optimizer(name: OptimizerName, groups: Iterable[dict[str, Any]], *, mom
 def make_schedule(name: ScheduleName, optimizer: Optimizer, steps: int) -> LRScheduler:
     """Stepped once a training step, over `steps` in all.
 
-    cosine: from lr to 0. one-cycle: up to lr over the first fifth, cosine to 0 (Smith 2018, momentum constant).
+    cosine: from lr to 0. one-cycle: up to lr over the first fifth, cosine to 0 (Smith 2018, momentum constant); fewer
+      than 5 steps are the first of 5.
     step: x 0.1 at 3/10 and 6/10, the paper's 60 and 120 of 200 epochs.
     """
     if name == "cosine":

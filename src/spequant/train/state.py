@@ -11,12 +11,14 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from spequant.methods import Method
+from spequant.methods.base import trained_by
 from spequant.processes import sum_over_processes, world
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """tensors: by "model.NAME", "optimizer.PARAMETER.KEY", "ema.NAME", "freezer.NAME"; numbers: what JSON can say."""
+    """tensors: by "model.NAME", "optimizer.PARAMETER.KEY", "ema.NAME", "freezer.NAME", "method.NAME"; numbers: what
+    JSON can say."""
 
     tensors: dict[str, Tensor]
     numbers: dict[str, Any]
@@ -84,6 +86,7 @@ class TrainingState:
     """model: the plain network, whose weights are the result.
 
     wrapped: what a step calls: `model` itself, compiled, or in DistributedDataParallel; None: `model`.
+    method: networks of its own that learn, `partner`, are the optimizer's, too.
     ema: decay of an exponential moving average of the weights, 0 to 1; None: none. freezer: see `Freezer`.
     seed: dropout's random numbers follow from (seed, step, rank).
     step: optimizer steps done.
@@ -104,6 +107,7 @@ class TrainingState:
         if ema is not None and not 0 < ema < 1:
             raise ValueError(f"ema is {ema!r}; expected a decay between 0 and 1, e.g. 0.999, or None")
         self.model, self.method, self.optimizer, self.schedule = model, method, optimizer, schedule
+        self.partner = trained_by(method)
         self.wrapped = model if wrapped is None else wrapped
         self.ema = None if ema is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema))
         self.freezer, self.seed, self.step = freezer, seed, 0
@@ -121,7 +125,9 @@ class TrainingState:
     def capture(self) -> Snapshot:
         """A copy of everything, on its device. Every process has to call it; all but the sums are equal on all."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        names = {id(p): n for n, p in self.model.named_parameters()}
+        if self.partner is not None:
+            tensors |= {f"method.{k}": v for k, v in self.partner.state_dict().items()}
+        names = {id(p): n for n, p in self._parameters().items()}
         for parameter, values in self.optimizer.state.items():
             tensors |= {f"optimizer.{names[id(parameter)]}.{k}": v for k, v in values.items() if v is not None}
         numbers: dict[str, Any] = {
@@ -148,9 +154,13 @@ class TrainingState:
         expected = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         if self.ema is not None:
             expected |= {f"ema.{k}": v for k, v in self.ema.module.state_dict().items()}
-        _compare({k: v for k, v in snapshot.tensors.items() if k.startswith(("model.", "ema."))}, expected)
+        if self.partner is not None:
+            expected |= {f"method.{k}": v for k, v in self.partner.state_dict().items()}
+        _compare({k: v for k, v in snapshot.tensors.items() if k.startswith(("model.", "ema.", "method."))}, expected)
         optimizer = self._optimizer_state(snapshot)
         self.model.load_state_dict(snapshot.part("model"))
+        if self.partner is not None:
+            self.partner.load_state_dict(snapshot.part("method"))
         self.optimizer.load_state_dict(optimizer)
         numbers = snapshot.numbers
         self.schedule.load_state_dict(numbers["schedule"])
@@ -167,6 +177,11 @@ class TrainingState:
         self.progress = Progress(**progress, sums=sums)
         self.progress.images //= world()
 
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        """By name: the model's, and with "method." before it those of the method's own networks."""
+        theirs = {} if self.partner is None else dict(self.partner.named_parameters())
+        return {**dict(self.model.named_parameters()), **{f"method.{n}": p for n, p in theirs.items()}}
+
     def _progress(self) -> dict[str, Any]:
         whole = self.progress.over_processes()
         values = {k: getattr(whole, k) for k in ("epochs", "steps", "epoch", "step", "lr", "images", "seconds")}
@@ -178,7 +193,7 @@ class TrainingState:
         current = self.optimizer.state_dict()
         ordered = [p for g in self.optimizer.param_groups for p in g["params"]]
         number = {id(p): i for i, p in enumerate(ordered)}
-        parameters = dict(self.model.named_parameters())
+        parameters = self._parameters()
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in snapshot.part("optimizer").items():
             owner, _, key = name.rpartition(".")

@@ -1,0 +1,51 @@
+"""GSLR: distillation whose soft loss fades (Shin, Boo and Sung 2019, arXiv 1909.01688).
+
+    L = (1 - w) H(y, p_S) + w T^2 KL(p_T || p_S),   w = w0 (1 - n / N)
+
+| symbol | here |
+|---|---|
+| p = softmax(z / T) in the KL term; the teacher is float and frozen | `teacher`, `temperature` |
+| n of N: calls so far | `step`, `steps` |
+| w0 | `weight` |
+
+Known from the abstract: the soft loss is reduced gradually. That it falls in a straight line, to 0 at the end, is ours.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from spequant.losses import kl
+from spequant.methods.base import CountsCalls, Losses, check_steps, check_temperature, frozen, penalties
+from spequant.tasks import Classification, Task
+
+
+class GSLR(CountsCalls):
+    """teacher: the float network, copied and frozen. steps: calls in all. weight: 0 to 1."""
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        *,
+        steps: int,
+        weight: float = 1.0,
+        temperature: float = 2.0,
+        task: Task | None = None,
+    ):
+        check_steps(steps)
+        check_temperature(temperature)
+        if not 0 <= weight <= 1:
+            raise ValueError(f"weight is {weight!r}; expected the soft loss's share at the start, 0 to 1")
+        self.teacher = frozen(teacher)
+        self.steps, self.weight, self.temperature = steps, float(weight), float(temperature)
+        self.task = task or Classification()
+
+    def __call__(self, model: nn.Module, batch: Any) -> Losses:
+        w = self.weight * max(0.0, 1 - self.step / self.steps)
+        self.step += 1
+        with torch.no_grad():
+            teacher = self.task.logits(self.teacher, batch)
+        student = self.task.logits(model, batch)
+        task, distill = self.task.loss(student, batch), kl(student, teacher, self.temperature)
+        return Losses((1 - w) * task + w * distill + penalties(model), task, distill, student.detach())

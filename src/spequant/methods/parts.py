@@ -1,0 +1,129 @@
+"""Parts of a network that several methods look at: its head, its stages, and what passes them. No loss lives here."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from spequant.functional import fake_quantize
+from spequant.layers import QUANTIZABLE
+from spequant.quantizers.base import level_tensor
+
+FEWEST = 3
+"""stages; a network with fewer children that compute has those inside them for stages"""
+
+
+def part_of(model: nn.Module, name: str) -> nn.Module:
+    """The module `name` of the plain network inside `model`, which may be compiled or distributed."""
+    found = [(n, m) for n, m in model.named_modules() if n == name or n.endswith(f".{name}")]
+    if not found:
+        raise ValueError(
+            f"the model has no module {name!r}; there are {', '.join(n for n, _ in model.named_children())}"
+        )
+    return min(found, key=lambda pair: len(pair[0]))[1]
+
+
+def head_of(network: nn.Module) -> str:
+    """The name of the last layer of the float `network`, whose input is its penultimate feature."""
+    layers = [name for name, m in network.named_modules() if isinstance(m, QUANTIZABLE)]
+    if not layers:
+        raise ValueError(f"{type(network).__name__} has no linear layer or convolution; expected a network with a head")
+    return layers[-1]
+
+
+def stages_of(network: nn.Module) -> tuple[str, ...]:
+    """The names of the modules of the float `network` that compute, taken to follow one another: its children with
+    layers inside, and as long as those are fewer than three, the children of the largest nn.Sequential among them."""
+    names = _computing(network, "")
+    while len(names) < FEWEST:
+        containers = [name for name in names if isinstance(network.get_submodule(name), nn.Sequential)]
+        if not containers:
+            raise ValueError(
+                f"{type(network).__name__} has the stages {', '.join(names) or 'none'}; expected {FEWEST} or more: "
+                "name modules that follow one another with stages="
+            )
+        largest = max(containers, key=lambda name: sum(p.numel() for p in network.get_submodule(name).parameters()))
+        at = names.index(largest)
+        names[at : at + 1] = _computing(network.get_submodule(largest), f"{largest}.")
+    return tuple(names)
+
+
+def _computing(module: nn.Module, prefix: str) -> list[str]:
+    names = []
+    for name, child in module.named_children():
+        if isinstance(child, nn.ModuleList):  # is not called itself
+            names += _computing(child, f"{prefix}{name}.")
+        elif any(isinstance(part, QUANTIZABLE) for part in child.modules()):
+            names.append(prefix + name)
+    return names
+
+
+class Recorder:
+    """Keeps what passes some modules of a model, in its graph: `inputs` of some, or `outputs`.
+
+    One object for all calls, since a compiled model goes on writing into the one that it was traced with.
+    """
+
+    def __init__(self, names: Sequence[str], *, inputs: bool = False):
+        self.names, self.inputs = tuple(names), inputs
+        self.values: dict[str, Tensor] = {}
+        self.hooks = {name: self._hook(name) for name in self.names}
+
+    def _hook(self, name: str) -> Any:
+        def before(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self.values[name] = args[0]
+
+        def after(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            self.values[name] = output
+
+        return before if self.inputs else after
+
+    @contextmanager
+    def on(self, model: nn.Module) -> Iterator[dict[str, Tensor]]:
+        """{name: tensor}, filled by a forward of `model` inside. RuntimeError at the end if a module did not run."""
+        self.values.clear()
+        handles = []
+        for name in self.names:
+            module = part_of(model, name)
+            register = module.register_forward_pre_hook if self.inputs else module.register_forward_hook
+            handles.append(register(self.hooks[name]))
+        try:
+            yield self.values
+        finally:
+            for handle in handles:
+                handle.remove()
+        missing = [name for name in self.names if name not in self.values]
+        if missing:
+            raise RuntimeError(
+                f"{', '.join(missing)} did not run in the model's forward, or ran unseen inside a compiled model that "
+                "had run before; name modules that it calls, or compile after the first call of the method"
+            )
+
+
+@contextmanager
+def replaced(network: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[nn.Module]:
+    """Inside, `network` has each of `modules` in the place of its own of that name."""
+    before = {name: network.get_submodule(name) for name in modules}
+    try:
+        for name, module in modules.items():
+            place(network, name, module)
+        yield network
+    finally:
+        for name, module in before.items():
+            place(network, name, module)
+
+
+def place(network: nn.Module, name: str, module: nn.Module) -> None:
+    """Let `module` be the one under `name`."""
+    parent, _, own = name.rpartition(".")
+    setattr(network.get_submodule(parent), own, module)
+
+
+def rounded(x: Tensor, bits: int) -> Tensor:
+    """`x` on the uniform grid of `bits` bits from its least to its largest value: [0, max], or [-max|x|, max|x|] on one
+    level fewer where it goes below zero; straight-through."""
+    low, high = x.detach().amin().float(), x.detach().abs().amax().float().clamp_min(1e-8)
+    signed = bool(low < 0)
+    levels = level_tensor(2**bits - signed, x)
+    return fake_quantize(x, -high if signed else None, high, levels)

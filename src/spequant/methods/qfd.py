@@ -1,0 +1,54 @@
+"""QFD: quantized feature distillation (Zhu et al. 2023, arXiv 2307.10638).
+
+    L = H(y, p_S) + lambda MSE(f_T^Q, f_S),   lambda = .5
+
+| symbol | here |
+|---|---|
+| f_S, f_T: penultimate feature, the head's input | of the student before its own quantizer; of the float teacher |
+| f_T^Q: that of the teacher on a few bits | `rounded(f_T, bits)` |
+
+The paper trains the teacher's feature quantizer; open here, and ours: the grid spans each batch's own range.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from spequant.methods.base import Losses, check_weight, frozen, penalties
+from spequant.methods.parts import Recorder, head_of, rounded
+from spequant.quantizers.base import check_bits
+from spequant.tasks import Classification, Task
+
+
+class QFD:
+    """teacher: the float network, copied and frozen. bits: of its feature. head: the layer whose input is the feature;
+    None: the last one. `Losses.distill` is the MSE."""
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        *,
+        bits: int = 4,
+        weight: float = 0.5,
+        head: str | None = None,
+        task: Task | None = None,
+    ):
+        check_bits(bits)
+        check_weight(weight, "weight")
+        self.teacher = frozen(teacher)
+        self.bits, self.weight, self.task = bits, float(weight), task or Classification()
+        self.head = head_of(self.teacher) if head is None else head
+        self.student_feature = Recorder([self.head], inputs=True)
+        self.teacher_feature = Recorder([self.head], inputs=True)
+
+    def __call__(self, model: nn.Module, batch: Any) -> Losses:
+        with torch.no_grad(), self.teacher_feature.on(self.teacher) as found:
+            self.task.logits(self.teacher, batch)
+        target = rounded(found[self.head], self.bits)
+        with self.student_feature.on(model) as found:
+            student = self.task.logits(model, batch)
+        task = self.task.loss(student, batch)
+        distill = F.mse_loss(found[self.head].float(), target.float())
+        return Losses(task + self.weight * distill + penalties(model), task, distill, student.detach())
