@@ -38,6 +38,7 @@ USAGE = """usage: spequant COMMAND [ARGUMENTS]
   bench infer [RUN|FILE]        time in onnxruntime and OpenVINO against fp32
   demo                          float, Retrain and SPEQ on handwritten digits, a table
   ladder [--help]               what each step down in bits costs, W8A8 to W2A2
+  study NAME [--smoke]          the paper's tables and figures, re-run; --resume keeps what is done
   compare RUN RUN ...           mean, deviation and paired difference of finished runs
 """
 
@@ -201,8 +202,21 @@ def compare(args: list[str]) -> None:
     print_table(report(tyro.cli(Compare, args=args, prog="spequant compare")))
 
 
+def study(args: list[str]) -> None:
+    from spequant.studies.study import STUDIES, Study, run_study
+
+    if not args or args[0].startswith("-"):
+        if args[:1] in (["-h"], ["--help"]):
+            print("usage: spequant study NAME [--help]\n")
+            print(*(f"  {name:<16}{' '.join((s.__doc__ or '').split())}" for name, s in STUDIES.items()), sep="\n")
+            return
+        raise ValueError(f"no study is named; expected one of {', '.join(STUDIES)}")
+    settings = tyro.cli(Study, args=args[1:], prog=f"spequant study {args[0]}", config=(FlagCreatePairsOff,))
+    print(f"table.md, table.csv, figure.png and page.html are in {run_study(args[0], settings)}/")
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    f.__name__: f for f in (recipes, train, sweep, runs, evaluate, export, inspect, bench, demo, ladder, compare)
+    f.__name__: f for f in (recipes, train, sweep, runs, evaluate, export, inspect, bench, demo, ladder, study, compare)
 }
 
 

@@ -53,7 +53,7 @@ def make_schedule(name: ScheduleName, optimizer: Optimizer, steps: int) -> LRSch
         return CosineAnnealingLR(optimizer, steps)
     if name == "one-cycle":
         peaks = [g["lr"] for g in optimizer.param_groups]
-        return OneCycleLR(optimizer, peaks, total_steps=steps + 1, pct_start=0.2, cycle_momentum=False)
+        return OneCycleLR(optimizer, peaks, total_steps=max(6, steps + 1), pct_start=0.2, cycle_momentum=False)
     if name == "step":
         return MultiStepLR(optimizer, [steps * 3 // 10, steps * 6 // 10])
     raise ValueError(f"schedule is {name!r}; expected 'cosine', 'one-cycle' or 'step'")

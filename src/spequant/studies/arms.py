@@ -1,0 +1,168 @@
+"""The arms of a study: recipes on equal terms, trained with several seeds, each run once, and what came of them."""
+
+import dataclasses
+import hashlib
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from spequant.recipes import RECIPES, Recipe, run
+from spequant.recipes.build import with_seed
+from spequant.recipes.folder import ENVIRONMENT, METRICS, main_figure
+from spequant.recipes.schema import ELSEWHERE, differences, to_json
+from spequant.studies.compare import deviation, paired
+from spequant.studies.page import Report, Row
+from spequant.terminal import Terminal
+
+RETRAIN = "Retrain"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """group: of arms that are compared with each other, e.g. a network. base: the recipe of the catalogue that `recipe`
+    is made of. paper: the published figure, or None. note: what a reader has to know of this row."""
+
+    group: str
+    label: str
+    base: str
+    recipe: Recipe
+    paper: float | None = None
+    note: str = ""
+
+
+def chosen(arms: Sequence[Arm], patterns: Sequence[str]) -> list[Arm]:
+    """Those whose "GROUP/LABEL" matches one of `patterns`; none given: all. ValueError: a pattern without a match."""
+    for pattern in patterns:
+        if not any(fnmatchcase(f"{a.group}/{a.label}", pattern) for a in arms):
+            names = ", ".join(f"{a.group}/{a.label}" for a in arms)
+            raise ValueError(f"only has {pattern!r}, which matches no arm; there are {names}")
+    return [a for a in arms if not patterns or any(fnmatchcase(f"{a.group}/{a.label}", p) for p in patterns)]
+
+
+def digest(recipe: Recipe) -> str:
+    """Of all fields that say what is trained: runs of one digest are one run."""
+    content = json.loads(to_json(replace(recipe, name="")))
+    for name in ELSEWHERE:
+        part, field = name.split(".")
+        del content[part][field]
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=5).hexdigest()
+
+
+def carry_out(recipe: Recipe, runs: Path) -> tuple[dict[str, Any], Path]:
+    """(result, folder) of `recipe` below `runs`: trained, gone on with, or read where it is finished."""
+    folder = runs / f"{recipe.name}-{digest(recipe)}"
+    with Terminal(folder.name) as reporter:
+        return run(recipe, folder, reporter, resume=True), folder
+
+
+def command_of(base: str, recipe: Recipe) -> str:
+    """The `spequant train` that carries out `recipe`, by the fields in which it differs from `base`."""
+    words = ["spequant", "train", base]
+    start = dataclasses.asdict(RECIPES[base]())
+    for part, fields in dataclasses.asdict(recipe).items():
+        if not isinstance(fields, dict):
+            continue
+        for name, value in fields.items():
+            if value == start[part][name]:
+                continue
+            option = f"--{part}.{name.replace('_', '-')}"
+            if isinstance(value, bool):
+                words.append(option if value else f"--{part}.no-{name.replace('_', '-')}")
+            else:
+                words += [option, *map(str, value if isinstance(value, tuple) else (value,))]
+    return shlex.join(words)
+
+
+def train_arms(arms: Sequence[Arm], seeds: Sequence[int], runs: Path) -> list[dict[int, tuple[dict[str, Any], Path]]]:
+    """{seed: (result, folder)} of each arm. All arms of a seed before the next one, so that what is there is paired."""
+    done: list[dict[int, tuple[dict[str, Any], Path]]] = [{} for _ in arms]
+    for seed in seeds:
+        for arm, found in zip(arms, done, strict=True):
+            found[seed] = carry_out(with_seed(arm.recipe, seed), runs)
+    return done
+
+
+def arms_report(
+    title: str, about: str, arms: Sequence[Arm], done: Sequence[Mapping[int, tuple[dict[str, Any], Path]]]
+) -> Report:
+    """A row an arm: mean, deviation and paired difference to its group's first arm, Retrain."""
+    rows: list[Row] = []
+    firsts: dict[str, tuple[Arm, dict[int, float]]] = {}
+    for arm, found in zip(arms, done, strict=True):
+        results = {seed: result for seed, (result, _) in found.items()}
+        figure = main_figure(name for name in next(iter(results.values())) if name.startswith("test_"))
+        values = {seed: float(result[figure]) for seed, result in results.items()}
+        held = [
+            r[figure.replace("test_", "held_out_")]
+            for r in results.values()
+            if figure.replace("test_", "held_out_") in r
+        ]
+        first, theirs = firsts.setdefault(arm.group, (arm, values))
+        gap, half, _ = paired(theirs, values)
+        numbers = list(values.values())
+        rows.append(
+            {
+                "group": arm.group,
+                "arm": arm.label,
+                figure.replace("_", " "): mean(numbers),
+                "deviation": deviation(numbers),
+                "seeds": len(numbers),
+                f"minus {first.label}": None if arm is first else gap,
+                "+- (95 %)": None if arm is first else half,
+                "held out": mean(held) if held else None,
+                "paper": arm.paper,
+                "seconds a run": mean(float(r["seconds"]) for r in results.values()),
+                "note": arm.note,
+                "command": command_of(arm.base, arm.recipe),
+            }
+        )
+    rows = _same_columns(rows)
+    return Report(title, about, rows, lambda figure: _draw(figure, rows), facts_of(done))
+
+
+def _same_columns(rows: Sequence[Row]) -> list[Row]:
+    """Every row with the columns of all, in the order of their first appearance."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return [{name: row.get(name) for name in columns} for row in rows]
+
+
+def facts_of(done: Sequence[Mapping[int, tuple[dict[str, Any], Path]]]) -> dict[str, Any]:
+    """Machine, commit and versions of the runs, and a hash of each one's log."""
+    folders = [folder for found in done for _, folder in found.values()]
+    starts = [json.loads((folder / ENVIRONMENT).read_text())[-1] for folder in folders]
+    facts = {
+        name: ", ".join(sorted({str(start[name]) for start in starts}))
+        for name in ("device", "commit", "python", "torch")
+    }
+    hashes = {f.name: hashlib.sha256((f / METRICS).read_bytes()).hexdigest()[:16] for f in dict.fromkeys(folders)}
+    return {**facts, **{f"sha256 of {name}/{METRICS}": value for name, value in hashes.items()}}
+
+
+def _draw(figure: Any, rows: Sequence[Row]) -> None:
+    """Means with their deviations, a panel a group."""
+    name = next(n for n in rows[0] if n.startswith("test "))
+    groups = list(dict.fromkeys(row["group"] for row in rows))
+    for axes, group in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
+        own = [row for row in rows if row["group"] == group]
+        spread = [0.0 if len(own) == 0 or row["deviation"] != row["deviation"] else row["deviation"] for row in own]
+        axes.errorbar([row[name] for row in own], range(len(own)), xerr=spread, fmt="o", capsize=3)
+        axes.set_yticks(range(len(own)), [row["arm"] for row in own])
+        axes.invert_yaxis()
+        axes.set_title(group, fontsize=10)
+        axes.set_xlabel(name + ", %")
+        axes.grid(axis="x", alpha=0.3)
+
+
+def equal_terms(arms: Sequence[Arm]) -> None:
+    """ValueError unless the arms of a group share data, network, quantization and schedule, but for what an arm's note
+    says that it changes."""
+    for arm in arms:
+        first = next(a for a in arms if a.group == arm.group)
+        other = [d for d in differences(arm.recipe, first.recipe) if not d.startswith(("method.", "name "))]
+        if other and not arm.note:
+            raise ValueError(f"{arm.group}/{arm.label} is not on equal terms with {first.label}: {'; '.join(other)}")

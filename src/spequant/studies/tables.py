@@ -1,0 +1,133 @@
+"""The paper's tables that compare ways of training: which arms, from what start, on what schedule."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from spequant.recipes import RECIPES, Recipe
+from spequant.recipes.schema import MethodChoice
+from spequant.studies.arms import RETRAIN, Arm
+
+EQUAL_TIME = 4 / 3
+"""of Retrain's epochs to SPEQ's where both take as long: SPEQ's step costs 1.25 to 1.33 of Retrain's (benchmarks)"""
+LONGER = "4/3 of the epochs: SPEQ's wall time"
+ABSTRACT = "built from the abstract alone"
+
+
+@dataclass(frozen=True)
+class Family:
+    """group: the network and its data. speq: the recipe by name. retrain, paper: published figures."""
+
+    group: str
+    speq: str
+    retrain: float | None = None
+    paper: float | None = None
+
+
+RESNET20 = "cifar10-resnet20-w2a2-speq"
+CIFAR = (
+    Family("VGG16, CIFAR-10", "cifar10-vgg16-w2a2-speq"),
+    Family("ResNet-20, CIFAR-10", RESNET20, 90.7, 91.44),
+    Family("ResNet-32, CIFAR-100", "cifar100-resnet32-w2a2-speq"),
+    Family("MobileNetV2, CIFAR-100", "cifar100-mobilenetv2-w2a2-speq"),
+)
+IMAGENET = (
+    Family("AlexNet", "imagenet-alexnet-w2a2-speq", 56.9, 59.3),
+    Family("ResNet-18", "imagenet-resnet18-w2a2-speq", 66.6, 67.4),
+    Family("ResNet-34", "imagenet-resnet34-w2a2-speq", 70.5, 71.5),
+    Family("EfficientNet-B0, W3A3", "imagenet-efficientnet-b0-w3a3-speq", None, 69.5),
+)
+
+Change = Callable[[Recipe], Recipe]
+
+
+def method(name: str, **settings: Any) -> Change:
+    """Another way of training, all else as it is."""
+    return lambda recipe: replace(recipe, method=MethodChoice(name, **settings))  # type: ignore[arg-type]
+
+
+def longer(recipe: Recipe) -> Recipe:
+    """Retrain with the epochs that SPEQ's wall time allows."""
+    return replace(recipe, train=replace(recipe.train, epochs=round(recipe.train.epochs * EQUAL_TIME)))
+
+
+def arm(family: Family, label: str, change: Change, shared: Change, **about: Any) -> Arm:
+    return Arm(family.group, label, family.speq, change(shared(RECIPES[family.speq]())), **about)
+
+
+def table2(family: Family, shared: Change) -> list[Arm]:
+    """Loss {KL, cosine} x teacher {always n_H, stochastic u = .5, Mix}."""
+    teachers = {"always 8 bits": {"probability": 1.0}, "stochastic, u = .5": {}, "Mix": {"mix": True}}
+    arms = [arm(family, RETRAIN, method("retrain"), shared, paper=family.retrain)]
+    published = {("cosine", "stochastic, u = .5"): 91.44, ("cosine", "Mix"): 91.23}
+    for loss in ("kl", "cosine"):
+        for label, settings in teachers.items():
+            found = published.get((loss, label)) if family.speq.startswith(RESNET20) else None
+            change = method("speq", loss=loss, **settings)
+            arms.append(arm(family, f"{'KL' if loss == 'kl' else loss}, {label}", change, shared, paper=found))
+    return arms
+
+
+def table3(family: Family, shared: Change) -> list[Arm]:
+    """u, T and the weight, one at a time; Retrain's rate tuned with as many tries as any of them."""
+    arms = [arm(family, RETRAIN, method("retrain"), shared)]
+    for factor in (0.5, 2.0):
+
+        def other_rate(recipe: Recipe, factor: float = factor) -> Recipe:
+            recipe = method("retrain")(recipe)
+            return replace(recipe, train=replace(recipe.train, lr=recipe.train.lr * factor))
+
+        arms.append(arm(family, f"Retrain, lr x {factor:g}", other_rate, shared, note=f"{factor:g} of the rate"))
+    arms.append(arm(family, "SPEQ", method("speq"), shared))
+    sweeps = {
+        "u": ("probability", (0.25, 0.75, 1.0)),
+        "T": ("temperature", (2.0, 4.0)),
+        "weight": ("weight", (0.5, 2.0)),
+    }
+    for label, (name, values) in sweeps.items():
+        arms += [arm(family, f"SPEQ, {label} = {v:g}", method("speq", **{name: v}), shared) for v in values]
+    return arms
+
+
+def table4(family: Family, shared: Change) -> list[Arm]:
+    """Retrain, SPEQ, distillation and the rivals on one network."""
+    qkd = 91.24 if family.speq.startswith(RESNET20) else None
+    rows: list[tuple[str, Change, dict[str, Any]]] = [
+        (RETRAIN, method("retrain"), {"paper": family.retrain}),
+        ("Retrain, equal time", lambda r: longer(method("retrain")(r)), {"note": LONGER}),
+        ("SPEQ", method("speq"), {"paper": family.paper}),
+        ("KD", method("distill", temperature=2.0), {}),
+        ("SPEQ and KD", method("speq-distill"), {}),
+        ("Apprentice A", method("apprentice", joint=True), {}),
+        ("Apprentice B", apprentice_b, {"note": "the student starts at random"}),
+        ("Apprentice C", method("apprentice"), {}),
+        ("QKD", method("qkd"), {"paper": qkd}),
+        ("SQAKD", sqakd, {"note": "EWGS backward, no labels"}),
+        ("QFD", method("qfd"), {}),
+        ("GSLR", method("gslr"), {}),
+        ("CMT-KD", method("cmt-kd"), {}),
+        ("block replacement", method("block-replacement"), {"note": ABSTRACT}),
+        ("member ensemble", method("member-ensemble"), {"note": ABSTRACT}),
+        ("joint bits", method("joint-bits"), {"note": ABSTRACT}),
+    ]
+    return [arm(family, label, change, shared, **about) for label, change, about in rows]
+
+
+def table5(family: Family, shared: Change) -> list[Arm]:
+    """Retrain, SPEQ and distillation on ImageNet's networks."""
+    return [
+        arm(family, RETRAIN, method("retrain"), shared, paper=family.retrain),
+        arm(family, "Retrain, equal time", lambda r: longer(method("retrain")(r)), shared, note=LONGER),
+        arm(family, "SPEQ", method("speq"), shared, paper=family.paper),
+        arm(family, "KD", method("distill", temperature=2.0), shared),
+    ]
+
+
+def sqakd(recipe: Recipe) -> Recipe:
+    return replace(method("sqakd")(recipe), quant=replace(recipe.quant, ewgs=0.001))
+
+
+def apprentice_b(recipe: Recipe) -> Recipe:
+    """The float weights teach; the student has none of them."""
+    recipe = method("apprentice", teacher=recipe.network.weights)(recipe)
+    return replace(recipe, network=replace(recipe.network, weights=None, pretrained=False))

@@ -1,0 +1,270 @@
+"""Studies: what they write, that they go on where they were killed, and figures known from elsewhere."""
+
+import csv
+import json
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+
+import spequant
+from spequant import losses
+from spequant.cli import main, parsed_train
+from spequant.layers import weight_quantizers
+from spequant.models import resnet8
+from spequant.quantizers import LSQ, PACT, SAWB
+from spequant.recipes import RECIPES
+from spequant.studies.arms import Arm, arms_report, chosen, command_of, digest, equal_terms
+from spequant.studies.gradients import pull
+from spequant.studies.greedy import greedy_order, soft_labels
+from spequant.studies.page import Report, write_report
+from spequant.studies.study import STUDIES, Study, Workshop, run_study
+from spequant.studies.tables import CIFAR, IMAGENET, table2, table3, table4, table5
+from spequant.studies.widths import weights_at
+
+FILES = ("table.csv", "table.md", "figure.png", "page.html")
+
+
+def rows_of(folder):
+    with (folder / "table.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def smoke(name, out, *options):
+    main(["study", name, "--smoke", "--out", str(out), *options])
+    assert all((out / file).stat().st_size > 0 for file in FILES)
+    return rows_of(out)
+
+
+def test_table2(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = smoke("table2", Path("study"), "--only", "*/Retrain", "*/cosine, stochastic*")
+    assert [row["arm"] for row in rows] == ["Retrain", "cosine, stochastic, u = .5"]
+    assert [row["seeds"] for row in rows] == ["2", "2"] and rows[1]["paper"] == "91.44"
+    assert rows[0]["minus Retrain"] == "" and float(rows[1]["minus Retrain"]) == float(
+        rows[1]["test accuracy"]
+    ) - float(rows[0]["test accuracy"])
+    finished = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("result.json")}
+    assert len(finished) == 5  # the float network, and two seeds of two arms
+    with pytest.raises(SystemExit, match="go on with --resume"):
+        main(["study", "table2", "--smoke", "--out", "study"])
+    lost = next(p.parent for p in finished if "float" not in p.parent.name)
+    shutil.rmtree(lost)
+    assert smoke("table2", Path("study"), "--only", "*/Retrain", "*/cosine, stochastic*", "--resume")
+    again = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("result.json")}
+    assert set(again) == set(finished)  # the lost one was trained again under its name, the others were kept
+    assert [p for p in again if again[p] != finished[p]] == [lost / "result.json"]
+    command = shlex.split(rows[1]["command"])
+    trained = parsed_train(command[2], command[3:]).recipe
+    assert (
+        digest(trained)
+        == next(
+            p.parent.name
+            for p in again
+            if json.loads(p.read_text())["seed"] == 0
+            and "float" not in p.parent.name
+            and "retrain" not in (p.parent / "recipe.json").read_text()
+        ).rsplit("-", 1)[1]
+    )
+
+
+def test_a_killed_study_goes_on(tmp_path):
+    command = [sys.executable, "-m", "spequant", "study", "table3", "--smoke", "--seeds", "0", "--only", "*/Retrain"]
+    command += ["*/SPEQ", "--out", str(tmp_path / "study")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 240
+    while not list(tmp_path.rglob("result.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert list(tmp_path.rglob("result.json")) and not (tmp_path / "study" / "table.csv").exists()
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [row["arm"] for row in rows_of(tmp_path / "study")] == ["Retrain", "SPEQ"]
+
+
+def test_table1_and_any_precision_and_fig2_share_their_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = smoke("table1", Path("study"))
+    assert len(rows) == 2 * 9 and {(r["weights"], r["activations"]) for r in rows} == {
+        (w, a) for w in "248" for a in "248"
+    }
+    before = len(list(tmp_path.rglob("result.json")))
+    rows = smoke("fig2", Path("study"), "--resume")
+    assert len(list(tmp_path.rglob("result.json"))) == before  # Retrain was there
+    assert [int(row["raised"]) for row in rows] == list(range(len(rows))) and len({r["layer"] for r in rows}) == len(
+        rows
+    )
+    rows = smoke("any-precision", Path("study"), "--resume")
+    assert [row["activations"] for row in rows] == ["2", "4", "8"]
+
+
+@pytest.mark.parametrize("only", ["ResNet-20*"])
+def test_table4(only, tmp_path):
+    rows = smoke("table4", tmp_path / "study", "--seeds", "0", "--only", only)
+    assert len(rows) == 16 and {"Retrain", "SPEQ", "KD", "QKD", "CMT-KD", "joint bits"} <= {row["arm"] for row in rows}
+
+
+def test_table5(tmp_path):
+    rows = smoke("table5", tmp_path / "study", "--seeds", "0", "--only", "ResNet-18/SPEQ")
+    assert [row["paper"] for row in rows] == ["67.4"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_whole(name, tmp_path):
+    assert smoke(name, tmp_path / "study", "--seeds", "0")
+
+
+def test_fig3_has_the_known_figures(tmp_path):
+    for student, teacher, kl, cosine in ((0.95, 0.15, 1.60, 0.031), (0.8, 0.5, 0.60, 0.039), (0.2, 0.9, 1.40, 0.746)):
+        assert pull(losses.kl, student, teacher) == pytest.approx(kl, abs=0.005)
+        assert pull(losses.cosine, student, teacher) == pytest.approx(cosine, abs=0.0006)
+    rows = smoke("fig3", tmp_path / "fig3")
+    assert len(rows) == 25
+
+
+def test_all_arms_are_on_equal_terms_and_their_commands_say_what_they_are():
+    arms = [a for f in CIFAR for t in (table2, table3, table4) for a in t(f, lambda r: r)]
+    arms += [a for f in IMAGENET for a in table5(f, lambda r: r)]
+    equal_terms(arms)
+    assert len({(a.group, a.label, digest(a.recipe)) for a in arms}) > 100
+    for a in arms:
+        words = shlex.split(command_of(a.base, a.recipe))
+        assert digest(parsed_train(words[2], words[3:]).recipe) == digest(a.recipe), words
+    other = replace(arms[1], recipe=replace(arms[1].recipe, train=replace(arms[1].recipe.train, lr=1.0)), note="")
+    with pytest.raises(ValueError, match=r"is not on equal terms with Retrain: train\.lr is 1\.0"):
+        equal_terms([arms[0], other])
+    with pytest.raises(ValueError, match="only has 'x', which matches no arm"):
+        chosen(arms, ["x"])
+
+
+def test_a_digest_is_of_what_is_trained():
+    recipe = RECIPES["digits-w2a2-speq"]()
+    assert digest(replace(recipe, name="other", train=replace(recipe.train, threads=1))) == digest(recipe)
+    assert digest(replace(recipe, train=replace(recipe.train, seed=1))) != digest(recipe)
+
+
+class Outside(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.addresses, self.tags = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [v for k, v in attrs if k in ("src", "href")]
+
+
+def test_a_page_stands_alone_and_escapes(tmp_path):
+    rows = [{"arm": "<script>alert(1)</script>|", "x": 1.234, "n": None, "command": "a 'b|c'"}]
+    write_report(
+        Report("A < B & C", "about <it>", rows, lambda f: f.subplots().plot([1, 2]), {"torch": "<2>"}), tmp_path
+    )
+    page = Outside()
+    page.feed((tmp_path / "page.html").read_text())
+    assert page.addresses and all(a.startswith("data:") for a in page.addresses)
+    assert "script" not in page.tags and {"table", "img", "ul"} <= set(page.tags)
+    assert "1.23" in (tmp_path / "page.html").read_text() and "\\|" in (tmp_path / "table.md").read_text()
+    assert rows_of(tmp_path) == [{"arm": rows[0]["arm"], "x": "1.234", "n": "", "command": "a 'b|c'"}]
+
+
+def chromium():
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+
+@pytest.mark.skipif(chromium() is None, reason="no Chromium is installed")
+def test_a_page_opens_in_chromium_without_an_error(tmp_path):
+    write_report(Report("A", "B", [{"x": 1}], lambda f: f.subplots().plot([1, 2])), tmp_path)
+    command = [chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
+    done = subprocess.run([*command, (tmp_path / "page.html").as_uri()], capture_output=True, text=True, timeout=120)
+    assert "<h1>A</h1>" in done.stdout and "CONSOLE" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("table9", Study(), "study is 'table9'; expected one of table1, fig2"),
+        ("table2", Study(seeds=()), "seeds is empty"),
+        ("table2", Study(recipe="digits-float"), "recipe is 'digits-float'; expected a recipe of SPEQ's"),
+        ("table2", Study(), "weights is not set, and cifar10-resnet20-w2a2-speq names no float run"),
+    ],
+)
+def test_bad_settings_are_named(name, settings, message, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        run_study(name, replace(settings, out=tmp_path / "study"))
+
+
+def test_the_float_run_that_a_recipe_names_is_trained_first(tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(
+        "spequant.studies.study.carry_out", lambda recipe, runs: (trained.append(recipe), ({}, runs / recipe.name))[1]
+    )
+    shop = Workshop("x", Study(out=tmp_path / "study", root=tmp_path, epochs=3, threads=1))
+    recipe = shop.shared()(RECIPES["cifar10-5k-resnet20-w2a2-speq"]())
+    assert recipe.network.weights == tmp_path / "study" / "runs" / "cifar10-5k-resnet20-float"
+    assert [r.name for r in trained] == ["cifar10-5k-resnet20-float"] and trained[0].train.epochs == 40
+    assert (recipe.train.epochs, recipe.data.root, trained[0].data.root) == (3, tmp_path, tmp_path)
+
+
+def test_greedy_order_raises_what_leaves_the_least_loss():
+    torch.manual_seed(0)
+    images, labels = torch.randn(64, 3, 8, 8), torch.randint(0, 10, (64,))
+    model = spequant.prepare(resnet8(), weight=SAWB(2), act=PACT(2))
+    spequant.calibrate(model, [(images, labels)], samples=64)
+    steps = greedy_order(model, images, labels, batch=32)
+    low = [n for n, q in spequant.layers.act_quantizers(model).items() if q.bits == 2]
+    assert sorted(s.layer for s in steps[1:]) == sorted(low)
+
+    def loss(bits):
+        with spequant.precision(model, spequant.Fixed(bits)), torch.no_grad():
+            return float(torch.nn.functional.cross_entropy(model.eval()(images), labels))
+
+    tries = {name: loss({name: 8}) for name in low}
+    assert steps[1].layer == min(tries, key=tries.get) and steps[1].loss == pytest.approx(min(tries.values()), rel=1e-5)
+    assert steps[-1].loss == pytest.approx(loss(dict.fromkeys(low, 8)), rel=1e-5)
+    rows = soft_labels(model, images, labels, (2, 8))
+    assert rows[1]["distance to 8 bits"] == pytest.approx(0, abs=1e-6) and rows[0]["distance to 8 bits"] > 1e-4
+    assert all(0.1 < row["confidence"] < 1 and 0 < row["entropy"] < 2.31 for row in rows)
+
+
+def test_weights_at_another_width_keep_their_bounds():
+    model = spequant.prepare(resnet8(), weight=LSQ(2), act=PACT(2))
+    spequant.calibrate(model, [torch.randn(32, 3, 8, 8)], samples=32)
+    layer = model.layer1[0].conv1
+    q = layer.weight_quantizer
+    home, bounds = q(layer.float_weight), q.bounds(layer.float_weight)
+    with weights_at(model, 8, 2):
+        fine = q(layer.float_weight)
+        assert len(torch.unique(fine)) > 20 and all(map(torch.equal, q.bounds(layer.float_weight), bounds))
+        assert {int(q.levels) for q in weight_quantizers(model).values() if q.bits == 8} == {256}  # ends keep theirs
+    assert torch.equal(q(layer.float_weight), home)
+    inside = (layer.float_weight >= bounds[0]) & (layer.float_weight <= bounds[1])
+    assert (fine - layer.float_weight)[inside].abs().max() < (home - layer.float_weight)[inside].abs().max() / 10
+
+
+def test_a_difference_of_one_seed_has_no_interval(tmp_path):
+    def found(accuracy):
+        folder = tmp_path / str(accuracy)
+        folder.mkdir()
+        start = {"device": "cpu", "commit": "abc", "python": "3", "torch": "2"}
+        (folder / "environment.json").write_text(json.dumps([start]))
+        (folder / "metrics.jsonl").write_text("{}")
+        return {0: ({"test_accuracy": accuracy, "seconds": 2.0}, folder)}
+
+    recipe = RECIPES["digits-w2a2-speq"]()
+    arms = [Arm("g", label, "digits-w2a2-speq", recipe) for label in ("Retrain", "SPEQ")]
+    report = arms_report("t", "a", arms, [found(90.0), found(91.0)])
+    assert report.rows[1]["minus Retrain"] == 1.0 and report.rows[1]["+- (95 %)"] != report.rows[1]["+- (95 %)"]
+    write_report(report, tmp_path)
+    assert "| 1.00 |  |" in (tmp_path / "table.md").read_text()
+    assert "sha256 of 90.0/metrics.jsonl" in report.facts
