@@ -25,6 +25,7 @@ from spequant.methods import (
     MemberEnsemble,
 )
 from spequant.methods.base import trained_by
+from spequant.methods.member_ensemble import _ensemble
 from spequant.methods.parts import Recorder, head_of, replaced, rounded, stages_of
 from spequant.models import resnet8, vgg16_bn
 from spequant.precision import LowBit, precision
@@ -282,6 +283,9 @@ def test_classes_masked_out_count_for_nothing(model, floating, batch):
         )
     masked, plain = Apprentice(floating, **given)(model, batch), Apprentice(floating)(model, batch)
     torch.testing.assert_close(masked.total, plain.total)
+    sure = torch.tensor([[300.0, 0.0, -torch.inf]])  # attention is 1 and 0, and 0 times -inf is no number
+    found = _ensemble(sure, [sure, -sure.abs().masked_fill(sure.isinf(), torch.inf)])
+    assert found[0, :2].isfinite().all() and found[0, 2] == -torch.inf
 
 
 @pytest.mark.parametrize(

@@ -71,8 +71,8 @@ def at_widths(model: nn.Module, widths: Sequence[int], task: Task, batch: Any) -
 
 @torch.no_grad()
 def _ensemble(leader: Tensor, members: Sequence[Tensor]) -> Tensor:
-    z = torch.stack([m.float() for m in members])
-    known = torch.isfinite(leader)
-    score = (leader.float().masked_fill(~known, 0.0) * z.masked_fill(~known, 0.0)).sum(-1, keepdim=True)
+    masked = torch.isneginf(leader)  # classes that count for nothing
+    z = torch.stack([m.float().masked_fill(masked, 0.0) for m in members])
+    score = (leader.float().masked_fill(masked, 0.0) * z).sum(-1, keepdim=True)
     attention = F.softmax(score / leader.shape[-1] ** 0.5, dim=0)
-    return (attention * z).sum(0)
+    return (attention * z).sum(0).masked_fill(masked, float("-inf"))

@@ -107,7 +107,7 @@ class Workshop:
         if self.settings.smoke and not (weights is not None and weights.exists()):
             floating = replace(recipe, name=f"{recipe.name}-float", quant=FLOAT, method=WITHOUT_TEACHER)
             floating = replace(floating, network=replace(recipe.network, weights=None))
-        elif weights == Path("runs") / name and name in RECIPES and not weights.exists():
+        elif weights is not None and weights == Path("runs") / name and name in RECIPES and not weights.exists():
             data = replace(RECIPES[name]().data, root=recipe.data.root)
             train = replace(RECIPES[name]().train, device=recipe.train.device, threads=recipe.train.threads)
             floating = replace(RECIPES[name](), data=data, train=train)
@@ -290,6 +290,18 @@ STUDIES: dict[str, Callable[[Workshop], Report]] = {
 }
 
 
+TRAINING = ("seeds", "recipe", "weights", "epochs", "images", "held_out", "root", "device", "threads")
+WITHOUT_EFFECT = {
+    "table1": ("only",),
+    "fig2": ("only",),
+    "any-precision": ("only",),
+    "fig3": ("only", *TRAINING),
+    "table4": ("recipe", "weights"),
+    "table5": ("recipe", "weights"),
+}
+"""Settings that a study does not read: it is on several networks, has no arms, or trains nothing."""
+
+
 def run_study(name: str, settings: Study) -> Path:
     """Carry out study `name`; the folder with table.csv, table.md, figure.png and page.html.
 
@@ -298,6 +310,10 @@ def run_study(name: str, settings: Study) -> Path:
     """
     if name not in STUDIES:
         raise ValueError(f"study is {name!r}; expected one of {', '.join(STUDIES)}")
+    for field in WITHOUT_EFFECT.get(name, ()):
+        value, default = getattr(settings, field), getattr(Study, field)
+        if value != default:
+            raise ValueError(f"{field} is {value!r}, which has no effect on {name}; expected {default!r}")
     shop = Workshop(name, settings)
     write_report(STUDIES[name](shop), shop.folder)
     return shop.folder
