@@ -41,7 +41,7 @@ class CountsCalls:
         self.step = int(state["step"])
 
 
-def trained_by(method: Method) -> nn.Module | None:
+def trained_by(method: object) -> nn.Module | None:
     """The networks of `method`'s own that learn beside the model, or None."""
     return getattr(method, "trained", None)
 
