@@ -194,7 +194,6 @@ def test_a_page_opens_in_chromium_without_an_error(tmp_path):
         ("table2", Study(recipe="digits-float"), "recipe is 'digits-float'; expected a recipe of SPEQ's"),
         ("table4", Study(weights=Path("a")), "weights is PosixPath('a'), which has no effect on table4; expected None"),
         ("fig3", Study(epochs=3), "epochs is 3, which has no effect on fig3"),
-        ("table2", Study(), "weights is not set, and cifar10-resnet20-w2a2-speq names no float run"),
     ],
 )
 def test_bad_settings_are_named(name, settings, message, tmp_path):
@@ -212,6 +211,25 @@ def test_the_float_run_that_a_recipe_names_is_trained_first(tmp_path, monkeypatc
     assert recipe.network.weights == tmp_path / "study" / "runs" / "cifar10-5k-resnet20-float"
     assert [r.name for r in trained] == ["cifar10-5k-resnet20-float"] and trained[0].train.epochs == 40
     assert (recipe.train.epochs, recipe.data.root, trained[0].data.root) == (3, tmp_path, tmp_path)
+    shop.shared()(RECIPES["cifar10-resnet20-w2a2-speq-200"]())  # names none: its network's float recipe
+    assert [r.name for r in trained[1:]] == ["cifar10-resnet20-float"]
+    given = Workshop("x", Study(out=tmp_path / "other", weights=tmp_path)).shared()
+    assert given(RECIPES["cifar10-resnet20-w2a2-speq"]()).network.weights == tmp_path and len(trained) == 2
+    with pytest.raises(ValueError, match="weights is not set, and mine names no float run"):
+        shop.shared()(replace(RECIPES["cifar10-resnet20-w2a2-speq"](), name="mine"))
+
+
+def test_float_networks_are_trained_for_the_arms_asked_for_alone(tmp_path, monkeypatch):
+    started = []
+
+    def shared(self, size=16, *, one=True):
+        return lambda recipe: (started.append(recipe.name), recipe)[1]
+
+    monkeypatch.setattr(Workshop, "shared", shared)
+    monkeypatch.setattr("spequant.studies.study.train_arms", lambda arms, seeds, runs: [a.label for a in arms])
+    monkeypatch.setattr("spequant.studies.study.arms_report", lambda title, about, arms, done: done)
+    labels = STUDIES["table4"](Workshop("table4", Study(out=tmp_path / "study", only=("ResNet-32*/QKD",))))
+    assert labels == ["QKD"] and started == ["cifar100-resnet32-w2a2-speq"]
 
 
 def test_greedy_order_raises_what_leaves_the_least_loss():

@@ -116,6 +116,11 @@ def _speq(floating: Recipe, bits: int = 2) -> Recipe:
     )
 
 
+def cifar10_resnet20_float() -> Recipe:
+    """Float ResNet-20 on CIFAR-10 from scratch, 200 epochs. Not reproduced yet."""
+    return _floating("cifar10-resnet20", Data(held_out=0), Network("resnet20"))
+
+
 def cifar10_vgg16_float() -> Recipe:
     """Float VGG16-BN on CIFAR-10 from scratch, 200 epochs. Not reproduced yet."""
     return _floating("cifar10-vgg16", Data(held_out=0), Network("vgg16_bn"))
@@ -299,6 +304,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         cifar10_resnet20_w2a2_retrain,
         cifar10_resnet20_w2a2_speq_200,
         cifar10_resnet20_w2a2_retrain_200,
+        cifar10_resnet20_float,
         cifar10_vgg16_float,
         cifar10_vgg16_w2a2_speq,
         cifar10_vgg16_w2a2_retrain,

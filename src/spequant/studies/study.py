@@ -1,5 +1,6 @@
 """The command `study`: the paper's tables and figures, re-runnable. What is done is kept, and the rest goes on."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,7 +103,10 @@ class Workshop:
         return change
 
     def _start(self, recipe: Recipe, weights: Path | None) -> Path | None:
-        """The float weights of `recipe`: a file, or a run's folder, trained here if a recipe has its name."""
+        """The float weights of `recipe`: a file, or a run's folder, trained here if a recipe has its name; where none
+        is named, that of the recipe NETWORK-float."""
+        if weights is None and not recipe.network.pretrained and (name := _float_name(recipe)) in RECIPES:
+            weights = Path("runs") / name
         name = "" if weights is None else weights.name
         if self.settings.smoke and not (weights is not None and weights.exists()):
             floating = replace(recipe, name=f"{recipe.name}-float", quant=FLOAT, method=WITHOUT_TEACHER)
@@ -128,15 +132,22 @@ def _compared(
 
     def study(shop: Workshop) -> Report:
         one = families is None
-        shared = shop.shared(size, one=one)
-        once = _once(shared)
-        arms = [a for family in families or [shop.family()] for a in table(family, once)]
-        arms = chosen(arms, shop.settings.only)
+        known = families or [shop.family()]
+        plain = [a for family in known for a in table(family, lambda recipe: recipe)]
+        names = {(a.group, a.label) for a in chosen(plain, shop.settings.only)}
+        asked = [family for family in known if any(group == family.group for group, _ in names)]
+        shared = _once(shop.shared(size, one=one))  # which trains the float networks: of those asked for alone
+        arms = [a for family in asked for a in table(family, shared) if (a.group, a.label) in names]
         equal_terms(arms)
         return arms_report(title, _about(shop), arms, train_arms(arms, shop.seeds, shop.runs))
 
     study.__doc__ = table.__doc__
     return study
+
+
+def _float_name(recipe: Recipe) -> str:
+    """cifar10-resnet20-float of cifar10-resnet20-w2a2-speq-200."""
+    return re.sub(r"-w\d+a\d+-.*", "-float", recipe.name)
 
 
 def _once(change: Callable[[Recipe], Recipe]) -> Callable[[Recipe], Recipe]:
