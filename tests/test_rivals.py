@@ -410,9 +410,10 @@ def digits_float(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", RIVALS)
-def test_a_whole_run(name, tmp_path, digits_float):
+@pytest.mark.parametrize(("name", "weight"), [*((name, "sawb") for name in RIVALS), ("cmt-kd", "apot")])
+def test_a_whole_run(name, weight, tmp_path, digits_float):
     recipe = RECIPES["digits-w2a2-speq"]()
+    recipe = replace(recipe, quant=replace(recipe.quant, weight=weight))
     recipe = replace(
         recipe,
         network=replace(recipe.network, weights=digits_float),

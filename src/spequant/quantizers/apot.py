@@ -101,4 +101,4 @@ class APoT(Quantizer):
 
     def _units(self, v: Tensor) -> Tensor:
         """The nearest level of `v`, in [-1, 1], as a signed whole number of units."""
-        return torch.sign(v) * self.points[torch.bucketize(v.abs(), self.middles)]
+        return torch.sign(v) * self.points[torch.bucketize(v.abs().contiguous(), self.middles)]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -10,6 +10,7 @@ from torch import nn
 from spequant.batch_norm import synchronise_batch_norm
 from spequant.methods.base import trained_by
 from spequant.processes import portion, world
+from spequant.quantizers import by_name
 from spequant.recipes.build import build_quantized, calibrated
 from spequant.recipes.fields import Field, make_field
 from spequant.recipes.images import channels_last
@@ -83,7 +84,9 @@ def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | No
     steps = settings.epochs * (field.sizes[0] // settings.batch_size)
 
     def quantized(bits: int) -> nn.Module:
-        quant = replace(recipe.quant, weight_bits=bits, act_bits=bits)
+        kind = type(by_name[recipe.quant.weight](None).at(bits))  # another one where its own does not reach so far
+        name: Any = next(name for name, known in by_name.items() if known is kind)
+        quant = replace(recipe.quant, weight=name, weight_bits=bits, act_bits=bits)
         return calibrated(network, quant, field.calibration())
 
     given = Given(network, settings.seed, steps * settings.accumulate, quantized, field.task)
