@@ -303,6 +303,8 @@ def test_classes_masked_out_count_for_nothing(model, floating, batch):
         (lambda f: MemberEnsemble((9,)), "widths is 9"),
         (lambda f: JointBits((8, 4)), r"widths is \(8, 4\); expected activation bits in rising order"),
         (lambda f: BlockReplacement(f, weight=-1.0), "weight is -1.0"),
+        (lambda f: BlockReplacement(f, stages=["conv1"]), r"stages is \('conv1',\); expected two modules or more"),
+        (lambda f: CMTKD(f, {4: f}, stages=["conv1", "fc"]), "no module 'fc'"),
     ],
 )
 def test_bad_settings_are_named(make, message, floating):

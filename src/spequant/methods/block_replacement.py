@@ -21,7 +21,7 @@ from torch import nn
 from spequant.batch_norm import batch_norm_untracked
 from spequant.losses import kl
 from spequant.methods.base import CountsCalls, Losses, check_temperature, check_weight, frozen, penalties
-from spequant.methods.parts import part_of, replaced, stages_of
+from spequant.methods.parts import given_stages, part_of, replaced
 from spequant.tasks import Classification, Task
 
 
@@ -41,7 +41,7 @@ class BlockReplacement(CountsCalls):
         check_temperature(temperature)
         check_weight(weight, "weight")
         self.teacher = frozen(teacher)
-        self.stages = stages_of(self.teacher) if stages is None else tuple(stages)
+        self.stages = given_stages(self.teacher, stages)
         self.temperature, self.weight, self.task = float(temperature), float(weight), task or Classification()
 
     def __call__(self, model: nn.Module, batch: Any) -> Losses:

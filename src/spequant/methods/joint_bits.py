@@ -15,7 +15,7 @@ from torch import nn
 
 from spequant.losses import kl
 from spequant.methods.base import Losses, check_temperature, check_weight, penalties
-from spequant.methods.member_ensemble import at_widths
+from spequant.methods.widths import at_widths
 from spequant.precision import check_width
 from spequant.tasks import Classification, Task
 

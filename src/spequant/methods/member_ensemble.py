@@ -21,11 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spequant.batch_norm import batch_norm_untracked
 from spequant.losses import kl
 from spequant.methods.base import Losses, check_temperature, check_weight, penalties
-from spequant.precision import LowBit, check_width, precision
-from spequant.processes import unwrapped
+from spequant.methods.widths import at_widths
+from spequant.precision import check_width
 from spequant.tasks import Classification, Task
 
 
@@ -56,17 +55,6 @@ class MemberEnsemble:
         theirs = torch.stack([self.task.loss(z, batch) for z in members]).mean()
         distill = kl(student, _ensemble(student, members), self.temperature)
         return Losses(task + theirs + self.weight * distill + penalties(model), task, distill, student.detach())
-
-
-def at_widths(model: nn.Module, widths: Sequence[int], task: Task, batch: Any) -> list[Tensor]:
-    """The logits of `model` with its low-bit activations at each of `widths`, in its graph; running statistics of batch
-    norm are left to the pass at home."""
-    plain = unwrapped(model)
-    logits = []
-    for width in widths:
-        with batch_norm_untracked(plain), precision(plain, LowBit(width)):
-            logits.append(task.logits(plain, batch))
-    return logits
 
 
 @torch.no_grad()

@@ -49,6 +49,16 @@ def stages_of(network: nn.Module) -> tuple[str, ...]:
     return tuple(names)
 
 
+def given_stages(network: nn.Module, stages: Sequence[str] | None) -> tuple[str, ...]:
+    """`stages`, or those that are found. ValueError: fewer than two, or no module of `network` under a name."""
+    names = stages_of(network) if stages is None else tuple(stages)
+    if len(names) < 2:
+        raise ValueError(f"stages is {names!r}; expected two modules or more that follow one another")
+    for name in names:
+        part_of(network, name)
+    return names
+
+
 def _computing(module: nn.Module, prefix: str) -> list[str]:
     names = []
     for name, child in module.named_children():

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -97,11 +98,8 @@ def arms_report(
         results = {seed: result for seed, (result, _) in found.items()}
         figure = main_figure(name for name in next(iter(results.values())) if name.startswith("test_"))
         values = {seed: float(result[figure]) for seed, result in results.items()}
-        held = [
-            r[figure.replace("test_", "held_out_")]
-            for r in results.values()
-            if figure.replace("test_", "held_out_") in r
-        ]
+        apart = figure.replace("test_", "held_out_")
+        held = [result[apart] for result in results.values() if apart in result]
         first, theirs = firsts.setdefault(arm.group, (arm, values))
         gap, half, _ = paired(theirs, values)
         numbers = list(values.values())
@@ -149,7 +147,7 @@ def _draw(figure: Any, rows: Sequence[Row]) -> None:
     groups = list(dict.fromkeys(row["group"] for row in rows))
     for axes, group in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
         own = [row for row in rows if row["group"] == group]
-        spread = [0.0 if len(own) == 0 or row["deviation"] != row["deviation"] else row["deviation"] for row in own]
+        spread = [0.0 if math.isnan(row["deviation"]) else row["deviation"] for row in own]
         axes.errorbar([row[name] for row in own], range(len(own)), xerr=spread, fmt="o", capsize=3)
         axes.set_yticks(range(len(own)), [row["arm"] for row in own])
         axes.invert_yaxis()

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spequant.data import ImageSet
 from spequant.layers import act_quantizers
 from spequant.losses import cosine
 from spequant.precision import Fixed, LowBit, precision
+from spequant.train import evaluate
 
 HIGH = 8
 
@@ -41,19 +41,12 @@ def greedy_order(model: nn.Module, images: Tensor, labels: Tensor, batch: int = 
     return steps
 
 
-@torch.no_grad()
 def _measure(
     model: nn.Module, raised: Sequence[str], images: Tensor, labels: Tensor, batch: int
 ) -> tuple[float, float]:
-    model.eval()
-    policy = Fixed(dict.fromkeys(raised, HIGH))
-    right, loss = 0, 0.0
-    with precision(model, policy):
-        for x, y in zip(images.split(batch), labels.split(batch), strict=True):
-            z = model(x).float()
-            right += int((z.argmax(1) == y).sum())
-            loss += float(F.cross_entropy(z, y, reduction="sum"))
-    return 100 * right / len(labels), loss / len(labels)
+    with precision(model, Fixed(dict.fromkeys(raised, HIGH))):
+        found = evaluate(model, zip(images.split(batch), labels.split(batch), strict=True))
+    return found.accuracy, found.loss
 
 
 @torch.no_grad()

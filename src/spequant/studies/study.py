@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spequant.recipes import RECIPES, Recipe, load_run
-from spequant.recipes.build import with_seed
+from spequant.recipes.build import device_of, with_seed
 from spequant.recipes.fields import make_field
 from spequant.recipes.images import Images
 from spequant.recipes.variants import FLOAT
@@ -171,6 +171,11 @@ def _about(shop: Workshop) -> str:
     )
 
 
+def _about_one(shop: Workshop) -> str:
+    """Of studies whose networks have one seed."""
+    return _about(shop) if shop.settings.smoke else f"One network each, seed {shop.seeds[0]}."
+
+
 def _low_bit(shop: Workshop, label: str, family: Family, change: Callable[[Recipe], Recipe]) -> tuple[Arm, dict, Path]:
     """(arm, result, folder) of one run with the first seed."""
     made = arm(family, label, change, _once(shop.shared()))
@@ -204,7 +209,7 @@ def table1(shop: Workshop) -> Report:
             axes.set_ylabel("weight bits")
             axes.set_title(f"{label}, {kind}", fontsize=9)
 
-    about = f"{_about(shop)} Test accuracy, %, of one network at other widths; ends and addends keep theirs."
+    about = f"{_about_one(shop)} Test accuracy, %, of one network at other widths; ends and addends keep theirs."
     return Report("Other widths than trained (table 1)", about, rows, draw, facts_of(done))
 
 
@@ -242,18 +247,18 @@ def any_precision(shop: Workshop) -> Report:
         axes.set_ylabel("test accuracy, %")
         axes.legend(frameon=False)
 
-    return Report("Any precision: one network at each activation width", _about(shop), rows, draw, facts_of(done))
+    return Report("Any precision: one network at each activation width", _about_one(shop), rows, draw, facts_of(done))
 
 
 def fig2(shop: Workshop) -> Report:
     """The order in which layers raised to 8 bits gain most; soft labels by width."""
     made, result, folder = _low_bit(shop, RETRAIN, shop.family(), method("retrain"))
     recipe, model, test = load_run(folder)
-    field = make_field(recipe, model_device := next(model.parameters()).device)
+    field = make_field(recipe, device_of(recipe))
     assert isinstance(field, Images)
     data = field.held if field.held is not None else test
     images, labels = held_or_test(data, IMAGES)  # type: ignore[arg-type]
-    order = greedy_order(model, images.to(model_device), labels.to(model_device))
+    order = greedy_order(model, images, labels)
     soft = soft_labels(model, images, labels, WIDTHS)
     command = command_of(made.base, with_seed(made.recipe, shop.seeds[0]))
     rows = [
@@ -278,7 +283,7 @@ def fig2(shop: Workshop) -> Report:
         f"{row['accuracy']:.2f}, distance to 8 bits {row['distance to 8 bits']:.4f}"
         for row in soft
     )
-    about = f"{_about(shop)} {len(labels)} {kind} images, chosen by the loss. Soft labels: {told}."
+    about = f"{_about_one(shop)} {len(labels)} {kind} images, chosen by the loss. Soft labels: {told}."
     return Report(
         "Greedy order of layers, and soft labels (figure 2)", about, rows, draw, facts_of([{0: (result, folder)}])
     )

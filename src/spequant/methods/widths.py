@@ -1,0 +1,22 @@
+"""Passes of one network at several activation widths, for methods that learn at all of them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from spequant.batch_norm import batch_norm_untracked
+from spequant.precision import LowBit, precision
+from spequant.processes import unwrapped
+from spequant.tasks import Task
+
+
+def at_widths(model: nn.Module, widths: Sequence[int], task: Task, batch: Any) -> list[Tensor]:
+    """The logits of `model` with its low-bit activations at each of `widths`, in its graph; running statistics of batch
+    norm are left to the pass at home."""
+    plain = unwrapped(model)
+    logits = []
+    for width in widths:
+        with batch_norm_untracked(plain), precision(plain, LowBit(width)):
+            logits.append(task.logits(plain, batch))
+    return logits
