@@ -1,7 +1,9 @@
 """Each field of a recipe arrives where it works; values that make no run are refused by name."""
 
+import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +18,10 @@ from spequant.models import resnet8
 from spequant.precision import Mix, Stochastic
 from spequant.recipes import RECIPES, run
 from spequant.recipes.build import build_quantized, calibrated
-from spequant.recipes.methods import Given, build_method
-from spequant.recipes.schema import MethodChoice, Quantization, check
+from spequant.recipes.check import READS, check
+from spequant.recipes.methods import BUILDERS, Given, build_method
+from spequant.recipes.overrides import parse_overrides
+from spequant.recipes.schema import MethodChoice, Quantization, Recipe, from_json, to_json
 from spequant.train import evaluate
 from spequant.train.checkpoint import checkpoints, read
 
@@ -71,6 +75,63 @@ def test_quantizers_are_the_recipes():
         model = calibrated(resnet8(in_channels=1), replace(pact, percentile=p), batches)
         clip[p] = float(act_quantizers(model)["linear"].clip.detach())
     assert clip[50.0] < clip[99.0] and clip[None] not in (clip[50.0], clip[99.0])
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        (
+            MethodChoice("retrain", temperature=2.0),
+            "method.temperature is 2.0, which has no effect on retrain; expected",
+        ),
+        (MethodChoice("apprentice", weight=2.0), "method.weight is 2.0, which has no effect on apprentice"),
+        (MethodChoice("qfd", temperature=2.0), "method.temperature is 2.0, which has no effect on qfd"),
+        (MethodChoice("speq", teacher=Path("a")), "method.teacher is PosixPath('a'), which has no effect on speq"),
+        (MethodChoice("speq-distill", average=0.9), "method.average is 0.9, which has no effect on speq-distill"),
+        (MethodChoice("speq", mix=True, probability=1.0), "has no effect on speq with method.mix; expected 0.5"),
+    ],
+)
+def test_settings_that_a_method_does_not_read_are_refused(choice, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check(replace(Recipe(), method=choice))
+
+
+def test_every_method_says_what_it_reads():
+    assert set(READS) == set(BUILDERS)
+    assert all(hasattr(MethodChoice, name) for names in READS.values() for name in names)
+
+
+def test_bits_of_single_layers():
+    texts = ("layer*=3/4", "layer2.0.conv1=8", "layer3.*=float/2", "linear=4", "conv1=float", "layer1.0.conv1=5/float")
+    model = build_quantized(resnet8(in_channels=1), Quantization(overrides=texts))
+    act = {name: q.bits for name, q in act_quantizers(model).items()}
+    weight = {name: q.bits for name, q in weight_quantizers(model).items()}
+    assert "conv1" not in act and "conv1" not in weight and (weight["linear"], act["linear"]) == (4, 4)
+    assert (weight["layer1.0.conv2"], act["layer1.0.conv2"]) == (3, 4)
+    assert (weight["layer2.0.conv1"], act["layer2.0.conv1"]) == (8, 8)
+    assert "layer3.0.conv1" not in weight and act["layer3.0.conv1"] == 2
+    assert weight["layer1.0.conv1"] == 5 and "layer1.0.conv1" not in act
+    assert {type(q).__name__ for n, q in act_quantizers(model).items() if n.startswith("layer2")} == {"PACT"}
+    last = parse_overrides(["a=2", "*=4", "a=3/float"])
+    assert list(last.items()) == [("*", 4), ("a", (3, None))]
+    again = from_json(to_json(replace(Recipe(), quant=Quantization(overrides=texts))))
+    assert again.quant.overrides == texts
+
+
+@pytest.mark.parametrize(
+    "text", ["conv1", "conv1=", "=3", "conv1=9", "conv1=0", "conv1=2/3/4", "conv1=a/3", "conv1=12"]
+)
+def test_bits_that_make_none_are_named(text):
+    with pytest.raises(ValueError, match=f"quant.overrides has {text!r}; expected PATTERN=BITS"):
+        check(replace(Recipe(), quant=Quantization(overrides=(text,))))
+
+
+def test_overrides_of_a_float_network_have_no_effect():
+    floating = Quantization(weight_bits=None, act_bits=None, overrides=("conv1=3",))
+    with pytest.raises(ValueError, match="a float network has no bits to change"):
+        check(replace(Recipe(), quant=floating, method=MethodChoice("retrain")))
+    with pytest.raises(ValueError, match="pattern 'conv9' matches no layer"):
+        build_quantized(resnet8(), Quantization(overrides=("conv9=3",)))
 
 
 @pytest.mark.parametrize(

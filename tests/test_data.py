@@ -10,7 +10,8 @@ import torch
 from reference.augment import augment as literal_augment
 from spequant.data import Augment, ImageSet, eval_batches, hold_out, load_cifar10, load_digits, train_batches
 from spequant.recipes.build import build_data
-from spequant.recipes.schema import Data, Recipe, Training, check, differences, from_json, to_json
+from spequant.recipes.check import check
+from spequant.recipes.schema import Data, Recipe, Training, differences, from_json, to_json
 
 
 def image_set(n=100, size=8, channels=3, classes=10):

@@ -27,6 +27,7 @@ from spequant.methods import (
     SQAKD,
     Apprentice,
     BlockReplacement,
+    ExtendedSPEQ,
     JointBits,
     MemberEnsemble,
     SPEQDistill,
@@ -56,6 +57,20 @@ CASES = {  # of the float network and of what makes it at some bits
     "block replacement": lambda f, at: (BlockReplacement(f), LSQ(6), LSQ(6)),
     "member ensemble": lambda f, at: (MemberEnsemble((7, 8)), LSQ(6), LSQ(6)),
     "joint bits": lambda f, at: (JointBits((7, 8)), LSQ(6), LSQ(6)),
+    "extended speq": lambda f, at: (
+        ExtendedSPEQ(
+            spequant.SPEQ(temperature=2),
+            steps=STEPS,
+            temperature_end=1.0,
+            probability_end=0.1,
+            average=at(6),
+            decay=0.9,
+            head="linear",
+            feature_weight=0.5,
+        ),
+        LSQ(6),
+        LSQ(6),
+    ),
     "retrain, csq": lambda f, at: (spequant.Retrain(), CSQ(4), LSQ(6)),
     "retrain, apot": lambda f, at: (spequant.Retrain(), APoT(4), LSQ(6)),
 }

@@ -11,7 +11,8 @@ from torch import nn
 from spequant.models import load_weights, make_network
 from spequant.models.weights import head_of
 from spequant.recipes import RECIPES, evaluate_source, export_source, run
-from spequant.recipes.schema import Network, check, from_json, to_json
+from spequant.recipes.check import check
+from spequant.recipes.schema import Network, from_json, to_json
 from spequant.tasks import Classification
 
 

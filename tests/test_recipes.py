@@ -10,8 +10,8 @@ import spequant
 from spequant.data import ImageSet
 from spequant.recipes import RECIPES
 from spequant.recipes.build import build_network, build_quantized
+from spequant.recipes.check import check
 from spequant.recipes.methods import Given, build_method
-from spequant.recipes.schema import check
 
 ROWS = {
     "cifar10-vgg16-w2a2-speq": (3, 10, "CifarVGG"),

@@ -1,6 +1,8 @@
 """Studies: what they write, that they go on where they were killed, and figures known from elsewhere."""
 
+import copy
 import csv
+import itertools
 import json
 import re
 import shlex
@@ -13,23 +15,28 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import spequant
 from spequant import losses
 from spequant.cli import main, parsed_train
-from spequant.layers import weight_quantizers
+from spequant.data import ImageSet
+from spequant.layers import QuantizedAdd, QuantizedLayer, weight_quantizers
 from spequant.models import resnet8
+from spequant.prepare import replace_modules
 from spequant.quantizers import LSQ, PACT, SAWB
 from spequant.recipes import RECIPES
 from spequant.studies.arms import Arm, arms_report, chosen, command_of, digest, equal_terms
 from spequant.studies.gradients import pull
 from spequant.studies.greedy import greedy_order, soft_labels
 from spequant.studies.page import Report, write_report
-from spequant.studies.study import STUDIES, Study, Workshop, run_study
+from spequant.studies.sensitivity import assign, losses_alone, losses_raised, low_bit_layers
+from spequant.studies.study import STUDIES, run_study
 from spequant.studies.tables import CIFAR, IMAGENET, table2, table3, table4, table5
 from spequant.studies.widths import weights_at
+from spequant.studies.workshop import Study, Workshop
 
 FILES = ("table.csv", "table.md", "figure.png", "page.html")
 
@@ -108,6 +115,48 @@ def test_table4(tmp_path):
     words = shlex.split(rows[1]["command"])
     student = parsed_train(words[2], words[3:]).recipe
     assert student.network.weights is None and student.method.teacher is not None  # which the command says
+
+
+def test_sensitivity(tmp_path):
+    rows = smoke("sensitivity", tmp_path / "study", "--seeds", "0", "--budget", "size")
+    assert [row["arm"] for row in rows[:3]] == ["Retrain", "W2A2", "W3A3"] and "mixed" in rows[3]["arm"]
+    small, large, mixed = (float(row["KiB"]) for row in rows[1:])
+    assert small <= mixed <= (small + large) / 2 < large  # within the budget
+    with (tmp_path / "study" / "layers.csv").open() as file:
+        layers = list(csv.DictReader(file))
+    assert len(layers) == 18  # of ResNet-20 all but the ends
+    chosen = {f"{row['layer']}={row[rows[3]['arm']]}" for row in layers}
+    words = shlex.split(rows[3]["command"])
+    assert set(parsed_train(words[2], words[3:]).recipe.quant.overrides) == chosen
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_sensitivity_of_a_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    short = ("--train.epochs", "1", "--train.no-compile")
+    main(["train", "digits-float", *short])
+    main(["train", "digits-w2a2-speq", *short, "--network.weights", "runs/digits-float", "--out", "run"])
+    main(["study", "sensitivity", "run", "--seeds", "0", "--epochs", "1"])
+    rows = rows_of(Path("runs/study-sensitivity"))
+    assert [row["arm"] for row in rows if "mixed" not in row["arm"]] == ["Retrain", "W2A2", "W3A3", "W4A4"]
+    operations = [float(row["million bit operations"]) for row in rows[1:]]
+    assert sum("mixed" in row["arm"] for row in rows) == 3 and min(operations) == operations[0]
+
+
+def test_beyond(tmp_path):
+    rows = smoke("beyond", tmp_path / "study", "--seeds", "0")
+    assert [row["arm"] for row in rows[:4]] == ["Retrain", "SPEQ", "Retrain, best", "SPEQ, best"]
+    with (tmp_path / "study" / "trials.csv").open() as file:
+        trials = list(csv.DictReader(file))
+    assert [(t["search"], t["trial"]) for t in trials] == [(s, t) for s in ("Retrain", "SPEQ") for t in "01"]
+    for i, name in ((2, "Retrain"), (3, "SPEQ")):
+        best = max((t for t in trials if t["search"] == name), key=lambda t: float(t["held out"]))
+        assert float(best["held out"]) == float(rows[i]["held out"]) and rows[i]["note"] == best["what"]
+    parts = rows[3]["note"].split(", ")
+    assert len(rows) == 4 + len(parts) and all(row["arm"].startswith("best without ") for row in rows[4:])
+    again = smoke("beyond", tmp_path / "study", "--seeds", "0", "--resume")
+    assert again == rows  # the same trials, none of them trained again
 
 
 def test_table5(tmp_path):
@@ -194,17 +243,21 @@ def test_a_page_opens_in_chromium_without_an_error(tmp_path):
         ("table2", Study(recipe="digits-float"), "recipe is 'digits-float'; expected a recipe of SPEQ's"),
         ("table4", Study(weights=Path("a")), "weights is PosixPath('a'), which has no effect on table4; expected None"),
         ("fig3", Study(epochs=3), "epochs is 3, which has no effect on fig3"),
+        ("table2", Study(budget="size"), "budget is 'size', which has no effect on table2"),
+        ("sensitivity", Study(run=Path("a"), smoke=True), "run is a, which --smoke does not take"),
+        ("sensitivity", Study(run=Path("no/run")), "no/run/recipe.json does not exist"),
     ],
 )
 def test_bad_settings_are_named(name, settings, message, tmp_path):
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
         run_study(name, replace(settings, out=tmp_path / "study"))
 
 
 def test_the_float_run_that_a_recipe_names_is_trained_first(tmp_path, monkeypatch):
     trained = []
     monkeypatch.setattr(
-        "spequant.studies.study.carry_out", lambda recipe, runs: (trained.append(recipe), ({}, runs / recipe.name))[1]
+        "spequant.studies.workshop.carry_out",
+        lambda recipe, runs: (trained.append(recipe), ({}, runs / recipe.name))[1],
     )
     shop = Workshop("x", Study(out=tmp_path / "study", root=tmp_path, epochs=3, threads=1))
     recipe = shop.shared()(RECIPES["cifar10-5k-resnet20-w2a2-speq"]())
@@ -251,6 +304,52 @@ def test_greedy_order_raises_what_leaves_the_least_loss():
     rows = soft_labels(model, images, labels, (2, 8))
     assert rows[1]["distance to 8 bits"] == pytest.approx(0, abs=1e-6) and rows[0]["distance to 8 bits"] > 1e-4
     assert all(0.1 < row["confidence"] < 1 and 0 < row["entropy"] < 2.31 for row in rows)
+
+
+def test_one_layer_alone_is_quantized():
+    torch.manual_seed(0)
+    pixels, labels = torch.randint(0, 256, (48, 3, 8, 8), dtype=torch.uint8), torch.randint(0, 10, (48,))
+    images = ImageSet(pixels, labels, mean=(0.5,) * 3, std=(0.3,) * 3, classes=10)
+    model = spequant.prepare(resnet8(), weight=SAWB(2), act=PACT(2))
+    x = images.normalise(pixels)
+    spequant.calibrate(model, [x], samples=48)
+    statistics = {k: v.clone() for k, v in model.state_dict().items()}
+    without, losses = losses_alone(model, images)
+    assert all(torch.equal(v, statistics[k]) for k, v in model.state_dict().items())
+    names = [n for n, m in model.named_modules() if isinstance(m, QuantizedLayer)]
+    assert list(losses) == names and low_bit_layers(model, 2, 2) == names[1:-1]
+
+    def loss(kept):  # literally: the float modules in the others' places
+        plain = copy.deepcopy(model)
+        made = {id(m): m.layer for n, m in plain.named_modules() if isinstance(m, QuantizedLayer) and n != kept}
+        made |= {id(m): m.add for m in plain.modules() if isinstance(m, QuantizedAdd)}
+        with torch.no_grad():
+            return float(torch.nn.functional.cross_entropy(replace_modules(plain, made).train()(x), labels))
+
+    assert without == pytest.approx(loss(None), rel=1e-5)
+    assert losses == pytest.approx({n: loss(n) for n in names}, rel=1e-4)
+    assert len(set(losses.values())) == len(names)
+    trained, raised = losses_raised(model, names[1:-1], images)
+    first = greedy_order(model, x, labels, batch=48)
+    assert trained == pytest.approx(first[0].loss, rel=1e-5) and min(raised, key=raised.get) == first[1].layer
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_assignment_is_the_best_within_its_budget(seed):
+    rng = np.random.default_rng(seed)
+    losses = {n: dict(zip((2, 3, 4), sorted(rng.random(3), reverse=True), strict=True)) for n in "abcde"}
+    costs = {n: {bits: int(rng.integers(10, 1000)) * bits**2 for bits in (2, 3, 4)} for n in "abcde"}
+    budget = 0.5 * sum(c[2] + c[4] for c in costs.values())
+    found = assign(losses, costs, budget)
+
+    def total(table, widths):
+        return sum(table[n][bits] for n, bits in zip(table, widths, strict=True))
+
+    allowed = [w for w in itertools.product((2, 3, 4), repeat=5) if total(costs, w) <= budget]
+    assert tuple(found.values()) in allowed
+    assert total(losses, found.values()) == pytest.approx(min(total(losses, w) for w in allowed))
+    with pytest.raises(ValueError, match=r"budget is 1; expected [\d,]+ or more, which the fewest bits take"):
+        assign(losses, costs, 1)
 
 
 def test_weights_at_another_width_keep_their_bounds():

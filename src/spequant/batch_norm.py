@@ -90,7 +90,7 @@ class _Run(nn.Module):
 
 
 @contextmanager
-def _without_dropout(model: nn.Module) -> Iterator[None]:
+def dropout_off(model: nn.Module) -> Iterator[None]:
     """Dropout and stochastic depth off, also in train mode."""
     with ExitStack() as undo:
         for m in model.modules():
@@ -115,7 +115,7 @@ def reestimate_batch_norm(
     if first is None:
         raise ValueError("batches are empty (an iterator that was read before?); expected at least one to measure on")
     batches = chain([first], batches)
-    with _without_dropout(model), modes_kept(model):
+    with dropout_off(model), modes_kept(model):
         update_bn(({"batch": b} for b in batches), _Run(model, run))
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
     average_over_processes(b for m in norms for b in m.buffers(recurse=False))

@@ -19,8 +19,8 @@ except ModuleNotFoundError as error:  # the extra is not installed
 
 from spequant.processes import rank
 from spequant.recipes import RECIPES, Recipe, dry_run, listing, run
+from spequant.recipes.check import check
 from spequant.recipes.folder import figures, main_figure
-from spequant.recipes.schema import check
 from spequant.terminal import Terminal, in_words, print_table
 from spequant.train import Interrupted
 
@@ -39,6 +39,7 @@ USAGE = """usage: spequant COMMAND [ARGUMENTS]
   demo                          float, Retrain and SPEQ on handwritten digits, a table
   ladder [--help]               what each step down in bits costs, W8A8 to W2A2
   study NAME [--smoke]          the paper's tables and figures, re-run; --resume keeps what is done
+  study sensitivity [RUN]       what each layer costs at few bits, and mixed precision from it
   compare RUN RUN ...           mean, deviation and paired difference of finished runs
 """
 

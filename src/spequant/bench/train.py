@@ -23,7 +23,7 @@ from spequant.methods import SPEQ, Distill, Method, Retrain
 from spequant.prepare import prepare
 from spequant.quantizers import LSQ, PACT, SAWB, Quantizer
 from spequant.recipes.build import device_named
-from spequant.recipes.schema import check_device
+from spequant.recipes.check import check_device
 from spequant.train import (
     Compiled,
     TrainingState,

@@ -5,6 +5,7 @@ from spequant.methods.base import Losses, Method
 from spequant.methods.block_replacement import BlockReplacement
 from spequant.methods.cmt_kd import CMTKD
 from spequant.methods.distill import Distill, SPEQDistill
+from spequant.methods.extended_speq import ExtendedSPEQ
 from spequant.methods.gslr import GSLR
 from spequant.methods.joint_bits import JointBits
 from spequant.methods.member_ensemble import MemberEnsemble
@@ -24,6 +25,7 @@ __all__ = [
     "Apprentice",
     "BlockReplacement",
     "Distill",
+    "ExtendedSPEQ",
     "JointBits",
     "Losses",
     "MemberEnsemble",

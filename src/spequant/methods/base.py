@@ -71,6 +71,6 @@ def check_steps(value: int) -> None:
         raise ValueError(f"steps is {value!r}; expected how many calls training takes in all, 1 or more")
 
 
-def check_temperature(value: float) -> None:
+def check_temperature(value: float, argument: str = "temperature") -> None:
     if not value > 0:
-        raise ValueError(f"temperature is {value!r}; expected a number above 0, e.g. 1 to 4")
+        raise ValueError(f"{argument} is {value!r}; expected a number above 0, e.g. 1 to 4")

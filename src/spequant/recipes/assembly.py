@@ -89,7 +89,7 @@ def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | No
         quant = replace(recipe.quant, weight=name, weight_bits=bits, act_bits=bits)
         return calibrated(network, quant, field.calibration())
 
-    given = Given(network, settings.seed, steps * settings.accumulate, quantized, field.task)
+    given = Given(network, settings.seed, steps * settings.accumulate, quantized, model, field.task)
     method = build_method(recipe.method, given, compile=settings.compile)
     partner = trained_by(method)
     if partner is not None and world() > 1:

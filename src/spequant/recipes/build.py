@@ -28,10 +28,12 @@ from spequant.data import (
     load_folder,
     load_torchvision,
 )
-from spequant.prepare import prepare
+from spequant.prepare import prepare, unprepare
 from spequant.processes import world
 from spequant.quantizers import least_squares, percentile, set_ewgs
-from spequant.recipes.folder import weight_file
+from spequant.recipes.check import check_data
+from spequant.recipes.folder import RECIPE, weight_file
+from spequant.recipes.overrides import parse_overrides
 from spequant.recipes.schema import (
     FOLDER,
     SQUAD,
@@ -40,7 +42,7 @@ from spequant.recipes.schema import (
     Network,
     Quantization,
     Recipe,
-    check_data,
+    from_json,
 )
 from spequant.train import samples
 
@@ -144,7 +146,8 @@ def build_augment(choice: Data, data: ImageSet) -> Augment | RandomCrop | None:
 
 
 def build_network(choice: Network, data: ImageSet) -> nn.Module:
-    """The float network for `data`, with its weights loaded where the recipe names some."""
+    """The float network for `data`, with its weights loaded where the recipe names some; of a low-bit run those that
+    its quantizers read."""
     shape = data.images.shape
     model = models.make_network(
         choice.name,
@@ -155,8 +158,19 @@ def build_network(choice: Network, data: ImageSet) -> nn.Module:
         new_head=choice.new_head,
     )
     if choice.weights is not None:
-        _load_weights(model, weight_file(choice.weights), data.classes, choice.new_head)
+        low_bit = _low_bit(choice.weights)
+        whole = model if low_bit is None else build_quantized(model, low_bit)
+        _load_weights(whole, weight_file(choice.weights), data.classes, choice.new_head)
+        model = model if low_bit is None else unprepare(whole)
     return model
+
+
+def _low_bit(weights: Path) -> Quantization | None:
+    """How the run in the folder `weights` was quantized; None: a float one, or a file."""
+    if not (weights / RECIPE).is_file():
+        return None
+    recipe = from_json((weights / RECIPE).read_text())
+    return recipe.quant if recipe.quantized else None
 
 
 def _load_weights(model: nn.Module, path: Path, classes: int, new_head: bool) -> None:
@@ -187,6 +201,7 @@ def build_quantized(model: nn.Module, choice: Quantization) -> nn.Module:
         embeddings=weight(None).at(choice.embedding_bits),
         residual=None if choice.residual_bits is None else act(choice.residual_bits),
         products=None if choice.product_bits is None else act(choice.product_bits),
+        overrides=parse_overrides(choice.overrides),
         per_channel=choice.per_channel,
     )
     if choice.ewgs:

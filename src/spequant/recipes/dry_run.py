@@ -11,7 +11,8 @@ import torch
 from spequant.layers import weight_bits
 from spequant.processes import world
 from spequant.recipes.assembly import assemble, start_processes
-from spequant.recipes.schema import Recipe, check
+from spequant.recipes.check import check
+from spequant.recipes.schema import Recipe
 from spequant.train import train_step
 
 WARM_UP = 3  # steps that compile and fill caches

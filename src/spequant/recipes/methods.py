@@ -1,5 +1,6 @@
 """From a recipe's choice of a method to the object that trains."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from spequant.methods import (
     Apprentice,
     BlockReplacement,
     Distill,
+    ExtendedSPEQ,
     JointBits,
     MemberEnsemble,
     Method,
@@ -24,6 +26,7 @@ from spequant.methods import (
     SPEQDistill,
 )
 from spequant.methods.base import trained_by
+from spequant.methods.parts import head_of
 from spequant.precision import Mix
 from spequant.recipes.folder import weight_file
 from spequant.recipes.schema import MethodChoice
@@ -34,12 +37,13 @@ from spequant.train import Compiled
 @dataclass(frozen=True)
 class Given:
     """What methods are made with. network: the float one that the student starts from. steps: calls in all of training.
-    quantized: that network prepared at some bits, calibrated."""
+    quantized: that network prepared at some bits, calibrated. student: the network that learns, as it stands."""
 
     network: nn.Module
     seed: int
     steps: int
     quantized: Callable[[int], nn.Module]
+    student: nn.Module | None = None
     task: Task | None = None
 
 
@@ -49,9 +53,10 @@ def build_method(choice: MethodChoice, given: Given, *, compile: bool = False) -
         models.load_weights(given.network, weight_file(choice.teacher))
     method = BUILDERS[choice.name](choice, given)
     owner: Any = method.distill if isinstance(method, SPEQDistill) else method
-    changes = trained_by(method) is not None or isinstance(method, BlockReplacement)  # the latter's, call by call
+    learns = trained_by(method) is not None and not isinstance(method, ExtendedSPEQ)
+    changes = learns or isinstance(method, BlockReplacement)  # the latter's, call by call
     if compile and not changes and getattr(owner, "teacher", None) is not None:
-        owner.teacher = Compiled(owner.teacher).eval()
+        owner.teacher = Compiled(owner.teacher).train(isinstance(method, ExtendedSPEQ))
     return method
 
 
@@ -60,7 +65,20 @@ def _given(choice: MethodChoice, given: Given, *names: str) -> dict[str, Any]:
     return {"task": given.task, **{name: value for name in names if (value := getattr(choice, name)) is not None}}
 
 
-def _speq(choice: MethodChoice, given: Given) -> SPEQ:
+def _speq(choice: MethodChoice, given: Given) -> SPEQ | ExtendedSPEQ:
+    """SPEQ, and around it what the recipe adds."""
+    speq = _plain_speq(choice, given)
+    added = {n: getattr(choice, n) for n in ("probability_end", "temperature_end", "feature_weight")}
+    if choice.average is None and not any(value is not None and value != 0.0 for value in added.values()):
+        return speq
+    head = head_of(given.network) if choice.feature_weight else None
+    if choice.average is None:
+        return ExtendedSPEQ(speq, steps=given.steps, head=head, **added)
+    average = copy.deepcopy(given.student)
+    return ExtendedSPEQ(speq, steps=given.steps, head=head, average=average, decay=choice.average, **added)
+
+
+def _plain_speq(choice: MethodChoice, given: Given) -> SPEQ:
     return SPEQ(
         choice.high_bits,
         choice.probability,
@@ -95,7 +113,7 @@ BUILDERS: dict[str, Callable[[MethodChoice, Given], Method]] = {
     "retrain": lambda c, g: Retrain(task=g.task),
     "speq": _speq,
     "distill": _distill,
-    "speq-distill": lambda c, g: SPEQDistill(_speq(c, g), _distill(c, g)),
+    "speq-distill": lambda c, g: SPEQDistill(_plain_speq(c, g), _distill(c, g)),
     "apprentice": lambda c, g: Apprentice(g.network, joint=c.joint, task=g.task),
     "qkd": lambda c, g: QKD(g.network, steps=g.steps, **_given(c, g, "temperature")),
     "sqakd": lambda c, g: SQAKD(g.network, **_given(c, g, "temperature")),

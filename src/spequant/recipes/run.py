@@ -14,8 +14,9 @@ from spequant.files import placed, write_whole
 from spequant.layers import weight_bits
 from spequant.processes import rank
 from spequant.recipes.assembly import Assembly, assemble, start_processes
+from spequant.recipes.check import check
 from spequant.recipes.folder import CHECKPOINTS, METRICS, RECIPE, RESULT, STATE, Metrics, held, start_files
-from spequant.recipes.schema import Recipe, check, differences, from_json, to_json
+from spequant.recipes.schema import Recipe, differences, from_json, to_json
 from spequant.train import Diagnostics, Progress, Snapshot, TrainingState, fit
 from spequant.train.checkpoint import checkpoints, read, write
 from spequant.train.interruption import interruptions

@@ -1,7 +1,6 @@
 """What a run is made of: typed, frozen dataclasses, each field an override on the command line."""
 
 import dataclasses
-import difflib
 import json
 import types
 import typing
@@ -9,16 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from spequant.models import TRANSFORMERS, check_network
-
 IN_MEMORY = ("digits", "cifar10", "cifar100", "fashion-mnist")
 FOLDER, TORCHVISION, SQUAD = "folder", "torchvision/", "squad"
-AUGMENTATION = ("crop_scale", "color_jitter", "auto_augment")
-FILES_ALONE = (*AUGMENTATION, "size", "crop_pct", "interpolation", "check_images")
-IMAGES_ALONE = (*FILES_ALONE, "augment", "mixup", "cutmix", "workers")
-QUESTIONS_ALONE = ("max_length", "stride")
 
 
 @dataclass(frozen=True)
@@ -81,7 +72,8 @@ class Network:
     images, resnet18 and resnet34 (torchvision's, their additions marked) for larger ones; or any other:
     torchvision/NAME, timm/NAME; for questions transformers/NAME, of the hub, or transformers/FOLDER"""
     weights: Path | None = None
-    """float weights (.th, .safetensors), or the folder of a float run; None: random, or pretrained"""
+    """float weights (.th, .safetensors), or the folder of a run (images: of a low-bit one its weights before rounding,
+    e.g. to go from 4 bits to 2); None: random, or pretrained"""
     pretrained: bool = False
     """start from the weights that torchvision, timm or the hub publishes, fetched where its cache does not hold them;
     or those in the folder of a network of transformers"""
@@ -110,6 +102,9 @@ class Quantization:
     product_bits: int | None = None
     """both sides of attention's products q k and p v; None: float"""
     per_channel: bool = False
+    overrides: tuple[str, ...] = ()
+    """bits of single layers in place of all these, e.g. layer1.*=3/4 (weight/input), fc=8, conv1=float; the last match
+    wins"""
     ewgs: float = 0.0
     """d of element-wise gradient scaling, EWGS, e.g. .001; 0: straight-through"""
     percentile: float | None = None
@@ -153,6 +148,14 @@ class MethodChoice:
     """teacher passes averaged"""
     teacher: Path | None = None
     """float weights of the separate teacher; None: the float network that the student starts from"""
+    probability_end: float | None = None
+    """u at the end of training, a line from `probability`; None: it stays"""
+    temperature_end: float | None = None
+    """T at the end, a line from `temperature`; None: it stays"""
+    average: float | None = None
+    """SPEQ: decay of a moving average of the weights, which teaches in place of the weights, e.g. .999; None: none"""
+    feature_weight: float = 0.0
+    """SPEQ: of the cosine loss between teacher's and student's penultimate features"""
     joint: bool = False
     """Apprentice: the teacher learns, too (scheme A)"""
     feature_bits: int = 4
@@ -219,106 +222,6 @@ class Recipe:
     @property
     def quantized(self) -> bool:
         return self.quant.weight_bits is not None or self.quant.act_bits is not None
-
-
-def check(recipe: Recipe) -> None:
-    """ValueError names the first field whose value makes no run, with what was expected."""
-    train, quant = recipe.train, recipe.quant
-    check_network(recipe.network.name)
-    for holds, field_name, value, expected in (
-        (train.epochs >= 1, "train.epochs", train.epochs, "1 or more"),
-        (train.batch_size >= 1, "train.batch_size", train.batch_size, "1 or more images"),
-        (train.accumulate >= 1, "train.accumulate", train.accumulate, "1 or more parts"),
-        (0 <= train.label_smoothing < 1, "train.label_smoothing", train.label_smoothing, "0 or more, below 1"),
-        (recipe.data.mixup >= 0, "data.mixup", recipe.data.mixup, "an alpha of 0 or more; 0: none"),
-        (recipe.data.cutmix >= 0, "data.cutmix", recipe.data.cutmix, "an alpha of 0 or more; 0: none"),
-        (
-            train.batch_size % 2 == 0 or not (recipe.data.mixup or recipe.data.cutmix),
-            "train.batch_size",
-            train.batch_size,
-            "an even number: data.mixup and data.cutmix pair images",
-        ),
-        (train.lr > 0, "train.lr", train.lr, "a number above 0"),
-        (train.momentum >= 0, "train.momentum", train.momentum, "0 or more"),
-        (train.weight_decay >= 0, "train.weight_decay", train.weight_decay, "0 or more"),
-        (train.range_lr is None or train.range_lr >= 0, "train.range_lr", train.range_lr, "0 or more, or None"),
-        (train.clip_norm is None or train.clip_norm > 0, "train.clip_norm", train.clip_norm, "above 0, or None"),
-        (train.threads is None or train.threads >= 1, "train.threads", train.threads, "1 or more, or None"),
-        (train.seed >= 0, "train.seed", train.seed, "0 or more"),
-        (
-            train.checkpoint_every is None or train.checkpoint_every >= 1,
-            "train.checkpoint_every",
-            train.checkpoint_every,
-            "1 or more steps, or None",
-        ),
-        (recipe.data.measure_every >= 1, "data.measure_every", recipe.data.measure_every, "1 or more epochs"),
-        (
-            quant.percentile is None or 0 < quant.percentile <= 100,
-            "quant.percentile",
-            quant.percentile,
-            "above 0 and at most 100, or None",
-        ),
-        (
-            recipe.method.name not in ("speq", "speq-distill") or quant.act_bits is not None,
-            "quant.act_bits",
-            quant.act_bits,
-            "bits: SPEQ's teacher differs by its activations' precision",
-        ),
-    ):
-        if not holds:
-            raise ValueError(f"{field_name} is {value!r}; expected {expected}")
-    check_device(train.device, "train.device")
-    check_data(recipe.data)
-    _check_questions(recipe)
-
-
-def _check_questions(recipe: Recipe) -> None:
-    """ValueError: data and network that do not meet."""
-    name, asked = recipe.network.name, recipe.data.name == SQUAD
-    if asked != name.startswith(TRANSFORMERS):
-        expected = f"{TRANSFORMERS}NAME or {TRANSFORMERS}FOLDER" if asked else "a network for images"
-        raise ValueError(f"network.name is {name!r} and data.name {recipe.data.name!r}; expected {expected}")
-    if asked and recipe.train.label_smoothing:
-        raise ValueError(
-            f"train.label_smoothing is {recipe.train.label_smoothing!r}, which has no effect on questions; expected 0"
-        )
-
-
-def check_data(data: Data) -> None:
-    """ValueError: there is no set of that name, or a field of it has no meaning or no effect."""
-    if data.name not in (*IN_MEMORY, FOLDER, SQUAD) and not data.name.startswith(TORCHVISION):
-        known = [*IN_MEMORY, FOLDER, f"{TORCHVISION}NAME", SQUAD]
-        close = difflib.get_close_matches(data.name, known, n=2)
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise ValueError(f"data.name is {data.name!r}; expected one of {', '.join(known)}{hint}")
-    for name, reason in _without_effect(data):
-        value, default = getattr(data, name), getattr(Data, name)
-        if value != default:
-            raise ValueError(f"data.{name} is {value!r}, which has no effect: {reason}; expected {default!r}")
-    if data.download and data.name == FOLDER:
-        raise ValueError("data.download is True, but a folder is not to be had anywhere; expected False")
-    if data.workers is not None and data.workers < 0:
-        raise ValueError(f"data.workers is {data.workers!r}; expected 0 or more processes, or None")
-
-
-def _without_effect(data: Data) -> list[tuple[str, str]]:
-    """(field, why it has none) of `data`."""
-    if data.name == SQUAD:
-        return [(name, "squad is a set of questions") for name in IMAGES_ALONE]
-    found = [(name, "it is for questions") for name in QUESTIONS_ALONE]
-    if data.name in IN_MEMORY:
-        return found + [(name, f"{data.name} is a set in memory") for name in FILES_ALONE]
-    return found + ([] if data.augment else [(name, "data.augment is False") for name in AUGMENTATION])
-
-
-def check_device(name: str, argument: str) -> None:
-    """ValueError unless `name` is "auto" or a device that torch has here."""
-    try:
-        device = torch.device("cpu" if name == "auto" else name)
-    except RuntimeError as error:
-        raise ValueError(f"{argument} is {name!r}; expected auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"{argument} is {name!r}, but torch finds no GPU here; expected auto or cpu")
 
 
 ELSEWHERE = (

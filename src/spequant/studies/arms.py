@@ -6,7 +6,7 @@ import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import mean
@@ -26,7 +26,8 @@ RETRAIN = "Retrain"
 @dataclass(frozen=True)
 class Arm:
     """group: of arms that are compared with each other, e.g. a network. base: the recipe of the catalogue that `recipe`
-    is made of. paper: the published figure, or None. note: what a reader has to know of this row."""
+    is made of. paper: the published figure, or None. note: what a reader has to know of this row. more: columns of its
+    own."""
 
     group: str
     label: str
@@ -34,6 +35,7 @@ class Arm:
     recipe: Recipe
     paper: float | None = None
     note: str = ""
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 def chosen(arms: Sequence[Arm], patterns: Sequence[str]) -> list[Arm]:
@@ -113,6 +115,7 @@ def arms_report(
                 f"minus {first.label}": None if arm is first else gap,
                 "+- (95 %)": None if arm is first else half,
                 "held out": mean(held) if held else None,
+                **arm.more,
                 "paper": arm.paper,
                 "seconds a run": mean(float(r["seconds"]) for r in results.values()),
                 "note": arm.note,

@@ -12,7 +12,7 @@ from rich.table import Table
 from spequant.recipes import RECIPES, run
 from spequant.recipes.build import with_seed
 from spequant.studies.compare import deviation, difference
-from spequant.studies.curves import draw_curves
+from spequant.studies.pictures import draw_curves
 from spequant.terminal import Terminal, print_table
 
 

@@ -6,16 +6,14 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from rich.table import Table
-from torch import nn
 
-from spequant.batch_norm import batch_norm_mode
-from spequant.data import ImageSet, eval_batches, train_batches
-from spequant.layers import QuantizedLayer
+from spequant.data import eval_batches, train_batches
 from spequant.recipes import RECIPES, Recipe, run
 from spequant.recipes.build import build_augment, build_data, build_network, calibrated, device_of
-from spequant.recipes.schema import Quantization, check
+from spequant.recipes.check import check
+from spequant.recipes.schema import Quantization
+from spequant.studies.sensitivity import losses_alone
 from spequant.terminal import Terminal, print_table
 from spequant.train import evaluate
 
@@ -62,13 +60,14 @@ def run_ladder(settings: Ladder) -> None:
     for weight, act in RUNGS:
         rung = replace(recipe, name=f"W{weight}A{act}", quant=replace(recipe.quant, weight_bits=weight, act_bits=act))
         model = calibrated(network, rung.quant, batches)
-        layer, loss = worst_layer(model, held.part(slice(0, IMAGES)))
+        costs = losses_alone(model, held.part(slice(0, IMAGES)))[1]
+        layer = max(costs, key=costs.__getitem__)
         row = {
             "rung": rung.name,
             "calibrated": evaluate(model, eval_batches(held, 500)).accuracy,
             "calibrated_test": evaluate(model, eval_batches(test, 500)).accuracy,
             "worst_layer": layer,
-            "worst_layer_loss": loss,
+            "worst_layer_loss": costs[layer],
         }
         with Terminal(rung.name) as reporter:
             result = run(rung, settings.out / rung.name, reporter)
@@ -83,37 +82,3 @@ def run_ladder(settings: Ladder) -> None:
         table.add_row(row["rung"], *figures, f"{row['worst_layer']} ({row['worst_layer_loss']:.3f})")
     print_table(table)
     (settings.out / "ladder.json").write_text(json.dumps({"float": floating, "rungs": rows}, indent=2))
-
-
-def worst_layer(model: nn.Module, data: ImageSet) -> tuple[str, float]:
-    """(name, loss) of the layer that costs most when it alone is quantized, in a calibrated `model`.
-
-    Batch norm takes its statistics from the batches of `data`: running ones fit the network as it is quantized whole.
-    """
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, QuantizedLayer)}
-    everyone = [q for m in layers.values() for q in (m.weight_quantizer, m.act_quantizer) if q is not None]
-    losses = {}
-    for name, layer in layers.items():
-        own = (layer.weight_quantizer, layer.act_quantizer)
-        others = [q for q in everyone if q not in own]
-        try:
-            for q in others:
-                q.watch = _pass
-            losses[name] = _loss(model, data)
-        finally:
-            for q in others:
-                q.watch = None
-    worst = max(losses, key=losses.__getitem__)
-    return worst, losses[worst]
-
-
-@torch.no_grad()
-def _loss(model: nn.Module, data: ImageSet) -> float:
-    model.train()
-    with batch_norm_mode(model, "leave"):
-        losses = [float(F.cross_entropy(model(x), y)) * len(y) for x, y in eval_batches(data, 500)]
-    return sum(losses) / len(data)
-
-
-def _pass(*_: object) -> None:
-    """Watching, a quantizer lets its tensor through unquantized."""

@@ -1,4 +1,5 @@
-"""What a study found, as files: table.csv, table.md, figure.png and page.html, which needs no other file."""
+"""What a study found, as files: table.csv (NAME.csv of further tables), table.md, figure.png and page.html, which needs
+no other file."""
 
 import base64
 import csv
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spequant.files import placed, write_whole
+from spequant.studies.pictures import blank
 
 Row = Mapping[str, Any]
 STYLE = """
@@ -27,23 +29,26 @@ img { max-width: 100%; }
 @dataclass(frozen=True)
 class Report:
     """title, about: in words. rows: one table, every row with the same columns. draw: on a figure of matplotlib; None:
-    no picture. facts: what it was measured with, a line each."""
+    no picture. facts: what it was measured with, a line each. more: further tables by name."""
 
     title: str
     about: str
     rows: Sequence[Row]
     draw: Callable[[Any], None] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    more: Mapping[str, Sequence[Row]] = field(default_factory=dict)
 
     @property
-    def columns(self) -> list[str]:
-        return list(self.rows[0]) if self.rows else []
+    def tables(self) -> dict[str, Sequence[Row]]:
+        """All of them by name; the one that has none first."""
+        return {"": self.rows, **self.more}
 
 
 def write_report(report: Report, folder: Path) -> None:
-    """All four files into `folder`, each whole or not at all."""
+    """All files into `folder`, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "table.csv", _csv(report))
+    for name, rows in report.tables.items():
+        write_whole(folder / f"{name or 'table'}.csv", _csv(rows))
     write_whole(folder / "table.md", _markdown(report))
     picture = None if report.draw is None else _picture(report.draw)
     if picture is not None:
@@ -59,22 +64,28 @@ def in_cell(value: Any) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
-def _csv(report: Report) -> str:
+def _columns(rows: Sequence[Row]) -> list[str]:
+    return list(rows[0]) if rows else []
+
+
+def _csv(rows: Sequence[Row]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, report.columns, lineterminator="\n")
+    writer = csv.DictWriter(text, _columns(rows), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(report.rows)
+    writer.writerows(rows)
     return text.getvalue()
 
 
 def _markdown(report: Report) -> str:
-    lines = [f"# {report.title}", "", report.about, ""]
-    lines += ["| " + " | ".join(report.columns) + " |", "|" + "---|" * len(report.columns)]
-    for row in report.rows:
-        cells = [in_cell(row[name]).replace("|", "\\|") for name in report.columns]
-        lines.append(
-            "| " + " | ".join(f"`{c}`" if n == "command" else c for n, c in zip(row, cells, strict=True)) + " |"
-        )
+    lines = [f"# {report.title}", "", report.about]
+    for title, rows in report.tables.items():
+        names = _columns(rows)
+        lines += ["", *([f"## {title}", ""] if title else [])]
+        lines += ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+        for row in rows:
+            cells = [in_cell(row[name]).replace("|", "\\|") for name in names]
+            shown = (f"`{c}`" if n == "command" else c for n, c in zip(names, cells, strict=True))
+            lines.append("| " + " | ".join(shown) + " |")
     if report.draw is not None:
         lines += ["", "![figure](figure.png)"]
     lines += ["", *(f"- {name}: {value}" for name, value in report.facts.items())]
@@ -82,10 +93,7 @@ def _markdown(report: Report) -> str:
 
 
 def _page(report: Report, picture: bytes | None) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in report.columns)
-    body = "".join(
-        "<tr>" + "".join(_cell(name, row[name]) for name in report.columns) + "</tr>\n" for row in report.rows
-    )
+    tables = "".join(_table(name, rows) for name, rows in report.tables.items())
     image = ""
     if picture is not None:
         data = base64.b64encode(picture).decode()
@@ -98,13 +106,18 @@ def _page(report: Report, picture: bytes | None) -> str:
 <body>
 <h1>{title}</h1>
 <p>{html.escape(report.about)}</p>
-<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>
-{body}</tbody></table></div>
-{image}
+{tables}{image}
 <ul>{facts}</ul>
 </body>
 </html>
 """
+
+
+def _table(title: str, rows: Sequence[Row]) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in _columns(rows))
+    body = "".join("<tr>" + "".join(_cell(name, row[name]) for name in _columns(rows)) + "</tr>\n" for row in rows)
+    above = f"<h2>{html.escape(title)}</h2>\n" if title else ""
+    return f'{above}<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n'
 
 
 def _cell(name: str, value: Any) -> str:
@@ -115,11 +128,7 @@ def _cell(name: str, value: Any) -> str:
 
 
 def _picture(draw: Callable[[Any], None]) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(9, 4.5)
     draw(figure)
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=130)

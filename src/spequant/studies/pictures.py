@@ -1,20 +1,27 @@
-"""Curves of runs as a picture."""
+"""Pictures: a blank one, and curves of runs."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+
+def blank(width: float, height: float) -> Any:
+    """A figure of matplotlib, inches, that needs no screen."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def draw_curves(
     arms: Mapping[str, Sequence[Path]], out: Path, figures: Sequence[str] = ("task", "train_accuracy")
 ) -> None:
     """One panel a figure of metrics.jsonl's epoch rows, one colour an arm, one line a run; written to `out` (PNG)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     labels = {"task": "cross-entropy", "train_accuracy": "accuracy on training images, %"}
-    picture = Figure(figsize=(5 * len(figures), 3.5), layout="constrained")
-    FigureCanvasAgg(picture)
+    picture = blank(5 * len(figures), 3.5)
     for axes, figure in zip(picture.subplots(1, len(figures), squeeze=False)[0], figures, strict=True):
         for colour, (arm, folders) in enumerate(arms.items()):
             for i, folder in enumerate(folders):

@@ -1,0 +1,180 @@
+"""beyond: a search for what lifts SPEQ past the paper's settings, and as long a one for Retrain."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+from spequant.recipes import RECIPES, Recipe
+from spequant.recipes.build import with_seed
+from spequant.recipes.folder import main_figure
+from spequant.recipes.schema import MethodChoice
+from spequant.studies.arms import RETRAIN, Arm, arms_report, carry_out, equal_terms, train_arms
+from spequant.studies.page import Report
+from spequant.studies.tables import Change, method
+from spequant.studies.workshop import Workshop, about
+
+if TYPE_CHECKING:
+    from optuna.trial import Trial
+
+AGAIN = 3
+"""best trials of each search that are trained with all seeds, of which the best mean wins"""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """parts: {what is changed: the change}, in the order in which they are made. held: accuracy on held-out images."""
+
+    method: str
+    parts: Mapping[str, Change]
+    held: float
+
+    @property
+    def label(self) -> str:
+        return ", ".join(self.parts) or "as the recipe has it"
+
+
+def common_parts(trial: "Trial") -> dict[str, Change]:
+    """What both searches may change."""
+    found: dict[str, Change] = {}
+    if trial.suggest_categorical("quantizers", ["recipe's", "lsq"]) == "lsq":
+        found["LSQ"] = _set("quant", weight="lsq", act="lsq")
+    rate = trial.suggest_float("rate", 0.5, 2.0, log=True)
+    found[f"lr x {rate:.2f}"] = lambda r: replace(r, train=replace(r.train, lr=r.train.lr * rate))
+    decay = trial.suggest_categorical("weight decay", [0.5, 1.0, 2.0])
+    if decay != 1.0:
+        found[f"weight decay x {decay:g}"] = lambda r: replace(
+            r, train=replace(r.train, weight_decay=r.train.weight_decay * decay)
+        )
+    return found
+
+
+def last_parts(trial: "Trial", shop: Workshop) -> dict[str, Change]:
+    """What is made of all the rest."""
+    first = trial.suggest_categorical("4 bits first", [False, True])
+    return {"4 bits for half of the epochs": functools.partial(_four_bits_first, shop)} if first else {}
+
+
+def retrain_parts(trial: "Trial", shop: Workshop) -> dict[str, Change]:
+    found = common_parts(trial)
+    smoothing = trial.suggest_categorical("label smoothing", [0.0, 0.05, 0.1])
+    if smoothing:
+        found[f"label smoothing {smoothing:g}"] = _set("train", label_smoothing=smoothing)
+    return found | last_parts(trial, shop)
+
+
+def speq_parts(trial: "Trial", shop: Workshop) -> dict[str, Change]:
+    found = common_parts(trial)
+    temperature = trial.suggest_categorical("T", [1.0, 2.0, 4.0])
+    weight = trial.suggest_categorical("weight", [0.5, 1.0, 2.0, 4.0])
+    probability = trial.suggest_categorical("u", [0.25, 0.5, 0.75])
+    for name, setting, value, own in (
+        ("T", "temperature", temperature, 1.0),
+        ("weight", "weight", weight, 1.0),
+        ("u", "probability", probability, 0.5),
+    ):
+        if value != own:
+            found[f"{name} = {value:g}"] = _set("method", **{setting: value})
+    if (passes := trial.suggest_categorical("passes", [1, 2])) > 1:
+        found[f"{passes} passes"] = _set("method", passes=passes)
+    if trial.suggest_categorical("a separate teacher", [False, True]):
+        found["and the float network"] = _set("method", name="speq-distill")
+        return found | last_parts(trial, shop)
+    if temperature > 1 and trial.suggest_categorical("T falls", [False, True]):
+        found["T falls to 1"] = _set("method", temperature_end=1.0)
+    if trial.suggest_categorical("u falls", [False, True]):
+        found["u falls to 0"] = _set("method", probability_end=0.0)
+    if (average := trial.suggest_categorical("average", [0.0, 0.99, 0.999])) > 0:
+        found[f"averaged weights ({average:g}) teach"] = _set("method", average=average)
+    if (feature := trial.suggest_categorical("features", [0.0, 0.5, 2.0])) > 0:
+        found[f"features, {feature:g}"] = _set("method", feature_weight=feature)
+    return found | last_parts(trial, shop)
+
+
+SEARCHES: dict[str, tuple[str, Callable[["Trial", Workshop], dict[str, Change]]]] = {
+    "Retrain": ("retrain", retrain_parts),
+    "SPEQ": ("speq", speq_parts),
+}
+
+
+def beyond(shop: Workshop) -> Report:
+    """What lifts SPEQ past the paper's settings: a search on held-out images, with as many trials for Retrain."""
+    family = shop.family()
+    base = shop.shared()(RECIPES[family.speq]())
+    if not base.data.held_out:
+        raise ValueError("held_out is 0; expected training images to choose by, e.g. --held-out 5000")
+    tried = {name: search(name, base, shop) for name in SEARCHES}
+    best = {name: _best(found, base, shop) for name, found in tried.items()}
+    arms = [Arm(family.group, RETRAIN, family.speq, method("retrain")(base), paper=family.retrain)]
+    arms.append(Arm(family.group, "SPEQ", family.speq, method("speq")(base), paper=family.paper))
+    for name, won in best.items():
+        arms.append(Arm(family.group, f"{name}, best", family.speq, _recipe(base, won, shop), note=won.label))
+    won = best["SPEQ"]
+    for part in won.parts:
+        rest = replace(won, parts={k: v for k, v in won.parts.items() if k != part})
+        made = _recipe(base, rest, shop)
+        arms.append(Arm(family.group, f"best without {part}", family.speq, made, note=rest.label))
+    equal_terms(arms)
+    table = [
+        {"search": name, "trial": i, "held out": t.held, "what": t.label}
+        for name, found in tried.items()
+        for i, t in enumerate(found)
+    ]
+    text = (
+        f"{about(shop)} {shop.settings.trials} trials for each search, by TPE, with one seed, by held-out images; the "
+        f"{AGAIN} best of each with all seeds, of which the best mean won. Test figures chose nothing."
+    )
+    report = arms_report("Beyond the paper's settings", text, arms, train_arms(arms, shop.seeds, shop.runs))
+    return replace(report, more={"trials": table})
+
+
+def search(name: str, base: Recipe, shop: Workshop) -> list[Tried]:
+    """As many trials as the settings say. Repeated after an interruption, it asks for the very same ones, whose runs
+    are there."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
+    found = []
+    for _ in range(min(shop.settings.trials, 2) if shop.settings.smoke else shop.settings.trials):
+        trial = study.ask()
+        kind, parts = SEARCHES[name]
+        tried = Tried(kind, parts(trial, shop), 0.0)
+        tried = replace(tried, held=_held(tried, base, shop, shop.seeds[0]))
+        study.tell(trial, tried.held)
+        found.append(tried)
+    return found
+
+
+def _best(found: Sequence[Tried], base: Recipe, shop: Workshop) -> Tried:
+    different = {t.label: t for t in found}  # trials may repeat
+    first = sorted(different.values(), key=lambda t: -t.held)[:AGAIN]
+    return max(first, key=lambda t: mean(_held(t, base, shop, seed) for seed in shop.seeds))
+
+
+def _held(tried: Tried, base: Recipe, shop: Workshop, seed: int) -> float:
+    result = carry_out(with_seed(_recipe(base, tried, shop), seed), shop.runs)[0]
+    return float(result[main_figure(n for n in result if n.startswith("held_out_"))])
+
+
+def _recipe(base: Recipe, tried: Tried, shop: Workshop) -> Recipe:
+    start = replace(base, method=MethodChoice(tried.method))  # type: ignore[arg-type]
+    return functools.reduce(lambda recipe, change: change(recipe), tried.parts.values(), start)
+
+
+def _four_bits_first(shop: Workshop, recipe: Recipe) -> Recipe:
+    """From W4A4's weights after half of the epochs, trained here by the same recipe, with one seed for all."""
+    half = max(1, recipe.train.epochs // 2)
+    at_start, at_four = recipe.network.weights, replace(recipe.quant, weight_bits=4, act_bits=4)
+    folder = carry_out(replace(recipe, quant=at_four, train=replace(recipe.train, epochs=half)), shop.runs)[1]
+    train = replace(recipe.train, epochs=max(1, recipe.train.epochs - half))
+    recipe = replace(recipe, network=replace(recipe.network, weights=folder), train=train)
+    if recipe.method.name != "speq-distill":
+        return recipe
+    teacher = recipe.method.teacher or at_start  # the float network still teaches
+    return replace(recipe, method=replace(recipe.method, teacher=teacher))
+
+
+def _set(part: str, **values: Any) -> Change:
+    return lambda recipe: replace(recipe, **{part: replace(getattr(recipe, part), **values)})  # type: ignore[arg-type]
