@@ -358,6 +358,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_features_and_widths_of_a_compiled_model():
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["done"], done.stderr

@@ -15,6 +15,7 @@ from reference.squad import evaluation
 from spequant.cli import main
 from spequant.data import load_squad
 from spequant.recipes import evaluate_source, export_source, run
+from spequant.recipes.check import check
 from spequant.recipes.evaluation import at_bits
 from spequant.recipes.questions import Questions, divided
 from spequant.recipes.schema import (
@@ -24,7 +25,6 @@ from spequant.recipes.schema import (
     Quantization,
     Recipe,
     Training,
-    check,
     from_json,
     to_json,
 )
