@@ -206,6 +206,7 @@ def test_the_recipe_adds_what_it_names(model):
     assert type(build_method(MethodChoice("speq"), given)) is spequant.SPEQ
     made = build_method(MethodChoice("speq", temperature=2.0, temperature_end=1.0, probability_end=0.2), given)
     assert (made.temperatures, made.probabilities, made.steps, made.trained) == ((2.0, 1.0), (0.5, 0.2), 10, None)
+    assert build_method(MethodChoice("speq", probability_end=0.0), given).probabilities == (0.5, 0.0)
     made = build_method(MethodChoice("speq", average=0.9, feature_weight=2.0), given)
     assert (made.decay, made.head, made.feature_weight, made.speq.seed) == (0.9, "linear", 2.0, 5)
     assert made.trained is not model and made.trained.training

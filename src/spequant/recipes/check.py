@@ -93,7 +93,7 @@ def check(recipe: Recipe) -> None:
 def _check_method(choice: MethodChoice) -> None:
     """ValueError: a setting that the method does not read."""
     unread = [name for name in MethodChoice.__dataclass_fields__ if name not in ("name", *READS[choice.name])]
-    unread += ["high_bits", "probability"] if choice.mix else []
+    unread += ["high_bits", "probability", "probability_end"] if choice.mix else []
     for name in unread:
         value, default = getattr(choice, name), getattr(MethodChoice, name)
         if value != default:

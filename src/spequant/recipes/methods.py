@@ -68,14 +68,14 @@ def _given(choice: MethodChoice, given: Given, *names: str) -> dict[str, Any]:
 def _speq(choice: MethodChoice, given: Given) -> SPEQ | ExtendedSPEQ:
     """SPEQ, and around it what the recipe adds."""
     speq = _plain_speq(choice, given)
-    added = {n: getattr(choice, n) for n in ("probability_end", "temperature_end", "feature_weight")}
-    if choice.average is None and not any(value is not None and value != 0.0 for value in added.values()):
+    added: dict[str, Any] = {n: getattr(choice, n) for n in ("probability_end", "temperature_end", "feature_weight")}
+    if all(getattr(choice, n) == getattr(MethodChoice, n) for n in (*added, "average")):
         return speq
-    head = head_of(given.network) if choice.feature_weight else None
-    if choice.average is None:
-        return ExtendedSPEQ(speq, steps=given.steps, head=head, **added)
-    average = copy.deepcopy(given.student)
-    return ExtendedSPEQ(speq, steps=given.steps, head=head, average=average, decay=choice.average, **added)
+    if choice.feature_weight:
+        added["head"] = head_of(given.network)
+    if choice.average is not None:
+        added |= {"average": copy.deepcopy(given.student), "decay": choice.average}
+    return ExtendedSPEQ(speq, steps=given.steps, **added)
 
 
 def _plain_speq(choice: MethodChoice, given: Given) -> SPEQ:
