@@ -17,7 +17,7 @@ from spequant import models
 from spequant.calibrate import calibrate
 from spequant.export import Program, at_width, integer_graph, lower, mixed_graph
 from spequant.export.engines import ENGINES, instruction_sets, versions
-from spequant.export.extra import needs
+from spequant.extras import needs
 from spequant.models.named import OWN
 from spequant.prepare import prepare, unprepare
 from spequant.quantizers import PACT, SAWB
@@ -187,7 +187,7 @@ def _entries(settings: Infer, subject: Subject, folder: Path) -> list[Entry]:
     files = {}
     for name, graph in {"fp32": subject.float_graph, **subject.graphs}.items():
         files[name] = folder / f"{name}.onnx"
-        needs("onnx").save(graph, files[name])
+        needs("onnx", "deploy").save(graph, files[name])
     feed = {name: x.numpy() for name, x in subject.inputs.items()}
     entries = []
     for engine in settings.engines:
@@ -199,7 +199,7 @@ def _entries(settings: Infer, subject: Subject, folder: Path) -> list[Entry]:
 
 def float_onnx(network: nn.Module, x: Tensor) -> Any:
     """The float network by torch's own exporter: input "input"."""
-    needs("onnxscript")
+    needs("onnxscript", "deploy")
     exported = torch.onnx.export(network, (x,), input_names=["input"], dynamo=True, verbose=False)
     assert exported is not None  # it is with `dynamo`
     return exported.model_proto

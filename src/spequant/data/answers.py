@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from spequant.data.extra import needs
 from spequant.data.squad import Question
 from spequant.data.windows import Windows
+from spequant.extras import needs
 
 CHUNK = 100  # questions that are scored together
 LARGEST = float(np.finfo(np.float32).max)  # of a logit: two of them still add up to a number

@@ -9,7 +9,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from spequant.data.extra import needs
+from spequant.extras import needs
 
 TRAIN, DEV = "train-v1.1.json", "dev-v1.1.json"
 FOLDER = "squad"

@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from spequant.data.extra import needs
+from spequant.extras import needs
 
 
 def vision(module: str) -> ModuleType:

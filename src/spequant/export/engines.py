@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from spequant.export.extra import needs
+from spequant.extras import needs
 
 Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
 """{input: array} -> outputs in the model's order."""
@@ -20,7 +20,7 @@ Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
 
 def onnxruntime(model: bytes | Path, threads: int | None = None) -> Run:
     """An ONNX model on the CPU, at the default optimisations. threads: of one operation; None: all cores."""
-    ort = needs("onnxruntime")
+    ort = needs("onnxruntime", "deploy")
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if threads is not None:
@@ -58,7 +58,7 @@ def openvino(model: bytes | Path, threads: int | None = None) -> Run:
 
 def compile_openvino(model: bytes | Path, threads: int | None = None) -> Any:
     """OpenVINO's compiled model. Not for the main thread, see `openvino`."""
-    core = needs("openvino").Core()
+    core = needs("openvino", "deploy").Core()
     options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
@@ -67,11 +67,11 @@ def compile_openvino(model: bytes | Path, threads: int | None = None) -> Any:
 
 def qonnx(model: bytes | Path, threads: int | None = None) -> Run:
     """A QONNX model by the qonnx package, node by node: to check a graph, not for speed."""
-    wrap = needs("qonnx.core.modelwrapper").ModelWrapper
-    execute = needs("qonnx.core.onnx_exec").execute_onnx
-    resize = needs("qonnx.transformation.change_batchsize").ChangeBatchSize
-    shapes = needs("qonnx.transformation.infer_shapes").InferShapes
-    graph = wrap(str(model)) if isinstance(model, Path) else wrap(needs("onnx").load_model_from_string(model))
+    wrap = needs("qonnx.core.modelwrapper", "deploy").ModelWrapper
+    execute = needs("qonnx.core.onnx_exec", "deploy").execute_onnx
+    resize = needs("qonnx.transformation.change_batchsize", "deploy").ChangeBatchSize
+    shapes = needs("qonnx.transformation.infer_shapes", "deploy").InferShapes
+    graph = wrap(str(model)) if isinstance(model, Path) else wrap(needs("onnx", "deploy").load_model_from_string(model))
     names = [out.name for out in graph.graph.output]
     sized: dict[int, Any] = {}
 

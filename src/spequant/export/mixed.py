@@ -22,13 +22,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spequant.batch_norm import modes_kept, run_model
 from spequant.export import engines
-from spequant.export.extra import needs
 from spequant.export.integer_modules import Codes, IntegerModule, integer_form
 from spequant.export.lower import check_dtype
 from spequant.export.onnx_export import Inputs, with_example
 from spequant.export.onnx_file import Preprocessing, metadata, write_onnx
 from spequant.export.onnx_integer import OPSET
 from spequant.export.parity import Batch, Parity
+from spequant.extras import needs
 from spequant.files import placed
 from spequant.layers import QuantizedLayer, act_quantizers
 
@@ -96,7 +96,7 @@ def mixed_graph(
     RuntimeError: not calibrated. ValueError: an activation quantizer that is no grid, a network that torch cannot
     export, or that gives neither a tensor nor tensors by name. ModuleNotFoundError: the extra `deploy` is missing.
     """
-    needs("onnxscript")
+    needs("onnxscript", "deploy")
     check_dtype(model)
     with modes_kept(model), torch.no_grad():
         out = run_model(model.eval(), example)  # what is wrong with the network itself, it says itself
@@ -118,7 +118,7 @@ def mixed_graph(
     known = {name for name, m in network.named_modules() if isinstance(m, IntegerModule | Codes)}
     islands = _islands(exported.exported_program.graph, known)
     content = {"islands": islands, "batch": batch, "preprocessing": preprocessing, "about": dict(about or {})}
-    needs("onnx").helper.set_model_props(graph, metadata("mixed", content))
+    needs("onnx", "deploy").helper.set_model_props(graph, metadata("mixed", content))
     clipped = [name for name, m in integers.items() if m.saturates]
     return Mixed(graph, list(integers), islands, clipped, batch, tuple(given), outputs)
 

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from spequant.export import program as ir
-from spequant.export.extra import needs
 from spequant.export.integers import input_step
 from spequant.export.program import Float, Grid, Home, Op, Program, Weighted
 from spequant.export.seal import OPEN, check_seal, sealed
+from spequant.extras import needs
 from spequant.files import placed
 
 FORMAT, KEY = 1, "spequant"
@@ -72,7 +72,7 @@ def read_onnx(path: str | Path) -> tuple[Any, dict[str, Any]]:
         raise FileNotFoundError(f"{path} does not exist; expected an ONNX file")
     data = path.read_bytes()
     check_seal(path, data)
-    onnx = needs("onnx")
+    onnx = needs("onnx", "deploy")
     try:
         model = onnx.load_model_from_string(data)
         head = json.loads({p.key: p.value for p in model.metadata_props}[KEY])
@@ -96,7 +96,7 @@ def program_in(path: Path, model: Any, head: Mapping[str, Any]) -> tuple[Program
     """(program, preprocessing) in what `read_onnx` gave. ValueError: no integer graph, or at odds with itself."""
     if head["kind"] != "integer":
         raise ValueError(f"{path} is a {head['kind']} graph; expected an integer one, of `--to onnx`")
-    to_array = needs("onnx").numpy_helper.to_array
+    to_array = needs("onnx", "deploy").numpy_helper.to_array
     constants = {t.name: torch.from_numpy(to_array(t).copy()) for t in model.graph.initializer}
     try:
         *rows, last = head["program"]

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from spequant.export.extra import needs
 from spequant.export.integers import input_step, integers
 from spequant.export.onnx_file import Preprocessing, describe, metadata
 from spequant.export.program import Add, Float, Grid, Input, MaxPool, Move, Op, Program, Quantize, Weighted
+from spequant.extras import needs
 
 OPSET, IR_VERSION = 19, 10
 
@@ -31,7 +31,7 @@ class Emitter:
     """
 
     def __init__(self) -> None:
-        self.onnx = needs("onnx")
+        self.onnx = needs("onnx", "deploy")
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
         self.names: dict[Op, str] = {}

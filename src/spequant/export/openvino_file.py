@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from spequant.export.extra import needs
 from spequant.export.seal import OPEN, check_seal, sealed
+from spequant.extras import needs
 from spequant.files import sync
 
 
@@ -22,7 +22,7 @@ def write_openvino(
     path = Path(path)
     if path.suffix != ".xml":
         raise ValueError(f"path is {str(path)!r}; expected one that ends in .xml: OpenVINO writes .xml and .bin")
-    openvino, plain = needs("openvino"), type(model)()
+    openvino, plain = needs("openvino", "deploy"), type(model)()
     plain.CopyFrom(model)
     plain.ClearField("metadata_props")  # OpenVINO would keep them, the other seal too
     converted = openvino.Core().read_model(plain.SerializeToString())
@@ -46,7 +46,7 @@ def read_openvino(path: str | Path) -> dict[str, Any]:
         if not file.is_file():
             raise FileNotFoundError(f"{file} does not exist; expected OpenVINO's .xml with its .bin beside it")
     check_seal(path, path.read_bytes(), path.with_suffix(".bin").read_bytes())
-    model = needs("openvino").Core().read_model(path)
+    model = needs("openvino", "deploy").Core().read_model(path)
     try:
         return json.loads(model.get_rt_info(["spequant", "about"]).astype(str))
     except (RuntimeError, ValueError) as error:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from spequant.models.library import library
+from spequant.extras import needs
 from spequant.models.weights import head_of
 
 TRANSFORMERS = "transformers/"
@@ -73,7 +73,7 @@ def load_tokenizer(name: str) -> Any:
 
 
 def _transformers() -> Any:
-    return library("transformers", "text")
+    return needs("transformers", "text")
 
 
 def _absent(name: str, what: str, error: Exception) -> ValueError:

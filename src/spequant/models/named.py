@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
+from spequant.extras import needs
 from spequant.models import mobilenet_v2_cifar, resnet_cifar, resnet_imagenet, vgg_cifar
 from spequant.models.answering import TRANSFORMERS
-from spequant.models.library import library
 from spequant.models.weights import load_state
 
 TORCHVISION, TIMM = "torchvision/", "timm/"
@@ -71,7 +71,7 @@ def make_network(
     if pretrained:
         if library_name is None:
             raise ValueError(f"network.pretrained is True, but {name} has no published weights; give network.weights")
-        published: Any = library("torchvision.models").get_model_weights(library_name).DEFAULT
+        published: Any = needs("torchvision.models", "vision").get_model_weights(library_name).DEFAULT
         found = len(published.meta["categories"])
         if found != classes and not new_head:
             raise _other_head(f"torchvision's {published}", found, classes)
@@ -82,7 +82,7 @@ def make_network(
 
 
 def _torchvision(name: str, classes: int, in_channels: int, size: int | None) -> nn.Module:
-    models = library("torchvision.models")
+    models = needs("torchvision.models", "vision")
     known = models.list_models(module=models)
     if name not in known:
         raise _unknown(TORCHVISION, name, known)
@@ -95,7 +95,7 @@ def _torchvision(name: str, classes: int, in_channels: int, size: int | None) ->
 
 
 def _timm(name: str, classes: int, in_channels: int, size: int | None, pretrained: bool, new_head: bool) -> nn.Module:
-    timm = library("timm")
+    timm = needs("timm", "vision")
     if not timm.is_model(name):
         raise _unknown(TIMM, name, timm.list_models())
     published = timm.get_pretrained_cfg(name) if timm.models.is_model_pretrained(name.split(".")[0]) else None

@@ -6,7 +6,7 @@ Parameter names are torchvision's, so that its weights load. Float networks only
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spequant.models.library import library
+from spequant.extras import needs
 from spequant.models.residual import ResidualAdd
 
 
@@ -55,7 +55,7 @@ def resnet34(classes: int = 1000, in_channels: int = 3) -> nn.Module:
 
 
 def _resnet(blocks: list[int], classes: int, in_channels: int) -> nn.Module:
-    network = library("torchvision.models.resnet").ResNet(MarkedBlock, blocks, num_classes=classes)
+    network = needs("torchvision.models.resnet", "vision").ResNet(MarkedBlock, blocks, num_classes=classes)
     if in_channels != 3:
         network.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+from spequant.extras import needs
 from spequant.recipes import RECIPES, Recipe
 from spequant.recipes.build import with_seed
 from spequant.recipes.folder import main_figure
@@ -132,8 +133,7 @@ def beyond(shop: Workshop) -> Report:
 def search(name: str, base: Recipe, shop: Workshop) -> list[Tried]:
     """As many trials as the settings say. Repeated after an interruption, it asks for the very same ones, whose runs
     are there."""
-    import optuna
-
+    optuna = needs("optuna", "report")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
     found = []

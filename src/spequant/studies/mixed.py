@@ -30,8 +30,8 @@ UNITS = {"size": ("KiB", 1024), "bit-operations": ("million bit operations", 10*
 @dataclass(frozen=True)
 class Layers:
     """What was found of a network's layers. alone: {bits: {layer: loss above the float network's with it alone
-    quantized}}; raised: {layer: loss above the trained network's with its input at 8 bits}; costs: {bits: {layer, those
-    that keep their bits with them: bytes or bit operations}}."""
+    quantized}}; raised: {layer: loss above the trained network's with its input at 8 bits}; costs: {bits: {layer: its
+    cost}}, the layers that keep their bits among them; images: on which."""
 
     alone: Mapping[int, Mapping[str, float]]
     raised: Mapping[str, float]

@@ -5,14 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from spequant.extras import needs
+
 
 def blank(width: float, height: float) -> Any:
     """A figure of matplotlib, inches, that needs no screen."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = needs("matplotlib.figure", "report").Figure(figsize=(width, height), layout="constrained")
+    needs("matplotlib.backends.backend_agg", "report").FigureCanvasAgg(figure)
     return figure
 
 

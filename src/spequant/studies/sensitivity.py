@@ -10,6 +10,7 @@ from torch import nn
 
 from spequant.batch_norm import batch_norm_mode, dropout_off, modes_kept
 from spequant.data import ImageSet, eval_batches
+from spequant.extras import needs
 from spequant.layers import QuantizedLayer
 from spequant.precision import Fixed, precision
 from spequant.quantizers import Quantizer
@@ -62,19 +63,18 @@ def assign(
     losses, costs: {layer: {bits: ...}}, the choices of a layer. That losses of single layers add up is an assumption
     (as in HAWQ-V2, Dong et al. 2020, arXiv 1911.03852). ValueError: the budget is below what the cheapest takes.
     """
-    from scipy.optimize import Bounds, LinearConstraint, milp
-
+    scipy = needs("scipy.optimize", "report")
     least = sum(min(choices.values()) for choices in costs.values())
     if not least <= budget:
         raise ValueError(f"budget is {budget:,.0f}; expected {least:,.0f} or more, which the fewest bits take")
     choices = [(name, bits) for name, found in losses.items() for bits in found]
     one_each = np.array([[name == layer for name, _ in choices] for layer in losses], dtype=float)
     taken = np.array([[costs[name][bits] / max(budget, 1) for name, bits in choices]])
-    found = milp(
+    found = scipy.milp(
         np.array([losses[name][bits] for name, bits in choices]),
-        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(taken, 0, budget / max(budget, 1))],
+        constraints=[scipy.LinearConstraint(one_each, 1, 1), scipy.LinearConstraint(taken, 0, budget / max(budget, 1))],
         integrality=np.ones(len(choices)),
-        bounds=Bounds(0, 1),
+        bounds=scipy.Bounds(0, 1),
     )
     if found.x is None:
         raise ValueError(f"no assignment was found: {found.message}")
