@@ -38,18 +38,16 @@ from spequant.studies.tables import CIFAR, IMAGENET, table2, table3, table4, tab
 from spequant.studies.widths import weights_at
 from spequant.studies.workshop import Study, Workshop
 
-FILES = ("table.csv", "table.md", "figure.png", "page.html")
 
-
-def rows_of(folder):
-    with (folder / "table.csv").open() as file:
+def rows_of(folder, name):
+    with (folder / f"{name}.csv").open() as file:
         return list(csv.DictReader(file))
 
 
 def smoke(name, out, *options):
     main(["study", name, "--smoke", "--out", str(out), *options])
-    assert all((out / file).stat().st_size > 0 for file in FILES)
-    return rows_of(out)
+    assert all((out / f"{name}.{kind}").stat().st_size > 0 for kind in ("csv", "md", "png", "html"))
+    return rows_of(out, name)
 
 
 def test_table2(tmp_path, monkeypatch):
@@ -85,10 +83,10 @@ def test_a_killed_study_goes_on(tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert list(tmp_path.rglob("result.json")) and not (tmp_path / "study" / "table.csv").exists()
+    assert list(tmp_path.rglob("result.json")) and not (tmp_path / "study" / "table3.csv").exists()
     done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert [row["arm"] for row in rows_of(tmp_path / "study")] == ["Retrain", "SPEQ"]
+    assert [row["arm"] for row in rows_of(tmp_path / "study", "table3")] == ["Retrain", "SPEQ"]
 
 
 def test_table1_and_any_precision_and_fig2_share_their_runs(tmp_path, monkeypatch):
@@ -122,8 +120,7 @@ def test_sensitivity(tmp_path):
     assert [row["arm"] for row in rows[:3]] == ["Retrain", "W2A2", "W3A3"] and "mixed" in rows[3]["arm"]
     small, large, mixed = (float(row["KiB"]) for row in rows[1:])
     assert small <= mixed <= (small + large) / 2 < large  # within the budget
-    with (tmp_path / "study" / "layers.csv").open() as file:
-        layers = list(csv.DictReader(file))
+    layers = rows_of(tmp_path / "study", "sensitivity-layers")
     assert len(layers) == 18  # of ResNet-20 all but the ends
     chosen = {f"{row['layer']}={row[rows[3]['arm']]}" for row in layers}
     words = shlex.split(rows[3]["command"])
@@ -138,7 +135,7 @@ def test_sensitivity_of_a_run(tmp_path, monkeypatch):
     main(["train", "digits-float", *short])
     main(["train", "digits-w2a2-speq", *short, "--network.weights", "runs/digits-float", "--out", "run"])
     main(["study", "sensitivity", "run", "--seeds", "0", "--epochs", "1"])
-    rows = rows_of(Path("runs/study-sensitivity"))
+    rows = rows_of(Path("runs/study-sensitivity"), "sensitivity")
     assert [row["arm"] for row in rows if "mixed" not in row["arm"]] == ["Retrain", "W2A2", "W3A3", "W4A4"]
     operations = [float(row["million bit operations"]) for row in rows[1:]]
     assert sum("mixed" in row["arm"] for row in rows) == 3 and min(operations) == operations[0]
@@ -147,8 +144,7 @@ def test_sensitivity_of_a_run(tmp_path, monkeypatch):
 def test_beyond(tmp_path):
     rows = smoke("beyond", tmp_path / "study", "--seeds", "0")
     assert [row["arm"] for row in rows[:4]] == ["Retrain", "SPEQ", "Retrain, best", "SPEQ, best"]
-    with (tmp_path / "study" / "trials.csv").open() as file:
-        trials = list(csv.DictReader(file))
+    trials = rows_of(tmp_path / "study", "beyond-trials")
     assert [(t["search"], t["trial"]) for t in trials] == [(s, t) for s in ("Retrain", "SPEQ") for t in "01"]
     for i, name in ((2, "Retrain"), (3, "SPEQ")):
         best = max((t for t in trials if t["search"] == name), key=lambda t: float(t["held out"]))
@@ -213,14 +209,14 @@ class Outside(HTMLParser):
 def test_a_page_stands_alone_and_escapes(tmp_path):
     rows = [{"arm": "<script>alert(1)</script>|", "x": 1.234, "n": None, "command": "a 'b|c'"}]
     write_report(
-        Report("A < B & C", "about <it>", rows, lambda f: f.subplots().plot([1, 2]), {"torch": "<2>"}), tmp_path
+        Report("A < B & C", "about <it>", rows, lambda f: f.subplots().plot([1, 2]), {"torch": "<2>"}), tmp_path, "a"
     )
     page = Outside()
-    page.feed((tmp_path / "page.html").read_text())
+    page.feed((tmp_path / "a.html").read_text())
     assert page.addresses and all(a.startswith("data:") for a in page.addresses)
     assert "script" not in page.tags and {"table", "img", "ul"} <= set(page.tags)
-    assert "1.23" in (tmp_path / "page.html").read_text() and "\\|" in (tmp_path / "table.md").read_text()
-    assert rows_of(tmp_path) == [{"arm": rows[0]["arm"], "x": "1.234", "n": "", "command": "a 'b|c'"}]
+    assert "1.23" in (tmp_path / "a.html").read_text() and "\\|" in (tmp_path / "a.md").read_text()
+    assert rows_of(tmp_path, "a") == [{"arm": rows[0]["arm"], "x": "1.234", "n": "", "command": "a 'b|c'"}]
 
 
 def chromium():
@@ -229,9 +225,9 @@ def chromium():
 
 @pytest.mark.skipif(chromium() is None, reason="no Chromium is installed")
 def test_a_page_opens_in_chromium_without_an_error(tmp_path):
-    write_report(Report("A", "B", [{"x": 1}], lambda f: f.subplots().plot([1, 2])), tmp_path)
+    write_report(Report("A", "B", [{"x": 1}], lambda f: f.subplots().plot([1, 2])), tmp_path, "a")
     command = [chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
-    done = subprocess.run([*command, (tmp_path / "page.html").as_uri()], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, (tmp_path / "a.html").as_uri()], capture_output=True, text=True, timeout=120)
     assert "<h1>A</h1>" in done.stdout and "CONSOLE" not in done.stderr
 
 
@@ -380,6 +376,6 @@ def test_a_difference_of_one_seed_has_no_interval(tmp_path):
     arms = [Arm("g", label, "digits-w2a2-speq", recipe) for label in ("Retrain", "SPEQ")]
     report = arms_report("t", "a", arms, [found(90.0), found(91.0)])
     assert report.rows[1]["minus Retrain"] == 1.0 and report.rows[1]["+- (95 %)"] != report.rows[1]["+- (95 %)"]
-    write_report(report, tmp_path)
-    assert "| 1.00 |  |" in (tmp_path / "table.md").read_text()
+    write_report(report, tmp_path, "a")
+    assert "| 1.00 |  |" in (tmp_path / "a.md").read_text()
     assert "sha256 of 90.0/metrics.jsonl" in report.facts

@@ -213,7 +213,7 @@ def study(args: list[str]) -> None:
             return
         raise ValueError(f"no study is named; expected one of {', '.join(STUDIES)}")
     settings = tyro.cli(Study, args=args[1:], prog=f"spequant study {args[0]}", config=(FlagCreatePairsOff,))
-    print(f"table.md, table.csv, figure.png and page.html are in {run_study(args[0], settings)}/")
+    print(f"{args[0]}.md, .csv, .png and .html are in {run_study(args[0], settings)}/")
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

@@ -1,5 +1,5 @@
-"""What a study found, as files: table.csv (NAME.csv of further tables), table.md, figure.png and page.html, which needs
-no other file."""
+"""What a study found, as files: NAME.csv (NAME-TABLE.csv of further tables), NAME.md, NAME.png and NAME.html, a page
+that needs no other file."""
 
 import base64
 import csv
@@ -44,17 +44,17 @@ class Report:
         return {"": self.rows, **self.more}
 
 
-def write_report(report: Report, folder: Path) -> None:
+def write_report(report: Report, folder: Path, name: str) -> None:
     """All files into `folder`, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in report.tables.items():
-        write_whole(folder / f"{name or 'table'}.csv", _csv(rows))
-    write_whole(folder / "table.md", _markdown(report))
+    for title, rows in report.tables.items():
+        write_whole(folder / f"{name}{f'-{title}' if title else ''}.csv".replace(" ", "-"), _csv(rows))
     picture = None if report.draw is None else _picture(report.draw)
     if picture is not None:
-        with placed(folder / "figure.png") as path:
+        with placed(folder / f"{name}.png") as path:
             path.write_bytes(picture)
-    write_whole(folder / "page.html", _page(report, picture))
+    write_whole(folder / f"{name}.md", _markdown(report, f"{name}.png"))
+    write_whole(folder / f"{name}.html", _page(report, picture))
 
 
 def in_cell(value: Any) -> str:
@@ -76,7 +76,7 @@ def _csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def _markdown(report: Report) -> str:
+def _markdown(report: Report, picture: str) -> str:
     lines = [f"# {report.title}", "", report.about]
     for title, rows in report.tables.items():
         names = _columns(rows)
@@ -87,7 +87,7 @@ def _markdown(report: Report) -> str:
             shown = (f"`{c}`" if n == "command" else c for n, c in zip(names, cells, strict=True))
             lines.append("| " + " | ".join(shown) + " |")
     if report.draw is not None:
-        lines += ["", "![figure](figure.png)"]
+        lines += ["", f"![figure]({picture})"]
     lines += ["", *(f"- {name}: {value}" for name, value in report.facts.items())]
     return "\n".join(lines) + "\n"
 

@@ -179,7 +179,7 @@ OWN = {"sensitivity": ("run", "budget"), "beyond": ("trials",)}
 
 
 def run_study(name: str, settings: Study) -> Path:
-    """Carry out study `name`; the folder with table.csv, table.md, figure.png and page.html.
+    """Carry out study `name`; the folder with its files, NAME.csv, NAME.md, NAME.png and NAME.html.
 
     ValueError: no such study, or settings that make none. FileExistsError: the folder holds something and `resume` is
     false.
@@ -192,5 +192,5 @@ def run_study(name: str, settings: Study) -> Path:
         if value != default:
             raise ValueError(f"{field} is {value!r}, which has no effect on {name}; expected {default!r}")
     shop = Workshop(name, settings)
-    write_report(STUDIES[name](shop), shop.folder)
+    write_report(STUDIES[name](shop), shop.folder, name)
     return shop.folder
