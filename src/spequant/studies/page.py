@@ -20,7 +20,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
-td.number { text-align: right; }
+.number { text-align: right; }
 td code { font-size: 12px; }
 img { max-width: 100%; }
 """
@@ -78,6 +78,8 @@ def _csv(rows: Sequence[Row]) -> str:
 
 def _markdown(report: Report, picture: str) -> str:
     lines = [f"# {report.title}", "", report.about]
+    if report.draw is not None:
+        lines += ["", f"![figure]({picture})"]
     for title, rows in report.tables.items():
         names = _columns(rows)
         lines += ["", *([f"## {title}", ""] if title else [])]
@@ -86,8 +88,6 @@ def _markdown(report: Report, picture: str) -> str:
             cells = [in_cell(row[name]).replace("|", "\\|") for name in names]
             shown = (f"`{c}`" if n == "command" else c for n, c in zip(names, cells, strict=True))
             lines.append("| " + " | ".join(shown) + " |")
-    if report.draw is not None:
-        lines += ["", f"![figure]({picture})"]
     lines += ["", *(f"- {name}: {value}" for name, value in report.facts.items())]
     return "\n".join(lines) + "\n"
 
@@ -106,18 +106,23 @@ def _page(report: Report, picture: bytes | None) -> str:
 <body>
 <h1>{title}</h1>
 <p>{html.escape(report.about)}</p>
-{tables}{image}
-<ul>{facts}</ul>
+{image}
+{tables}<ul>{facts}</ul>
 </body>
 </html>
 """
 
 
 def _table(title: str, rows: Sequence[Row]) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in _columns(rows))
+    head = "".join(_head(name, rows) for name in _columns(rows))
     body = "".join("<tr>" + "".join(_cell(name, row[name]) for name in _columns(rows)) + "</tr>\n" for row in rows)
     above = f"<h2>{html.escape(title)}</h2>\n" if title else ""
     return f'{above}<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n'
+
+
+def _head(name: str, rows: Sequence[Row]) -> str:
+    numbers = any(isinstance(row[name], int | float) for row in rows)
+    return f"<th{' class=number' if numbers else ''}>{html.escape(name)}</th>"
 
 
 def _cell(name: str, value: Any) -> str:
