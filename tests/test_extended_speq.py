@@ -185,7 +185,10 @@ def test_a_snapshot_in_the_middle_leads_to_the_very_same_end(model, batch):
         (lambda s: ExtendedSPEQ(s, steps=1, feature_weight=-1.0), "feature_weight is -1.0"),
         (lambda s: ExtendedSPEQ(s, steps=1, feature_weight=1.0), "head is None; expected the name of a layer"),
         (lambda s: ExtendedSPEQ(s, steps=1, decay=1.0), "decay is 1.0; expected a number of 0 or more, below 1"),
-        (lambda s: ExtendedSPEQ(s, steps=1, probability_end=1.5), "probability is 1.5"),
+        (
+            lambda s: ExtendedSPEQ(s, steps=1, probability_end=1.5),
+            "probability_end is 1.5; expected a number from 0 to 1",
+        ),
         (
             lambda s: ExtendedSPEQ(spequant.SPEQ(policy=Mix()), steps=1, probability_end=0.5),
             "expected None: SPEQ draws by Mix",
@@ -212,7 +215,7 @@ def test_the_recipe_adds_what_it_names(model):
     assert made.trained is not model and made.trained.training
 
 
-def test_a_whole_run_goes_on_and_is_started_from_by_a_run_of_fewer_bits(tmp_path):
+def test_a_run_of_fewer_bits_starts_from_one_of_more(tmp_path):
     base = RECIPES["digits-w2a2-speq"]()
     added = MethodChoice("speq", temperature_end=1.0, probability_end=0.2, average=0.9, feature_weight=0.5)
     recipe = replace(

@@ -241,6 +241,8 @@ def test_a_page_opens_in_chromium_without_an_error(tmp_path):
         ("fig3", Study(epochs=3), "epochs is 3, which has no effect on fig3"),
         ("table2", Study(budget="size"), "budget is 'size', which has no effect on table2"),
         ("sensitivity", Study(run=Path("a"), smoke=True), "run is a, which --smoke does not take"),
+        ("sensitivity", Study(run=Path("a"), recipe="digits-w2a2-speq"), "recipe is 'digits-w2a2-speq', which has no"),
+        ("beyond", Study(trials=0), "trials is 0; expected 1 or more"),
         ("sensitivity", Study(run=Path("no/run")), "no/run/recipe.json does not exist"),
     ],
 )

@@ -56,7 +56,8 @@ class ExtendedSPEQ:
                 raise ValueError(
                     f"probability_end is {probability_end!r}; expected None: SPEQ draws by {speq.policy!r}"
                 )
-            replace(speq.policy, probability=probability_end)  # which refuses what is none
+            if not 0 <= probability_end <= 1:
+                raise ValueError(f"probability_end is {probability_end!r}; expected a number from 0 to 1, or None")
         if not 0 <= decay < 1:
             raise ValueError(f"decay is {decay!r}; expected a number of 0 or more, below 1, e.g. 0.999")
         if average is not None and speq.batch_norm == "eval":

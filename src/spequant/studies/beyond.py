@@ -101,6 +101,8 @@ SEARCHES: dict[str, tuple[str, Callable[["Trial", Workshop], dict[str, Change]]]
 
 def beyond(shop: Workshop) -> Report:
     """What lifts SPEQ past the paper's settings: a search on held-out images, with as many trials for Retrain."""
+    if shop.settings.trials < 1:
+        raise ValueError(f"trials is {shop.settings.trials!r}; expected 1 or more")
     family = shop.family()
     base = shop.shared()(RECIPES[family.speq]())
     if not base.data.held_out:
@@ -123,7 +125,7 @@ def beyond(shop: Workshop) -> Report:
         for i, t in enumerate(found)
     ]
     text = (
-        f"{about(shop)} {shop.settings.trials} trials for each search, by TPE, with one seed, by held-out images; the "
+        f"{about(shop)} {len(tried['SPEQ'])} trials for each search, by TPE, with one seed, by held-out images; the "
         f"{AGAIN} best of each with all seeds, of which the best mean won. Test figures chose nothing."
     )
     report = arms_report("Beyond the paper's settings", text, arms, train_arms(arms, shop.seeds, shop.runs))

@@ -95,6 +95,8 @@ def _subject(shop: Workshop) -> tuple[str, Recipe, Path]:
         return arm.base, arm.recipe, folder
     if shop.settings.smoke:
         raise ValueError(f"run is {folder}, which --smoke does not take: it trains a network of its own")
+    if shop.settings.recipe is not None:
+        raise ValueError(f"recipe is {shop.settings.recipe!r}, which has no effect beside run; expected None")
     recipe = load_run(folder, shop.settings.root)[0]
     if recipe.name not in RECIPES or not recipe.quantized:
         raise ValueError(
