@@ -237,7 +237,7 @@ def test_a_page_opens_in_chromium_without_an_error(tmp_path):
         ("table9", Study(), "study is 'table9'; expected one of table1, fig2"),
         ("table2", Study(seeds=()), "seeds is empty"),
         ("table2", Study(recipe="digits-float"), "recipe is 'digits-float'; expected a recipe of SPEQ's"),
-        ("table4", Study(weights=Path("a")), "weights is PosixPath('a'), which has no effect on table4; expected None"),
+        ("table4", Study(weights=Path("a")), "weights is 'a', which has no effect on several networks; choose one"),
         ("fig3", Study(epochs=3), "epochs is 3, which has no effect on fig3"),
         ("table2", Study(budget="size"), "budget is 'size', which has no effect on table2"),
         ("sensitivity", Study(run=Path("a"), smoke=True), "run is a, which --smoke does not take"),
@@ -262,6 +262,7 @@ def test_the_float_run_that_a_recipe_names_is_trained_first(tmp_path, monkeypatc
     assert recipe.network.weights == tmp_path / "study" / "runs" / "cifar10-5k-resnet20-float"
     assert [r.name for r in trained] == ["cifar10-5k-resnet20-float"] and trained[0].train.epochs == 40
     assert (recipe.train.epochs, recipe.data.root, trained[0].data.root) == (3, tmp_path, tmp_path)
+    assert recipe.data.measure_every == 3  # what is held out is read at the end alone
     shop.shared()(RECIPES["cifar10-resnet20-w2a2-speq-200"]())  # names none: its network's float recipe
     assert [r.name for r in trained[1:]] == ["cifar10-resnet20-float"]
     given = Workshop("x", Study(out=tmp_path / "other", weights=tmp_path)).shared()
@@ -281,6 +282,9 @@ def test_float_networks_are_trained_for_the_arms_asked_for_alone(tmp_path, monke
     monkeypatch.setattr("spequant.studies.study.arms_report", lambda title, about, arms, done: done)
     labels = STUDIES["table4"](Workshop("table4", Study(out=tmp_path / "study", only=("ResNet-32*/QKD",))))
     assert labels == ["QKD"] and started == ["cifar100-resnet32-w2a2-speq"]
+    one = Study(out=tmp_path / "study", recipe="cifar10-5k-resnet20-w2a2-speq", only=("*/QKD", "*/GSLR"))
+    assert STUDIES["table4"](Workshop("table4", one)) == ["QKD", "GSLR"]  # of that network alone
+    assert started[1:] == ["cifar10-5k-resnet20-w2a2-speq"]
 
 
 def test_greedy_order_raises_what_leaves_the_least_loss():

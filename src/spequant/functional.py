@@ -36,15 +36,15 @@ def quantize(x: Tensor, low: Tensor | None, high: Tensor, levels: Tensor) -> Ten
 
     Ties go to the even multiple of a step, as in ONNX's QuantizeLinear; on a grid without zero to the even code.
     """
-    scaled, zero = _scaled(x, low, high, levels)
-    return torch.minimum((torch.round(scaled) + zero).clamp_min(0.0), levels - 1)
+    scaled, zero = _scaled(x, low, high, levels)  # our own tensor: changed in place, which halves the time
+    return scaled.round_().add_(zero).clamp_min_(0.0).clamp_max_(levels - 1)
 
 
 def dequantize(codes: Tensor, low: Tensor | None, high: Tensor, levels: Tensor) -> Tensor:
     """Values of `codes`: a quotient of integers times the range, so that a finer grid holds the very same floats."""
     if low is None:
-        return high * (codes / (levels - 1))
-    return (high - low) * ((codes - zero_point(low, high, levels)) / (levels - 1))
+        return (codes / (levels - 1)).mul_(high)
+    return (codes - zero_point(low, high, levels)).div_(levels - 1).mul_(high - low)
 
 
 class _FakeQuantize(torch.autograd.Function):

@@ -15,7 +15,7 @@ from spequant.recipes.schema import Recipe
 from spequant.tasks import Classification
 from spequant.train import Evaluation, evaluate
 
-EVAL_BATCH = 500
+EVAL_BATCH = 250  # larger ones leave a CPU's caches
 CALIBRATION = 1024
 REESTIMATE = 40 * 512  # small ones in batches of 512: near the whole set's statistics, which evaluation runs on
 SAMPLE = 256  # fewer if large

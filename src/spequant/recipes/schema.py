@@ -228,6 +228,7 @@ ELSEWHERE = (
     "data.root",
     "data.download",
     "data.workers",
+    "data.measure_every",
     "train.device",
     "train.threads",
     "train.checkpoint_every",

@@ -26,11 +26,16 @@ IMAGES = 2000
 def _compared(
     title: str, families: Sequence[Family] | None, table: Callable[..., list[Arm]], size: int = 16
 ) -> Callable[[Workshop], Report]:
-    """A study that trains arms. families: None: one network, the settings' own."""
+    """A study that trains arms. families: on these networks, or the settings' own; None: on that alone."""
 
     def study(shop: Workshop) -> Report:
-        one = families is None
-        known = families or [shop.family()]
+        one = families is None or shop.settings.recipe is not None
+        if not one and shop.settings.weights is not None:
+            raise ValueError(
+                f"weights is {str(shop.settings.weights)!r}, which has no effect on several networks; choose one with "
+                "--recipe, or leave it out"
+            )
+        known = families if families is not None and not one else [shop.family(families or CIFAR)]
         plain = [a for family in known for a in table(family, lambda recipe: recipe)]
         names = {(a.group, a.label) for a in chosen(plain, shop.settings.only)}
         asked = [family for family in known if any(group == family.group for group, _ in names)]
@@ -170,10 +175,8 @@ WITHOUT_EFFECT = {
     "sensitivity": ("only",),
     "beyond": ("only",),
     "fig3": ("only", *TRAINING),
-    "table4": ("recipe", "weights"),
-    "table5": ("recipe", "weights"),
 }
-"""Settings that a study does not read: it is on several networks, has no arms to choose from, or trains nothing."""
+"""Settings that a study does not read: it has no arms to choose from, or trains nothing."""
 OWN = {"sensitivity": ("run", "budget"), "beyond": ("trials",)}
 """Settings of one study alone."""
 

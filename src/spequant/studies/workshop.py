@@ -36,9 +36,9 @@ class Study:
     only: tuple[str, ...] = ()
     """patterns of GROUP/ARM, of studies that compare arms: these alone"""
     recipe: str | None = None
-    """of studies on one network: the SPEQ recipe that all arms are made of; None: cifar10-resnet20-w2a2-speq"""
+    """the SPEQ recipe that all arms are made of; None: cifar10-resnet20-w2a2-speq; table4 and table5: all of theirs"""
     weights: Path | None = None
-    """float weights to start from, of studies on one network; None: those that the recipe names, whose run is trained
+    """float weights to start from, of one network; None: those that the recipe names, whose run is trained
     first"""
     epochs: int | None = None
     """of low-bit runs; None: as the recipe has it"""
@@ -82,6 +82,7 @@ class Workshop:
                 train = replace(train, epochs=settings.epochs)
             given = {"root": settings.root, "images": settings.images, "held_out": settings.held_out}
             data = replace(recipe.data, **{k: v for k, v in given.items() if v is not None})
+            data = replace(data, measure_every=train.epochs)  # nobody reads what is held out before the end
             recipe = replace(recipe, train=train, data=data)
             if settings.smoke:
                 recipe = tiny(recipe, write_images(self.folder / "images", size), size)
