@@ -20,6 +20,7 @@ import pytest
 import torch
 
 import spequant
+from chromium import chromium, opened
 from spequant import losses
 from spequant.cli import main, parsed_train
 from spequant.data import ImageSet
@@ -219,16 +220,15 @@ def test_a_page_stands_alone_and_escapes(tmp_path):
     assert rows_of(tmp_path, "a") == [{"arm": rows[0]["arm"], "x": "1.234", "n": "", "command": "a 'b|c'"}]
 
 
-def chromium():
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-
-
 @pytest.mark.skipif(chromium() is None, reason="no Chromium is installed")
 def test_a_page_opens_in_chromium_without_an_error(tmp_path):
     write_report(Report("A", "B", [{"x": 1}], lambda f: f.subplots().plot([1, 2])), tmp_path, "a")
-    command = [chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
-    done = subprocess.run([*command, (tmp_path / "a.html").as_uri()], capture_output=True, text=True, timeout=120)
-    assert "<h1>A</h1>" in done.stdout and "CONSOLE" not in done.stderr
+    read = "[document.querySelector('h1').textContent, document.images.length, document.images[0].naturalWidth > 0]"
+    page = opened(tmp_path / "a.html", read)
+    assert page.found == ["A", 1, True] and page.console == []
+    assert [address for address in page.requests if not address.startswith("data:")] == [(tmp_path / "a.html").as_uri()]
+    (tmp_path / "b.html").write_text("<script>console.error('no'); absent()</script><img src='b.png'>")
+    assert len(opened(tmp_path / "b.html", "1").console) == 3  # a page that is not in order is told from one that is
 
 
 @pytest.mark.parametrize(
