@@ -29,7 +29,7 @@ from spequant.export import (
     write_onnx,
     write_openvino,
 )
-from spequant.export.engines import ENGINES, compile_openvino, instruction_sets
+from spequant.export.engines import ENGINES, compile_openvino
 from spequant.export.integers import saturates
 from spequant.export.onnx_integer import stored
 from spequant.export.onnx_quant import fewest_bits
@@ -38,6 +38,7 @@ from spequant.export.program import Grid, Weighted
 from spequant.export.seal import MARK, sealed
 from spequant.models import mobilenet_v2, resnet8, vgg16_bn
 from spequant.precision import LowBit
+from spequant.processor import instruction_sets, processor_name
 from spequant.quantizers import LSQ, PACT, SAWB, DoReFa, LeastSquares, MinMax
 
 pytest.importorskip("onnx")
@@ -545,12 +546,12 @@ def test_where_16_bits_are_too_few(x):
     assert not any(saturates(op) for op in lower(model, x[:1]).ops if isinstance(op, Weighted))
 
 
-def test_instruction_sets_are_those_of_the_processor(monkeypatch, tmp_path):
+def test_instruction_sets_and_name_are_those_of_the_processor(monkeypatch, tmp_path):
     (tmp_path / "cpuinfo").write_text("model name : one with avx2\nflags\t\t: fpu sse2 avx512_vnni avx2 amx_int8x\n")
-    monkeypatch.setattr("spequant.export.engines.CPUINFO", str(tmp_path / "cpuinfo"))
-    assert instruction_sets() == ["avx2", "avx512_vnni"]
-    monkeypatch.setattr("spequant.export.engines.CPUINFO", "/nowhere")
-    assert instruction_sets() == []
+    monkeypatch.setattr("spequant.processor.CPUINFO", str(tmp_path / "cpuinfo"))
+    assert instruction_sets() == ["avx2", "avx512_vnni"] and processor_name() == "one with avx2"
+    monkeypatch.setattr("spequant.processor.CPUINFO", "/nowhere")
+    assert instruction_sets() == [] and processor_name()
 
 
 def test_stored_codes_lose_nothing(x):

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import tyro
 
 import spequant
 from chromium import chromium, opened
@@ -34,10 +35,10 @@ from spequant.studies.gradients import pull
 from spequant.studies.greedy import greedy_order, soft_labels
 from spequant.studies.page import Report, write_report
 from spequant.studies.sensitivity import assign, losses_alone, losses_raised, low_bit_layers
-from spequant.studies.study import STUDIES, run_study
+from spequant.studies.study import STUDIES, run_study, study_command
 from spequant.studies.tables import CIFAR, IMAGENET, table2, table3, table4, table5
 from spequant.studies.widths import weights_at
-from spequant.studies.workshop import Study, Workshop
+from spequant.studies.workshop import Study, Workshop, about
 
 
 def rows_of(folder, name):
@@ -367,6 +368,18 @@ def test_weights_at_another_width_keep_their_bounds():
     assert torch.equal(q(layer.float_weight), home)
     inside = (layer.float_weight >= bounds[0]) & (layer.float_weight <= bounds[1])
     assert (fine - layer.float_weight)[inside].abs().max() < (home - layer.float_weight)[inside].abs().max() / 10
+
+
+def test_a_page_says_what_was_run(tmp_path, monkeypatch):
+    monkeypatch.setitem(STUDIES, "table2", lambda shop: Report("t", about(shop), [{"x": 1}]))
+    settings = Study(out=tmp_path / "study", resume=True, epochs=12, images=99, seeds=(3, 4), recipe="digits-w2a2-speq")
+    run_study("table2", settings)
+    page = (tmp_path / "study" / "table2.md").read_text()
+    assert "NOT AT FULL LENGTH: 12 epochs, 99 training images" in page
+    words = shlex.split(page.split("command: ")[1].splitlines()[0])
+    assert words[:3] == ["spequant", "study", "table2"] and tyro.cli(Study, args=words[3:]) == settings
+    assert study_command("sensitivity", Study(run=Path("a b"))) == "spequant study sensitivity 'a b'"
+    assert "NOT AT" not in about(Workshop("table2", replace(settings, epochs=None, images=None)))
 
 
 def test_a_difference_of_one_seed_has_no_interval(tmp_path):

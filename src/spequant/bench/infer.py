@@ -16,10 +16,11 @@ from tyro.conf import Positional
 from spequant import models
 from spequant.calibrate import calibrate
 from spequant.export import Program, at_width, integer_graph, lower, mixed_graph
-from spequant.export.engines import ENGINES, instruction_sets, versions
+from spequant.export.engines import ENGINES, versions
 from spequant.extras import needs
 from spequant.models.named import OWN
 from spequant.prepare import prepare, unprepare
+from spequant.processor import instruction_sets
 from spequant.quantizers import PACT, SAWB
 from spequant.recipes.evaluation import at_bits
 from spequant.recipes.sources import Source, example_of, open_source

@@ -3,7 +3,6 @@
 Each engine is imported when used; none computes anything here.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from spequant.extras import needs
+from spequant.processor import instruction_sets
 
 Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
 """{input: array} -> outputs in the model's order."""
@@ -104,16 +104,3 @@ def clips() -> bool:
     bits are then clipped, silently."""
     found = set(instruction_sets())
     return bool(found) and not found & {"avx512_vnni", "avx_vnni", "asimddp"}
-
-
-CPUINFO = "/proc/cpuinfo"
-INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "asimddp")
-
-
-def instruction_sets() -> list[str]:
-    """Those of this processor that quantized arithmetic is faster or slower by; empty where the system tells none."""
-    if not os.path.exists(CPUINFO):
-        return []
-    with open(CPUINFO) as file:
-        flags = {word for line in file if line.startswith(("flags", "Features")) for word in line.split()}
-    return [name for name in INSTRUCTIONS if name in flags]

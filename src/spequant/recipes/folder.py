@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 
 from spequant.files import write_whole
 from spequant.processes import barrier, rank, world
+from spequant.processor import processor_name
 from spequant.recipes.schema import Recipe, from_json, to_json
 from spequant.train.checkpoint import checkpoints, clean
 
@@ -108,13 +109,13 @@ def environment(device: torch.device) -> dict[str, Any]:
     git = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
     )
-    on_gpu = device.type == "cuda"
+    processor = f"{processor_name()}, {torch.get_num_threads()} threads"
     return {
         "command": " ".join(sys.argv),
         "commit": git.stdout.strip() or None,
         "python": platform.python_version(),
         **{package: _version(package) for package in PACKAGES},
-        "device": torch.cuda.get_device_name(device) if on_gpu else f"cpu, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor,
         "processes": world(),
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
     }

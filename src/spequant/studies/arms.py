@@ -68,17 +68,23 @@ def command_of(base: str, recipe: Recipe) -> str:
     words = ["spequant", "train", base]
     start = dataclasses.asdict(RECIPES[base]())
     for part, fields in dataclasses.asdict(recipe).items():
-        if not isinstance(fields, dict):
-            continue
-        for name, value in fields.items():
-            if value == start[part][name]:
-                continue
-            option = f"--{part}.{name.replace('_', '-')}"
-            if isinstance(value, bool):
-                words.append(option if value else f"--{part}.no-{name.replace('_', '-')}")
-            else:
-                words += [option, *map(str, value if isinstance(value, tuple) else (value,))]
+        if isinstance(fields, dict):
+            words += options(fields, start[part], f"{part}.")
     return shlex.join(words)
+
+
+def options(values: Mapping[str, Any], defaults: Mapping[str, Any], part: str = "") -> list[str]:
+    """The words of a command line that set `values` where they are not `defaults`."""
+    words = []
+    for name, value in values.items():
+        if value == defaults[name]:
+            continue
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{part}{option}" if value else f"--{part}no-{option}")
+        else:
+            words += [f"--{part}{option}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return words
 
 
 def train_arms(arms: Sequence[Arm], seeds: Sequence[int], runs: Path) -> list[dict[int, tuple[dict[str, Any], Path]]]:

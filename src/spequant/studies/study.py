@@ -1,5 +1,8 @@
 """The command `study`: the paper's tables and figures, re-runnable. What is done is kept, and the rest goes on."""
 
+import dataclasses
+import shlex
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +12,17 @@ from spequant.recipes import Recipe, load_run
 from spequant.recipes.build import device_of, with_seed
 from spequant.recipes.fields import make_field
 from spequant.recipes.images import Images
-from spequant.studies.arms import RETRAIN, Arm, arms_report, chosen, command_of, equal_terms, facts_of, train_arms
+from spequant.studies.arms import (
+    RETRAIN,
+    Arm,
+    arms_report,
+    chosen,
+    command_of,
+    equal_terms,
+    facts_of,
+    options,
+    train_arms,
+)
 from spequant.studies.beyond import beyond
 from spequant.studies.gradients import CONFIDENCES, fig3
 from spequant.studies.greedy import greedy_order, held_or_test, soft_labels
@@ -195,5 +208,15 @@ def run_study(name: str, settings: Study) -> Path:
         if value != default:
             raise ValueError(f"{field} is {value!r}, which has no effect on {name}; expected {default!r}")
     shop = Workshop(name, settings)
-    write_report(STUDIES[name](shop), shop.folder, name)
+    report = STUDIES[name](shop)
+    facts = {"command": study_command(name, settings), "written": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+    write_report(replace(report, facts={**facts, **report.facts}), shop.folder, name)
     return shop.folder
+
+
+def study_command(name: str, settings: Study) -> str:
+    """The `spequant study` of `settings`."""
+    values, defaults = dataclasses.asdict(settings), dataclasses.asdict(Study())
+    run = values.pop("run")
+    words = ["spequant", "study", name, *([] if run is None else [str(run)]), *options(values, defaults)]
+    return shlex.join(words)

@@ -136,13 +136,20 @@ def about(shop: Workshop) -> str:
         return "SMOKE: one epoch on made-up images, to see that every arm runs. The figures say nothing."
     return (
         f"Seeds {', '.join(map(str, shop.seeds))}; all arms of a group start from the same weights, on the same "
-        "schedule. The difference is paired by seed, with its 95 % interval by Student's t."
+        "schedule. The difference is paired by seed, with its 95 % interval by Student's t." + _schedule(shop.settings)
     )
 
 
 def about_one(shop: Workshop) -> str:
     """Of studies whose networks have one seed."""
-    return about(shop) if shop.settings.smoke else f"One network each, seed {shop.seeds[0]}."
+    return about(shop) if shop.settings.smoke else f"One network each, seed {shop.seeds[0]}." + _schedule(shop.settings)
+
+
+def _schedule(settings: Study) -> str:
+    """What is not as the recipe has it: short schedules are marked as such."""
+    own = {"epochs": settings.epochs, "training images": settings.images}
+    changed = ", ".join(f"{value} {name}" for name, value in own.items() if value is not None)
+    return f" NOT AT FULL LENGTH: {changed}, which the recipe has otherwise." if changed else ""
 
 
 def low_bit(shop: Workshop, label: str, family: Family, change: Callable[[Recipe], Recipe]) -> tuple[Arm, dict, Path]:
