@@ -29,7 +29,7 @@ from spequant.studies.greedy import greedy_order, held_or_test, soft_labels
 from spequant.studies.mixed import sensitivity
 from spequant.studies.page import Report, write_report
 from spequant.studies.tables import CIFAR, IMAGENET, Family, method, table2, table3, table4, table5
-from spequant.studies.widths import WIDTHS, at_activation_widths, every_pair
+from spequant.studies.widths import at_activation_widths, every_pair
 from spequant.studies.workshop import Study, Workshop, about, about_one, low_bit, once
 
 IMAGES = 2000
@@ -63,7 +63,7 @@ def _compared(
 
 def table1(shop: Workshop) -> Report:
     """A network trained at few bits, at every pair of widths."""
-    family, widths = shop.family(), (2, 4, 8) if shop.settings.smoke else WIDTHS
+    family, widths = shop.family(), shop.widths
     rows: list[dict[str, Any]] = []
     done = []
     for label, change in ((RETRAIN, method("retrain")), ("SPEQ", method("speq"))):
@@ -93,7 +93,7 @@ def table1(shop: Workshop) -> Report:
 
 def any_precision(shop: Workshop) -> Report:
     """One SPEQ network at each activation width against networks trained at it."""
-    family, widths = shop.family(), (2, 4, 8) if shop.settings.smoke else WIDTHS
+    family, widths = shop.family(), shop.widths
     done, single = [], {}
     for label, change in (("SPEQ", method("speq")), ("joint bits", method("joint-bits")), (RETRAIN, method("retrain"))):
         _, result, folder = low_bit(shop, label, family, change)
@@ -137,7 +137,7 @@ def fig2(shop: Workshop) -> Report:
     data = field.held if field.held is not None else test
     images, labels = held_or_test(data, IMAGES)  # type: ignore[arg-type]
     order = greedy_order(model, images, labels)
-    soft = soft_labels(model, images, labels, WIDTHS)
+    soft = soft_labels(model, images, labels, shop.widths)
     command = command_of(made.base, with_seed(made.recipe, shop.seeds[0]))
     rows = [
         {"raised": s.raised, "layer": s.layer, "accuracy": s.accuracy, "loss": s.loss, "command": command}
@@ -190,8 +190,14 @@ WITHOUT_EFFECT = {
     "fig3": ("only", *TRAINING),
 }
 """Settings that a study does not read: it has no arms to choose from, or trains nothing."""
-OWN = {"sensitivity": ("run", "budget"), "beyond": ("trials",)}
-"""Settings of one study alone."""
+OWN = {
+    "sensitivity": ("run", "budget"),
+    "beyond": ("trials",),
+    "table1": ("widths",),
+    "fig2": ("widths",),
+    "any-precision": ("widths",),
+}
+"""Settings that few studies read."""
 
 
 def run_study(name: str, settings: Study) -> Path:
@@ -202,7 +208,7 @@ def run_study(name: str, settings: Study) -> Path:
     """
     if name not in STUDIES:
         raise ValueError(f"study is {name!r}; expected one of {', '.join(STUDIES)}")
-    elsewhere = [field for other, fields in OWN.items() if other != name for field in fields]
+    elsewhere = [field for fields in OWN.values() for field in fields if field not in OWN.get(name, ())]
     for field in (*WITHOUT_EFFECT.get(name, ()), *elsewhere):
         value, default = getattr(settings, field), getattr(Study, field)
         if value != default:

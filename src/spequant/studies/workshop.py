@@ -14,6 +14,7 @@ from spequant.recipes.variants import FLOAT, RETRAIN
 from spequant.studies.arms import Arm, carry_out
 from spequant.studies.tables import CIFAR, RESNET20, Family, arm
 from spequant.studies.tiny import tiny, write_images
+from spequant.studies.widths import WIDTHS
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Study:
     """of sensitivity: what its mixed networks have to stay within"""
     trials: int = 30
     """of beyond: for each of its searches"""
+    widths: tuple[int, ...] = WIDTHS
+    """bits that table1 and any-precision go through, and fig2's soft labels"""
     smoke: bool = False
     """two seeds of one epoch on a few made-up images: that it runs, no result"""
     resume: bool = False
@@ -64,6 +67,9 @@ class Workshop:
         self.seeds = settings.seeds[:2] if settings.smoke else settings.seeds
         if not self.seeds:
             raise ValueError("seeds is empty; expected some, e.g. --seeds 0 1 2")
+        self.widths = (2, 4, 8) if settings.smoke else settings.widths
+        if not self.widths or not all(1 <= bits <= 8 for bits in self.widths):
+            raise ValueError(f"widths is {self.widths!r}; expected bits from 1 to 8, e.g. --widths 2 4 8")
 
     def family(self, known: Sequence[Family] = CIFAR) -> Family:
         """The network of a study on one of them."""
