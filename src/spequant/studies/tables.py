@@ -63,7 +63,7 @@ def table2(family: Family, shared: Change) -> list[Arm]:
     for loss in ("kl", "cosine"):
         for label, settings in teachers.items():
             found = published.get((loss, label)) if family.speq.startswith(RESNET20) else None
-            change = method("speq", loss=loss, **settings)
+            change = method("speq", loss=None if loss == "cosine" else loss, **settings)  # SPEQ's own, as elsewhere
             arms.append(arm(family, f"{'KL' if loss == 'kl' else loss}, {label}", change, shared, paper=found))
     return arms
 
