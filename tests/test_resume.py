@@ -241,6 +241,24 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     assert len(starts) == 2 and all(s["torch"] and s["command"] and s["processes"] == 1 for s in starts)
 
 
+def test_ctrl_c_while_the_last_epoch_is_measured_is_not_lost(tmp_path, monkeypatch, capsys):
+    epoch = terminal.Terminal.epoch
+
+    def interrupt(self, row):
+        os.kill(os.getpid(), signal.SIGTERM)
+        epoch(self, row)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(terminal.Terminal, "epoch", interrupt)
+    arguments = ["train", "digits-float", "--train.epochs", "1", "--train.batch-size", "128"]
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert "interrupted after step 10; saved in runs/digits-float" in capsys.readouterr().err
+    assert not (tmp_path / "runs/digits-float/result.json").exists()
+    main([*arguments, "--resume"])  # nothing is left to train
+    assert (tmp_path / "runs/digits-float/result.json").exists()
+
+
 @pytest.mark.parametrize(("stopped_by", "said"), [(KeyboardInterrupt(), "interrupted"), (Interrupted(7), "step 7")])
 def test_ctrl_c_beside_the_loop_says_how_to_go_on_as_well(stopped_by, said, monkeypatch, capsys):
     def stop(*_, **__):

@@ -37,6 +37,11 @@ def sum_over_processes(x: Tensor) -> Tensor:
     return x
 
 
+def anyone(asked: bool) -> bool:
+    """Whether `asked` is true in any process."""
+    return asked if world() == 1 else bool(sum_over_processes(torch.tensor(float(asked), device=_device())) > 0)
+
+
 def average_over_processes(tensors: Iterable[Tensor]) -> None:
     """Replace each floating-point tensor by its mean over processes, in place."""
     if world() > 1:

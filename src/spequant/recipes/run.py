@@ -12,12 +12,12 @@ from spequant.batch_norm import reestimate_batch_norm
 from spequant.export import quantize_biases
 from spequant.files import placed, write_whole
 from spequant.layers import weight_bits
-from spequant.processes import rank
+from spequant.processes import anyone, rank
 from spequant.recipes.assembly import Assembly, assemble, start_processes
 from spequant.recipes.check import check
 from spequant.recipes.folder import CHECKPOINTS, METRICS, RECIPE, RESULT, STATE, Metrics, held, start_files
 from spequant.recipes.schema import Recipe, differences, from_json, to_json
-from spequant.train import Diagnostics, Progress, Snapshot, TrainingState, fit
+from spequant.train import Diagnostics, Interrupted, Progress, Snapshot, TrainingState, fit
 from spequant.train.checkpoint import checkpoints, read, write
 from spequant.train.interruption import interruptions
 
@@ -126,6 +126,8 @@ class _Run:
                 on_checkpoint=self.save,
                 stop=stop,
             )
+            if anyone(stop()):  # while the last epoch was measured, after which it was saved
+                raise Interrupted(self.state.step)
         return self.finish()
 
     def write(self, row: dict[str, Any]) -> None:

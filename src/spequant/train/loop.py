@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spequant.batch_norm import modes_kept
-from spequant.processes import rank, sum_over_processes, world
+from spequant.processes import anyone, rank, sum_over_processes, world
 from spequant.tasks import Classification, Counted
 from spequant.train.guard import FiniteGuard
 from spequant.train.launch import make_accelerator
@@ -86,7 +86,7 @@ def fit(
             progress.add(sums, samples(batch), before + time.perf_counter() - clock)
             on_step(progress)
             looks, last = state.step % CHECK_EVERY == 0, progress.step == steps
-            asked = stop() if world() == 1 else looks and _anyone(stop(), state.device)
+            asked = stop() if world() == 1 else looks and anyone(stop())
             due = asked or last or (checkpoint_every is not None and state.step % checkpoint_every == 0)
             if due or looks:
                 guard.check()
@@ -154,10 +154,6 @@ def _split(batch: Any, parts: int) -> list[Any]:
     if isinstance(batch, Mapping):
         return [dict(zip(batch, part, strict=True)) for part in _split(tuple(batch.values()), parts)]
     return list(zip(*(x.chunk(parts) for x in batch), strict=True))
-
-
-def _anyone(asked: bool, device: torch.device) -> bool:
-    return bool(sum_over_processes(torch.tensor(float(asked), device=device)) > 0)
 
 
 @torch.no_grad()
