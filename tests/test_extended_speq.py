@@ -145,6 +145,31 @@ def test_a_compiled_model_has_one_graph_for_both_passes():
     assert done.stdout.split() == ["done"], done.stderr
 
 
+AFTER_ANOTHER = """
+import functools, sys, torch
+from dataclasses import replace
+from pathlib import Path
+from spequant.recipes import RECIPES, run
+from spequant.recipes.schema import MethodChoice
+
+torch.compile = functools.partial(torch.compile, backend="eager")
+base = RECIPES["digits-w2a2-speq"]()
+short = replace(base.train, epochs=1, compile=True)
+base = replace(base, network=replace(base.network, weights=None), data=replace(base.data, images=128), train=short)
+run(base, Path(sys.argv[1]) / "first")
+features = replace(base, method=MethodChoice("speq", feature_weight=0.5))
+run(features, Path(sys.argv[1]) / "second")
+print("done")
+"""
+
+
+def test_a_run_after_another_compiles_a_network_of_its_own(tmp_path):
+    """What was compiled for the first has no hooks that look inside, and fits the second's network, too."""
+    command = [sys.executable, "-c", AFTER_ANOTHER, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["done"], done.stderr
+
+
 def test_a_snapshot_in_the_middle_leads_to_the_very_same_end(model, batch):
     batches = [(torch.randn(16, 3, 8, 8), torch.randint(0, 10, (16,))) for _ in range(6)]
     accelerator, ends = make_accelerator(), []

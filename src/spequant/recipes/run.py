@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -54,6 +55,8 @@ def run(recipe: Recipe, folder: Path, reporter: Reporter | None = None, *, resum
         _same_recipe(from_json((folder / RECIPE).read_text()), recipe, folder)
         return json.loads((folder / RESULT).read_text())
     accelerator = start_processes(recipe, folder)
+    if recipe.train.compile:  # what an earlier run of this process compiled fits more networks than it is right for
+        torch.compiler.reset()
     with held(folder, resume):
         snapshot, facts = _last_checkpoint(recipe, folder) if resume else (None, {})
         assembly = assemble(recipe, accelerator, snapshot)
