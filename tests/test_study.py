@@ -30,13 +30,23 @@ from spequant.models import resnet8
 from spequant.prepare import replace_modules
 from spequant.quantizers import LSQ, PACT, SAWB
 from spequant.recipes import RECIPES
-from spequant.studies.arms import Arm, arms_report, chosen, command_of, digest, equal_terms
+from spequant.studies.arms import (
+    Arm,
+    arms_report,
+    chosen,
+    command_of,
+    digest,
+    equal_terms,
+    folder_of,
+    train_at_once,
+)
 from spequant.studies.gradients import pull
 from spequant.studies.greedy import greedy_order, soft_labels
 from spequant.studies.page import Report, write_report
 from spequant.studies.sensitivity import assign, losses_alone, losses_raised, low_bit_layers
 from spequant.studies.study import STUDIES, run_study, study_command
 from spequant.studies.tables import CIFAR, IMAGENET, table2, table3, table4, table5
+from spequant.studies.tiny import tiny
 from spequant.studies.widths import weights_at
 from spequant.studies.workshop import Study, Workshop, about
 
@@ -74,6 +84,28 @@ def test_table2(tmp_path, monkeypatch):
     trained = parsed_train(command[2], command[3:]).recipe
     digests = {p.parent.name.rsplit("-", 1)[1] for p in again if json.loads(p.read_text())["seed"] == 0}
     assert trained.method.name == "speq" and digest(trained) in digests
+
+
+def test_runs_at_once_are_the_runs_one_by_one(tmp_path):
+    options = ["--seeds", "0", "--only", "*/Retrain", "*/SPEQ", "--threads", "1"]
+    alone = smoke("table3", tmp_path / "alone", *options)
+    both = smoke("table3", tmp_path / "both", *options, "--at-once", "2")
+    own = [{name: row[name] for name in ("arm", "test accuracy", "held out", "minus Retrain")} for row in both]
+    assert own == [{name: row[name] for name in own[0]} for row in alone]
+    starts = [json.loads(p.read_text())[0]["command"] for p in (tmp_path / "both").rglob("environment.json")]
+    assert sorted(" train " in start for start in starts) == [False, True, True]  # the float network is trained before
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("result.json")}
+    smoke("table3", tmp_path / "both", *options, "--at-once", "2", "--resume")
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("result.json")}
+
+
+def test_a_run_at_once_that_fails_costs_no_other(tmp_path):
+    good = tiny(RECIPES["digits-w2a2-retrain"](), tmp_path, 8)
+    good = replace(good, data=RECIPES["digits-w2a2-retrain"]().data, network=replace(good.network, weights=None))
+    bad = replace(good, network=replace(good.network, weights=tmp_path / "absent"))
+    with pytest.raises(ChildProcessError, match=r"not finished: .*digits-w2a2-retrain"):
+        train_at_once([bad, good, good], tmp_path / "runs", 2)
+    assert [p.parent for p in tmp_path.rglob("result.json")] == [folder_of(good, tmp_path / "runs")]
 
 
 def test_a_killed_study_goes_on(tmp_path):
@@ -237,6 +269,8 @@ def test_a_page_opens_in_chromium_without_an_error(tmp_path):
     [
         ("table9", Study(), "study is 'table9'; expected one of table1, fig2"),
         ("table2", Study(seeds=()), "seeds is empty"),
+        ("table2", Study(at_once=0), "at_once is 0; expected 1 or more"),
+        ("fig2", Study(at_once=2), "at_once is 2, which has no effect on fig2"),
         ("table2", Study(recipe="digits-float"), "recipe is 'digits-float'; expected a recipe of SPEQ's"),
         ("table4", Study(weights=Path("a")), "weights is 'a', which has no effect on several networks; choose one"),
         ("table2", Study(widths=(2, 4)), "widths is (2, 4), which has no effect on table2"),
@@ -282,7 +316,7 @@ def test_float_networks_are_trained_for_the_arms_asked_for_alone(tmp_path, monke
         return lambda recipe: (started.append(recipe.name), recipe)[1]
 
     monkeypatch.setattr(Workshop, "shared", shared)
-    monkeypatch.setattr("spequant.studies.study.train_arms", lambda arms, seeds, runs: [a.label for a in arms])
+    monkeypatch.setattr(Workshop, "train", lambda shop, arms: [a.label for a in arms])
     monkeypatch.setattr("spequant.studies.study.arms_report", lambda title, about, arms, done: done)
     labels = STUDIES["table4"](Workshop("table4", Study(out=tmp_path / "study", only=("ResNet-32*/QKD",))))
     assert labels == ["QKD"] and started == ["cifar100-resnet32-w2a2-speq"]

@@ -11,8 +11,9 @@ import pytest
 from spequant.cli import main
 from spequant.recipes import RECIPES
 from spequant.recipes.folder import held
-from spequant.studies import sweep
-from spequant.studies.sweep import Job, run_sweep, threads_each
+from spequant.studies import side_by_side
+from spequant.studies.side_by_side import Job, threads_each
+from spequant.studies.sweep import run_sweep
 
 QUICK = ["--network.weights", "None", "--train.epochs", "1", "--train.no-compile", "--train.threads", "1"]
 
@@ -89,7 +90,7 @@ def test_the_first_recipe_is_the_one_compared_with(tmp_path, capfd):
 
 
 def test_threads_are_divided(monkeypatch):
-    monkeypatch.setattr(sweep.torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(side_by_side.torch, "get_num_threads", lambda: 8)
     assert threads_each(1) == [] and threads_each(3) == ["--train.threads", "2"]
     assert threads_each(16) == ["--train.threads", "1"]
 

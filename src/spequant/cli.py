@@ -108,7 +108,8 @@ def train(args: list[str]) -> None:
 
 
 def sweep(args: list[str]) -> None:
-    from spequant.studies.sweep import Job, Sweep, run_sweep, threads_each
+    from spequant.studies.side_by_side import Job, threads_each
+    from spequant.studies.sweep import Sweep, run_sweep
 
     names = list(takewhile(lambda word: not word.startswith("-"), args))
     settings, fields = tyro.cli(

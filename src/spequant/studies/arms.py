@@ -14,10 +14,11 @@ from typing import Any
 
 from spequant.recipes import RECIPES, Recipe, run
 from spequant.recipes.build import with_seed
-from spequant.recipes.folder import ENVIRONMENT, METRICS, main_figure
+from spequant.recipes.folder import ENVIRONMENT, METRICS, RESULT, main_figure
 from spequant.recipes.schema import ELSEWHERE, differences, to_json
 from spequant.studies.compare import deviation, paired
 from spequant.studies.page import Report, Row
+from spequant.studies.side_by_side import Job, all_finished, side_by_side, threads_each
 from spequant.terminal import Terminal
 
 RETRAIN = "Retrain"
@@ -56,11 +57,28 @@ def digest(recipe: Recipe) -> str:
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=5).hexdigest()
 
 
+def folder_of(recipe: Recipe, runs: Path) -> Path:
+    return runs / f"{recipe.name}-{digest(recipe)}"
+
+
 def carry_out(recipe: Recipe, runs: Path) -> tuple[dict[str, Any], Path]:
     """(result, folder) of `recipe` below `runs`: trained, gone on with, or read where it is finished."""
-    folder = runs / f"{recipe.name}-{digest(recipe)}"
+    folder = folder_of(recipe, runs)
     with Terminal(folder.name) as reporter:
         return run(recipe, folder, reporter, resume=True), folder
+
+
+def train_at_once(recipes: Sequence[Recipe], runs: Path, at_once: int) -> None:
+    """Those that are not finished, so many at a time, in processes of their own; equal ones once. `carry_out` finds
+    them done. ChildProcessError: some did not finish; the others did."""
+    jobs = {}
+    for recipe in recipes:
+        folder = folder_of(recipe, runs)
+        words = shlex.split(command_of(recipe.name, recipe))[1:]
+        threads = threads_each(at_once) if recipe.train.threads is None else []
+        if not (folder / RESULT).exists():
+            jobs[folder] = Job(recipe.name, folder, (*words, *threads, "--out", str(folder), "--resume"))
+    all_finished(list(jobs.values()), side_by_side(list(jobs.values()), at_once))
 
 
 def command_of(base: str, recipe: Recipe) -> str:
@@ -87,8 +105,12 @@ def options(values: Mapping[str, Any], defaults: Mapping[str, Any], part: str = 
     return words
 
 
-def train_arms(arms: Sequence[Arm], seeds: Sequence[int], runs: Path) -> list[dict[int, tuple[dict[str, Any], Path]]]:
+def train_arms(
+    arms: Sequence[Arm], seeds: Sequence[int], runs: Path, at_once: int = 1
+) -> list[dict[int, tuple[dict[str, Any], Path]]]:
     """{seed: (result, folder)} of each arm. All arms of a seed before the next one, so that what is there is paired."""
+    if at_once > 1:
+        train_at_once([with_seed(arm.recipe, seed) for seed in seeds for arm in arms], runs, at_once)
     done: list[dict[int, tuple[dict[str, Any], Path]]] = [{} for _ in arms]
     for seed in seeds:
         for arm, found in zip(arms, done, strict=True):

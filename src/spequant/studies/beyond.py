@@ -11,7 +11,7 @@ from spequant.recipes import RECIPES, Recipe
 from spequant.recipes.build import with_seed
 from spequant.recipes.folder import main_figure
 from spequant.recipes.schema import MethodChoice
-from spequant.studies.arms import RETRAIN, Arm, arms_report, carry_out, equal_terms, train_arms
+from spequant.studies.arms import RETRAIN, Arm, arms_report, carry_out, equal_terms
 from spequant.studies.page import Report
 from spequant.studies.tables import Change, method
 from spequant.studies.workshop import Workshop, about
@@ -128,7 +128,7 @@ def beyond(shop: Workshop) -> Report:
         f"{about(shop)} {len(tried['SPEQ'])} trials for each search, by TPE, with one seed, by held-out images; the "
         f"{AGAIN} best of each with all seeds, of which the best mean won. Test figures chose nothing."
     )
-    report = arms_report("Beyond the paper's settings", text, arms, train_arms(arms, shop.seeds, shop.runs))
+    report = arms_report("Beyond the paper's settings", text, arms, shop.train(arms))
     return replace(report, more={"trials": table})
 
 
@@ -138,20 +138,23 @@ def search(name: str, base: Recipe, shop: Workshop) -> list[Tried]:
     optuna = needs("optuna", "report")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
-    found = []
-    for _ in range(min(shop.settings.trials, 2) if shop.settings.smoke else shop.settings.trials):
-        trial = study.ask()
-        kind, parts = SEARCHES[name]
-        tried = Tried(kind, parts(trial, shop), 0.0)
-        tried = replace(tried, held=_held(tried, base, shop, shop.seeds[0]))
-        study.tell(trial, tried.held)
-        found.append(tried)
+    trials = min(shop.settings.trials, 2) if shop.settings.smoke else shop.settings.trials
+    kind, parts = SEARCHES[name]
+    found: list[Tried] = []
+    while len(found) < trials:
+        asked = [study.ask() for _ in range(min(shop.settings.at_once, trials - len(found)))]
+        tried = [Tried(kind, parts(trial, shop), 0.0) for trial in asked]
+        shop.ahead([with_seed(_recipe(base, t, shop), shop.seeds[0]) for t in tried])
+        for trial, t in zip(asked, tried, strict=True):
+            found.append(replace(t, held=_held(t, base, shop, shop.seeds[0])))
+            study.tell(trial, found[-1].held)
     return found
 
 
 def _best(found: Sequence[Tried], base: Recipe, shop: Workshop) -> Tried:
     different = {t.label: t for t in found}  # trials may repeat
     first = sorted(different.values(), key=lambda t: -t.held)[:AGAIN]
+    shop.ahead([with_seed(_recipe(base, t, shop), seed) for seed in shop.seeds for t in first])
     return max(first, key=lambda t: mean(_held(t, base, shop, seed) for seed in shop.seeds))
 
 

@@ -13,11 +13,11 @@ from spequant.recipes.build import calibrated, device_of
 from spequant.recipes.fields import make_field
 from spequant.recipes.images import Images
 from spequant.recipes.schema import MethodChoice
-from spequant.studies.arms import RETRAIN, Arm, arms_report, equal_terms, train_arms
+from spequant.studies.arms import RETRAIN, Arm, arms_report, equal_terms
 from spequant.studies.page import Report, Row
 from spequant.studies.sensitivity import assign, losses_alone, losses_raised, low_bit_layers
 from spequant.studies.tables import method
-from spequant.studies.workshop import Workshop, about, low_bit
+from spequant.studies.workshop import Workshop, about, low_bits
 
 WIDTHS = (2, 3, 4, 8)
 """from which each layer's is chosen, its weight's and its input's alike"""
@@ -64,9 +64,7 @@ def sensitivity(shop: Workshop) -> Report:
     layers = measured(recipe, folder)
     arms = _arms(base, recipe, layers, shop)
     equal_terms(arms)
-    report = arms_report(
-        "Sensitivity of layers, and mixed precision", "", arms, train_arms(arms, shop.seeds, shop.runs)
-    )
+    report = arms_report("Sensitivity of layers, and mixed precision", "", arms, shop.train(arms))
     table = [
         {
             "layer": n,
@@ -91,7 +89,7 @@ def _subject(shop: Workshop) -> tuple[str, Recipe, Path]:
     """(the catalogue's recipe, the recipe, the run's folder): of the run given, or of SPEQ's, trained here."""
     folder = shop.settings.run
     if folder is None:
-        arm, _, folder = low_bit(shop, "SPEQ", shop.family(), method("speq"))
+        arm, _, folder = low_bits(shop, shop.family(), {"SPEQ": method("speq")})["SPEQ"]
         return arm.base, arm.recipe, folder
     if shop.settings.smoke:
         raise ValueError(f"run is {folder}, which --smoke does not take: it trains a network of its own")

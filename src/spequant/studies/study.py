@@ -21,16 +21,15 @@ from spequant.studies.arms import (
     equal_terms,
     facts_of,
     options,
-    train_arms,
 )
 from spequant.studies.beyond import beyond
 from spequant.studies.gradients import CONFIDENCES, fig3
 from spequant.studies.greedy import greedy_order, held_or_test, soft_labels
 from spequant.studies.mixed import sensitivity
 from spequant.studies.page import Report, write_report
-from spequant.studies.tables import CIFAR, IMAGENET, Family, method, table2, table3, table4, table5
+from spequant.studies.tables import CIFAR, IMAGENET, Change, Family, method, table2, table3, table4, table5
 from spequant.studies.widths import at_activation_widths, every_pair
-from spequant.studies.workshop import Study, Workshop, about, about_one, low_bit, once
+from spequant.studies.workshop import Study, Workshop, about, about_one, low_bits, once
 
 IMAGES = 2000
 """of the greedy choice: each of its measurements runs the network on so many"""
@@ -55,7 +54,7 @@ def _compared(
         shared = once(shop.shared(size, one=one))  # which trains the float networks: of those asked for alone
         arms = [a for family in asked for a in table(family, shared) if (a.group, a.label) in names]
         equal_terms(arms)
-        return arms_report(title, about(shop), arms, train_arms(arms, shop.seeds, shop.runs))
+        return arms_report(title, about(shop), arms, shop.train(arms))
 
     study.__doc__ = table.__doc__
     return study
@@ -66,8 +65,8 @@ def table1(shop: Workshop) -> Report:
     family, widths = shop.family(), shop.widths
     rows: list[dict[str, Any]] = []
     done = []
-    for label, change in ((RETRAIN, method("retrain")), ("SPEQ", method("speq"))):
-        made, result, folder = low_bit(shop, label, family, change)
+    networks = low_bits(shop, family, {RETRAIN: method("retrain"), "SPEQ": method("speq")})
+    for label, (made, result, folder) in networks.items():
         done.append({shop.seeds[0]: (result, folder)})
         command = command_of(made.base, with_seed(made.recipe, shop.seeds[0]))
         rows += [{"network": label, **row, "command": command} for row in every_pair(folder, widths)]
@@ -94,28 +93,22 @@ def table1(shop: Workshop) -> Report:
 def any_precision(shop: Workshop) -> Report:
     """One SPEQ network at each activation width against networks trained at it."""
     family, widths = shop.family(), shop.widths
-    done, single = [], {}
-    for label, change in (("SPEQ", method("speq")), ("joint bits", method("joint-bits")), (RETRAIN, method("retrain"))):
-        _, result, folder = low_bit(shop, label, family, change)
-        done.append({shop.seeds[0]: (result, folder)})
-        single[label] = at_activation_widths(folder, widths)
+    one = {"SPEQ": method("speq"), "joint bits": method("joint-bits"), RETRAIN: method("retrain")}
+    each = {f"{RETRAIN} at {bits}": _retrain_at(bits) for bits in widths}
+    networks = low_bits(shop, family, one | each)
+    single = {label: at_activation_widths(networks[label][2], widths) for label in one}
     rows = []
-    for bits in widths:
-
-        def at_bits(recipe: Recipe, bits: int = bits) -> Recipe:
-            recipe = method("retrain")(recipe)
-            return replace(recipe, quant=replace(recipe.quant, act_bits=bits))
-
-        made, result, folder = low_bit(shop, f"{RETRAIN} at {bits}", family, at_bits)
-        done.append({shop.seeds[0]: (result, folder)})
+    for bits, label in zip(widths, each, strict=True):
+        made, result, _ = networks[label]
         rows.append(
             {
                 "activations": bits,
-                **{f"one network, {label}": values[bits] for label, values in single.items()},
+                **{f"one network, {name}": values[bits] for name, values in single.items()},
                 "trained at this width": result["test_accuracy"],
                 "command": command_of(made.base, with_seed(made.recipe, shop.seeds[0])),
             }
         )
+    done = [{shop.seeds[0]: (result, folder)} for _, result, folder in networks.values()]
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
@@ -128,9 +121,17 @@ def any_precision(shop: Workshop) -> Report:
     return Report("Any precision: one network at each activation width", about_one(shop), rows, draw, facts_of(done))
 
 
+def _retrain_at(act_bits: int) -> Change:
+    def change(recipe: Recipe) -> Recipe:
+        recipe = method("retrain")(recipe)
+        return replace(recipe, quant=replace(recipe.quant, act_bits=act_bits))
+
+    return change
+
+
 def fig2(shop: Workshop) -> Report:
     """The order in which layers raised to 8 bits gain most; soft labels by width."""
-    made, result, folder = low_bit(shop, RETRAIN, shop.family(), method("retrain"))
+    made, result, folder = low_bits(shop, shop.family(), {RETRAIN: method("retrain")})[RETRAIN]
     recipe, model, test = load_run(folder)
     field = make_field(recipe, device_of(recipe))
     assert isinstance(field, Images)
@@ -180,10 +181,10 @@ STUDIES: dict[str, Callable[[Workshop], Report]] = {
 }
 
 
-TRAINING = ("seeds", "recipe", "weights", "epochs", "images", "held_out", "root", "device", "threads")
+TRAINING = ("seeds", "recipe", "weights", "epochs", "images", "held_out", "root", "device", "threads", "at_once")
 WITHOUT_EFFECT = {
     "table1": ("only",),
-    "fig2": ("only",),
+    "fig2": ("only", "at_once"),
     "any-precision": ("only",),
     "sensitivity": ("only",),
     "beyond": ("only",),

@@ -1,19 +1,12 @@
-"""Runs side by side, each in a process of its own: one may fail, be killed and be resumed without the others."""
+"""The command `sweep`: recipes with several seeds, some runs at the same time."""
 
-import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from spequant.studies.compare import Compare, report
+from spequant.studies.side_by_side import Job, all_finished, side_by_side
 from spequant.terminal import print_table
-from spequant.train.interruption import interruptions
 
 
 @dataclass(frozen=True)
@@ -31,28 +24,11 @@ class Sweep:
     """the runs' folders go here"""
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run: its recipe's name, its folder, and what `spequant` is called with."""
-
-    recipe: str
-    folder: Path
-    arguments: tuple[str, ...]
-
-
-def threads_each(at_once: int) -> list[str]:
-    """The option that gives each of so many runs its share of the CPU's threads; empty for one, which has them all."""
-    return ["--train.threads", str(max(1, torch.get_num_threads() // at_once))] if at_once > 1 else []
-
-
 def run_sweep(jobs: Sequence[Job], at_once: int) -> None:
     """Carry out `jobs`, printing what they print, then the comparison of all that are finished.
 
-    ChildProcessError: some did not finish; the others did. KeyboardInterrupt: SIGINT or SIGTERM, passed on to the
-    runs, which save and end; at a second one they are killed.
+    ChildProcessError: some did not finish; the others did. KeyboardInterrupt: see `side_by_side`.
     """
-    if at_once < 1:
-        raise ValueError(f"at_once is {at_once}; expected 1 or more")
     if not jobs:
         raise ValueError("seeds is empty; expected some, e.g. --seeds 0 1 2")
     folders = [job.folder for job in jobs]
@@ -61,74 +37,10 @@ def run_sweep(jobs: Sequence[Job], at_once: int) -> None:
         raise ValueError(
             f"two runs would be in {', '.join(twice)}; give seeds and recipes once, and no --name to several"
         )
-    with ThreadPoolExecutor(at_once) as pool, _Processes() as processes:
-        codes = [pool.submit(processes.carry_out, job) for job in jobs]
-        with interruptions() as asked:
-            while wait(codes, timeout=0.2).not_done and not asked():
-                pass
-            interrupted = asked()
-        if interrupted:
-            processes.stop(signal.SIGINT)
-            wait(codes)
-    if interrupted:
-        raise KeyboardInterrupt("interrupted; the same command goes on with these runs")
+    codes = side_by_side(jobs, at_once)
     arms = [job.recipe for job in jobs]  # the first recipe is what the others are compared with, if it finished at all
-    done = [job for job, code in zip(jobs, codes, strict=True) if code.result() == 0]
+    done = [job for job, code in zip(jobs, codes, strict=True) if code == 0]
     done.sort(key=lambda job: arms.index(job.recipe))
     if done:
         print_table(report(Compare(tuple(job.folder for job in done))))
-    failed = [f"{job.folder} (exit {code.result()})" for job, code in zip(jobs, codes, strict=True) if code.result()]
-    if failed:
-        raise ChildProcessError(f"not finished: {', '.join(failed)}; the reasons stand above")
-
-
-class _Processes:
-    """The runs under way."""
-
-    def __init__(self) -> None:
-        self.lock, self.running, self.stopped = threading.Lock(), set[subprocess.Popen[str]](), False
-
-    def __enter__(self) -> "_Processes":
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:  # a second Ctrl-C
-            self.stop(signal.SIGKILL)
-
-    def carry_out(self, job: Job) -> int:
-        """The exit status of a run, whose lines are printed as they come; nothing is begun after `stop`."""
-        command = [sys.executable, "-m", "spequant", *job.arguments]
-        with self.lock:
-            if self.stopped:
-                return 130
-            process = subprocess.Popen(  # in a session of its own: Ctrl-C reaches it once, through `stop`
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                start_new_session=True,
-            )
-            self.running.add(process)
-        assert process.stdout is not None
-        name = f"{job.folder.name}  "
-        try:
-            with process.stdout as lines:
-                for line in lines:
-                    print(line if line.startswith(name) else name + line, end="", flush=True)
-        except BaseException:  # nobody reads what is printed any more
-            self.stop(signal.SIGINT)
-            raise
-        finally:
-            code = process.wait()
-            with self.lock:
-                self.running.remove(process)
-        return code
-
-    def stop(self, number: signal.Signals) -> None:
-        """Send a signal to each: SIGINT, as a scheduler may have sent SIGTERM already, and a second one kills."""
-        with self.lock:
-            self.stopped = True
-            for process in self.running:
-                process.send_signal(number)
+    all_finished(jobs, codes)

@@ -1,18 +1,17 @@
 """Where a study works: its settings, its folder, the float networks that its arms start from."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
 from spequant.recipes import RECIPES, Recipe
-from spequant.recipes.build import with_seed
 from spequant.recipes.variants import FLOAT, RETRAIN
-from spequant.studies.arms import Arm, carry_out
-from spequant.studies.tables import CIFAR, RESNET20, Family, arm
+from spequant.studies.arms import Arm, carry_out, train_arms, train_at_once
+from spequant.studies.tables import CIFAR, RESNET20, Change, Family, arm
 from spequant.studies.tiny import tiny, write_images
 from spequant.studies.widths import WIDTHS
 
@@ -53,6 +52,8 @@ class Study:
     """folder of the data; None: SPEQUANT_DATA"""
     device: str = "auto"
     threads: int | None = None
+    at_once: int = 1
+    """runs at the same time, in processes of their own; the CPU's threads are divided among them"""
 
 
 class Workshop:
@@ -67,9 +68,20 @@ class Workshop:
         self.seeds = settings.seeds[:2] if settings.smoke else settings.seeds
         if not self.seeds:
             raise ValueError("seeds is empty; expected some, e.g. --seeds 0 1 2")
+        if settings.at_once < 1:
+            raise ValueError(f"at_once is {settings.at_once}; expected 1 or more")
         self.widths = (2, 4, 8) if settings.smoke else settings.widths
         if not self.widths or not all(1 <= bits <= 8 for bits in self.widths):
             raise ValueError(f"widths is {self.widths!r}; expected bits from 1 to 8, e.g. --widths 2 4 8")
+
+    def train(self, arms: Sequence[Arm], seeds: Sequence[int] = ()) -> list[dict[int, tuple[dict[str, Any], Path]]]:
+        """{seed: (result, folder)} of each arm; seeds: all of the settings' where none is given."""
+        return train_arms(arms, seeds or self.seeds, self.runs, self.settings.at_once)
+
+    def ahead(self, recipes: Sequence[Recipe]) -> None:
+        """Train those at once whose results are about to be asked for, where the settings say so."""
+        if self.settings.at_once > 1:
+            train_at_once(recipes, self.runs, self.settings.at_once)
 
     def family(self, known: Sequence[Family] = CIFAR) -> Family:
         """The network of a study on one of them."""
@@ -158,8 +170,12 @@ def _schedule(settings: Study) -> str:
     return f" NOT AT FULL LENGTH: {changed}, which the recipe has otherwise." if changed else ""
 
 
-def low_bit(shop: Workshop, label: str, family: Family, change: Callable[[Recipe], Recipe]) -> tuple[Arm, dict, Path]:
-    """(arm, result, folder) of one run with the first seed."""
-    made = arm(family, label, change, once(shop.shared()))
-    result, folder = carry_out(with_seed(made.recipe, shop.seeds[0]), shop.runs)
-    return made, result, folder
+def low_bits(
+    shop: Workshop, family: Family, changes: Mapping[str, Change]
+) -> dict[str, tuple[Arm, dict[str, Any], Path]]:
+    """{label: (arm, result, folder)}, one run each, with the first seed."""
+    shared = once(shop.shared())
+    arms = [arm(family, label, change, shared) for label, change in changes.items()]
+    seed = shop.seeds[0]
+    found = shop.train(arms, (seed,))
+    return {made.label: (made, *done[seed]) for made, done in zip(arms, found, strict=True)}
