@@ -40,6 +40,7 @@ from spequant.studies.arms import (
     folder_of,
     train_at_once,
 )
+from spequant.studies.beyond import Tried, without_each
 from spequant.studies.gradients import pull
 from spequant.studies.greedy import greedy_order, soft_labels
 from spequant.studies.page import Report, write_report
@@ -181,12 +182,22 @@ def test_beyond(tmp_path):
     trials = rows_of(tmp_path / "study", "beyond-trials")
     assert [(t["search"], t["trial"]) for t in trials] == [(s, t) for s in ("Retrain", "SPEQ") for t in "01"]
     for i, name in ((2, "Retrain"), (3, "SPEQ")):
+        first, other = (t for t in trials if t["search"] == name)
+        assert first["what"] == "the paper's settings" != other["what"]
+        assert float(first["held out"]) == float(rows[i - 2]["held out"])
         best = max((t for t in trials if t["search"] == name), key=lambda t: float(t["held out"]))
         assert float(best["held out"]) == float(rows[i]["held out"]) and rows[i]["note"] == best["what"]
-    parts = rows[3]["note"].split(", ")
-    assert len(rows) == 4 + len(parts) and all(row["arm"].startswith("best without ") for row in rows[4:])
+    changed = [] if rows[3]["note"] == "the paper's settings" else rows[3]["note"].split(", ")
+    assert [row["arm"] for row in rows[4:]] == [f"best without {part}" for part in changed]
     again = smoke("beyond", tmp_path / "study", "--seeds", "0", "--resume")
     assert again == rows  # the same trials, none of them trained again
+
+
+def test_an_ablation_leaves_out_one_part_at_a_time():
+    won = Tried("speq", {name: lambda recipe, name=name: recipe + name for name in "abc"}, 1.0)
+    rest = {part: "".join(change("") for change in one.parts.values()) for part, one in without_each(won).items()}
+    assert rest == {"a": "bc", "b": "ac", "c": "ab"}
+    assert without_each(won)["b"].label == "a, c" and without_each(Tried("speq", {}, 1.0)) == {}
 
 
 def test_table5(tmp_path):

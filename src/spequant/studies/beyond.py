@@ -6,9 +6,12 @@ from dataclasses import dataclass, replace
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from spequant.extras import needs
 from spequant.recipes import RECIPES, Recipe
 from spequant.recipes.build import with_seed
+from spequant.recipes.fields import make_field
 from spequant.recipes.folder import main_figure
 from spequant.recipes.schema import MethodChoice
 from spequant.studies.arms import RETRAIN, Arm, arms_report, carry_out, equal_terms
@@ -33,7 +36,7 @@ class Tried:
 
     @property
     def label(self) -> str:
-        return ", ".join(self.parts) or "as the recipe has it"
+        return ", ".join(self.parts) or "the paper's settings"
 
 
 def common_parts(trial: "Trial") -> dict[str, Change]:
@@ -41,8 +44,8 @@ def common_parts(trial: "Trial") -> dict[str, Change]:
     found: dict[str, Change] = {}
     if trial.suggest_categorical("quantizers", ["recipe's", "lsq"]) == "lsq":
         found["LSQ"] = _set("quant", weight="lsq", act="lsq")
-    rate = trial.suggest_float("rate", 0.5, 2.0, log=True)
-    found[f"lr x {rate:.2f}"] = lambda r: replace(r, train=replace(r.train, lr=r.train.lr * rate))
+    if (rate := trial.suggest_float("rate", 0.5, 2.0, log=True)) != 1.0:
+        found[f"lr x {rate:.2f}"] = lambda r: replace(r, train=replace(r.train, lr=r.train.lr * rate))
     decay = trial.suggest_categorical("weight decay", [0.5, 1.0, 2.0])
     if decay != 1.0:
         found[f"weight decay x {decay:g}"] = lambda r: replace(
@@ -57,7 +60,7 @@ def last_parts(trial: "Trial", shop: Workshop) -> dict[str, Change]:
     return {"4 bits for half of the epochs": functools.partial(_four_bits_first, shop)} if first else {}
 
 
-def retrain_parts(trial: "Trial", shop: Workshop) -> dict[str, Change]:
+def retrain_parts(trial: "Trial", shop: Workshop, steps: int) -> dict[str, Change]:
     found = common_parts(trial)
     smoothing = trial.suggest_categorical("label smoothing", [0.0, 0.05, 0.1])
     if smoothing:
@@ -65,7 +68,7 @@ def retrain_parts(trial: "Trial", shop: Workshop) -> dict[str, Change]:
     return found | last_parts(trial, shop)
 
 
-def speq_parts(trial: "Trial", shop: Workshop) -> dict[str, Change]:
+def speq_parts(trial: "Trial", shop: Workshop, steps: int) -> dict[str, Change]:
     found = common_parts(trial)
     temperature = trial.suggest_categorical("T", [1.0, 2.0, 4.0])
     weight = trial.suggest_categorical("weight", [0.5, 1.0, 2.0, 4.0])
@@ -86,17 +89,36 @@ def speq_parts(trial: "Trial", shop: Workshop) -> dict[str, Change]:
         found["T falls to 1"] = _set("method", temperature_end=1.0)
     if trial.suggest_categorical("u falls", [False, True]):
         found["u falls to 0"] = _set("method", probability_end=0.0)
-    if (average := trial.suggest_categorical("average", [0.0, 0.99, 0.999])) > 0:
-        found[f"averaged weights ({average:g}) teach"] = _set("method", average=average)
+    if (epochs := trial.suggest_categorical("averaged epochs", [0.0, 0.25, 1.0])) > 0:
+        decay = round(1 - 1 / (1 + epochs * steps), 4)  # whose weights reach back that far on average
+        found[f"weights averaged over {epochs:g} epochs teach"] = _set("method", average=decay)
     if (feature := trial.suggest_categorical("features", [0.0, 0.5, 2.0])) > 0:
         found[f"features, {feature:g}"] = _set("method", feature_weight=feature)
     return found | last_parts(trial, shop)
 
 
-SEARCHES: dict[str, tuple[str, Callable[["Trial", Workshop], dict[str, Change]]]] = {
+SEARCHES: dict[str, tuple[str, Callable[["Trial", Workshop, int], dict[str, Change]]]] = {
     "Retrain": ("retrain", retrain_parts),
     "SPEQ": ("speq", speq_parts),
 }
+"""{name: (method, what a trial changes, of so many steps an epoch)}"""
+PAPER = {
+    "quantizers": "recipe's",
+    "rate": 1.0,
+    "weight decay": 1.0,
+    "label smoothing": 0.0,
+    "T": 1.0,
+    "weight": 1.0,
+    "u": 0.5,
+    "passes": 1,
+    "a separate teacher": False,
+    "T falls": False,
+    "u falls": False,
+    "averaged epochs": 0.0,
+    "features": 0.0,
+    "4 bits first": False,
+}
+"""what each search tries first: none ends below where it began"""
 
 
 def beyond(shop: Workshop) -> Report:
@@ -113,23 +135,26 @@ def beyond(shop: Workshop) -> Report:
     arms.append(Arm(family.group, "SPEQ", family.speq, method("speq")(base), paper=family.paper))
     for name, won in best.items():
         arms.append(Arm(family.group, f"{name}, best", family.speq, _recipe(base, won, shop), note=won.label))
-    won = best["SPEQ"]
-    for part in won.parts:
-        rest = replace(won, parts={k: v for k, v in won.parts.items() if k != part})
-        made = _recipe(base, rest, shop)
-        arms.append(Arm(family.group, f"best without {part}", family.speq, made, note=rest.label))
+    for part, rest in without_each(best["SPEQ"]).items():
+        arms.append(Arm(family.group, f"best without {part}", family.speq, _recipe(base, rest, shop), note=rest.label))
     equal_terms(arms)
     table = [
         {"search": name, "trial": i, "held out": t.held, "what": t.label}
         for name, found in tried.items()
         for i, t in enumerate(found)
     ]
+    count = len(tried["SPEQ"])
     text = (
-        f"{about(shop)} {len(tried['SPEQ'])} trials for each search, by TPE, with one seed, by held-out images; the "
-        f"{AGAIN} best of each with all seeds, of which the best mean won. Test figures chose nothing."
+        f"{about(shop)} {count} trials for each search, by TPE, the paper's settings first, by one seed's held-out "
+        f"images; the {AGAIN} best of each with all seeds, the best mean of which won. Test figures chose nothing."
     )
     report = arms_report("Beyond the paper's settings", text, arms, shop.train(arms))
     return replace(report, more={"trials": table})
+
+
+def without_each(won: Tried) -> dict[str, Tried]:
+    """The ablation: {part: `won` without it}."""
+    return {part: replace(won, parts={k: v for k, v in won.parts.items() if k != part}) for part in won.parts}
 
 
 def search(name: str, base: Recipe, shop: Workshop) -> list[Tried]:
@@ -140,10 +165,12 @@ def search(name: str, base: Recipe, shop: Workshop) -> list[Tried]:
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
     trials = min(shop.settings.trials, 2) if shop.settings.smoke else shop.settings.trials
     kind, parts = SEARCHES[name]
+    study.enqueue_trial(PAPER)
+    steps = make_field(base, torch.device("cpu")).sizes[0] // base.train.batch_size
     found: list[Tried] = []
     while len(found) < trials:
         asked = [study.ask() for _ in range(min(shop.settings.at_once, trials - len(found)))]
-        tried = [Tried(kind, parts(trial, shop), 0.0) for trial in asked]
+        tried = [Tried(kind, parts(trial, shop, steps), 0.0) for trial in asked]
         shop.ahead([with_seed(_recipe(base, t, shop), shop.seeds[0]) for t in tried])
         for trial, t in zip(asked, tried, strict=True):
             found.append(replace(t, held=_held(t, base, shop, shop.seeds[0])))
