@@ -6,7 +6,7 @@ from pathlib import Path
 
 from spequant.recipes.catalogue_squad import SQUAD_RECIPES
 from spequant.recipes.schema import Data, MethodChoice, Network, Quantization, Recipe, Training
-from spequant.recipes.variants import FLOAT, RETRAIN, retrain
+from spequant.recipes.variants import FLOAT, RETRAIN, beyond, retrain
 
 
 def cifar10_resnet20_w2a2_speq() -> Recipe:
@@ -39,6 +39,11 @@ def cifar10_resnet20_w2a2_retrain_200() -> Recipe:
     return retrain(cifar10_resnet20_w2a2_speq_200())
 
 
+def cifar10_resnet20_w2a2_beyond_200() -> Recipe:
+    """The winner of `spequant study beyond` on 5,120 images, on all for 200 epochs. Not run yet."""
+    return beyond(cifar10_resnet20_w2a2_speq_200())
+
+
 def cifar10_5k_resnet20_float() -> Recipe:
     """Float ResNet-20 from scratch on the first 5,120 training images, 40 epochs."""
     return Recipe(
@@ -66,6 +71,11 @@ def cifar10_5k_resnet20_w2a2_speq() -> Recipe:
 def cifar10_5k_resnet20_w2a2_retrain() -> Recipe:
     """The same without a teacher."""
     return retrain(cifar10_5k_resnet20_w2a2_speq())
+
+
+def cifar10_5k_resnet20_w2a2_beyond() -> Recipe:
+    """The winner of `spequant study beyond` there: LSQ, the float network teaching, too, T = 4, two teacher passes."""
+    return beyond(cifar10_5k_resnet20_w2a2_speq())
 
 
 def digits_float() -> Recipe:
@@ -304,6 +314,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         cifar10_resnet20_w2a2_retrain,
         cifar10_resnet20_w2a2_speq_200,
         cifar10_resnet20_w2a2_retrain_200,
+        cifar10_resnet20_w2a2_beyond_200,
         cifar10_resnet20_float,
         cifar10_vgg16_float,
         cifar10_vgg16_w2a2_speq,
@@ -322,6 +333,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         cifar10_5k_resnet20_float,
         cifar10_5k_resnet20_w2a2_speq,
         cifar10_5k_resnet20_w2a2_retrain,
+        cifar10_5k_resnet20_w2a2_beyond,
         imagenet_alexnet_w2a2_speq,
         imagenet_resnet18_w2a2_speq,
         imagenet_resnet34_w2a2_speq,

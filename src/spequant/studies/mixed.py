@@ -173,6 +173,7 @@ def _draw(figure: Any, layers: Layers, rows: Sequence[Row], what: str) -> None:
         axes.invert_yaxis()
         axes.axvline(0, color="grey", linewidth=0.5)
         axes.tick_params(axis="x", labelsize=7)
+        axes.locator_params(axis="x", nbins=5)
     left.set_yticks(places, list(layers.raised), fontsize=size)
     middle.set_yticks([])
     title, name = UNITS[what][0], next(n for n in rows[0] if n.startswith("test "))
