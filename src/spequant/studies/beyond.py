@@ -83,7 +83,7 @@ def speq_parts(trial: "Trial", shop: Workshop, steps: int) -> dict[str, Change]:
     if (passes := trial.suggest_categorical("passes", [1, 2])) > 1:
         found[f"{passes} passes"] = _set("method", passes=passes)
     if trial.suggest_categorical("a separate teacher", [False, True]):
-        found["and the float network"] = _set("method", name="speq-distill")
+        found["the float network as a teacher"] = _set("method", name="speq-distill")
         return found | last_parts(trial, shop)
     if temperature > 1 and trial.suggest_categorical("T falls", [False, True]):
         found["T falls to 1"] = _set("method", temperature_end=1.0)
