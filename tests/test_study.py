@@ -285,7 +285,8 @@ def test_a_page_opens_in_chromium_without_an_error(tmp_path):
         ("table2", Study(recipe="digits-float"), "recipe is 'digits-float'; expected a recipe of SPEQ's"),
         ("table4", Study(weights=Path("a")), "weights is 'a', which has no effect on several networks; choose one"),
         ("table2", Study(widths=(2, 4)), "widths is (2, 4), which has no effect on table2"),
-        ("table1", Study(widths=(2, 9)), "widths is (2, 9); expected bits from 1 to 8, e.g. --widths 2 4 8"),
+        ("table1", Study(widths=(2, 9)), "widths is (2, 9); expected bits from 1 to 8, each once, e.g. --widths 2 4 8"),
+        ("any-precision", Study(widths=(2, 2)), "widths is (2, 2); expected bits from 1 to 8, each once"),
         ("any-precision", Study(widths=()), "widths is (); expected bits from 1 to 8"),
         ("fig3", Study(epochs=3), "epochs is 3, which has no effect on fig3"),
         ("table2", Study(budget="size"), "budget is 'size', which has no effect on table2"),
@@ -420,14 +421,16 @@ def test_weights_at_another_width_keep_their_bounds():
 
 def test_a_page_says_what_was_run(tmp_path, monkeypatch):
     monkeypatch.setitem(STUDIES, "table2", lambda shop: Report("t", about(shop), [{"x": 1}]))
-    settings = Study(out=tmp_path / "study", resume=True, epochs=12, images=99, seeds=(3, 4), recipe="digits-w2a2-speq")
+    settings = Study(out=tmp_path / "study", resume=True, epochs=11, images=99, seeds=(3, 4), recipe="digits-w2a2-speq")
     run_study("table2", settings)
     page = (tmp_path / "study" / "table2.md").read_text()
-    assert "NOT AT FULL LENGTH: 12 epochs, 99 training images" in page
+    assert "NOT AT FULL LENGTH: 11 epochs, 99 training images" in page
     words = shlex.split(page.split("command: ")[1].splitlines()[0])
     assert words[:3] == ["spequant", "study", "table2"] and tyro.cli(Study, args=words[3:]) == settings
     assert study_command("sensitivity", Study(run=Path("a b"))) == "spequant study sensitivity 'a b'"
-    assert "NOT AT" not in about(Workshop("table2", replace(settings, epochs=None, images=None)))
+    for epochs in (None, 12, 40):  # the recipe has 12
+        assert "NOT AT" not in about(Workshop("table2", replace(settings, epochs=epochs, images=None)))
+    assert "NOT AT FULL LENGTH: 40 epochs" in about(Workshop("table4", Study(out=tmp_path / "a", epochs=40)))
 
 
 def test_a_difference_of_one_seed_has_no_interval(tmp_path):

@@ -58,6 +58,7 @@ def digest(recipe: Recipe) -> str:
 
 
 def folder_of(recipe: Recipe, runs: Path) -> Path:
+    """Where below `runs` the run of `recipe` is: equal recipes have one folder."""
     return runs / f"{recipe.name}-{digest(recipe)}"
 
 

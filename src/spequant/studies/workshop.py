@@ -1,5 +1,6 @@
 """Where a study works: its settings, its folder, the float networks that its arms start from."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -71,8 +72,8 @@ class Workshop:
         if settings.at_once < 1:
             raise ValueError(f"at_once is {settings.at_once}; expected 1 or more")
         self.widths = (2, 4, 8) if settings.smoke else settings.widths
-        if not self.widths or not all(1 <= bits <= 8 for bits in self.widths):
-            raise ValueError(f"widths is {self.widths!r}; expected bits from 1 to 8, e.g. --widths 2 4 8")
+        if sorted(set(self.widths) & set(range(1, 9))) != sorted(self.widths) or not self.widths:
+            raise ValueError(f"widths is {self.widths!r}; expected bits from 1 to 8, each once, e.g. --widths 2 4 8")
 
     def train(self, arms: Sequence[Arm], seeds: Sequence[int] = ()) -> list[dict[int, tuple[dict[str, Any], Path]]]:
         """{seed: (result, folder)} of each arm; seeds: all of the settings' where none is given."""
@@ -164,9 +165,11 @@ def about_one(shop: Workshop) -> str:
 
 
 def _schedule(settings: Study) -> str:
-    """What is not as the recipe has it: short schedules are marked as such."""
-    own = {"epochs": settings.epochs, "training images": settings.images}
-    changed = ", ".join(f"{value} {name}" for name, value in own.items() if value is not None)
+    """What is less than the recipe has: short schedules are marked as such. Of several networks any setting counts."""
+    full = RECIPES[settings.recipe]().train.epochs if settings.recipe in RECIPES else math.inf
+    epochs = settings.epochs if settings.epochs is not None and settings.epochs < full else None
+    less = {"epochs": epochs, "training images": settings.images}
+    changed = ", ".join(f"{value} {name}" for name, value in less.items() if value is not None)
     return f" NOT AT FULL LENGTH: {changed}, which the recipe has otherwise." if changed else ""
 
 
