@@ -2,6 +2,7 @@
 
 import json
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from reference.augment import augment as literal_augment
 from spequant.data import Augment, ImageSet, eval_batches, hold_out, load_cifar10, load_digits, train_batches
 from spequant.recipes.build import build_data
 from spequant.recipes.check import check
-from spequant.recipes.schema import Data, Recipe, Training, differences, from_json, to_json
+from spequant.recipes.schema import Data, Network, Recipe, Training, differences, from_json, to_json
 
 
 def image_set(n=100, size=8, channels=3, classes=10):
@@ -163,5 +164,7 @@ def test_recipes_written_before_a_field_was_there_are_read_and_workers_may_chang
     old["data"] = {name: old["data"][name] for name in kept}
     del old["train"]["label_smoothing"]
     assert from_json(json.dumps(old)) == Recipe()
+    one, other = (Recipe(network=Network(weights=Path(p))) for p in ("float", "x/../float"))
+    assert differences(one, other) == [] != differences(one, Recipe(network=Network(weights=Path("x/float"))))
     assert differences(Recipe(data=Data(workers=1)), Recipe()) == []
     assert differences(Recipe(data=Data(mixup=0.2)), Recipe()) == ["data.mixup is 0.2, expected 0.0"]

@@ -4,6 +4,7 @@ import copy
 import csv
 import itertools
 import json
+import os
 import re
 import shlex
 import shutil
@@ -84,7 +85,11 @@ def test_table2(tmp_path, monkeypatch):
     command = shlex.split(rows[1]["command"])
     trained = parsed_train(command[2], command[3:]).recipe
     digests = {p.parent.name.rsplit("-", 1)[1] for p in again if json.loads(p.read_text())["seed"] == 0}
-    assert trained.method.name == "speq" and digest(trained) in digests
+    assert trained.method.name == "speq" and digest(trained, Path("study/runs")) in digests
+    os.rename("study", "moved")
+    assert smoke("table2", tmp_path / "moved", "--only", "*/Retrain", "*/cosine, stochastic*", "--resume")
+    there = {p.relative_to("moved"): p.stat().st_mtime_ns for p in Path("moved").rglob("result.json")}
+    assert there == {p.relative_to(tmp_path / "study"): t for p, t in again.items()}  # nothing was trained anew
 
 
 def test_runs_at_once_are_the_runs_one_by_one(tmp_path):
@@ -224,10 +229,11 @@ def test_all_arms_are_on_equal_terms_and_their_commands_say_what_they_are():
     arms = [a for f in CIFAR for t in (table2, table3, table4) for a in t(f, lambda r: r)]
     arms += [a for f in IMAGENET for a in table5(f, lambda r: r)]
     equal_terms(arms)
-    assert len({(a.group, a.label, digest(a.recipe)) for a in arms}) > 100
+    runs = Path("runs")
+    assert len({(a.group, a.label, digest(a.recipe, runs)) for a in arms}) > 100
     for a in arms:
         words = shlex.split(command_of(a.base, a.recipe))
-        assert digest(parsed_train(words[2], words[3:]).recipe) == digest(a.recipe), words
+        assert digest(parsed_train(words[2], words[3:]).recipe, runs) == digest(a.recipe, runs), words
     other = replace(arms[1], recipe=replace(arms[1].recipe, train=replace(arms[1].recipe.train, lr=1.0)), note="")
     with pytest.raises(ValueError, match=r"is not on equal terms with Retrain: train\.lr is 1\.0"):
         equal_terms([arms[0], other])
@@ -235,10 +241,22 @@ def test_all_arms_are_on_equal_terms_and_their_commands_say_what_they_are():
         chosen(arms, ["x"])
 
 
-def test_a_digest_is_of_what_is_trained():
-    recipe = RECIPES["digits-w2a2-speq"]()
-    assert digest(replace(recipe, name="other", train=replace(recipe.train, threads=1))) == digest(recipe)
-    assert digest(replace(recipe, train=replace(recipe.train, seed=1))) != digest(recipe)
+def test_a_digest_is_of_what_is_trained(tmp_path):
+    recipe, runs = RECIPES["digits-w2a2-speq"](), tmp_path / "study" / "runs"
+
+    def of(runs, **changes):
+        return digest(replace(recipe, **changes), runs)
+
+    assert of(runs, name="other", train=replace(recipe.train, threads=1)) == of(runs)
+    assert of(runs, train=replace(recipe.train, seed=1)) != of(runs)
+    for part, field in (("network", "weights"), ("method", "teacher")):
+        found = {
+            of(where / "runs", **{part: replace(getattr(recipe, part), **{field: where / "runs" / "float"})})
+            for where in (tmp_path / "study", tmp_path / "moved", tmp_path / "moved" / ".." / "study")
+        }
+        assert len(found) == 1
+        elsewhere = of(runs, **{part: replace(getattr(recipe, part), **{field: tmp_path / "float"})})
+        assert elsewhere not in found | {of(runs)}
 
 
 class Outside(HTMLParser):

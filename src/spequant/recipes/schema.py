@@ -238,7 +238,8 @@ ELSEWHERE = (
 
 
 def differences(found: Recipe, expected: Recipe) -> list[str]:
-    """ "train.lr is 0.1, expected 0.04" for each field in which two recipes differ, `ELSEWHERE` aside."""
+    """ "train.lr is 0.1, expected 0.04" for each field in which two recipes differ, `ELSEWHERE` aside. Paths are where
+    they lead."""
 
     def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         items: dict[str, Any] = {}
@@ -246,8 +247,11 @@ def differences(found: Recipe, expected: Recipe) -> list[str]:
             items |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
         return items
 
+    def end(value: Any) -> Any:
+        return value.resolve() if isinstance(value, Path) else value
+
     a, b = flat(dataclasses.asdict(found)), flat(dataclasses.asdict(expected))
-    return [f"{k} is {a[k]!r}, expected {b[k]!r}" for k in a if k not in ELSEWHERE and a[k] != b[k]]
+    return [f"{k} is {a[k]!r}, expected {b[k]!r}" for k in a if k not in ELSEWHERE and end(a[k]) != end(b[k])]
 
 
 def to_json(recipe: Recipe) -> str:

@@ -22,6 +22,8 @@ from spequant.studies.side_by_side import Job, all_finished, side_by_side, threa
 from spequant.terminal import Terminal
 
 RETRAIN = "Retrain"
+WEIGHTS = (("network", "weights"), ("method", "teacher"))
+"""Fields of a recipe that name weights to start from, or to learn from."""
 
 
 @dataclass(frozen=True)
@@ -48,23 +50,30 @@ def chosen(arms: Sequence[Arm], patterns: Sequence[str]) -> list[Arm]:
     return [a for a in arms if not patterns or any(fnmatchcase(f"{a.group}/{a.label}", p) for p in patterns)]
 
 
-def digest(recipe: Recipe) -> str:
-    """Of all fields that say what is trained: runs of one digest are one run."""
+def digest(recipe: Recipe, runs: Path) -> str:
+    """Of all fields that say what is trained: runs of one digest are one run. Weights of a run below `runs` count by
+    its name, so that the folder of a study may be moved, or its path be written otherwise."""
     content = json.loads(to_json(replace(recipe, name="")))
     for name in ELSEWHERE:
         part, field = name.split(".")
         del content[part][field]
+    for part, field in WEIGHTS:
+        path = content[part][field]
+        if path is not None and Path(path).resolve().parent == runs.resolve():
+            content[part][field] = Path(path).name
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=5).hexdigest()
 
 
 def folder_of(recipe: Recipe, runs: Path) -> Path:
     """Where below `runs` the run of `recipe` is: equal recipes have one folder."""
-    return runs / f"{recipe.name}-{digest(recipe)}"
+    return runs / f"{recipe.name}-{digest(recipe, runs)}"
 
 
 def carry_out(recipe: Recipe, runs: Path) -> tuple[dict[str, Any], Path]:
     """(result, folder) of `recipe` below `runs`: trained, gone on with, or read where it is finished."""
     folder = folder_of(recipe, runs)
+    if (folder / RESULT).exists():
+        return json.loads((folder / RESULT).read_text()), folder
     with Terminal(folder.name) as reporter:
         return run(recipe, folder, reporter, resume=True), folder
 
