@@ -4,6 +4,7 @@ import copy
 import csv
 import itertools
 import json
+import math
 import os
 import re
 import shlex
@@ -31,17 +32,23 @@ from spequant.models import resnet8
 from spequant.prepare import replace_modules
 from spequant.quantizers import LSQ, PACT, SAWB
 from spequant.recipes import RECIPES
+from spequant.recipes.build import with_seed
+from spequant.recipes.folder import listing
+from spequant.recipes.schema import to_json
 from spequant.studies.arms import (
     Arm,
     arms_report,
+    carry_out,
     chosen,
     command_of,
     digest,
     equal_terms,
     folder_of,
+    reason,
+    train_arms,
     train_at_once,
 )
-from spequant.studies.beyond import Tried, without_each
+from spequant.studies.beyond import Tried, _best, search, without_each
 from spequant.studies.gradients import pull
 from spequant.studies.greedy import greedy_order, soft_labels
 from spequant.studies.page import Report, write_report
@@ -93,7 +100,9 @@ def test_table2(tmp_path, monkeypatch):
 
 
 def test_runs_at_once_are_the_runs_one_by_one(tmp_path):
+    (tmp_path / "of-ten-classes.th").touch()  # which made-up images of two do not start from
     options = ["--seeds", "0", "--only", "*/Retrain", "*/SPEQ", "--threads", "1"]
+    options += ["--weights", str(tmp_path / "of-ten-classes.th")]
     alone = smoke("table3", tmp_path / "alone", *options)
     both = smoke("table3", tmp_path / "both", *options, "--at-once", "2")
     own = [{name: row[name] for name in ("arm", "test accuracy", "held out", "minus Retrain")} for row in both]
@@ -112,6 +121,32 @@ def test_a_run_at_once_that_fails_costs_no_other(tmp_path):
     with pytest.raises(ChildProcessError, match=r"not finished: .*digits-w2a2-retrain"):
         train_at_once([bad, good, good], tmp_path / "runs", 2)
     assert [p.parent for p in tmp_path.rglob("result.json")] == [folder_of(good, tmp_path / "runs")]
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_run_that_diverges_is_a_row_that_says_so(tmp_path, at_once):
+    good = tiny(RECIPES["digits-w2a2-retrain"](), tmp_path, 8)
+    good = replace(good, data=RECIPES["digits-w2a2-retrain"]().data, network=replace(good.network, weights=None))
+    good = replace(good, data=replace(good.data, images=64))
+    bad = replace(good, train=replace(good.train, lr=1e30))
+    arms = [Arm("g", label, good.name, recipe) for label, recipe in (("Retrain", good), ("too fast", bad))]
+    done = train_arms(arms, [0, 1], tmp_path / "runs", at_once)
+    assert [[bool(result) for result, _ in found.values()] for found in done] == [[True, True], [False, False]]
+    report = arms_report("t", "a", arms, done)
+    assert [(row["seeds"], row["note"]) for row in report.rows] == [(2, ""), (0, "diverged: seed 0, 1")]
+    write_report(report, tmp_path, "t")
+    folder = done[1][0][1]
+    assert "the loss is not finite at epoch 1" in reason(folder)
+    assert {row["run"]: row["state"] for row in listing(tmp_path / "runs")}[str(folder)] == "diverged"
+    before = (folder / "metrics.jsonl").stat().st_mtime_ns
+    assert train_arms(arms, [0, 1], tmp_path / "runs", at_once) == done  # it is not tried again
+    assert (folder / "metrics.jsonl").stat().st_mtime_ns == before
+    with pytest.raises(FloatingPointError, match=r"every run of 't' diverged: .*not finite"):
+        arms_report("t", "a", arms[1:], done[1:])
+    (folder / "diverged.txt").unlink()
+    with pytest.raises(FloatingPointError, match="not finite"):
+        carry_out(with_seed(bad, 0), tmp_path / "runs")
+    assert (folder / "diverged.txt").exists()
 
 
 def test_a_killed_study_goes_on(tmp_path):
@@ -141,7 +176,8 @@ def test_table1_and_any_precision_and_fig2_share_their_runs(tmp_path, monkeypatc
     assert [int(row["raised"]) for row in rows] == list(range(len(rows))) and len({r["layer"] for r in rows}) == len(
         rows
     )
-    rows = smoke("any-precision", Path("study"), "--resume")
+    os.rename("study", "moved")  # with the data that the runs name
+    rows = smoke("any-precision", Path("moved"), "--resume")
     assert [row["activations"] for row in rows] == ["2", "4", "8"]
 
 
@@ -194,8 +230,29 @@ def test_beyond(tmp_path):
         assert float(best["held out"]) == float(rows[i]["held out"]) and rows[i]["note"] == best["what"]
     changed = [] if rows[3]["note"] == "the paper's settings" else rows[3]["note"].split(", ")
     assert [row["arm"] for row in rows[4:]] == [f"best without {part}" for part in changed]
+    best = float(rows[2]["test accuracy"])
+    for i, row in enumerate(rows):
+        gap = row["minus Retrain, best"]
+        assert gap == "" if i == 2 else float(gap) == float(row["test accuracy"]) - best
     again = smoke("beyond", tmp_path / "study", "--seeds", "0", "--resume")
     assert again == rows  # the same trials, none of them trained again
+
+
+def test_a_trial_that_diverges_is_none_that_wins(tmp_path, monkeypatch):
+    def held(tried, base, shop, seed):
+        return -math.inf if "LSQ" in tried.parts else float(len(tried.parts))
+
+    monkeypatch.setattr("spequant.studies.beyond._held", held)
+    monkeypatch.setattr("spequant.studies.beyond._recipe", lambda base, tried, shop: base)  # nothing is trained
+    shop = Workshop("beyond", Study(out=tmp_path / "study", trials=12, recipe="digits-w2a2-speq"))
+    base = RECIPES["digits-w2a2-speq"]()
+    found = search("Retrain", base, shop)
+    assert len(found) == 12 and any(t.held == -math.inf for t in found)  # each counts as a trial
+    won = _best(found, base, shop)
+    assert won.held == max(t.held for t in found) > 0 and "LSQ" not in won.parts
+    monkeypatch.setattr("spequant.studies.beyond._held", lambda *_: -math.inf)
+    with pytest.raises(FloatingPointError, match="all of 12 trials diverged"):
+        _best(search("SPEQ", base, shop), base, shop)
 
 
 def test_an_ablation_leaves_out_one_part_at_a_time():
@@ -335,8 +392,50 @@ def test_the_float_run_that_a_recipe_names_is_trained_first(tmp_path, monkeypatc
     assert [r.name for r in trained[1:]] == ["cifar10-resnet20-float"]
     given = Workshop("x", Study(out=tmp_path / "other", weights=tmp_path)).shared()
     assert given(RECIPES["cifar10-resnet20-w2a2-speq"]()).network.weights == tmp_path and len(trained) == 2
+    apart = Workshop("x", Study(out=tmp_path / "study", held_out=5000)).shared()  # held out from the float network, too
+    for name in ("cifar10-resnet20-w2a2-speq-200", "cifar10-5k-resnet20-w2a2-speq"):
+        apart(RECIPES[name]())
+    assert [(r.data.images, r.data.held_out) for r in trained[2:]] == [(None, 5000), (5120, 0)]
     with pytest.raises(ValueError, match="weights is not set, and mine names no float run"):
         shop.shared()(replace(RECIPES["cifar10-resnet20-w2a2-speq"](), name="mine"))
+
+
+def test_given_weights_may_have_seen_what_is_held_out(tmp_path):
+    def told(data, **settings):
+        (tmp_path / "float").mkdir(exist_ok=True)
+        floating = RECIPES["cifar10-5k-resnet20-float"]()
+        (tmp_path / "float" / "recipe.json").write_text(to_json(replace(floating, data=replace(floating.data, **data))))
+        shop = Workshop("x", Study(out=tmp_path / "study", weights=tmp_path / "float", **settings))
+        shop.shared()(RECIPES["cifar10-resnet20-w2a2-speq"]())
+        return "may have seen the held-out images" in about(shop)
+
+    everything = {"images": None}
+    assert told(everything, held_out=5000) and not told(everything) and not told(everything | {"held_out": 5000})
+    assert not told(everything | {"held_out": 5000}, held_out=4000) and told({"images": 5120}, held_out=5000)
+    assert not told({"images": 5120}, held_out=5000, images=5120) and told({}, held_out=5000, images=5119)
+    shop = Workshop("x", Study(out=tmp_path / "study", weights=tmp_path / "file.pt", held_out=1))
+    shop.shared()(RECIPES["cifar10-resnet20-w2a2-speq"]())
+    assert shop.seen
+
+
+def test_a_study_on_one_network_keeps_its_recipes_settings_and_the_papers_figures():
+    def arms(recipe, table):
+        shop = Workshop("x", Study(recipe=recipe))
+        return {a.label: a for a in table(shop.family(), lambda r: r)}
+
+    own = arms("cifar10-5k-resnet20-w2a2-speq", table4)
+    assert own["SPEQ"].recipe.method == RECIPES["cifar10-5k-resnet20-w2a2-speq"]().method
+    assert own["SPEQ"].recipe.method.temperature == 2.0 and own["SPEQ and KD"].recipe.method.temperature is None
+    assert arms("cifar10-5k-resnet20-w2a2-speq", table2)["KL, Mix"].recipe.method.temperature == 2.0
+    around = {label for label in arms("cifar10-5k-resnet20-w2a2-speq", table3) if " T = " in label}
+    assert around == {"SPEQ, T = 1", "SPEQ, T = 4"}
+    assert {label for label in arms(None, table3) if " T = " in label} == {"SPEQ, T = 2", "SPEQ, T = 4"}
+    for recipe in (None, "cifar10-resnet20-w2a2-speq-200"):
+        papers = {label: a.paper for label, a in arms(recipe, table4).items() if a.paper}
+        assert papers == {"Retrain": 90.7, "SPEQ": 91.44, "QKD": 91.24}
+        assert sum(a.paper is not None for a in arms(recipe, table2).values()) == 3
+    assert {RECIPES[family.speq]().train.epochs for family in CIFAR} == {200}  # table4's rows are of one length
+    assert "Apprentice B" not in arms("imagenet-resnet18-w2a2-speq", table4)  # whose teacher would be at random
 
 
 def test_float_networks_are_trained_for_the_arms_asked_for_alone(tmp_path, monkeypatch):
@@ -448,7 +547,9 @@ def test_a_page_says_what_was_run(tmp_path, monkeypatch):
     assert study_command("sensitivity", Study(run=Path("a b"))) == "spequant study sensitivity 'a b'"
     for epochs in (None, 12, 40):  # the recipe has 12
         assert "NOT AT" not in about(Workshop("table2", replace(settings, epochs=epochs, images=None)))
-    assert "NOT AT FULL LENGTH: 40 epochs" in about(Workshop("table4", Study(out=tmp_path / "a", epochs=40)))
+    short = Workshop("table4", Study(out=tmp_path / "a", epochs=40))
+    assert "NOT AT FULL LENGTH: 40 epochs" in about(short, *(family.speq for family in CIFAR))
+    assert "NOT AT" not in about(short)  # of studies on one network, whose recipe has 6
 
 
 def test_a_difference_of_one_seed_has_no_interval(tmp_path):

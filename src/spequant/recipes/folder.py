@@ -32,6 +32,8 @@ from spequant.train.checkpoint import checkpoints, clean
 
 RECIPE, METRICS, RESULT, STATE = "recipe.json", "metrics.jsonl", "result.json", "model.safetensors"
 ENVIRONMENT, CHECKPOINTS, NETWORK, LOCK = "environment.json", "checkpoints", "network", ".lock"
+DIVERGED = "diverged.txt"
+"""why a run ended without a result: its loss was not finite"""
 PACKAGES = ("spequant", "torch", "numpy", "safetensors", "accelerate", "torchvision", "timm", "transformers")
 
 
@@ -100,6 +102,7 @@ def start_files(folder: Path, recipe: Recipe, device: torch.device) -> dict[str,
     before = json.loads(path.read_text()) if path.exists() else []
     write_whole(path, json.dumps([*before, here], indent=2))
     write_whole(folder / RECIPE, to_json(recipe))
+    (folder / DIVERGED).unlink(missing_ok=True)
     return here
 
 
@@ -177,6 +180,8 @@ def listing(parent: Path) -> list[dict[str, Any]]:
             row |= {**json.loads((folder / RESULT).read_text()), "state": "finished"}
         elif in_use(folder):
             row["state"] = "running"
+        elif (folder / DIVERGED).exists():
+            row["state"] = "diverged"
         else:
             row["state"] = "stopped" if checkpoints(folder / CHECKPOINTS) else "stopped before its first checkpoint"
         rows.append(row)

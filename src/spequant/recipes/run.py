@@ -16,7 +16,7 @@ from spequant.layers import weight_bits
 from spequant.processes import anyone, rank
 from spequant.recipes.assembly import Assembly, assemble, start_processes
 from spequant.recipes.check import check
-from spequant.recipes.folder import CHECKPOINTS, METRICS, RECIPE, RESULT, STATE, Metrics, held, start_files
+from spequant.recipes.folder import CHECKPOINTS, DIVERGED, METRICS, RECIPE, RESULT, STATE, Metrics, held, start_files
 from spequant.recipes.schema import Recipe, differences, from_json, to_json
 from spequant.train import Diagnostics, Interrupted, Progress, Snapshot, TrainingState, fit
 from spequant.train.checkpoint import checkpoints, read, write
@@ -47,6 +47,7 @@ def run(recipe: Recipe, folder: Path, reporter: Reporter | None = None, *, resum
     resume: go on from the last checkpoint in `folder`, or start where there is none. The weights become those of a run
       that was never interrupted. Of a finished run the result is given back.
 
+    FloatingPointError: the loss was not finite; the reason is in `folder`/diverged.txt, too.
     FileExistsError: `folder` holds a run, finished or (without `resume`) not. OSError: it cannot be written to, or is
     in use. ValueError: what it holds is damaged or of another recipe. Interrupted: stopped by SIGINT or SIGTERM.
     """
@@ -63,6 +64,10 @@ def run(recipe: Recipe, folder: Path, reporter: Reporter | None = None, *, resum
         under_way = _Run(assembly, folder, reporter if reporter and rank() == 0 else Quiet(), facts)
         try:
             return under_way.carry_out(snapshot)
+        except FloatingPointError as error:
+            if rank() == 0:
+                write_whole(folder / DIVERGED, f"{error}\n")
+            raise
         finally:
             under_way.close()
 

@@ -171,10 +171,11 @@ def _shape(told: dict[str, Any]) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def load_run(folder: Path, root: Path | None = None) -> tuple[Recipe, nn.Module, TestSet]:
+def load_run(folder: Path, root: Path | None = None, device: str | None = None) -> tuple[Recipe, nn.Module, TestSet]:
     """(recipe, trained model, test set) of a finished run. FileNotFoundError where `folder` holds none.
 
-    root: of the data set, in place of the recipe's.
+    root: of the data set, in place of the recipe's. device: as in train.device, in place of the recipe's. The recipe
+    has them, too.
     """
     for name in (RECIPE, STATE):
         if not (folder / name).is_file():
@@ -183,12 +184,15 @@ def load_run(folder: Path, root: Path | None = None) -> tuple[Recipe, nn.Module,
         recipe = from_json((folder / RECIPE).read_text())
     except ValueError as error:
         raise ValueError(f"{folder / RECIPE}: {error}") from error
-    device = device_of(recipe)
-    test = _test_set(recipe, root, device, folder / NETWORK)
+    data = recipe.data if root is None else replace(recipe.data, root=root)
+    train = recipe.train if device is None else replace(recipe.train, device=device)
+    recipe = replace(recipe, data=data, train=train)
+    place = device_of(recipe)
+    test = _test_set(recipe, root, place, folder / NETWORK)
     if isinstance(test, ImageSet):
         network = build_network(_random(recipe.network), test)
     else:
         network = models.network_of(models.configuration(str(folder / NETWORK)))
     model = build_quantized(network, recipe.quant)
     models.load_weights(model, folder / STATE)
-    return recipe, channels_last(model, device), test
+    return recipe, channels_last(model, place), test

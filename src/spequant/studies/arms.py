@@ -14,7 +14,7 @@ from typing import Any
 
 from spequant.recipes import RECIPES, Recipe, run
 from spequant.recipes.build import with_seed
-from spequant.recipes.folder import ENVIRONMENT, METRICS, RESULT, main_figure
+from spequant.recipes.folder import DIVERGED, ENVIRONMENT, METRICS, RESULT, main_figure
 from spequant.recipes.schema import ELSEWHERE, differences, to_json
 from spequant.studies.compare import deviation, paired
 from spequant.studies.page import Report, Row
@@ -70,25 +70,38 @@ def folder_of(recipe: Recipe, runs: Path) -> Path:
 
 
 def carry_out(recipe: Recipe, runs: Path) -> tuple[dict[str, Any], Path]:
-    """(result, folder) of `recipe` below `runs`: trained, gone on with, or read where it is finished."""
+    """(result, folder) of `recipe` below `runs`: trained, gone on with, or read where it is finished.
+    FloatingPointError: it diverges, or has done so before."""
     folder = folder_of(recipe, runs)
     if (folder / RESULT).exists():
         return json.loads((folder / RESULT).read_text()), folder
+    if (folder / DIVERGED).exists():
+        raise FloatingPointError(f"{folder} has diverged: {reason(folder)}; remove it to train it again")
     with Terminal(folder.name) as reporter:
         return run(recipe, folder, reporter, resume=True), folder
 
 
+def reason(folder: Path) -> str:
+    """Why the run in `folder` diverged."""
+    return (folder / DIVERGED).read_text().strip()
+
+
 def train_at_once(recipes: Sequence[Recipe], runs: Path, at_once: int) -> None:
     """Those that are not finished, so many at a time, in processes of their own; equal ones once. `carry_out` finds
-    them done. ChildProcessError: some did not finish; the others did."""
+    them done, or diverged. ChildProcessError: some did neither; the others did."""
     jobs = {}
     for recipe in recipes:
         folder = folder_of(recipe, runs)
         words = shlex.split(command_of(recipe.name, recipe))[1:]
         threads = threads_each(at_once) if recipe.train.threads is None else []
-        if not (folder / RESULT).exists():
+        if not _ended(folder):
             jobs[folder] = Job(recipe.name, folder, (*words, *threads, "--out", str(folder), "--resume"))
-    all_finished(list(jobs.values()), side_by_side(list(jobs.values()), at_once))
+    codes = side_by_side(list(jobs.values()), at_once)
+    all_finished(list(jobs.values()), [0 if _ended(job) else code for job, code in zip(jobs, codes, strict=True)])
+
+
+def _ended(folder: Path) -> bool:
+    return (folder / RESULT).exists() or (folder / DIVERGED).exists()
 
 
 def command_of(base: str, recipe: Recipe) -> str:
@@ -118,50 +131,83 @@ def options(values: Mapping[str, Any], defaults: Mapping[str, Any], part: str = 
 def train_arms(
     arms: Sequence[Arm], seeds: Sequence[int], runs: Path, at_once: int = 1
 ) -> list[dict[int, tuple[dict[str, Any], Path]]]:
-    """{seed: (result, folder)} of each arm. All arms of a seed before the next one, so that what is there is paired."""
+    """{seed: (result, folder)} of each arm, the result empty where the run diverged. All arms of a seed before the next
+    one, so that what is there is paired."""
     if at_once > 1:
         train_at_once([with_seed(arm.recipe, seed) for seed in seeds for arm in arms], runs, at_once)
     done: list[dict[int, tuple[dict[str, Any], Path]]] = [{} for _ in arms]
     for seed in seeds:
         for arm, found in zip(arms, done, strict=True):
-            found[seed] = carry_out(with_seed(arm.recipe, seed), runs)
+            recipe = with_seed(arm.recipe, seed)
+            try:
+                found[seed] = carry_out(recipe, runs)
+            except FloatingPointError:
+                found[seed] = {}, folder_of(recipe, runs)
     return done
 
 
 def arms_report(
-    title: str, about: str, arms: Sequence[Arm], done: Sequence[Mapping[int, tuple[dict[str, Any], Path]]]
+    title: str,
+    about: str,
+    arms: Sequence[Arm],
+    done: Sequence[Mapping[int, tuple[dict[str, Any], Path]]],
+    against: Sequence[str] = (),
 ) -> Report:
-    """A row an arm: mean, deviation and paired difference to its group's first arm, Retrain."""
+    """A row an arm: mean, deviation and paired difference to its group's first arm, Retrain, and to those that
+    `against` labels. FloatingPointError: every run diverged."""
+    results = [{seed: result for seed, (result, _) in found.items() if result} for found in done]
+    names = [name for found in results for result in found.values() for name in result]
+    if not names:
+        raise FloatingPointError(f"every run of {title!r} diverged: {reason(next(iter(done[0].values()))[1])}")
+    figure = main_figure(name for name in names if name.startswith("test_"))
+    apart = figure.replace("test_", "held_out_")
+    values = [{seed: float(result[figure]) for seed, result in found.items()} for found in results]
     rows: list[Row] = []
-    firsts: dict[str, tuple[Arm, dict[int, float]]] = {}
-    for arm, found in zip(arms, done, strict=True):
-        results = {seed: result for seed, (result, _) in found.items()}
-        figure = main_figure(name for name in next(iter(results.values())) if name.startswith("test_"))
-        values = {seed: float(result[figure]) for seed, result in results.items()}
-        apart = figure.replace("test_", "held_out_")
-        held = [result[apart] for result in results.values() if apart in result]
-        first, theirs = firsts.setdefault(arm.group, (arm, values))
-        gap, half, _ = paired(theirs, values)
-        numbers = list(values.values())
+    for arm, found, own, ran in zip(arms, results, values, done, strict=True):
+        numbers = list(own.values())
+        held = [result[apart] for result in found.values() if apart in result]
+        lost = [str(seed) for seed, (result, _) in ran.items() if not result]
+        notes = [arm.note] * bool(arm.note) + [f"diverged: seed {', '.join(lost)}"] * bool(lost)
         rows.append(
             {
                 "group": arm.group,
                 "arm": arm.label,
-                figure.replace("_", " "): mean(numbers),
+                "epochs": arm.recipe.train.epochs,
+                figure.replace("_", " "): _mean(numbers),
                 "deviation": deviation(numbers),
                 "seeds": len(numbers),
-                f"minus {first.label}": None if arm is first else gap,
-                "+- (95 %)": None if arm is first else half,
+                **_differences(arm, own, arms, values, against),
                 "held out": mean(held) if held else None,
                 **arm.more,
                 "paper": arm.paper,
-                "seconds a run": mean(float(r["seconds"]) for r in results.values()),
-                "note": arm.note,
+                "seconds a run": _mean([float(result["seconds"]) for result in found.values()]),
+                "note": "; ".join(notes),
                 "command": command_of(arm.base, arm.recipe),
             }
         )
     rows = _same_columns(rows)
     return Report(title, about, rows, lambda figure: _draw(figure, rows), facts_of(done))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return mean(values) if values else math.nan
+
+
+def _differences(
+    arm: Arm,
+    own: Mapping[int, float],
+    arms: Sequence[Arm],
+    values: Sequence[Mapping[int, float]],
+    against: Sequence[str],
+) -> dict[str, float | None]:
+    """Columns of `arm`'s paired differences to its group's first one, and to those that `against` labels."""
+    group = {a.label: found for a, found in zip(arms, values, strict=True) if a.group == arm.group}
+    columns: dict[str, float | None] = {}
+    for label in (next(iter(group)), *against):
+        gap, half, _ = paired(group[label], own)
+        title = "+- (95 %)" if not columns else f"+- to {label}"
+        columns |= {f"minus {label}": None, title: None} if arm.label == label else {f"minus {label}": gap, title: half}
+    return columns
 
 
 def _same_columns(rows: Sequence[Row]) -> list[Row]:

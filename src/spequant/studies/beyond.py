@@ -1,7 +1,9 @@
 """beyond: a search for what lifts SPEQ past the paper's settings, and as long a one for Retrain."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -25,10 +27,14 @@ if TYPE_CHECKING:
 AGAIN = 3
 """best trials of each search that are trained with all seeds, of which the best mean wins"""
 
+DIVERGED = -math.inf
+"""what a trial is worth whose loss was not finite"""
+
 
 @dataclass(frozen=True)
 class Tried:
-    """parts: {what is changed: the change}, in the order in which they are made. held: accuracy on held-out images."""
+    """parts: {what is changed: the change}, in the order in which they are made. held: accuracy on held-out images,
+    `DIVERGED` where there is none."""
 
     method: str
     parts: Mapping[str, Change]
@@ -132,14 +138,19 @@ def beyond(shop: Workshop) -> Report:
     tried = {name: search(name, base, shop) for name in SEARCHES}
     best = {name: _best(found, base, shop) for name, found in tried.items()}
     arms = [Arm(family.group, RETRAIN, family.speq, method("retrain")(base), paper=family.retrain)]
-    arms.append(Arm(family.group, "SPEQ", family.speq, method("speq")(base), paper=family.paper))
+    arms.append(Arm(family.group, "SPEQ", family.speq, replace(base, method=MethodChoice("speq")), paper=family.paper))
     for name, won in best.items():
         arms.append(Arm(family.group, f"{name}, best", family.speq, _recipe(base, won, shop), note=won.label))
     for part, rest in without_each(best["SPEQ"]).items():
         arms.append(Arm(family.group, f"best without {part}", family.speq, _recipe(base, rest, shop), note=rest.label))
     equal_terms(arms)
     table = [
-        {"search": name, "trial": i, "held out": t.held, "what": t.label}
+        {
+            "search": name,
+            "trial": i,
+            "held out": None if t.held == DIVERGED else t.held,
+            "what": f"{t.label} (diverged)" if t.held == DIVERGED else t.label,
+        }
         for name, found in tried.items()
         for i, t in enumerate(found)
     ]
@@ -148,7 +159,11 @@ def beyond(shop: Workshop) -> Report:
         f"{about(shop)} {count} trials for each search, by TPE, the paper's settings first, by one seed's held-out "
         f"images; the {AGAIN} best of each with all seeds, the best mean of which won. Test figures chose nothing."
     )
-    report = arms_report("Beyond the paper's settings", text, arms, shop.train(arms))
+    if any("4 bits" in a.note for a in arms):
+        text += " Seconds a run with 4 bits first are those of its second half."
+    report = arms_report(
+        "Beyond the paper's settings", text, arms, shop.train(arms), [f"{name}, best" for name in SEARCHES]
+    )
     return replace(report, more={"trials": table})
 
 
@@ -171,23 +186,40 @@ def search(name: str, base: Recipe, shop: Workshop) -> list[Tried]:
     while len(found) < trials:
         asked = [study.ask() for _ in range(min(shop.settings.at_once, trials - len(found)))]
         tried = [Tried(kind, parts(trial, shop, steps), 0.0) for trial in asked]
-        shop.ahead([with_seed(_recipe(base, t, shop), shop.seeds[0]) for t in tried])
+        shop.ahead(_recipes(base, tried, shop, shop.seeds[:1]))
         for trial, t in zip(asked, tried, strict=True):
             found.append(replace(t, held=_held(t, base, shop, shop.seeds[0])))
-            study.tell(trial, found[-1].held)
+            if found[-1].held == DIVERGED:
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            else:
+                study.tell(trial, found[-1].held)
     return found
 
 
 def _best(found: Sequence[Tried], base: Recipe, shop: Workshop) -> Tried:
-    different = {t.label: t for t in found}  # trials may repeat
+    different = {t.label: t for t in found if t.held > DIVERGED}  # trials may repeat
+    if not different:
+        raise FloatingPointError(f"all of {len(found)} trials diverged; expected a lower rate in {base.name}")
     first = sorted(different.values(), key=lambda t: -t.held)[:AGAIN]
-    shop.ahead([with_seed(_recipe(base, t, shop), seed) for seed in shop.seeds for t in first])
+    shop.ahead(_recipes(base, first, shop, shop.seeds))
     return max(first, key=lambda t: mean(_held(t, base, shop, seed) for seed in shop.seeds))
 
 
 def _held(tried: Tried, base: Recipe, shop: Workshop, seed: int) -> float:
-    result = carry_out(with_seed(_recipe(base, tried, shop), seed), shop.runs)[0]
+    try:
+        result = carry_out(with_seed(_recipe(base, tried, shop), seed), shop.runs)[0]
+    except FloatingPointError:
+        return DIVERGED
     return float(result[main_figure(n for n in result if n.startswith("held_out_"))])
+
+
+def _recipes(base: Recipe, tried: Sequence[Tried], shop: Workshop, seeds: Sequence[int]) -> list[Recipe]:
+    """What is trained for each of them; nothing where its start diverges."""
+    found = []
+    for t in tried:
+        with suppress(FloatingPointError):
+            found.append(_recipe(base, t, shop))
+    return [with_seed(recipe, seed) for seed in seeds for recipe in found]
 
 
 def _recipe(base: Recipe, tried: Tried, shop: Workshop) -> Recipe:

@@ -6,9 +6,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from spequant.export import LayerCost, model_costs
 from spequant.prepare import unprepare
-from spequant.recipes import RECIPES, Recipe, load_run
+from spequant.recipes import RECIPES, Recipe
 from spequant.recipes.build import calibrated, device_of
 from spequant.recipes.fields import make_field
 from spequant.recipes.images import Images
@@ -61,7 +63,7 @@ def _of(cost: LayerCost, what: str) -> int:
 def sensitivity(shop: Workshop) -> Report:
     """What each layer costs at few bits; mixed precision from it, by SPEQ, against uniform bits. Takes a RUN."""
     base, recipe, folder = _subject(shop)
-    layers = measured(recipe, folder)
+    layers = measured(recipe, shop.finished(folder)[1])
     arms = _arms(base, recipe, layers, shop)
     equal_terms(arms)
     report = arms_report("Sensitivity of layers, and mixed precision", "", arms, shop.train(arms))
@@ -75,9 +77,9 @@ def sensitivity(shop: Workshop) -> Report:
         for n in layers.raised
     ]
     text = (
-        f"{about(shop)} The network is that of {folder}, on the first {layers.images}. Layers: loss above the float "
-        "network's with one layer alone quantized, weight and input, batch norm on batch statistics; and loss above "
-        "the trained network's with one layer's input at 8 bits. Mixed: each layer at one of "
+        f"{about(shop, base)} The network is that of {folder}, on the first {layers.images}. Layers: loss above the "
+        "float network's with one layer alone quantized, weight and input, batch norm on batch statistics; and loss "
+        "above the trained network's with one layer's input at 8 bits. Mixed: each layer at one of "
         f"{', '.join(map(str, WIDTHS))} bits, for the least sum of the former within the {shop.settings.budget}."
     )
     return replace(
@@ -95,7 +97,7 @@ def _subject(shop: Workshop) -> tuple[str, Recipe, Path]:
         raise ValueError(f"run is {folder}, which --smoke does not take: it trains a network of its own")
     if shop.settings.recipe is not None:
         raise ValueError(f"recipe is {shop.settings.recipe!r}, which has no effect beside run; expected None")
-    recipe = load_run(folder, shop.settings.root)[0]
+    recipe = shop.finished(folder)[0]
     if recipe.name not in RECIPES or not recipe.quantized:
         raise ValueError(
             f"run is {folder}, of recipe {recipe.name!r}; expected a low-bit one that spequant recipes lists"
@@ -103,14 +105,13 @@ def _subject(shop: Workshop) -> tuple[str, Recipe, Path]:
     return recipe.name, shop.shared()(recipe), folder
 
 
-def measured(recipe: Recipe, folder: Path) -> Layers:
-    """Of the network in `folder`, on held-out images of `recipe`, or where there are none, on training images."""
-    model = load_run(folder, recipe.data.root)[1]
+def measured(recipe: Recipe, model: nn.Module) -> Layers:
+    """Of a trained network, on held-out images of `recipe`, or where there are none, on training images."""
     field = make_field(recipe, device_of(recipe))
     assert isinstance(field, Images) and field.example is not None
     names = low_bit_layers(model, recipe.quant.weight_bits, recipe.quant.act_bits)
     if not names:
-        raise ValueError(f"run is {folder}, no layer of which has the bits of its recipe; expected low bits")
+        raise ValueError("run is a network no layer of which has the bits of its recipe; expected low bits")
     kind, data = ("training", field.train) if field.held is None else ("held-out", field.held)
     data = data.part(slice(0, IMAGES))
     from_float = recipe.network.weights is not None or recipe.network.pretrained

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from spequant.recipes import Recipe, load_run
+from spequant.recipes import Recipe
 from spequant.recipes.build import device_of, with_seed
 from spequant.recipes.fields import make_field
 from spequant.recipes.images import Images
@@ -54,7 +54,7 @@ def _compared(
         shared = once(shop.shared(size, one=one))  # which trains the float networks: of those asked for alone
         arms = [a for family in asked for a in table(family, shared) if (a.group, a.label) in names]
         equal_terms(arms)
-        return arms_report(title, about(shop), arms, shop.train(arms))
+        return arms_report(title, about(shop, *(a.base for a in arms)), arms, shop.train(arms))
 
     study.__doc__ = table.__doc__
     return study
@@ -69,7 +69,7 @@ def table1(shop: Workshop) -> Report:
     for label, (made, result, folder) in networks.items():
         done.append({shop.seeds[0]: (result, folder)})
         command = command_of(made.base, with_seed(made.recipe, shop.seeds[0]))
-        rows += [{"network": label, **row, "command": command} for row in every_pair(folder, widths)]
+        rows += [{"network": label, **row, "command": command} for row in every_pair(*shop.finished(folder), widths)]
 
     def draw(figure: Any) -> None:
         for axes, (label, kind) in zip(
@@ -96,7 +96,7 @@ def any_precision(shop: Workshop) -> Report:
     one = {"SPEQ": method("speq"), "joint bits": method("joint-bits"), RETRAIN: method("retrain")}
     each = {f"{RETRAIN} at {bits}": _retrain_at(bits) for bits in widths}
     networks = low_bits(shop, family, one | each)
-    single = {label: at_activation_widths(networks[label][2], widths) for label in one}
+    single = {label: at_activation_widths(*shop.finished(networks[label][2]), widths) for label in one}
     rows = []
     for bits, label in zip(widths, each, strict=True):
         made, result, _ = networks[label]
@@ -132,11 +132,11 @@ def _retrain_at(act_bits: int) -> Change:
 def fig2(shop: Workshop) -> Report:
     """The order in which layers raised to 8 bits gain most; soft labels by width."""
     made, result, folder = low_bits(shop, shop.family(), {RETRAIN: method("retrain")})[RETRAIN]
-    recipe, model, test = load_run(folder)
+    recipe, model = shop.finished(folder)
     field = make_field(recipe, device_of(recipe))
     assert isinstance(field, Images)
-    data = field.held if field.held is not None else test
-    images, labels = held_or_test(data, IMAGES)  # type: ignore[arg-type]
+    data = field.test if field.held is None else field.held
+    images, labels = held_or_test(data, IMAGES)
     order = greedy_order(model, images, labels)
     soft = soft_labels(model, images, labels, shop.widths)
     command = command_of(made.base, with_seed(made.recipe, shop.seeds[0]))

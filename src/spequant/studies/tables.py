@@ -27,7 +27,7 @@ class Family:
 RESNET20 = "cifar10-resnet20-w2a2-speq"
 CIFAR = (
     Family("VGG16, CIFAR-10", "cifar10-vgg16-w2a2-speq"),
-    Family("ResNet-20, CIFAR-10", RESNET20, 90.7, 91.44),
+    Family("ResNet-20, CIFAR-10", f"{RESNET20}-200", 90.7, 91.44),
     Family("ResNet-32, CIFAR-100", "cifar100-resnet32-w2a2-speq"),
     Family("MobileNetV2, CIFAR-100", "cifar100-mobilenetv2-w2a2-speq"),
 )
@@ -42,8 +42,13 @@ Change = Callable[[Recipe], Recipe]
 
 
 def method(name: str, **settings: Any) -> Change:
-    """Another way of training, all else as it is."""
-    return lambda recipe: replace(recipe, method=MethodChoice(name, **settings))  # type: ignore[arg-type]
+    """Another way of training, all else as it is; the recipe's own keeps the settings that are not given."""
+
+    def change(recipe: Recipe) -> Recipe:
+        start = recipe.method if recipe.method.name == name else MethodChoice(name)  # type: ignore[arg-type]
+        return replace(recipe, method=replace(start, **settings))
+
+    return change
 
 
 def longer(recipe: Recipe) -> Recipe:
@@ -69,7 +74,7 @@ def table2(family: Family, shared: Change) -> list[Arm]:
 
 
 def table3(family: Family, shared: Change) -> list[Arm]:
-    """u, T and the weight, one at a time; Retrain's rate tuned with as many tries as any of them."""
+    """u, T and the weight, one at a time; Retrain's rate with as many tries as T, or as the weight."""
     arms = [arm(family, RETRAIN, method("retrain"), shared)]
     for factor in (0.5, 2.0):
 
@@ -79,18 +84,21 @@ def table3(family: Family, shared: Change) -> list[Arm]:
 
         arms.append(arm(family, f"Retrain, lr x {factor:g}", other_rate, shared, note=f"{factor:g} of the rate"))
     arms.append(arm(family, "SPEQ", method("speq"), shared))
+    own = RECIPES[family.speq]().method
     sweeps = {
-        "u": ("probability", (0.25, 0.75, 1.0)),
-        "T": ("temperature", (2.0, 4.0)),
-        "weight": ("weight", (0.5, 2.0)),
+        "u": ("probability", own.probability, (0.25, 0.5, 0.75, 1.0)),
+        "T": ("temperature", own.temperature or 1.0, (1.0, 2.0, 4.0)),
+        "weight": ("weight", own.weight or 1.0, (0.5, 1.0, 2.0)),
     }
-    for label, (name, values) in sweeps.items():
-        arms += [arm(family, f"SPEQ, {label} = {v:g}", method("speq", **{name: v}), shared) for v in values]
+    for label, (name, known, values) in sweeps.items():
+        others = [v for v in values if v != known]
+        arms += [arm(family, f"SPEQ, {label} = {v:g}", method("speq", **{name: v}), shared) for v in others]
     return arms
 
 
 def table4(family: Family, shared: Change) -> list[Arm]:
-    """Retrain, SPEQ, distillation and the rivals on one network."""
+    """Retrain, SPEQ, distillation and the rivals on one network; without Apprentice B, whose student starts at random,
+    where the float weights are the network's own and not a file's."""
     qkd = 91.24 if family.speq.startswith(RESNET20) else None
     rows: list[tuple[str, Change, dict[str, Any]]] = [
         (RETRAIN, method("retrain"), {"paper": family.retrain}),
@@ -110,6 +118,8 @@ def table4(family: Family, shared: Change) -> list[Arm]:
         ("member ensemble", method("member-ensemble"), {"note": ABSTRACT}),
         ("joint bits", method("joint-bits"), {"note": ABSTRACT}),
     ]
+    if RECIPES[family.speq]().network.pretrained:  # timm's weights, which no file holds for a teacher alone
+        rows = [row for row in rows if row[0] != "Apprentice B"]
     return [arm(family, label, change, shared, **about) for label, change, about in rows]
 
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -14,7 +13,7 @@ from spequant.layers import weight_quantizers
 from spequant.precision import LowBit, precision
 from spequant.prepare import unprepare
 from spequant.quantizers.base import level_tensor
-from spequant.recipes import load_run
+from spequant.recipes import Recipe
 from spequant.recipes.build import calibrated, device_of
 from spequant.recipes.fields import Field, make_field
 
@@ -34,14 +33,13 @@ def weights_at(model: nn.Module, bits: int, trained: int) -> Iterator[None]:
             q.levels = q.home_levels
 
 
-def every_pair(folder: Path, widths: Sequence[int] = WIDTHS) -> list[dict[str, Any]]:
-    """Test accuracy of a finished run at each pair of widths: bounds held; and "refitted", ranges and batch norm found
-    anew for the same weights."""
-    recipe, model, _ = load_run(folder)
+def every_pair(recipe: Recipe, model: nn.Module, widths: Sequence[int] = WIDTHS) -> list[dict[str, Any]]:
+    """Test accuracy at each pair of widths of what `load_run` gives: bounds held; and "refitted", ranges and batch norm
+    found anew for the same weights."""
     field, plain = make_field(recipe, device_of(recipe)), unprepare(model)
     trained, act_bits = recipe.quant.weight_bits, recipe.quant.act_bits
     if trained is None or act_bits is None:
-        raise ValueError(f"{folder} is a run of {recipe.name}; expected low-bit weights and activations")
+        raise ValueError(f"recipe is {recipe.name!r}; expected one with low-bit weights and activations")
     rows = []
     for weight, act in product(widths, widths):
         with weights_at(model, weight, trained), precision(model, LowBit(act, act_bits)):
@@ -53,9 +51,8 @@ def every_pair(folder: Path, widths: Sequence[int] = WIDTHS) -> list[dict[str, A
     return rows
 
 
-def at_activation_widths(folder: Path, widths: Sequence[int] = WIDTHS) -> dict[int, float]:
-    """Test accuracy of a finished run with its low-bit activations at each of `widths`, bounds held."""
-    recipe, model, _ = load_run(folder)
+def at_activation_widths(recipe: Recipe, model: nn.Module, widths: Sequence[int] = WIDTHS) -> dict[int, float]:
+    """Test accuracy of what `load_run` gives with its low-bit activations at each of `widths`, bounds held."""
     field, found = make_field(recipe, device_of(recipe)), {}
     for bits in widths:
         with precision(model, LowBit(bits, recipe.quant.act_bits)):

@@ -1,20 +1,28 @@
 """Where a study works: its settings, its folder, the float networks that its arms start from."""
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from torch import nn
 from tyro.conf import Positional
 
-from spequant.recipes import RECIPES, Recipe
+from spequant.recipes import RECIPES, Recipe, load_run
+from spequant.recipes.folder import RECIPE
+from spequant.recipes.schema import Data, from_json
 from spequant.recipes.variants import FLOAT, RETRAIN
-from spequant.studies.arms import Arm, carry_out, train_arms, train_at_once
+from spequant.studies.arms import Arm, carry_out, reason, train_arms, train_at_once
 from spequant.studies.tables import CIFAR, RESNET20, Change, Family, arm
 from spequant.studies.tiny import tiny, write_images
 from spequant.studies.widths import WIDTHS
+
+IMAGES = "images"
+"""the folder of a smoke's, below the study's"""
+LONG = "-200"
+"""behind the name of a recipe whose schedule is the paper's, where another one of that name is short"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,8 @@ class Study:
     only: tuple[str, ...] = ()
     """patterns of GROUP/ARM, of studies that compare arms: these alone"""
     recipe: str | None = None
-    """the SPEQ recipe that all arms are made of; None: cifar10-resnet20-w2a2-speq; table4 and table5: all of theirs"""
+    """the SPEQ recipe that all arms are made of, its settings of SPEQ among them; None: cifar10-resnet20-w2a2-speq;
+    table4 and table5: all of theirs"""
     weights: Path | None = None
     """float weights to start from, of one network; None: those that the recipe names, whose run is trained
     first"""
@@ -65,7 +74,11 @@ class Workshop:
         self.folder = settings.out or Path("runs") / f"study-{name}"
         if self.folder.exists() and any(self.folder.iterdir()) and not settings.resume:
             raise FileExistsError(f"{self.folder} exists; go on with --resume, give another --out, or remove it")
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
         self.runs = self.folder / "runs"
+        self.seen = False
+        """whether float weights may have seen what is held out"""
         self.seeds = settings.seeds[:2] if settings.smoke else settings.seeds
         if not self.seeds:
             raise ValueError("seeds is empty; expected some, e.g. --seeds 0 1 2")
@@ -74,6 +87,12 @@ class Workshop:
         self.widths = (2, 4, 8) if settings.smoke else settings.widths
         if sorted(set(self.widths) & set(range(1, 9))) != sorted(self.widths) or not self.widths:
             raise ValueError(f"widths is {self.widths!r}; expected bits from 1 to 8, each once, e.g. --widths 2 4 8")
+
+    def finished(self, folder: Path) -> tuple[Recipe, nn.Module]:
+        """(recipe, network) of a finished run, with the data and on the device of the settings."""
+        root = self.folder / IMAGES if self.settings.smoke else self.settings.root
+        recipe, model, _ = load_run(folder, root, self.settings.device)
+        return recipe, model
 
     def train(self, arms: Sequence[Arm], seeds: Sequence[int] = ()) -> list[dict[int, tuple[dict[str, Any], Path]]]:
         """{seed: (result, folder)} of each arm; seeds: all of the settings' where none is given."""
@@ -89,7 +108,8 @@ class Workshop:
         name = self.settings.recipe or RESNET20
         if name not in RECIPES or RECIPES[name]().method.name != "speq":
             raise ValueError(f"recipe is {name!r}; expected a recipe of SPEQ's, e.g. {RESNET20} or {RESNET20}-200")
-        return next((f for f in known if f.speq == name), Family(name.removesuffix("-speq"), name))
+        alike = (f for f in known if f.speq.removesuffix(LONG) == name.removesuffix(LONG))  # at whatever length
+        return replace(next(alike, Family(name.removesuffix("-speq"), name)), speq=name)
 
     def shared(self, size: int = 16, *, one: bool = True) -> Callable[[Recipe], Recipe]:
         """What the settings change in every arm. one: the study is on one network, whose weights may be given."""
@@ -104,7 +124,7 @@ class Workshop:
             data = replace(data, measure_every=train.epochs)  # nobody reads what is held out before the end
             recipe = replace(recipe, train=train, data=data)
             if settings.smoke:
-                recipe = tiny(recipe, write_images(self.folder / "images", size), size)
+                recipe = tiny(recipe, write_images(self.folder / IMAGES, size), size)
             weights = settings.weights if one and settings.weights is not None else recipe.network.weights
             return replace(recipe, network=replace(recipe.network, weights=self._start(recipe, weights)))
 
@@ -116,11 +136,14 @@ class Workshop:
         if weights is None and not recipe.network.pretrained and (name := _float_name(recipe)) in RECIPES:
             weights = Path("runs") / name
         name = "" if weights is None else weights.name
-        if self.settings.smoke and not (weights is not None and weights.exists()):
+        if self.settings.smoke:  # of two classes: no other weights fit
             floating = replace(recipe, name=f"{recipe.name}-float", quant=FLOAT, method=RETRAIN)
             floating = replace(floating, network=replace(recipe.network, weights=None))
         elif weights is not None and weights == Path("runs") / name and name in RECIPES and not weights.exists():
             data = replace(RECIPES[name]().data, root=recipe.data.root)
+            if recipe.data.held_out:  # which the float network must not have seen either
+                held_out = recipe.data.held_out if recipe.data.images is None else 0  # they lie behind the images
+                data = replace(data, images=recipe.data.images, held_out=held_out)
             train = replace(RECIPES[name]().train, device=recipe.train.device, threads=recipe.train.threads)
             floating = replace(RECIPES[name](), data=data, train=train)
         elif weights is None and not recipe.network.pretrained:
@@ -129,6 +152,7 @@ class Workshop:
                 "the folder of a float run"
             )
         else:
+            self.seen |= weights is not None and recipe.data.held_out > 0 and not _apart(weights, recipe.data)
             return weights
         return carry_out(floating, self.runs)[1]
 
@@ -150,27 +174,47 @@ def once(change: Callable[[Recipe], Recipe]) -> Callable[[Recipe], Recipe]:
     return kept
 
 
-def about(shop: Workshop) -> str:
+def about(shop: Workshop, *bases: str) -> str:
+    """What its figures are. bases: the catalogue's recipes that the runs are made of; none: the study's one."""
     if shop.settings.smoke:
         return "SMOKE: one epoch on made-up images, to see that every arm runs. The figures say nothing."
     return (
         f"Seeds {', '.join(map(str, shop.seeds))}; all arms of a group start from the same weights, on the same "
-        "schedule. The difference is paired by seed, with its 95 % interval by Student's t." + _schedule(shop.settings)
+        "schedule, but for what a note says. The difference is paired by seed, with its 95 % interval by Student's t."
+        + _reservations(shop, bases)
     )
 
 
 def about_one(shop: Workshop) -> str:
     """Of studies whose networks have one seed."""
-    return about(shop) if shop.settings.smoke else f"One network each, seed {shop.seeds[0]}." + _schedule(shop.settings)
+    if shop.settings.smoke:
+        return about(shop)
+    return f"One network each, seed {shop.seeds[0]}." + _reservations(shop, ())
 
 
-def _schedule(settings: Study) -> str:
-    """What is less than the recipe has: short schedules are marked as such. Of several networks any setting counts."""
-    full = RECIPES[settings.recipe]().train.epochs if settings.recipe in RECIPES else math.inf
+def _reservations(shop: Workshop, bases: Sequence[str]) -> str:
+    """What is less than the recipes have: short schedules are marked as such. And what held-out images are not."""
+    settings = shop.settings
+    full = max(RECIPES[name]().train.epochs for name in bases or (shop.family().speq,))
     epochs = settings.epochs if settings.epochs is not None and settings.epochs < full else None
     less = {"epochs": epochs, "training images": settings.images}
     changed = ", ".join(f"{value} {name}" for name, value in less.items() if value is not None)
-    return f" NOT AT FULL LENGTH: {changed}, which the recipe has otherwise." if changed else ""
+    text = f" NOT AT FULL LENGTH: {changed}, which the recipe has otherwise." if changed else ""
+    if shop.seen:
+        text += " The float weights were given: they may have seen the held-out images."
+    return text
+
+
+def _apart(weights: Path, data: Data) -> bool:
+    """Whether the float run in the folder `weights` says that it has not seen what `data` holds out."""
+    if not (weights / RECIPE).is_file():
+        return False
+    theirs = from_json((weights / RECIPE).read_text()).data
+    if theirs.name != data.name:
+        return True
+    if theirs.images is None or data.images is None:
+        return theirs.images is data.images and theirs.held_out >= data.held_out
+    return theirs.images <= data.images
 
 
 def low_bits(
@@ -180,5 +224,8 @@ def low_bits(
     shared = once(shop.shared())
     arms = [arm(family, label, change, shared) for label, change in changes.items()]
     seed = shop.seeds[0]
-    found = shop.train(arms, (seed,))
-    return {made.label: (made, *done[seed]) for made, done in zip(arms, found, strict=True)}
+    found = {made.label: (made, *done[seed]) for made, done in zip(arms, shop.train(arms, (seed,)), strict=True)}
+    for label, (_, result, folder) in found.items():
+        if not result:
+            raise FloatingPointError(f"{label} diverged, so that there is nothing to measure: {reason(folder)}")
+    return found
