@@ -96,6 +96,20 @@ def test_settings_that_a_method_does_not_read_are_refused(choice, message):
         check(replace(Recipe(), method=choice))
 
 
+@pytest.mark.parametrize("name", ["distill", "speq-distill", "apprentice", "sqakd", "qfd", "gslr", "block-replacement"])
+def test_a_teacher_that_has_learned_nothing_is_refused(name):
+    recipe = replace(RECIPES["digits-w2a2-speq"](), method=MethodChoice(name))
+    check(recipe)
+    random = replace(recipe, network=replace(recipe.network, weights=None))
+    with pytest.raises(ValueError, match=r"method\.teacher is None and the float network has random weights"):
+        check(random)
+    with pytest.raises(ValueError, match="has a new head"):
+        check(replace(recipe, network=replace(recipe.network, new_head=True)))
+    check(replace(random, method=MethodChoice(name, teacher=Path("float"))))
+    check(replace(random, method=MethodChoice("apprentice", joint=True)))  # which learns
+    check(replace(random, method=MethodChoice("qkd")))
+
+
 def test_every_method_says_what_it_reads():
     assert set(READS) == set(BUILDERS)
     assert all(hasattr(MethodChoice, name) for names in READS.values() for name in names)

@@ -238,6 +238,8 @@ def test_the_recipe_adds_what_it_names(model):
     made = build_method(MethodChoice("speq", average=0.9, feature_weight=2.0), given)
     assert (made.decay, made.head, made.feature_weight, made.speq.seed) == (0.9, "linear", 2.0, 5)
     assert made.trained is not model and made.trained.training
+    parts = build_method(MethodChoice("speq", average=0.9), replace(given, accumulate=4))  # calls that make a step
+    assert parts.decay**4 == pytest.approx(0.9)
 
 
 def test_a_run_of_fewer_bits_starts_from_one_of_more(tmp_path):

@@ -474,6 +474,14 @@ def test_apot(bits):
     assert float(leaf.grad.sum().abs()) < 1e-3  # a constant added to all weights changes nothing
 
 
+def test_apot_of_equal_weights_has_a_finite_slope():
+    for w in (torch.zeros(3, 4), torch.full((3, 4), 0.5), torch.full((3, 4), 1e-23)):
+        leaf = w.clone().requires_grad_()
+        q = ready(APoT(4), 2.0)
+        q(leaf).sum().backward()
+        assert leaf.grad.isfinite().all() and q.clip.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("bits", [1, 7, 8])
 def test_apot_refuses_other_bits(bits):
     with pytest.raises(ValueError, match=rf"bits is {bits}; expected 2 to 6"):

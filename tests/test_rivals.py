@@ -21,6 +21,7 @@ from spequant.methods import (
     SQAKD,
     Apprentice,
     BlockReplacement,
+    ExtendedSPEQ,
     JointBits,
     MemberEnsemble,
 )
@@ -31,7 +32,10 @@ from spequant.models import resnet8, vgg16_bn
 from spequant.precision import LowBit, precision
 from spequant.quantizers import LSQ, MinMax
 from spequant.recipes import RECIPES, run
+from spequant.recipes.assembly import assemble
 from spequant.recipes.methods import BUILDERS
+from spequant.recipes.schema import MethodChoice
+from spequant.tasks import SpanExtraction
 from spequant.train import (
     TrainingState,
     make_accelerator,
@@ -262,6 +266,52 @@ def test_joint_bits(model, batch):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
+def test_joint_bits_below_the_models_own(floating, batch):
+    model = quantized(floating, batch, 4)
+    z = [logits(model, batch, train=True), at(model, batch, 2), at(model, batch, 3)]
+    losses = JointBits((2, 3, 4))(model, batch)  # 4 bits are run once, and teach
+    labels = np.mean([cross_entropy(m, batch[1]) for m in z])
+    near(losses.distill, np.mean([literal.kl(m, z[0], 1.0) for m in z[1:]]))
+    near(losses.total, labels + losses.distill.item())
+    with pytest.raises(ValueError, match="model has no activation quantizer"):
+        JointBits()(floating, batch)
+
+
+class Words(nn.Module):
+    """Logits of a span from the tokens alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.first, self.head = nn.Embedding(50, 12), nn.Linear(12, 12), nn.Linear(12, 2)
+
+    def forward(self, input_ids, attention_mask):
+        logits = self.head(self.first(self.table(input_ids)))
+        return {"start_logits": logits[..., 0], "end_logits": logits[..., 1]}
+
+
+@pytest.mark.parametrize("kind", ["qfd", "features"])
+def test_padding_is_no_feature(kind):
+    ids, mask = torch.randint(0, 50, (4, 9)), torch.ones(4, 9, dtype=torch.int64)
+    mask[:, 5:] = 0
+    ends = {name: torch.tensor([0, 1, 2, 3]) for name in SpanExtraction.LABELS}
+    floating = Words()
+    model = spequant.prepare(floating, weight=LSQ(2), act=LSQ(2))
+    batches = [{"input_ids": i, "attention_mask": mask, **ends} for i in (ids, torch.where(mask == 0, 49 - ids, ids))]
+    spequant.calibrate(model, batches[:1], samples=4, run=SpanExtraction().logits)
+
+    def losses(batch):
+        if kind == "qfd":
+            return QFD(floating, task=SpanExtraction())(model, batch)
+        speq = spequant.SPEQ(task=SpanExtraction(), probability=1.0)
+        return ExtendedSPEQ(speq, steps=1, head="head", feature_weight=1.0)(model, batch)
+
+    one, other = map(losses, batches)
+    torch.testing.assert_close(one.total, other.total)
+    short = {k: v[:, :5] if v.ndim == 2 else v for k, v in batches[0].items()}
+    torch.testing.assert_close(one.total, losses(short).total)  # as if it were not there
+    assert one.total > one.task
+
+
 def test_classes_masked_out_count_for_nothing(model, floating, batch):
     class Masked(spequant.Classification):
         def logits(self, model, batch):
@@ -296,6 +346,9 @@ def test_classes_masked_out_count_for_nothing(model, floating, batch):
         (lambda f: QKD(f, steps=9, shares=(0.8, 0.4)), r"shares is \(0.8, 0.4\); expected two numbers"),
         (lambda f: SQAKD(f, temperature=0.0), "temperature is 0.0"),
         (lambda f: QFD(f, bits=9), "bits is 9"),
+        (lambda f: QFD(f, bits=1), "bits is 1; expected 2 to 8: one bit has no grid"),
+        (lambda f: QFD(f, bits=None), "bits is None; expected 2 to 8"),
+        (lambda f: CMTKD(f, {1: f}), "teachers' bits is 1; expected 2 to 8"),
         (lambda f: GSLR(f, steps=9, weight=1.5), "weight is 1.5; expected the soft loss's share"),
         (lambda f: CMTKD(f, {}), "teachers is empty"),
         (lambda f: CMTKD(nn.Sequential(nn.Linear(2, 2)), {4: f}), "expected 3 or more: name modules"),
@@ -427,3 +480,23 @@ def test_a_whole_run(name, weight, tmp_path, digits_float):
     result = run(recipe, tmp_path / "run")
     assert result["test_accuracy"] > 60
     assert run(recipe, tmp_path / "run", resume=True) == result  # the recipe is read back, widths and all
+
+
+def test_a_float_students_teacher_is_another_network(tmp_path, digits_float):
+    base = RECIPES["digits-float"]()
+    recipe = replace(
+        base,
+        data=replace(base.data, images=256),
+        method=MethodChoice("distill", teacher=digits_float),
+        train=replace(base.train, epochs=1, compile=False),
+    )
+    made = assemble(recipe, make_accelerator("fp32", device="cpu"))
+    student, teacher = made.state.model, made.state.method.teacher
+    assert not torch.equal(student.linear.weight, teacher.linear.weight)  # one has learned, the other starts
+    recipe = replace(recipe, network=replace(recipe.network, weights=digits_float), method=MethodChoice("distill"))
+    made = assemble(recipe, make_accelerator("fp32", device="cpu"))
+    snapshot = made.state.capture()
+    tensors = {k: v + 1 if k.startswith("model.") and v.is_floating_point() else v for k, v in snapshot.tensors.items()}
+    again = assemble(recipe, make_accelerator("fp32", device="cpu"), replace(snapshot, tensors=tensors))
+    theirs, before = (m.state.method.teacher.linear.weight for m in (again, made))
+    assert torch.equal(theirs, before) and torch.equal(again.state.model.linear.weight, before + 1)

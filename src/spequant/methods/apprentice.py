@@ -10,7 +10,8 @@
 
 Three schemes: A, both learn together (`joint=True`); B, the teacher is trained and fixed, the student starts at random;
 C, the teacher is fixed and the student starts from float weights. B and C are one loss and differ by the student that
-is given. Open there and ours to choose: in scheme A the teacher gets no gradient from the third term.
+is given. Open there and ours to choose: the third term's z_T, logits, is read as softmax(z_T), and in scheme A the
+teacher gets no gradient from it.
 """
 
 import copy

@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from spequant.layers import act_quantizers
 from spequant.losses import kl
 from spequant.methods.base import Losses, check_temperature, check_weight, penalties
-from spequant.methods.parts import Recorder, given_stages, place, rounded
-from spequant.quantizers.base import check_bits
+from spequant.methods.parts import Recorder, check_grid, given_stages, place, rounded
 from spequant.tasks import Classification, Task
 
 
@@ -65,7 +64,7 @@ class CMTKD:
         if not teachers:
             raise ValueError("teachers is empty; expected {bits: prepared network}, e.g. of 4, 6 and 8 bits")
         for bits in teachers:
-            check_bits(bits, "teachers' bits")
+            check_grid(bits, "teachers' bits")
         self.stages = given_stages(network, stages)
         self.a, self.b, self.g = weights
         self.temperature, self.task = float(temperature), task or Classification()

@@ -1,6 +1,9 @@
 """Distillation from a separate, frozen teacher (Hinton et al. 2015, arXiv 1503.02531), alone or beside SPEQ.
 
 L = CE(y, z_S) + lambda T^2 D(p_T, p_S),   D: KL or 1 - cos,   p = softmax(z / T)
+
+That the labels keep their whole weight is ours, as in SPEQ: Hinton's sum is (1 - l) CE + l T^2 KL, so that lambda is
+l / (1 - l) of his, and the whole 1 / (1 - l) times as large.
 """
 
 from collections.abc import Mapping

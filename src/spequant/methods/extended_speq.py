@@ -22,15 +22,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spequant.methods.base import Losses, check_steps, check_temperature, check_weight, penalties
-from spequant.methods.parts import Recorder
+from spequant.methods.parts import Recorder, tokens
 from spequant.methods.speq import SPEQ
 from spequant.precision import Stochastic
 
 
 class ExtendedSPEQ:
     """speq: with T and u as training begins. steps: calls in all. average: a copy of the prepared, calibrated model,
-    which this method changes; None: the network's own weights teach. head: name of the layer whose input is the
-    feature, which `feature_weight` needs. `Losses.distill` is the term of the logits.
+    which this method changes, `decay` of it kept at each call; None: the network's own weights teach. head: name of the
+    layer whose input is the feature, which `feature_weight` needs. `Losses.distill` is the term of the logits.
 
     teacher: what is called for `average`, e.g. it compiled.
     """
@@ -102,7 +102,7 @@ class ExtendedSPEQ:
         distill = speq.loss(student, teacher, speq.temperature)
         total = task + speq.weight * distill + penalties(model)
         if self.head is not None:
-            total = total + self.feature_weight * _apart(feature[self.head], target[self.head])
+            total = total + self.feature_weight * _apart(feature[self.head], target[self.head], batch)
         return Losses(total, task, distill, student.detach())
 
     def _fall(self, done: float) -> None:
@@ -120,5 +120,8 @@ class ExtendedSPEQ:
         torch._foreach_lerp_(*pairs, 1 - self.decay)  # type: ignore[attr-defined]
 
 
-def _apart(student: Tensor, teacher: Tensor) -> Tensor:
-    return (1 - F.cosine_similarity(student.float().flatten(1), teacher.float().flatten(1), dim=1)).mean()
+def _apart(student: Tensor, teacher: Tensor, batch: Any) -> Tensor:
+    """Mean over samples of 1 - cos between features; padding is left out."""
+    mask = tokens(teacher, batch)
+    own, theirs = (x.float() if mask is None else x.float() * mask for x in (student, teacher))
+    return (1 - F.cosine_similarity(own.flatten(1), theirs.flatten(1), dim=1)).mean()

@@ -8,7 +8,8 @@
 | n of N: calls so far | `step`, `steps` |
 | w0 | `weight` |
 
-Known from the abstract: the soft loss is reduced gradually. That it falls in a straight line, to 0 at the end, is ours.
+Known from the abstract: the soft loss is reduced gradually. That it falls in a straight line, to 0 at the end, and
+T = 2 are ours.
 """
 
 from typing import Any
@@ -22,7 +23,13 @@ from spequant.tasks import Classification, Task
 
 
 class GSLR(CountsCalls):
-    """teacher: the float network, copied and frozen. steps: calls in all. weight: 0 to 1."""
+    """teacher: the float network, copied and frozen, in eval mode. steps: N, calls in all, 1 or more, of which each
+    part of an accumulated batch is one; beyond them w stays 0. weight: w0, 0 to 1. temperature: above 0.
+
+    (model, batch) -> Losses: logits (batch, classes), or (batch, parts, classes), as `task` makes them; `total`, `task`
+    and `distill` 0-dim, in nats, means over samples; `distill` is T^2 KL(p_T || p_S), before w. ValueError: steps,
+    weight or temperature out of range.
+    """
 
     def __init__(
         self,

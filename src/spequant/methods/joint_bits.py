@@ -3,8 +3,9 @@ layering, arXiv 2212.05326, and of any-precision networks).
 
     L = mean_b H(y, p_b) + lambda T^2 mean_b<B KL(p_B || p_b),   p = softmax(z / T) in the KL term
 
-b: the home width and `widths`; B, the largest, teaches the others and gets no gradient from that. Only the abstract is
-known here: activation widths in place of weight widths, and the loss's form, are ours.
+b: the home width, the fewest bits of the model's activations, and `widths`; B, the largest of them all, teaches the
+others and gets no gradient from that. Only the abstract is known here: activation widths in place of weight widths, and
+the loss's form, are ours.
 """
 
 from collections.abc import Sequence
@@ -15,13 +16,20 @@ from torch import nn
 
 from spequant.losses import kl
 from spequant.methods.base import Losses, check_temperature, check_weight, penalties
-from spequant.methods.widths import at_widths
+from spequant.methods.widths import at_widths, fewest_bits
 from spequant.precision import check_width
+from spequant.processes import unwrapped
 from spequant.tasks import Classification, Task
 
 
 class JointBits:
-    """widths: activation bits beside the model's own, in rising order. `Losses.task` is at the model's own width."""
+    """widths: activation bits beside the model's own, in rising order; they may lie below it. `Losses.task` is at the
+    model's own width.
+
+    (model, batch) -> Losses: logits (batch, classes), or (batch, parts, classes), as `task` makes them; `total`, `task`
+    and `distill` 0-dim, in nats, means over samples. ValueError: widths, temperature or weight out of range, or a model
+    without activation quantizers.
+    """
 
     def __init__(
         self,
@@ -42,9 +50,11 @@ class JointBits:
 
     def __call__(self, model: nn.Module, batch: Any) -> Losses:
         student = self.task.logits(model, batch)
-        *between, largest = at_widths(model, self.widths, self.task, batch)
-        lower = [student, *between]
+        home = fewest_bits(unwrapped(model))
+        others = [width for width in self.widths if width != home]
+        logits = {home: student, **dict(zip(others, at_widths(model, others, self.task, batch), strict=True))}
         task = self.task.loss(student, batch)
-        labels = torch.stack([task, *(self.task.loss(z, batch) for z in (*between, largest))]).mean()
-        distill = torch.stack([kl(z, largest.detach(), self.temperature) for z in lower]).mean()
+        labels = torch.stack([task, *(self.task.loss(logits[width], batch) for width in others)]).mean()
+        largest = logits.pop(max(logits))
+        distill = torch.stack([kl(z, largest.detach(), self.temperature) for z in logits.values() or [largest]]).mean()
         return Losses(labels + self.weight * distill + penalties(model), task, distill, student.detach())

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from spequant.functional import fake_quantize
@@ -130,9 +131,22 @@ def place(network: nn.Module, name: str, module: nn.Module) -> None:
     setattr(network.get_submodule(parent), own, module)
 
 
+def check_grid(bits: object, name: str) -> None:
+    """ValueError unless `rounded` has a grid of `bits` bits for whatever it may be given."""
+    if not isinstance(bits, int) or not 2 <= bits <= 8:
+        raise ValueError(f"{name} is {bits!r}; expected 2 to 8: one bit has no grid of values on both sides of zero")
+
+
+def tokens(x: Tensor, batch: Any) -> Tensor | None:
+    """(batch, length, 1), 1 where `x`, of shape (batch, length, features), belongs to a token and 0 at padding, as the
+    batch's `attention_mask` says; None where there is no padding to leave out."""
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    return None if mask is None or x.shape[:-1] != mask.shape else mask.unsqueeze(-1).to(torch.float32)
+
+
 def rounded(x: Tensor, bits: int) -> Tensor:
     """`x` on the uniform grid of `bits` bits from its least to its largest value: [0, max], or [-max|x|, max|x|] on one
-    level fewer where it goes below zero; straight-through."""
+    level fewer where it goes below zero, which takes 2 bits or more; straight-through."""
     low, high = x.detach().amin().float(), x.detach().abs().amax().float().clamp_min(1e-8)
     signed = bool(low < 0)
     levels = level_tensor(2**bits - signed, x)

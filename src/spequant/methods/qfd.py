@@ -7,7 +7,8 @@
 | f_S, f_T: penultimate feature, the head's input | of the student before its own quantizer; of the float teacher |
 | f_T^Q: that of the teacher on a few bits | `rounded(f_T, bits)` |
 
-The paper trains the teacher's feature quantizer; open here, and ours: the grid spans each batch's own range.
+Of sequences the mean is over tokens; padding is left out. The paper trains the teacher's feature quantizer; open here,
+and ours: the grid spans each batch's own range.
 """
 
 from typing import Any
@@ -17,14 +18,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from spequant.methods.base import Losses, check_weight, frozen, penalties
-from spequant.methods.parts import Recorder, head_of, rounded
-from spequant.quantizers.base import check_bits
+from spequant.methods.parts import Recorder, check_grid, head_of, rounded, tokens
 from spequant.tasks import Classification, Task
 
 
 class QFD:
-    """teacher: the float network, copied and frozen. bits: of its feature. head: the layer whose input is the feature;
-    None: the last one. `Losses.distill` is the MSE."""
+    """teacher: the float network, copied and frozen. bits: of its feature, 2 to 8. head: the layer whose input is the
+    feature; None: the last one. `Losses.distill` is the MSE."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class QFD:
         head: str | None = None,
         task: Task | None = None,
     ):
-        check_bits(bits)
+        check_grid(bits, "bits")
         check_weight(weight, "weight")
         self.teacher = frozen(teacher)
         self.bits, self.weight, self.task = bits, float(weight), task or Classification()
@@ -46,9 +46,12 @@ class QFD:
     def __call__(self, model: nn.Module, batch: Any) -> Losses:
         with torch.no_grad(), self.teacher_feature.on(self.teacher) as found:
             self.task.logits(self.teacher, batch)
-        target = rounded(found[self.head], self.bits)
+        feature = found[self.head]
+        mask = tokens(feature, batch)
+        target = rounded(feature if mask is None else feature * mask, self.bits).float()
         with self.student_feature.on(model) as found:
             student = self.task.logits(model, batch)
         task = self.task.loss(student, batch)
-        distill = F.mse_loss(found[self.head].float(), target.float())
+        apart = F.mse_loss(found[self.head].float(), target, reduction="none")
+        distill = apart.mean() if mask is None else (apart * mask).sum() / (mask.sum() * apart.shape[-1])
         return Losses(task + self.weight * distill + penalties(model), task, distill, student.detach())

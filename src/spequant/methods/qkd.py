@@ -20,8 +20,16 @@ from spequant.tasks import Classification, Task
 
 
 class QKD(CountsCalls):
-    """teacher: the float network, of which a copy learns in the second phase. steps: calls in all. shares: of them that
-    self-studying and co-studying take; tutoring has the rest."""
+    """teacher: the float network, of which a copy learns in the second phase: give `trained`'s parameters to the
+    optimizer. steps: calls in all, 1 or more, of which each part of an accumulated batch is one. shares: of `steps`
+    that self-studying and co-studying take, each 0 or more, together 1 at most; tutoring has the rest. temperature:
+    above 0.
+
+    (model, batch) -> Losses: logits of both networks (batch, classes), or (batch, parts, classes), as `task` makes
+    them; `total`, `task` and `distill` 0-dim, in nats, means over samples. `distill` is T^2 KL(p_T || p_S), 0 in
+    self-studying; `total` has the teacher's own terms in co-studying. ValueError: steps, shares or temperature out of
+    range.
+    """
 
     def __init__(
         self,

@@ -6,9 +6,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from spequant.batch_norm import batch_norm_untracked
+from spequant.layers import act_quantizers
 from spequant.precision import LowBit, precision
 from spequant.processes import unwrapped
 from spequant.tasks import Task
+
+
+def fewest_bits(model: nn.Module) -> int:
+    """Of its activations: the width that `at_widths` changes. ValueError: there are none."""
+    widths = [q.bits for q in act_quantizers(model).values() if q.bits is not None]
+    if not widths:
+        raise ValueError("model has no activation quantizer to switch: prepare it with act=, e.g. PACT(2)")
+    return min(widths)
 
 
 def at_widths(model: nn.Module, widths: Sequence[int], task: Task, batch: Any) -> list[Tensor]:

@@ -97,7 +97,7 @@ class APoT(Quantizer):
         """(w - mean) / deviation of what shares a range, fp32."""
         w = w.float()
         centred = w - self.reduce(w, torch.mean)
-        return centred / self.reduce(centred.square(), torch.mean).sqrt().clamp_min(1e-8)
+        return centred / self.reduce(centred.square(), torch.mean).clamp_min(1e-16).sqrt()  # whose slope ends at 0
 
     def _units(self, v: Tensor) -> Tensor:
         """The nearest level of `v`, in [-1, 1], as a signed whole number of units."""

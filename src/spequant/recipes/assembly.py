@@ -1,5 +1,6 @@
 """Everything that a recipe trains with, made and brought together: data, network, method, optimizer, processes."""
 
+import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,10 +76,11 @@ def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | No
         portion(settings.batch_size, "train.batch_size").stop, "a process's part of a batch", settings.accumulate, 0
     )
     network = field.network()
+    start = network if recipe.quantized else copy.deepcopy(network)  # a float student is it; `network` teaches
     if snapshot is None:
-        model = calibrated(network, recipe.quant, field.calibration())
+        model = calibrated(start, recipe.quant, field.calibration())
     else:
-        model = build_quantized(network, recipe.quant)
+        model = build_quantized(start, recipe.quant)
         model.load_state_dict(snapshot.part("model"))  # before the optimizer: layers come to share quantizers by it
         model = channels_last(model, device)
     steps = settings.epochs * (field.sizes[0] // settings.batch_size)
@@ -89,7 +91,9 @@ def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | No
         quant = replace(recipe.quant, weight=name, weight_bits=bits, act_bits=bits)
         return calibrated(network, quant, field.calibration())
 
-    given = Given(network, settings.seed, steps * settings.accumulate, quantized, model, field.task)
+    given = Given(
+        network, settings.seed, steps * settings.accumulate, quantized, model, field.task, settings.accumulate
+    )
     method = build_method(recipe.method, given, compile=settings.compile)
     partner = trained_by(method)
     if partner is not None and world() > 1:

@@ -87,6 +87,7 @@ def check(recipe: Recipe) -> None:
     check_device(train.device, "train.device")
     check_data(recipe.data)
     _check_method(recipe.method)
+    _check_teacher(recipe)
     _check_questions(recipe)
 
 
@@ -101,6 +102,21 @@ def _check_method(choice: MethodChoice) -> None:
                 f"method.{name} is {value!r}, which has no effect on {choice.name}"
                 f"{' with method.mix' if name in READS[choice.name] else ''}; expected {default!r}"
             )
+
+
+def _check_teacher(recipe: Recipe) -> None:
+    """ValueError: a float teacher that has learned nothing, and never will."""
+    method, network = recipe.method, recipe.network
+    learns = method.name == "qkd" or (method.name == "apprentice" and method.joint)
+    if "teacher" not in READS[method.name] or learns or method.teacher is not None:
+        return
+    random = "a new head" if network.new_head else "random weights"
+    if network.new_head or (network.weights is None and not network.pretrained):
+        raise ValueError(
+            f"method.teacher is None and the float network has {random}, which teach {method.name} nothing; expected a "
+            "float run or weights: --method.teacher RUN"
+            f"{'' if network.new_head else ', or --network.weights RUN, which the student starts from, too'}"
+        )
 
 
 def _check_questions(recipe: Recipe) -> None:

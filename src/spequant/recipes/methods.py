@@ -37,7 +37,8 @@ from spequant.train import Compiled
 @dataclass(frozen=True)
 class Given:
     """What methods are made with. network: the float one that the student starts from. steps: calls in all of training.
-    quantized: that network prepared at some bits, calibrated. student: the network that learns, as it stands."""
+    quantized: that network prepared at some bits, calibrated. student: the network that learns, as it stands.
+    accumulate: calls that make one step."""
 
     network: nn.Module
     seed: int
@@ -45,6 +46,7 @@ class Given:
     quantized: Callable[[int], nn.Module]
     student: nn.Module | None = None
     task: Task | None = None
+    accumulate: int = 1
 
 
 def build_method(choice: MethodChoice, given: Given, *, compile: bool = False) -> Method:
@@ -74,7 +76,7 @@ def _speq(choice: MethodChoice, given: Given) -> SPEQ | ExtendedSPEQ:
     if choice.feature_weight:
         added["head"] = head_of(given.network)
     if choice.average is not None:
-        added |= {"average": copy.deepcopy(given.student), "decay": choice.average}
+        added |= {"average": copy.deepcopy(given.student), "decay": choice.average ** (1 / given.accumulate)}
     return ExtendedSPEQ(speq, steps=given.steps, **added)
 
 

@@ -109,7 +109,7 @@ def table4(family: Family, shared: Change) -> list[Arm]:
         ("Apprentice A", method("apprentice", joint=True), {}),
         ("Apprentice B", apprentice_b, {"note": "the student starts at random"}),
         ("Apprentice C", method("apprentice"), {}),
-        ("QKD", method("qkd"), {"paper": qkd}),
+        ("QKD", method("qkd"), {"paper": qkd, "note": "the paper's teacher is a larger network"}),
         ("SQAKD", sqakd, {"note": "EWGS backward, no labels"}),
         ("QFD", method("qfd"), {}),
         ("GSLR", method("gslr"), {}),
