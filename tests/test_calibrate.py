@@ -252,6 +252,18 @@ def test_batch_norm_is_not_measured_on_nothing():
     assert torch.equal(before, model[1].running_mean)
 
 
+def test_a_batch_is_counted_by_its_first_tensor_whatever_else_it_holds():
+    model = prepare(nn.Linear(4, 4), ends=2)
+    x = torch.randn(64, 4)
+    for batch, run in (
+        ({"id": ["a", "b"], "number": 3, "scale": torch.tensor(2.0), "x": x}, lambda m, b: m(b["x"])),
+        ((["a path"], x), lambda m, b: m(b[1])),
+    ):
+        spequant.calibrate(model, [batch], samples=64, run=run, reestimate=False)
+    with pytest.raises(ValueError, match="batches hold dicts without a tensor"):
+        spequant.calibrate(model, [{"id": ["a"]}], samples=1, run=lambda m, b: None)
+
+
 def test_samples_are_counted_in_nested_batches():
     class Two(nn.Module):
         def __init__(self):

@@ -126,8 +126,13 @@ def test_images_are_the_first_ones_and_held_out_come_after_them():
     assert len(everything[0]) == len(whole) and everything[1] is None
     with pytest.raises(ValueError, match="images is 5000"):
         build_data(Data("digits", images=5000), torch.device("cpu"))
-    with pytest.raises(ValueError, match="held_out is 5000"):
-        build_data(Data("digits", images=300, held_out=5000), torch.device("cpu"))
+    for images, count in ((300, 5000), (len(whole), 1)):
+        with pytest.raises(
+            ValueError, match=rf"images is {images} and data\.held_out {count}; expected {len(whole)} to"
+        ):
+            build_data(Data("digits", images=images, held_out=count), torch.device("cpu"))
+    _, held, _ = build_data(Data("digits", images=300, held_out=len(whole) - 300), torch.device("cpu"))
+    assert held is not None and torch.equal(held.images, whole.images[300:])  # all that are left
 
 
 @pytest.mark.parametrize(

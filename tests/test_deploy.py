@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -188,6 +189,29 @@ def test_a_damaged_or_hostile_file_says_so(packed, integer, tmp_path):
         main(["evaluate", str(tmp_path / "flipped.onnx")])
     with pytest.raises(SystemExit, match="does not exist; expected a run's folder or a file"):
         main(["inspect", str(tmp_path / "nowhere.packed")])
+
+
+def test_weights_of_openvino_do_not_take_the_place_of_what_they_are_made_of(packed, tmp_path):
+    source = tmp_path / "net.bin"
+    shutil.copy(packed, source)
+    before = source.read_bytes()
+    with pytest.raises(SystemExit, match=r"net\.xml', whose weights would take the place of .*net\.bin; give another"):
+        main(["export", str(source), "--to", "openvino"])
+    assert source.read_bytes() == before
+
+
+def test_a_run_of_another_device_is_read_on_the_cpu(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    recipe = json.loads((run / "recipe.json").read_text())
+    recipe["train"]["device"] = "cuda:7"
+    (tmp_path / "run" / "recipe.json").write_text(json.dumps(recipe))
+    assert accuracy(tmp_path / "run") == accuracy(run)
+
+
+def test_a_header_that_is_nested_too_deeply_is_a_damaged_file(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "net.packed", {"spequant": "[" * 200_000})
+    with pytest.raises(ValueError, match="is no packed file, or a damaged one"):
+        spequant.load_packed(tmp_path / "net.packed", resnet8())
 
 
 @pytest.mark.parametrize(

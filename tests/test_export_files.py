@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import spequant
 from processor import skip_if_clipped
@@ -29,6 +30,7 @@ from spequant.export import (
     write_onnx,
     write_openvino,
 )
+from spequant.export.biases import move
 from spequant.export.engines import ENGINES, compile_openvino
 from spequant.export.integers import saturates
 from spequant.export.onnx_integer import stored
@@ -473,6 +475,45 @@ def test_other_answers_are_refused():
     parity.add(logits, np.where(np.arange(5000)[:, None] < 20, logits.roll(1, 1), logits), torch.arange(5000) % 10)
     with pytest.raises(ValueError, match=r"right on 99\.60 %, the network on 100\.00 %; expected at most 0\.1 points"):
         parity.check("an engine")
+
+
+def test_answers_at_every_position_single_values_and_few_images_are_compared():
+    dense = torch.eye(10)[torch.arange(100) % 10].reshape(2, 50, 10).transpose(1, 2)  # (images, classes, positions)
+    parity = Parity()
+    parity.add(dense, np.where(np.arange(50) < 3, dense.roll(1, 1), dense), (torch.arange(100) % 10).reshape(2, 50))
+    assert (parity.images, parity.equal, parity.labelled, parity.right) == (100, 94, 100, (100, 94))
+    with pytest.raises(ValueError, match="on 6 of 100 images"):
+        parity.check("an engine")
+    values = torch.linspace(-1, 1, 200).unsqueeze(1)  # one an image has no arg-max; a deviation is .58
+    for by, refused in ((0.1, False), (0.2, True)):
+        parity = Parity()
+        parity.add(values, (values + by).numpy(), None)
+        assert (parity.images, parity.equal) == (200, 0 if refused else 200)
+        assert refuses(parity) is refused
+    for images, differ, refused in ((1, 1, True), (2, 1, False), (2, 2, True), (3, 2, True), (4, 2, False)):
+        parity = Parity()
+        logits = torch.eye(10)[:images]
+        parity.add(logits, torch.cat([logits[:differ].roll(1, 1), logits[differ:]]).numpy(), None)
+        assert refuses(parity) is refused
+
+
+def refuses(parity):
+    try:
+        parity.check("an engine")
+    except ValueError:
+        return True
+    return False
+
+
+def test_a_bias_is_moved_where_it_is():
+    """On a device that this machine lacks: fake tensors know theirs."""
+    with FakeTensorMode():
+        bias = torch.zeros(3, device="cuda")
+        move(bias, torch.ones(3, dtype=torch.float64))
+        assert bias.device.type == "cuda"
+    bias = torch.tensor([1.0, 2.0])
+    move(bias, torch.tensor([0.5, -1.0], dtype=torch.float64))
+    assert bias.tolist() == [1.5, 1.0]
 
 
 @pytest.mark.parametrize(("engine", "own", "refused"), [(30, 15, False), (31, 15, True), (31, 0, True), (5, 0, False)])

@@ -12,12 +12,14 @@ from torch import nn
 
 import spequant
 from reference import losses as literal
+from spequant.layers import weight_quantizers
 from spequant.methods import ExtendedSPEQ
 from spequant.methods.base import trained_by
 from spequant.models import resnet8
 from spequant.precision import Mix, Stochastic, precision
 from spequant.quantizers import LSQ
 from spequant.recipes import RECIPES, run
+from spequant.recipes.assembly import assemble
 from spequant.recipes.methods import Given, build_method
 from spequant.recipes.schema import MethodChoice
 from spequant.train import TrainingState, make_accelerator, make_optimizer, make_schedule, parameter_groups, train_step
@@ -240,6 +242,20 @@ def test_the_recipe_adds_what_it_names(model):
     assert made.trained is not model and made.trained.training
     parts = build_method(MethodChoice("speq", average=0.9), replace(given, accumulate=4))  # calls that make a step
     assert parts.decay**4 == pytest.approx(0.9)
+
+
+def test_averaged_weights_and_frozen_ones_are_gone_on_with():
+    base = RECIPES["digits-w2a2-speq"]()
+    recipe = replace(
+        base,
+        network=replace(base.network, weights=None),
+        method=MethodChoice("speq", average=0.9),
+        train=replace(base.train, freeze_threshold=0.02, compile=False),
+    )
+    made = assemble(recipe, make_accelerator("fp32", device="cpu"))
+    again = assemble(recipe, make_accelerator("fp32", device="cpu"), made.state.capture())
+    assert all(q.frozen is None for q in weight_quantizers(again.state.method.trained).values())
+    assert any(q.frozen is not None for q in weight_quantizers(again.state.model).values())
 
 
 def test_a_run_of_fewer_bits_starts_from_one_of_more(tmp_path):

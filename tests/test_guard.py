@@ -58,8 +58,13 @@ def gradient_of_a_range(model):
     [
         (
             gradient_of_a_range,
-            28,
-            r"epoch 2, step 9 \(step 29 of the run\); the first to go: the range of layer2\.0\.conv1,",
+            29,
+            r"loss is not finite at epoch 2, step 10 \(step 30 of the run\); the first to go: the range of layer2",
+        ),
+        (
+            gradient_of_a_range,
+            28,  # which would be saved before a loss could tell
+            r"network is not finite after epoch 2, step 8 \(step 28 of the run\); the first to go: the range of layer2",
         ),
         (lambda model: math.nan, 33, r"epoch 2, step 13 \(step 33 of the run\); the first to go: the loss in all$"),
     ],
@@ -77,7 +82,20 @@ def test_epoch_step_and_the_first_to_go_are_named_and_nothing_is_saved_after(how
             on_checkpoint=lambda state: saved.append(state.step),
         )
     assert re.search(said, str(error.value)), error.value
-    assert saved[-1] == step // 4 * 4 and all(torch.isfinite(p).all() for p in state.model.parameters()) == (step == 33)
+    assert saved[-1] == (step - 1) // 4 * 4 and all(torch.isfinite(p).all() for p in state.model.parameters()) == (
+        step == 33
+    )
+
+
+def test_the_last_step_may_not_leave_a_network_that_is_not_finite():
+    """Its loss is finite, what it makes of the weights is not, and no later loss tells."""
+    state, batches = a_state(Breaks(2 * STEPS, gradient_of_a_range))
+    saved = []
+    with pytest.raises(
+        FloatingPointError, match=rf"step {2 * STEPS} of the run.; the first to go: the range of layer2"
+    ):
+        fit(state, batches, epochs=2, steps=STEPS, on_checkpoint=lambda state: saved.append(state.step))
+    assert saved == [STEPS]
 
 
 def test_inputs_and_activations_are_named():

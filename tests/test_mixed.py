@@ -217,6 +217,47 @@ def test_pixels_in_the_graph(tmp_path):
     assert "1: gelu" in mixed.islands
 
 
+class Residual(nn.Module):
+    """An addition that is not marked: the quantizers of its addends hang on the layers that make them."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.one(x)
+        return self.head(x + self.two(x.relu()))
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+def test_an_addends_grid_on_a_layer_is_in_the_graph(bits):
+    x = torch.randn(256, 16)
+    model = prepared(Residual(), x, weight=MinMax(8), act=MinMax(8), residual=bits)
+    assert sum("output_quantizer" in m._modules for m in model.modules() if type(m) is spequant.layers.QuantizedLayer)
+    _, expected, got = exported(model, x)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.inner, self.head = nn.Embedding(30, 8), nn.Linear(8, 16), nn.Linear(16, 3)
+
+    def forward(self, tokens):
+        return self.head(self.inner(self.table(tokens)).relu().mean(1))
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_tokens_stay_whole_numbers(named, tmp_path):
+    tokens = torch.randint(0, 30, (64, 7))
+    given = {"tokens": tokens} if named else tokens
+    model = spequant.prepare(Tokens(), weight=SAWB(4), act=PACT(4))
+    spequant.calibrate(model, [given], samples=64)
+    parity, mixed = export_mixed(model.eval(), tmp_path / "net.onnx", [given])
+    assert (parity.images, parity.agreement, mixed.outputs) == (64, 1, ("output",))
+    assert mixed.inputs == (("tokens",) if named else ("input",))
+
+
 def test_what_cannot_be_exported_is_said_and_no_file_is_left(tmp_path):
     class Two(Each):
         def forward(self, x):

@@ -12,7 +12,7 @@ from torch import nn
 import spequant
 from spequant.layers import QuantizedAdd, QuantizedLayer, act_quantizers, weight_bits, weight_quantizers
 from spequant.models import resnet8
-from spequant.quantizers import LSQ, PACT, SAWB, DoReFa, LeastSquares, MinMax
+from spequant.quantizers import LSQ, PACT, SAWB, APoT, DoReFa, LeastSquares, MinMax
 
 
 class PaddedConv(nn.Conv2d):
@@ -298,3 +298,12 @@ def test_transposed_convolutions_per_channel():
         spequant.prepare(
             nn.Sequential(nn.ConvTranspose2d(8, 8, 3, groups=2)), weight=LSQ(4), act=None, per_channel=True, ends=4
         )
+
+
+@pytest.mark.parametrize("options", [{}, {"per_channel": True, "residual": 8}])
+def test_quantizers_are_where_the_network_is(options):
+    """ "meta" stands for a device that this machine lacks."""
+    for weight in (SAWB(2), LSQ(2), APoT(4)):
+        model = spequant.prepare(resnet8().to("meta"), weight=weight, act=PACT(2), **options)
+        assert {x.device.type for x in (*model.parameters(), *model.buffers())} == {"meta"}
+        assert {q.levels.device.type for q in weight_quantizers(model).values()} == {"meta"}

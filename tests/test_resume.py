@@ -294,3 +294,22 @@ def test_a_tracker_by_name_gets_what_metrics_get(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="tensorbord"):
         run(short(tracker="tensorbord"), tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_run_names_the_commit_of_its_own_code_alone(tmp_path, monkeypatch):
+    def commit(path):
+        code = "from pathlib import Path; import sys; from spequant.recipes import folder; "
+        code += "folder.__file__ = sys.argv[1]; print(folder._commit())"
+        done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    installed = tmp_path / ".venv" / "folder.py"
+    installed.parent.mkdir()
+    installed.touch()
+    (tmp_path / "mine.py").touch()
+    for words in ("init -q", "add mine.py", "-c user.name=a -c user.email=b commit -qm a"):
+        subprocess.run(["git", *words.split()], cwd=tmp_path, check=True)
+    assert commit(installed) == "None"  # in somebody's repository, whose commit says nothing of this code
+    assert re.fullmatch(r"[0-9a-f]{7,}", commit(tmp_path / "mine.py"))
+    monkeypatch.setenv("PATH", "")
+    assert commit(tmp_path / "mine.py") == "None"

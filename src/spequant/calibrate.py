@@ -106,17 +106,27 @@ def _read(batches: Iterable[Any], samples: int) -> list[Any]:
     """The first batches that together hold `samples` samples."""
     kept, seen = [], 0
     for batch in batches:
-        first = batch
-        while not isinstance(first, Tensor):  # the first tensor inside tells how many samples there are
-            first = next(iter(first.values() if isinstance(first, Mapping) else first))
+        tensor = _first_tensor(batch)
+        if tensor is None:
+            raise ValueError(
+                f"batches hold {type(batch).__name__}s without a tensor; expected one, with a sample a row"
+            )
         kept.append(batch)
-        seen += len(first)
+        seen += len(tensor)
         if seen >= samples:
             return kept
     raise ValueError(
         f"batches held {seen} samples; expected at least samples={samples}. Give more data, or a smaller `samples` "
         "(ranges from few samples are uncertain)"
     )
+
+
+def _first_tensor(batch: Any) -> Tensor | None:
+    """The first one inside with a dimension, which tells how many samples there are."""
+    if isinstance(batch, Tensor):
+        return batch if batch.dim() else None
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
+    return next((found for part in parts if (found := _first_tensor(part)) is not None), None)
 
 
 class _Watcher:

@@ -96,7 +96,7 @@ OUTPUT = "output_quantizer"
 """Where a module keeps the quantizer of what it returns, an addend of an addition that its network does not mark."""
 
 
-def quantize_output(module: nn.Module, quantizer: Quantizer) -> None:
+def quantize_output(module: nn.Module, quantizer: nn.Module) -> None:
     """Let `module`, in place, return its output quantized."""
     module.add_module(OUTPUT, quantizer)
     module.register_forward_hook(_quantize_output)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
@@ -91,8 +92,18 @@ def prepare(
         quantize_output(model.get_submodule(name), quantizer)
     for tag, (_, module, attribute) in enumerate(act_slots(model)):
         getattr(module, attribute).tag = tag
+    _place_quantizers(model, next(iter(layers.values())).weight.device)  # type: ignore[arg-type]
     model.register_load_state_dict_pre_hook(_share_as_saved)
     return model
+
+
+def _place_quantizers(model: nn.Module, device: torch.device) -> None:
+    """Move them to where their layer's weight is; those of additions and products to `device`."""
+    for module in model.modules():
+        place = module.float_weight.device if isinstance(module, QuantizedLayer) else device
+        for child in module.children():
+            if isinstance(child, Quantizer):
+                child.to(place)
 
 
 def unprepare(model: nn.Module) -> nn.Module:

@@ -25,4 +25,10 @@ def quantize_biases(model: nn.Module, example: Tensor) -> None:
         made = integers(op)
         exact = made.bias.double() * (input_step(op) * made.scale).double()
         assert op.bias is not None
-        op.bias.copy_(op.bias.double() + (exact - op.offset))  # rounded once, or a second call might move a last bit
+        move(op.bias, exact - op.offset)
+
+
+def move(bias: Tensor, by: Tensor) -> None:
+    """Add `by`, fp64 on the CPU, to `bias`, in place and wherever that is; rounded once, or a second call of
+    `quantize_biases` might move a last bit."""
+    bias.copy_(bias.double().cpu() + by)

@@ -12,7 +12,7 @@ from spequant.export.integers import PAIR
 from spequant.export.onnx_integer import OPSET
 from spequant.export.program import Grid
 from spequant.export.reading import layer_attributes
-from spequant.layers import QuantizedLayer, QuantizedProduct
+from spequant.layers import OUTPUT, QuantizedLayer, QuantizedProduct, quantize_output
 from spequant.quantizers import Quantizer
 
 
@@ -178,13 +178,21 @@ def integer_form(model: nn.Module, above: str = "") -> None:
     for own, child in list(model.named_children()):
         name = f"{above}{own}"
         if isinstance(child, QuantizedLayer):
-            setattr(model, own, _layer(child, name))
+            _put(model, own, _layer(child, name))
         elif isinstance(child, QuantizedProduct) and type(child.product) is Product:
-            setattr(model, own, IntegerProduct(child))
+            _put(model, own, IntegerProduct(child))
         elif isinstance(child, Quantizer):
             setattr(model, own, Codes(child))
         else:
             integer_form(child, f"{name}.")
+
+
+def _put(model: nn.Module, own: str, new: nn.Module) -> None:
+    """`new` in the place of the module that is there, whose output may be an addend with a quantizer."""
+    quantizer = getattr(model, own)._modules.get(OUTPUT)
+    setattr(model, own, new)
+    if quantizer is not None:
+        quantize_output(new, Codes(quantizer))
 
 
 def _layer(layer: QuantizedLayer, name: str) -> nn.Module:

@@ -104,7 +104,7 @@ def mixed_graph(
     integer_form(network)
     if isinstance(example, Tensor):
         whole = _Whole(network, preprocessing)
-        given = {"input": torch.zeros(2, *example.shape[1:], dtype=torch.uint8 if preprocessing else torch.float32)}
+        given = {"input": torch.zeros(2, *example.shape[1:], dtype=torch.uint8 if preprocessing else example.dtype)}
     else:
         whole = _Named(network, tuple(example))
         given = {name: x[:1].cpu().repeat(2, *[1] * (x.dim() - 1)) for name, x in example.items()}
@@ -151,6 +151,8 @@ def answers(model: nn.Module, mixed: Mixed, run: engines.Run, batches: Iterable[
             continue
         with torch.no_grad(), modes_kept(model), other_last_bits(model.eval()):
             moved = run_model(model, x)
+        if isinstance(out, Tensor):
+            out, moved = {mixed.outputs[0]: out}, {mixed.outputs[0]: moved}
         padding = given["attention_mask"] == 0 if "attention_mask" in given else None
         for name, got in zip(mixed.outputs, engines.run_in_parts(run, given, mixed.batch), strict=True):
             own = [out[name].float().cpu(), moved[name].float().cpu()]
@@ -215,7 +217,7 @@ class _Named(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         out = self.network(**dict(zip(self.names, inputs, strict=True)))
-        return tuple(out.values())
+        return (out,) if isinstance(out, Tensor) else tuple(out.values())
 
 
 def _exported(network: nn.Module, given: Mapping[str, Tensor], outputs: tuple[str, ...]) -> Any:

@@ -73,7 +73,8 @@ def as_batches(images: Inputs, preprocessing: Preprocessing | None = None) -> It
             continue
         x, labels = item if isinstance(item, tuple | list) else (item, None)
         if preprocessing is None:
-            yield x.float(), x.float().cpu().numpy(), labels
+            x = x if x.dtype in (torch.int32, torch.int64) else x.float()  # tokens stay what they are
+            yield x, x.cpu().numpy(), labels
             continue
         if x.dtype != torch.uint8:
             raise ValueError(f"images are {x.dtype}; with preprocessing in the graph expected uint8")

@@ -281,7 +281,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         version, digest = head["format"], head["digest"]
         content = {k: head[k] for k in ("layers", "acts", "slots", "floats", "about")}
-    except (SafetensorError, KeyError, TypeError, ValueError, UnicodeError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, UnicodeError, RecursionError) as error:
         raise ValueError(f"{path} is no packed file, or a damaged one ({error!r}); write or copy it anew") from error
     if version != FORMAT:
         raise ValueError(

@@ -46,7 +46,9 @@ def read_step(node: fx.Node, model: nn.Module) -> Step:
         what = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
         raise ValueError(
             f"{node.name}: the operation {what} has no integer form; known are convolutions and linear layers, batch "
-            "norm, ReLU and clamps, pooling, additions, flattening, concatenation, slicing with a step and padding"
+            "norm, ReLU and clamps, max pooling, the mean and maximum of all positions, additions, flattening, "
+            "concatenation, slicing with a step and padding"
+            f"{': write torch.flatten(x, 1)' if what in ('size', 'view', 'reshape') else ''}"
         )
     try:
         kind, attributes = table[node.target](*node.args[1:], **node.kwargs)

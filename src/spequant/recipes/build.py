@@ -110,8 +110,14 @@ def build_data(choice: Data, device: torch.device, network: str = "") -> tuple[I
     else:
         if not 1 <= choice.images <= len(train):
             raise ValueError(f"data.images is {choice.images}; expected 1 to {len(train)}")
-        rest = train.part(slice(0, choice.images))
-        held = hold_out(train.part(slice(choice.images, None)), choice.held_out)[1] if choice.held_out else None
+        if choice.images + choice.held_out > len(train):
+            raise ValueError(
+                f"data.images is {choice.images} and data.held_out {choice.held_out}; expected {len(train)} together "
+                "at most, the training images that there are"
+            )
+        rest, behind = train.part(slice(0, choice.images)), train.part(slice(choice.images, None))
+        held = behind if choice.held_out == len(behind) else hold_out(behind, choice.held_out)[1]
+        held = held if choice.held_out else None
     return rest.to(device), held.to(device) if held is not None else None, test.to(device)
 
 

@@ -40,6 +40,12 @@ def check(recipe: Recipe) -> None:
         (train.epochs >= 1, "train.epochs", train.epochs, "1 or more"),
         (train.batch_size >= 1, "train.batch_size", train.batch_size, "1 or more images"),
         (train.accumulate >= 1, "train.accumulate", train.accumulate, "1 or more parts"),
+        (
+            train.accumulate < 1 or train.batch_size % train.accumulate == 0,
+            "train.accumulate",
+            train.accumulate,
+            f"a number that divides train.batch_size, {train.batch_size}",
+        ),
         (0 <= train.label_smoothing < 1, "train.label_smoothing", train.label_smoothing, "0 or more, below 1"),
         (recipe.data.mixup >= 0, "data.mixup", recipe.data.mixup, "an alpha of 0 or more; 0: none"),
         (recipe.data.cutmix >= 0, "data.cutmix", recipe.data.cutmix, "an alpha of 0 or more; 0: none"),
@@ -74,6 +80,21 @@ def check(recipe: Recipe) -> None:
             "quant.act_bits",
             quant.act_bits,
             "bits: SPEQ's teacher differs by its activations' precision",
+        ),
+        (
+            recipe.method.name not in ("speq", "speq-distill")
+            or recipe.method.mix
+            or bool(quant.overrides)
+            or recipe.method.high_bits > (quant.act_bits or 0),
+            "method.high_bits",
+            recipe.method.high_bits,
+            f"more than quant.act_bits, {quant.act_bits}: the teacher would be the student",
+        ),
+        (
+            train.freeze_threshold_end is None or train.freeze_threshold is not None,
+            "train.freeze_threshold_end",
+            train.freeze_threshold_end,
+            "None: nothing is frozen without train.freeze_threshold",
         ),
         (
             not parse_overrides(quant.overrides) or recipe.quantized,

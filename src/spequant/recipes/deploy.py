@@ -107,7 +107,7 @@ def export_source(
     if to == "packed" and act_bits is not None:
         raise ValueError("act_bits is for graphs: a packed file runs at every width (spequant evaluate --act-bits)")
     out = out or (path / "model" if path.is_dir() else path).with_suffix(SUFFIX[to])
-    _check_place(out, to)
+    _check_place(out, to, path)
     test = first_samples(source.test_set(root), images)
     inside = (test.mean, test.std) if preprocessing and isinstance(test, ImageSet) else None
     facts = {**about_run(source.recipe, test, source.model), "act_bits": act_bits, "preprocessing": inside}
@@ -118,13 +118,15 @@ def export_source(
         return getattr(work, to)()
 
 
-def _check_place(out: Path, to: Target) -> None:
+def _check_place(out: Path, to: Target, source: Path) -> None:
     """Before the work: ValueError, a name by which the file would not be known again; OSError, no place for it."""
     ending = "." + SUFFIX[to].rpartition(".")[2]
     fits = out.suffix not in (".onnx", ".xml") if to == "packed" else out.suffix == ending
     if not fits:
         expected = "any ending but .onnx and .xml" if to == "packed" else f"one that ends in {ending}"
         raise ValueError(f"out is {str(out)!r}; for --to {to} expected {expected}")
+    if to == "openvino" and out.with_suffix(".bin").resolve() == source.resolve():
+        raise ValueError(f"out is {str(out)!r}, whose weights would take the place of {source}; give another --out")
     if out.is_dir():
         raise IsADirectoryError(f"out is {str(out)!r}, a folder; expected a file's name")
     if not out.parent.is_dir():

@@ -108,20 +108,29 @@ def start_files(folder: Path, recipe: Recipe, device: torch.device) -> dict[str,
 
 def environment(device: torch.device) -> dict[str, Any]:
     """What this process runs on and with."""
-    root = Path(__file__).resolve().parent
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
-    )
     processor = f"{processor_name()}, {torch.get_num_threads()} threads"
     return {
         "command": " ".join(sys.argv),
-        "commit": git.stdout.strip() or None,
+        "commit": _commit(),
         "python": platform.python_version(),
         **{package: _version(package) for package in PACKAGES},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor,
         "processes": world(),
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
     }
+
+
+def _commit() -> str | None:
+    """Of the repository that this file is in; None: it is in none, or was installed, or there is no git."""
+    file = Path(__file__).resolve()
+    found = ""
+    for words in (("ls-files", "--error-unmatch", file.name), ("describe", "--always", "--dirty")):
+        try:
+            done = subprocess.run(["git", *words], cwd=file.parent, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        found = done.stdout.strip()
+    return found
 
 
 def _version(package: str) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from spequant import losses, models
+from spequant.layers import weight_quantizers
 from spequant.methods import (
     CMTKD,
     GSLR,
@@ -76,7 +77,11 @@ def _speq(choice: MethodChoice, given: Given) -> SPEQ | ExtendedSPEQ:
     if choice.feature_weight:
         added["head"] = head_of(given.network)
     if choice.average is not None:
-        added |= {"average": copy.deepcopy(given.student), "decay": choice.average ** (1 / given.accumulate)}
+        assert given.student is not None
+        average = copy.deepcopy(given.student)
+        for quantizer in weight_quantizers(average).values():  # of a run gone on with, weights may be frozen by now
+            quantizer.frozen = quantizer.frozen_codes = None
+        added |= {"average": average, "decay": choice.average ** (1 / given.accumulate)}
     return ExtendedSPEQ(speq, steps=given.steps, **added)
 
 

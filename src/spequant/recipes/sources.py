@@ -19,7 +19,7 @@ from spequant.export import (
     read_openvino,
 )
 from spequant.export.onnx_file import program_in
-from spequant.recipes.build import build_data, build_network, build_quantized, device_of
+from spequant.recipes.build import build_data, build_network, build_quantized, device_named
 from spequant.recipes.folder import NETWORK, RECIPE, STATE
 from spequant.recipes.images import channels_last
 from spequant.recipes.questions import QuestionSet, dev_questions
@@ -82,10 +82,9 @@ def open_source(path: Path, root: Path | None = None) -> Source:
     root: of the data set, which a run's folder has to be read with.
     """
     if path.is_dir():
-        recipe, model, test = load_run(path, root)
-        test = test.to("cpu") if isinstance(test, ImageSet) else test
+        recipe, model, test = load_run(path, root, "cpu")
         shape = tuple(test.images.shape[1:]) if isinstance(test, ImageSet) else ()
-        return Source(path, "run", recipe, shape, recipe.quant.act_bits, model.cpu().eval(), loaded=test)
+        return Source(path, "run", recipe, shape, recipe.quant.act_bits, model.eval(), loaded=test)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; expected a run's folder or a file of `spequant export`")
     if path.suffix == ".xml":
@@ -174,8 +173,7 @@ def _shape(told: dict[str, Any]) -> tuple[int, ...]:
 def load_run(folder: Path, root: Path | None = None, device: str | None = None) -> tuple[Recipe, nn.Module, TestSet]:
     """(recipe, trained model, test set) of a finished run. FileNotFoundError where `folder` holds none.
 
-    root: of the data set, in place of the recipe's. device: as in train.device, in place of the recipe's. The recipe
-    has them, too.
+    root: of the data set, in place of the recipe's. device: as train.device, in place of the recipe's.
     """
     for name in (RECIPE, STATE):
         if not (folder / name).is_file():
@@ -184,10 +182,7 @@ def load_run(folder: Path, root: Path | None = None, device: str | None = None) 
         recipe = from_json((folder / RECIPE).read_text())
     except ValueError as error:
         raise ValueError(f"{folder / RECIPE}: {error}") from error
-    data = recipe.data if root is None else replace(recipe.data, root=root)
-    train = recipe.train if device is None else replace(recipe.train, device=device)
-    recipe = replace(recipe, data=data, train=train)
-    place = device_of(recipe)
+    place = device_named(device or recipe.train.device)
     test = _test_set(recipe, root, place, folder / NETWORK)
     if isinstance(test, ImageSet):
         network = build_network(_random(recipe.network), test)

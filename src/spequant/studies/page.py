@@ -72,7 +72,7 @@ def _csv(rows: Sequence[Row]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, _columns(rows), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: "" if value != value else value for name, value in row.items()} for row in rows)  # no NaN
     return text.getvalue()
 
 

@@ -92,7 +92,8 @@ class Workshop:
         """(recipe, network) of a finished run, with the data and on the device of the settings."""
         root = self.folder / IMAGES if self.settings.smoke else self.settings.root
         recipe, model, _ = load_run(folder, root, self.settings.device)
-        return recipe, model
+        data = recipe.data if root is None else replace(recipe.data, root=root)
+        return replace(recipe, data=data, train=replace(recipe.train, device=self.settings.device)), model
 
     def train(self, arms: Sequence[Arm], seeds: Sequence[int] = ()) -> list[dict[int, tuple[dict[str, Any], Path]]]:
         """{seed: (result, folder)} of each arm; seeds: all of the settings' where none is given."""

@@ -12,14 +12,16 @@ from spequant.quantizers import Quantizer
 from spequant.train.state import TrainingState
 
 NAMED = 3  # layers that the error lists
+ADVICE = ": lower the learning rate, or clip gradients (train.clip_norm)"
 
 
 class FiniteGuard:
     """Keeps the number of the first step whose loss was not finite on the device, and the state of the last check.
 
-    `note(loss)` each step costs one small kernel. `check()` reads the flag; where it is set it goes back to the last
-    check, trains those steps again (all draws follow from the step's number) and raises FloatingPointError with epoch,
-    step and the layers whose weights, ranges or activations were the first that were not finite.
+    `note(loss)` each step costs one small kernel. `check()` reads the flag, and whether the network is finite, which
+    the last step's loss does not tell; where something is wrong it goes back to the last check, trains those steps
+    again (all draws follow from the step's number) and raises FloatingPointError with epoch, step and the layers whose
+    weights, ranges or activations were the first that were not finite.
     """
 
     def __init__(
@@ -41,8 +43,7 @@ class FiniteGuard:
         self.bad = torch.where((self.bad == 0) & ~torch.isfinite(loss), self.state.step, self.bad)
 
     def check(self) -> None:
-        bad = int(sum_over_processes((self.bad > 0).long()))
-        if bad:
+        if int(sum_over_processes(((self.bad > 0) | ~_finite(self.state.model)).long())):
             self._trace()
         self._keep()
 
@@ -58,6 +59,12 @@ class FiniteGuard:
                 start += 1
                 if self.state.step >= last or start == self.steps:
                     break
+        if wrong := not_finite(self.state.model):
+            epoch, step = divmod(last - 1, self.steps)
+            when = f"epoch {epoch + 1}, step {step + 1} (step {last} of the run)"
+            raise FloatingPointError(
+                f"the network is not finite after {when}; the first to go: {_first(wrong)}{ADVICE}"
+            )
         raise FloatingPointError(
             f"the loss was not finite between steps {self.snapshot.numbers['step'] + 1} and {last}, and is finite when "
             "they are repeated: is the device at fault, or an operation that is not deterministic?"
@@ -75,11 +82,8 @@ class FiniteGuard:
         everyone = [line for lines in gathered(wrong) for line in lines]
         if not everyone:
             return
-        lines = list(dict.fromkeys(everyone))
-        more = f" and {len(lines) - NAMED} more" if len(lines) > NAMED else ""
         when = f"epoch {epoch + 1}, step {start + 1} (step {self.state.step + 1} of the run)"
-        advice = ", made so by the step before: lower the learning rate, or clip gradients (train.clip_norm)"
-        first = "; ".join(lines[:NAMED]) + more + (advice if found else "")
+        first = _first(list(dict.fromkeys(everyone))) + (f", made so by the step before{ADVICE}" if found else "")
         raise FloatingPointError(f"the loss is not finite at {when}; the first to go: {first}")
 
     def _activations(self, batch: Any) -> list[str]:
@@ -111,6 +115,17 @@ class FiniteGuard:
             parts = {"on the labels": losses.task, "of distillation": losses.distill, "in all": losses.total}
             wrong = [f"the loss {what}" for what, value in parts.items() if not torch.isfinite(value)]
         return wrong
+
+
+def _first(lines: list[str]) -> str:
+    more = len(lines) - NAMED
+    return "; ".join(lines[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _finite(model: nn.Module) -> Tensor:
+    """Whether all parameters and buffers are, 0-dim, without waiting for the device."""
+    tensors = [x for x in (*model.parameters(), *model.buffers()) if x.is_floating_point()]
+    return torch.stack([torch.isfinite(x).all() for x in tensors]).all()
 
 
 def not_finite(model: nn.Module) -> list[str]:
