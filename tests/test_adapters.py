@@ -23,7 +23,7 @@ from torchvision.models.swin_transformer import (
 import spequant
 from reference.attention import standardised
 from spequant import adapters
-from spequant.layers import OUTPUT, QuantizedAdd, weight_quantizers
+from spequant.layers import OUTPUT, QuantizedAdd, QuantizedLayer, weight_quantizers
 from spequant.quantizers import LSQ, PACT
 
 
@@ -368,3 +368,87 @@ def test_standardised_convolutions_with_float_weights_are_standardised_as_before
     model = quantized(network, x, weight=None)
     inner = network[0](model[0].act_quantizer(x)).relu()
     torch.testing.assert_close(model(x), network[2](model[2].act_quantizer(inner)))
+
+
+def test_gpt2s_layers_are_linear_ones_whose_weight_lies_the_other_way():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=50, n_positions=16, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    model, ids = GPT2LMHeadModel(config).eval(), torch.randint(0, 50, (8, 10))
+
+    def run(network, batch):
+        return network(input_ids=batch, use_cache=False).logits
+
+    torch.testing.assert_close(run(adapted(model), ids), run(model, ids))
+    quantized = spequant.prepare(model, weight=LSQ(4), act=LSQ(4), residual=None, per_channel=True)
+    names = [n.rsplit(".", 1)[-1] for n, m in quantized.named_modules() if isinstance(m, QuantizedLayer)]
+    assert names.count("c_attn") == names.count("c_fc") == 2 and names.count("c_proj") == 4
+    spequant.calibrate(quantized, [ids], samples=8, run=run)
+    run(quantized, ids).sum().backward()
+    assert all(p.grad is not None for p in quantized.parameters() if p.requires_grad)
+    weight = weight_quantizers(quantized)["transformer.h.0.mlp.c_fc"]
+    assert weight.clip.shape == (128, 1)  # a range an output
+    back = spequant.unprepare(quantized)
+    assert torch.equal(run(back, ids), run(model, ids))
+    assert {k: v.shape for k, v in back.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+
+
+def test_transformers_standardised_convolutions_get_a_weight_on_the_grid(monkeypatch):
+    from transformers import BitConfig, BitModel
+
+    model = BitModel(BitConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1], num_groups=4)).eval()
+    x = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(adapted(model)(x).pooler_output, model(x).pooler_output)
+    quantized = spequant.prepare(model, weight=LSQ(2), act=LSQ(2), residual=None, ends=2)
+    spequant.calibrate(quantized, [x], samples=4)
+    seen, plain = [], F.conv2d
+    monkeypatch.setattr(F, "conv2d", lambda x, w, *rest: (seen.append(len(w.unique())), plain(x, w, *rest))[1])
+    quantized(x)
+    assert len(seen) == sum(isinstance(m, nn.Conv2d) for m in model.modules()) and max(seen) <= 4
+    assert type(spequant.unprepare(quantized).embedder.convolution) is type(model.embedder.convolution)
+
+
+@pytest.mark.parametrize("kind", ["ViT", "T5"])
+def test_networks_that_ask_a_weight_for_its_type_alone_run(kind):
+    import transformers
+
+    if kind == "ViT":
+        sizes = {"image_size": 16, "patch_size": 4, "intermediate_size": 64}
+        config = transformers.ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, **sizes)
+        model, given = transformers.ViTModel(config).eval(), {"pixel_values": torch.randn(8, 3, 16, 16)}
+    else:
+        config = transformers.T5Config(d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, vocab_size=50)
+        ids = torch.randint(0, 50, (8, 6))
+        model, given = transformers.T5Model(config).eval(), {"input_ids": ids, "decoder_input_ids": ids}
+    quantized = spequant.prepare(model, weight=LSQ(4), act=LSQ(4), residual=None)
+    spequant.calibrate(quantized, [given], samples=8, run=lambda network, batch: network(**batch))
+    assert quantized(**given).last_hidden_state.isfinite().all()
+
+
+def test_a_quantized_layers_weight_tells_its_kind_and_not_its_values():
+    layer = spequant.prepare(nn.Sequential(nn.Linear(4, 3)), weight=LSQ(2), act=LSQ(2))[0]
+    weight = layer.weight
+    assert (weight.dtype, weight.shape, weight.size(0), weight.device.type) == (torch.float32, (3, 4), 3, "cpu")
+    for use in (
+        lambda: weight.detach(),
+        lambda: weight.data,
+        lambda: weight + 1,
+        lambda: torch.ones(2, 4) @ weight,
+        lambda: F.linear(torch.ones(2, 4), weight),
+        lambda: weight.t(),
+    ):
+        with pytest.raises((AttributeError, TypeError), match=r"reading its weight directly|unsupported operand"):
+            use()
+
+
+def test_only_known_libraries_networks_have_tables_of_positions():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token_projection, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(self.token_projection(x))
+
+    model = spequant.prepare(Own(), weight=LSQ(2), act=LSQ(2), overrides={"token_projection": 4})
+    assert list(weight_quantizers(model)) == ["token_projection", "head"]

@@ -275,3 +275,11 @@ def test_samples_are_counted_in_nested_batches():
 
     model = spequant.prepare(Two(), weight=SAWB(2), act=PACT(2))
     spequant.calibrate(model, [((torch.rand(64, 4), torch.rand(64, 4)), torch.zeros(64))], samples=64)
+
+
+def test_calibrated_in_inference_mode_a_network_can_be_trained():
+    model = prepare(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), ends=2)
+    with torch.inference_mode():
+        spequant.calibrate(model, [torch.randn(64, 4)], samples=64)
+    model(torch.randn(8, 4)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())

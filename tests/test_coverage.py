@@ -93,3 +93,23 @@ def test_the_table_in_docs_is_what_was_found():
         DOCS.write_text(text[: text.index(HEAD)] + table)
     rows = DOCS.read_text().splitlines()
     assert ROWS and [row for row in ROWS.values() if row not in rows] == []
+
+
+def test_what_torchs_table_lacks_is_counted():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.head = torch.nn.LSTM(8, 16, batch_first=True), torch.nn.Linear(16, 16)
+            self.last, self.vector = torch.nn.Linear(16, 16), torch.nn.Parameter(torch.randn(16))
+
+        def forward(self, x):
+            return self.last(self.head(self.rnn(x)[0])).flatten(0, 1) @ self.vector
+
+    x = torch.randn(64, 5, 8)
+    model = spequant.prepare(Net(), weight=SAWB(4), act=PACT(4), residual=None)
+    spequant.calibrate(model, [x], samples=64)
+    found = coverage(model, x)
+    steps, recurrent, linear, product = 64 * 5, 4 * 16 * (8 + 16), 2 * 16 * 16, 16
+    total = steps * (recurrent + linear + product)
+    assert found.share == pytest.approx(steps * linear / total)
+    assert found.in_float["LSTM: weights that are no layer's"] == pytest.approx(steps * recurrent / total)

@@ -211,7 +211,7 @@ def test_a_run_of_another_device_is_read_on_the_cpu(run, tmp_path):
 def test_a_header_that_is_nested_too_deeply_is_a_damaged_file(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "net.packed", {"spequant": "[" * 200_000})
     with pytest.raises(ValueError, match="is no packed file, or a damaged one"):
-        spequant.load_packed(tmp_path / "net.packed", resnet8())
+        spequant.load_packed(tmp_path / "net.packed", models.resnet8())
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Networks by name, of this project and of libraries; new heads; what a model may return."""
 
+import re
 from collections import namedtuple
 from dataclasses import replace
 
@@ -8,8 +9,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import spequant
+from spequant.data import data_configuration
 from spequant.models import load_weights, make_network
 from spequant.models.weights import head_of
+from spequant.quantizers import PACT, SAWB
 from spequant.recipes import RECIPES, evaluate_source, export_source, run
 from spequant.recipes.check import check
 from spequant.recipes.schema import Network, from_json, to_json
@@ -117,3 +121,45 @@ def test_logits_are_taken_from_what_a_model_returns(returned, output):
     assert torch.equal(Classification(output).logits(Model(), batch), batch[0])
     with pytest.raises(TypeError, match=r"expected a tensor of logits.*Classification\(output=0\)"):
         Classification("absent" if output != "absent" else 9).logits(Model(), batch)
+
+
+def test_a_network_that_asks_for_its_version_is_read_from_files(tmp_path):
+    """torchvision's MNASNet."""
+    model = make_network("torchvision/mnasnet0_5", classes=10)
+    save_file({k: v.clone() for k, v in model.state_dict().items()}, tmp_path / "net.safetensors")
+    other = make_network("torchvision/mnasnet0_5", classes=10)
+    load_weights(other, tmp_path / "net.safetensors")
+    assert all(map(torch.equal, model.state_dict().values(), other.state_dict().values()))
+    quantized = spequant.prepare(model, weight=SAWB(4), act=PACT(4), residual=None)
+    x = torch.randn(4, 3, 64, 64)
+    spequant.calibrate(quantized, [x], samples=4)
+    spequant.pack(quantized.eval(), tmp_path / "net.packed")
+    loaded = spequant.load_packed(tmp_path / "net.packed", make_network("torchvision/mnasnet0_5", classes=10))
+    assert torch.equal(loaded.eval()(x), quantized(x))
+
+
+def test_published_names_of_densenet_are_its_modules(monkeypatch):
+    import torchvision
+
+    published = torchvision.models.get_model_weights("densenet121").DEFAULT
+    own = torchvision.models.densenet121(weights=None)
+    state = own.state_dict()
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12]\.)", r"\1.\2", name): x for name, x in state.items()}
+    assert set(old) != set(state)
+    monkeypatch.setattr(type(published), "get_state_dict", lambda self, **_: old)
+    made = make_network("torchvision/densenet121", classes=1000, pretrained=True)
+    assert all(map(torch.equal, made.state_dict().values(), state.values()))
+
+
+def test_googlenets_images_are_from_minus_one_to_one():
+    """What torchvision puts into the network with published weights, the data's mean and deviation do."""
+    import torchvision
+
+    x = torch.rand(2, 3, 8, 8)
+    network = torchvision.models.googlenet(weights=None, init_weights=False, aux_logits=False, transform_input=True)
+    usual, own = data_configuration("torchvision/resnet18"), data_configuration("torchvision/googlenet")
+
+    def normalised(about):
+        return (x - torch.tensor(about.mean).view(-1, 1, 1)) / torch.tensor(about.std).view(-1, 1, 1)
+
+    torch.testing.assert_close(network._transform_input(normalised(usual)), normalised(own))

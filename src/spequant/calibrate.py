@@ -42,6 +42,18 @@ def calibrate(
     ValueError: model not prepared, fewer samples than asked for, values that are not finite. RuntimeError: a quantized
     layer that never ran.
     """
+    with torch.inference_mode(False):  # where the caller is in it: what is made here is trained later
+        _calibrate(model, batches, rule, samples, reestimate, run)
+
+
+def _calibrate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    rule: Rule,
+    samples: int,
+    reestimate: bool,
+    run: Callable[[nn.Module, Any], Any],
+) -> None:
     acts, weights = act_quantizers(model), weight_quantizers(model)
     if not acts and not weights:
         raise ValueError("model holds no quantizer: call spequant.prepare first")
@@ -146,7 +158,7 @@ class _Watcher:
             return
         if self.inputs is not None:
             self.inputs.append(x)  # held, so that no other tensor takes its id within the batch
-            self.sources[quantizer] = (*self.sources.get(quantizer, ()), (id(x), x._version))
+            self.sources[quantizer] = (*self.sources.get(quantizer, ()), (id(x), 0 if x.is_inference() else x._version))
         flat = x.detach().float().flatten()
         stride = max(1, flat.numel() // self.per_batch)
         while math.gcd(stride, flat.numel()) > 1:  # so that every channel and column is met

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -55,6 +55,20 @@ def coverage(model: nn.Module, batch: Any, run: Callable[[nn.Module, Any], Any] 
     )
 
 
+def _recurrent(x: Tensor, first: Tensor, second: Tensor, *_: Any, **__: Any) -> int:
+    """One layer and direction of an LSTM over all steps; x (..., inputs)."""
+    return 2 * (x.numel() // x.shape[-1]) * (first.numel() + second.numel())
+
+
+OTHERS: dict[str, Callable[..., int]] = {
+    "mkldnn_rnn_layer": _recurrent,
+    "mv": lambda matrix, vector, **_: 2 * matrix.numel(),
+    "addmv": lambda own, matrix, vector, **_: 2 * matrix.numel(),
+    "_grouped_mm": lambda a, b, *_, **__: 2 * a.numel() * b.shape[-1],
+}
+"""Floating-point operations of what torch's own table lacks, by the operation's name."""
+
+
 class _Counter(TorchDispatchMode):
     """counts: floating-point operations by why they are float; None: between quantized numbers."""
 
@@ -79,7 +93,8 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if (count := flop_registry.get(func.overloadpacket)) is not None and self.stack:
+        count = flop_registry.get(func.overloadpacket) or OTHERS.get(func.overloadpacket.__name__)
+        if count is not None and self.stack:
             why = None if any(_quantized(m) for m in self.stack) else _why(self.stack[-1], str(func))
             self.counts[why] += count(*args, **(kwargs or {}), out_val=out)
         return out

@@ -15,8 +15,37 @@ EMBEDDINGS = (nn.Embedding,)
 """Quantized in their weight alone: what they read are indices."""
 
 
+class SealedWeight:
+    """The weight of the quantized layer `own` as the module around it may see it: networks ask for its type or device
+    to convert their input. AttributeError, or from torch's functions the same: a use of its values."""
+
+    TOLD = ("dtype", "device", "shape", "ndim", "requires_grad", "size", "dim", "numel", "is_floating_point")
+
+    def __init__(self, weight: Tensor, own: str):
+        self._weight, self._own = weight, own
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.TOLD:
+            return getattr(self._weight, name)
+        raise _bypass(self._own)
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = (*args, *(kwargs or {}).values())
+        raise _bypass(next((x._own for x in given if isinstance(x, SealedWeight)), "this layer"))
+
+
+def _bypass(own: str) -> AttributeError:
+    return AttributeError(
+        f"{own} is quantized: reading its weight directly, as the module around it does, would bypass the quantizers; "
+        f"leave the layer float with prepare(..., skip=[{own!r}])"
+    )
+
+
 class QuantizedLayer(nn.Module):
-    """`layer` (of `QUANTIZABLE` or `EMBEDDINGS`, or a subclass, with its own forward) on quantized weight and input.
+    """`layer` (of `QUANTIZABLE` or `EMBEDDINGS`, or a subclass, with its own forward) on quantized weight and input. A
+    subclass that computes with another weight than its own, such as a standardised one, offers the two halves of its
+    forward: `effective_weight()` and `run_with(input, weight)`; else its own weight would be quantized before that.
 
     weight_quantizer, act_quantizer: None leaves that side float.
     """
@@ -43,14 +72,12 @@ class QuantizedLayer(nn.Module):
         return effective_weight(self.layer)
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever else the float layer has (bias, out_features ...); its weight would bypass quantization."""
+        """Whatever else the float layer has (bias, out_features ...); its weight, whose values would bypass
+        quantization, tells its type, device and shape alone."""
         if name == "weight":
             quantizer = self.weight_quantizer or self.act_quantizer
-            own = quantizer.name if quantizer is not None else "this layer"
-            raise AttributeError(
-                f"{own} is quantized: reading its weight directly, as the module around it does, would bypass the "
-                f"quantizers; leave the layer float with prepare(..., skip=[{own!r}])"
-            )
+            layer: Any = self.layer
+            return SealedWeight(layer.weight, quantizer.name if quantizer is not None else "this layer")
         try:
             return super().__getattr__(name)
         except AttributeError:

@@ -160,7 +160,7 @@ def _adapted(
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
     """What can be quantized in `model`, by name; layers that make a table of positions aside."""
     kinds = QUANTIZABLE + EMBEDDINGS
-    return {n: m for n, m in model.named_modules() if isinstance(m, kinds) and not makes_constants(n)}
+    return {n: m for n, m in model.named_modules() if isinstance(m, kinds) and not makes_constants(model, n)}
 
 
 def _exceptions(

@@ -21,6 +21,8 @@ ADAPTERS = {
     "timm.layers.std_conv.StdConv2dSame": "standardised",
     "timm.layers.std_conv.ScaledStdConv2d": "standardised",
     "timm.layers.std_conv.ScaledStdConv2dSame": "standardised",
+    "transformers.models.bit.modeling_bit.WeightStandardizedConv2d": "bit",
+    "transformers.pytorch_utils.Conv1D": "conv1d",
 }
 """{class: the file here that adapts its instances}; by name, so that no library is imported that is not in use."""
 
@@ -34,7 +36,9 @@ ATTENTION_OF_TRANSFORMERS = "transformers_attention"
 """The same, of any attention that asks transformers' register which function computes it."""
 
 CONSTANT = ("cpb_mlp", "rel_pos_mlp", "pos_proj", "token_projection")
-"""Names of modules whose layers make a table of positions, the same for every input: they stay float."""
+"""Names of modules, in networks of `LIBRARIES`, whose layers make a table of positions, the same for every input: they
+stay float."""
+LIBRARIES = ("timm", "torchvision", "transformers")
 
 
 def adapt(model: nn.Module, *, products: bool = False) -> None:
@@ -60,9 +64,11 @@ def restore(model: nn.Module) -> None:
             _file(ATTENTION_OF_TRANSFORMERS).restore(module)
 
 
-def makes_constants(layer: str) -> bool:
-    """Whether the layer of this name is one of `CONSTANT`."""
-    return any(part in CONSTANT for part in layer.split("."))
+def makes_constants(model: nn.Module, layer: str) -> bool:
+    """Whether the layer of this name in `model` is one of `CONSTANT`."""
+    parts = layer.split(".")
+    owners = (model.get_submodule(".".join(parts[:i])) for i, part in enumerate(parts) if part in CONSTANT)
+    return any(type(owner).__module__.partition(".")[0] in LIBRARIES for owner in owners)
 
 
 def _name(module: nn.Module) -> str:

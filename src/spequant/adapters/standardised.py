@@ -13,6 +13,8 @@ from timm.layers.padding import pad_same
 from timm.layers.std_conv import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from torch import Tensor
 
+from spequant.adapters.layered import layered
+
 
 def effective_weight(self: Any) -> Tensor:
     """w_hat, of the shape of `weight`; `weight` itself once `folded`, as a packed file holds w_hat alone."""
@@ -34,26 +36,10 @@ def adapt(module: Any) -> None:
     module.__class__ = LAYERED[type(module)]
 
 
-def _layered(kind: type) -> type:
-    """A subclass of `kind` whose two halves can be called apart."""
-
-    def forward(self: Any, x: Tensor) -> Tensor:
-        return run_with(self, x, effective_weight(self))
-
-    def restore(self: Any) -> None:
-        if not self.folded:
-            self.__class__ = kind
-
-    own: dict[str, Any] = {"effective_weight": effective_weight, "run_with": run_with, "forward": forward}
-    own |= {"restore": restore, "folded": False}
-    own |= {"__module__": __name__, "__doc__": f"{kind.__name__}, its two halves apart. Made by `adapt` alone."}
-    return type(f"Layered{kind.__name__}", (kind,), own)
-
-
-LayeredStdConv2d = _layered(StdConv2d)
-LayeredStdConv2dSame = _layered(StdConv2dSame)
-LayeredScaledStdConv2d = _layered(ScaledStdConv2d)
-LayeredScaledStdConv2dSame = _layered(ScaledStdConv2dSame)
+LayeredStdConv2d = layered(StdConv2d, effective_weight, run_with)
+LayeredStdConv2dSame = layered(StdConv2dSame, effective_weight, run_with)
+LayeredScaledStdConv2d = layered(ScaledStdConv2d, effective_weight, run_with)
+LayeredScaledStdConv2dSame = layered(ScaledStdConv2dSame, effective_weight, run_with)
 LAYERED: dict[type, type] = {
     StdConv2d: LayeredStdConv2d,
     StdConv2dSame: LayeredStdConv2dSame,

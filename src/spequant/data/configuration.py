@@ -6,6 +6,9 @@ from spequant.data.image_files import IMAGENET_MEAN, IMAGENET_STD
 from spequant.data.vision import vision
 
 TIMM = "timm/"
+HALVES = ("torchvision/googlenet", "torchvision/inception_v3")
+"""Networks whose published weights want images from -1 to 1: with them torchvision puts that into the network
+(`transform_input`); here it is the data's mean and deviation, which files of any kind hold."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +24,12 @@ class Configuration:
 
 
 def data_configuration(network: str) -> Configuration:
-    """Of the recipe's network of that name: of "timm/NAME" timm's, of any other ImageNet's usual one.
+    """Of the recipe's network of that name: of "timm/NAME" timm's, of any other ImageNet's usual one, but for `HALVES`.
 
     ValueError: timm has no network NAME.
     """
     if not network.startswith(TIMM):
-        return Configuration()
+        return Configuration(mean=(0.5,) * 3, std=(0.5,) * 3) if network in HALVES else Configuration()
     models, name = vision("timm").models, network.removeprefix(TIMM)
     if not models.is_model(name):
         raise ValueError(f"network.name is {network!r}, and timm has no {name!r}; timm.list_models() lists what it has")

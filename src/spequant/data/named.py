@@ -26,7 +26,7 @@ Pair = tuple[ImageSet, ImageSet]
 """(train, in an order drawn once, so that the first ones are of all classes; test, as the source has it)"""
 
 
-def load_folder(root: Path, about: Configuration, *, workers: int = 0, check: bool = False) -> Pair:
+def load_folder(root: Path | str, about: Configuration, *, workers: int = 0, check: bool = False) -> Pair:
     """Of `root`/train/CLASS/... and `root`/val/CLASS/..., or where there is no val, test: PNG, JPEG and what else
     torchvision takes for an image, at any depth.
 
@@ -34,7 +34,7 @@ def load_folder(root: Path, about: Configuration, *, workers: int = 0, check: bo
     check: decode every image now and leave out those that cannot be, with a warning that counts and names them.
     FileNotFoundError: a folder that is missing. ValueError: a class without images, or in one of the two alone.
     """
-    train, test = (_folder(root, names) for names in (TRAIN, TEST))
+    train, test = (_folder(Path(root), names) for names in (TRAIN, TEST))
     if train.classes != test.classes:
         alone = [
             f"{one.root} alone has {_few(sorted(set(one.classes) - set(other.classes)))}"

@@ -37,6 +37,7 @@ from spequant.layers import OUTPUT, SLOTS, QuantizedAdd, QuantizedLayer, Quantiz
 from spequant.prepare import replace_modules, without_quantizers
 from spequant.quantizers.base import Quantizer
 from spequant.quantizers.held import Held
+from spequant.states import versioned
 
 FORMAT = 1
 KEY, FLOATS, CODES = "spequant", "floats", ".codes"
@@ -101,7 +102,8 @@ def load_packed(path: str | Path, network: nn.Module) -> nn.Module:
     _check_fit(path, tensors, head, network)
     model = _adapted(network, head)
     floats = _floats(head, tensors[FLOATS])
-    model.load_state_dict({**{n: floats[n] for n in floats if ":" not in n}, **_others(tensors)}, strict=False)
+    state = {**{n: floats[n] for n in floats if ":" not in n}, **_others(tensors)}
+    model.load_state_dict(versioned(model, state), strict=False)
     acts = [_act(number, spec, floats) for number, spec in enumerate(head["acts"])]
     made: dict[int, nn.Module] = {}
     outputs: dict[str, Quantizer] = {}

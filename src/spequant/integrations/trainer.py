@@ -21,6 +21,7 @@ from spequant.methods import SPEQ, Losses, Method, SPEQDistill
 from spequant.methods.base import trained_by
 from spequant.processes import sum_over_processes
 from spequant.quantizers import Quantizer
+from spequant.states import versioned
 from spequant.tasks import Task
 
 try:
@@ -195,7 +196,7 @@ def load_checkpoint(model: nn.Module, folder: str | Path) -> None:
         raise ValueError(f"{file} does not exist; expected a checkpoint folder that a QATTrainer saved")
     try:
         state = load_file(file)
-        model.load_state_dict(state)
+        model.load_state_dict(versioned(model, state))
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged ({error}); take an earlier checkpoint") from error
     except RuntimeError as error:

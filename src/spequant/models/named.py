@@ -1,6 +1,7 @@
 """Networks by name: this project's own, torchvision's as "torchvision/NAME", timm's as "timm/NAME"."""
 
 import difflib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,9 @@ MARKED = ("resnet18", "resnet34")
 WITH_HELPERS = ("googlenet", "inception_v3")
 HELPERS = ("aux1.", "aux2.", "AuxLogits.")
 """Heads of theirs that run in training alone, from half-way up; left out: they have no activations to calibrate on."""
+
+OLD = re.compile(r"^(features\.denseblock\d+\.denselayer\d+\.(?:norm|conv))\.([12]\.)")
+"""Names in DenseNet's published weights, of a torch whose modules could have a dot in theirs: norm.1 is norm1."""
 
 
 def check_network(name: str) -> None:
@@ -76,7 +80,7 @@ def make_network(
         if found != classes and not new_head:
             raise _other_head(f"torchvision's {published}", found, classes)
         state = published.get_state_dict(progress=False, check_hash=True)
-        state = {n: t for n, t in state.items() if not n.startswith(HELPERS)}
+        state = {OLD.sub(r"\1\2", n): t for n, t in state.items() if not n.startswith(HELPERS)}
         load_state(network, state, f"torchvision's {published}", new_head=new_head)
     return network
 

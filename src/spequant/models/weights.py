@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from spequant.states import versioned
+
 
 def load_weights(model: nn.Module, path: str | Path, *, new_head: bool = False) -> None:
     """Load `.safetensors`, or a torch pickle (tensors only: `weights_only=True`), into `model`, every name and shape.
@@ -42,7 +44,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, *, ne
         state = {n: t for n, t in state.items() if not n.startswith(head)}
         kept = {n: t for n, t in model.state_dict().items() if n.startswith(head)}
     try:
-        model.load_state_dict({**state, **kept})
+        model.load_state_dict(versioned(model, {**state, **kept}))
     except RuntimeError as error:
         raise ValueError(f"{source} does not fit {type(model).__name__}: {error}") from error
 

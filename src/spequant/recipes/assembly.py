@@ -17,6 +17,7 @@ from spequant.recipes.fields import Field, make_field
 from spequant.recipes.images import channels_last
 from spequant.recipes.methods import Given, build_method
 from spequant.recipes.schema import Recipe, Training
+from spequant.states import versioned
 from spequant.train import (
     Snapshot,
     TrainingState,
@@ -81,7 +82,8 @@ def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | No
         model = calibrated(start, recipe.quant, field.calibration())
     else:
         model = build_quantized(start, recipe.quant)
-        model.load_state_dict(snapshot.part("model"))  # before the optimizer: layers come to share quantizers by it
+        whole = versioned(model, snapshot.part("model"))
+        model.load_state_dict(whole)  # before the optimizer: layers come to share quantizers by it
         model = channels_last(model, device)
     steps = settings.epochs * (field.sizes[0] // settings.batch_size)
 

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from spequant.methods import Method
 from spequant.methods.base import trained_by
 from spequant.processes import sum_over_processes, world
+from spequant.states import versioned
 
 
 @dataclass(frozen=True)
@@ -158,16 +159,16 @@ class TrainingState:
             expected |= {f"method.{k}": v for k, v in self.partner.state_dict().items()}
         _compare({k: v for k, v in snapshot.tensors.items() if k.startswith(("model.", "ema.", "method."))}, expected)
         optimizer = self._optimizer_state(snapshot)
-        self.model.load_state_dict(snapshot.part("model"))
+        self.model.load_state_dict(versioned(self.model, snapshot.part("model")))
         if self.partner is not None:
-            self.partner.load_state_dict(snapshot.part("method"))
+            self.partner.load_state_dict(versioned(self.partner, snapshot.part("method")))
         self.optimizer.load_state_dict(optimizer)
         numbers = snapshot.numbers
         self.schedule.load_state_dict(numbers["schedule"])
         if hasattr(self.method, "load_state_dict"):
             self.method.load_state_dict(numbers["method"])  # type: ignore[attr-defined]
         if self.ema is not None:
-            self.ema.module.load_state_dict(snapshot.part("ema"))
+            self.ema.module.load_state_dict(versioned(self.ema.module, snapshot.part("ema")))
             self.ema.n_averaged.fill_(numbers["averaged"])
         if self.freezer is not None:
             self.freezer.load_state_dict({k: v.to(self.device) for k, v in snapshot.part("freezer").items()})
