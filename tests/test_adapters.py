@@ -387,7 +387,7 @@ def test_gpt2s_layers_are_linear_ones_whose_weight_lies_the_other_way():
     run(quantized, ids).sum().backward()
     assert all(p.grad is not None for p in quantized.parameters() if p.requires_grad)
     weight = weight_quantizers(quantized)["transformer.h.0.mlp.c_fc"]
-    assert weight.clip.shape == (128, 1)  # a range an output
+    assert weight.step.shape == (128, 1)  # a range an output
     back = spequant.unprepare(quantized)
     assert torch.equal(run(back, ids), run(model, ids))
     assert {k: v.shape for k, v in back.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}

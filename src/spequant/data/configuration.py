@@ -29,7 +29,7 @@ def data_configuration(network: str) -> Configuration:
     ValueError: timm has no network NAME.
     """
     if not network.startswith(TIMM):
-        return Configuration(mean=(0.5,) * 3, std=(0.5,) * 3) if network in HALVES else Configuration()
+        return Configuration(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)) if network in HALVES else Configuration()
     models, name = vision("timm").models, network.removeprefix(TIMM)
     if not models.is_model(name):
         raise ValueError(f"network.name is {network!r}, and timm has no {name!r}; timm.list_models() lists what it has")
