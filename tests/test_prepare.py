@@ -243,8 +243,9 @@ def test_a_weight_that_a_float_module_reads_counts_as_float():
 def test_what_else_a_layer_has_can_be_read_but_its_weight():
     model = spequant.prepare(nn.Sequential(nn.Linear(4, 3)), weight=SAWB(2), act=PACT(2))
     assert model[0].out_features == 3 and model[0].bias.shape == (3,)
+    assert model[0].weight.shape == (3, 4)
     with pytest.raises(AttributeError, match=r"0 is quantized: reading its weight .* skip=\['0'\]"):
-        _ = model[0].weight
+        _ = model[0].weight.data
     with pytest.raises(AttributeError, match="nothing"):
         _ = model[0].nothing
 

@@ -84,8 +84,7 @@ def prepare(
     choices |= _exceptions(layers, ends, embeddings, overrides or {})
     made = _quantized_layers(layers, choices, kinds, act, per_channel)
     of_two, outputs = _quantized_activations(model, residual, products, act)
-    made |= of_two
-    if not made:
+    if not (made := made | of_two):
         raise ValueError("nothing to quantize: ends and overrides leave every layer float; give one of them bits")
     model = replace_modules(model, made)
     for name, quantizer in outputs.items():

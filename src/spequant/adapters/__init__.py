@@ -68,7 +68,7 @@ def makes_constants(model: nn.Module, layer: str) -> bool:
     """Whether the layer of this name in `model` is one of `CONSTANT`."""
     parts = layer.split(".")
     owners = (model.get_submodule(".".join(parts[:i])) for i, part in enumerate(parts) if part in CONSTANT)
-    return any(type(owner).__module__.partition(".")[0] in LIBRARIES for owner in owners)
+    return any(kind.__module__.partition(".")[0] in LIBRARIES for owner in owners for kind in type(owner).__mro__)
 
 
 def _name(module: nn.Module) -> str:

@@ -93,9 +93,8 @@ def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | No
         quant = replace(recipe.quant, weight=name, weight_bits=bits, act_bits=bits)
         return calibrated(network, quant, field.calibration())
 
-    given = Given(
-        network, settings.seed, steps * settings.accumulate, quantized, model, field.task, settings.accumulate
-    )
+    parts = settings.accumulate
+    given = Given(network, settings.seed, steps * parts, quantized, model, field.task, parts)
     method = build_method(recipe.method, given, compile=settings.compile)
     partner = trained_by(method)
     if partner is not None and world() > 1:

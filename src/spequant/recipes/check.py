@@ -1,6 +1,7 @@
 """What recipes are refused for: the first field whose value makes no run, or has no effect, by name."""
 
 import difflib
+from typing import Any
 
 import torch
 
@@ -34,9 +35,24 @@ READS: dict[str, tuple[str, ...]] = {
 
 def check(recipe: Recipe) -> None:
     """ValueError names the first field whose value makes no run, with what was expected."""
-    train, quant = recipe.train, recipe.quant
     check_network(recipe.network.name)
-    for holds, field_name, value, expected in (
+    for holds, field_name, value, expected in (*_of_training(recipe), *_of_quantization(recipe)):
+        if not holds:
+            raise ValueError(f"{field_name} is {value!r}; expected {expected}")
+    check_device(recipe.train.device, "train.device")
+    check_data(recipe.data)
+    _check_method(recipe.method)
+    _check_teacher(recipe)
+    _check_questions(recipe)
+
+
+Row = tuple[bool, str, Any, str]
+"""whether a field's value is right, the field, its value, what was expected"""
+
+
+def _of_training(recipe: Recipe) -> tuple[Row, ...]:
+    train = recipe.train
+    return (
         (train.epochs >= 1, "train.epochs", train.epochs, "1 or more"),
         (train.batch_size >= 1, "train.batch_size", train.batch_size, "1 or more images"),
         (train.accumulate >= 1, "train.accumulate", train.accumulate, "1 or more parts"),
@@ -69,6 +85,12 @@ def check(recipe: Recipe) -> None:
             "1 or more steps, or None",
         ),
         (recipe.data.measure_every >= 1, "data.measure_every", recipe.data.measure_every, "1 or more epochs"),
+    )
+
+
+def _of_quantization(recipe: Recipe) -> tuple[Row, ...]:
+    train, quant = recipe.train, recipe.quant
+    return (
         (
             quant.percentile is None or 0 < quant.percentile <= 100,
             "quant.percentile",
@@ -102,14 +124,7 @@ def check(recipe: Recipe) -> None:
             quant.overrides,
             "(): a float network has no bits to change",
         ),
-    ):
-        if not holds:
-            raise ValueError(f"{field_name} is {value!r}; expected {expected}")
-    check_device(train.device, "train.device")
-    check_data(recipe.data)
-    _check_method(recipe.method)
-    _check_teacher(recipe)
-    _check_questions(recipe)
+    )
 
 
 def _check_method(choice: MethodChoice) -> None:
