@@ -436,6 +436,8 @@ def test_a_quantized_layers_weight_tells_its_kind_and_not_its_values():
         lambda: torch.ones(2, 4) @ weight,
         lambda: F.linear(torch.ones(2, 4), weight),
         lambda: weight.t(),
+        lambda: copy.copy(weight).data,
+        lambda: copy.deepcopy(weight).data,
     ):
         with pytest.raises((AttributeError, TypeError), match=r"reading its weight directly|unsupported operand"):
             use()

@@ -20,6 +20,7 @@ class SealedWeight:
     to convert their input. AttributeError, or from torch's functions the same: a use of its values."""
 
     TOLD = ("dtype", "device", "shape", "ndim", "requires_grad", "size", "dim", "numel", "is_floating_point")
+    _own = "this layer"  # of a copy that is being made, which asks before it has its own
 
     def __init__(self, weight: Tensor, own: str):
         self._weight, self._own = weight, own

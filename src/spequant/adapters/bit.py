@@ -10,15 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.bit.modeling_bit import WeightStandardizedConv2d
 
-from spequant.adapters.layered import layered
+from spequant.adapters.layered import layered, standardised
 
 
 def effective_weight(self: Any) -> Tensor:
     """w_hat, of the shape of `weight`; `weight` itself once `folded`."""
-    if self.folded:
-        return self.weight
-    flat = self.weight.reshape(1, self.out_channels, -1)
-    return F.batch_norm(flat, None, None, training=True, momentum=0.0, eps=self.eps).view_as(self.weight)
+    return self.weight if self.folded else standardised(self.weight, self.eps)
 
 
 def run_with(self: Any, x: Tensor, weight: Tensor) -> Tensor:

@@ -3,7 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
+
+
+def standardised(weight: Tensor, eps: float, gain: Tensor | None = None) -> Tensor:
+    """(weight - mean) / sqrt(var + eps) [* gain], mean and variance over each output channel, the first dimension; gain
+    (channels,)."""
+    flat = weight.reshape(1, len(weight), -1)
+    return F.batch_norm(flat, None, None, gain, training=True, momentum=0.0, eps=eps).view_as(weight)
 
 
 def layered(kind: type, effective_weight: Callable[[Any], Tensor], run_with: Callable[..., Tensor], **own: Any) -> type:

@@ -13,7 +13,7 @@ from timm.layers.padding import pad_same
 from timm.layers.std_conv import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from torch import Tensor
 
-from spequant.adapters.layered import layered
+from spequant.adapters.layered import layered, standardised
 
 
 def effective_weight(self: Any) -> Tensor:
@@ -21,8 +21,7 @@ def effective_weight(self: Any) -> Tensor:
     if self.folded:
         return self.weight
     gain = (self.gain * self.scale).flatten() if hasattr(self, "gain") else None
-    flat = self.weight.reshape(1, self.out_channels, -1)
-    return F.batch_norm(flat, None, None, gain, training=True, momentum=0.0, eps=self.eps).view_as(self.weight)
+    return standardised(self.weight, self.eps, gain)
 
 
 def run_with(self: Any, x: Tensor, weight: Tensor) -> Tensor:
