@@ -34,7 +34,7 @@ from spequant.quantizers import LSQ, PACT, SAWB
 from spequant.recipes import RECIPES
 from spequant.recipes.build import with_seed
 from spequant.recipes.folder import listing
-from spequant.recipes.schema import to_json
+from spequant.recipes.schema import MethodChoice, to_json
 from spequant.studies.arms import (
     Arm,
     arms_report,
@@ -48,13 +48,13 @@ from spequant.studies.arms import (
     train_arms,
     train_at_once,
 )
-from spequant.studies.beyond import Tried, _best, search, without_each
+from spequant.studies.beyond import Tried, _best, passes_of, search, without_each
 from spequant.studies.gradients import pull
 from spequant.studies.greedy import greedy_order, soft_labels
 from spequant.studies.page import Report, write_report
 from spequant.studies.sensitivity import assign, losses_alone, losses_raised, low_bit_layers
 from spequant.studies.study import STUDIES, run_study, study_command
-from spequant.studies.tables import CIFAR, IMAGENET, table2, table3, table4, table5
+from spequant.studies.tables import CIFAR, IMAGENET, longer, table2, table3, table4, table5
 from spequant.studies.tiny import tiny
 from spequant.studies.widths import weights_at
 from spequant.studies.workshop import Study, Workshop, about
@@ -229,7 +229,11 @@ def test_beyond(tmp_path):
         best = max((t for t in trials if t["search"] == name), key=lambda t: float(t["held out"]))
         assert float(best["held out"]) == float(rows[i]["held out"]) and rows[i]["note"] == best["what"]
     changed = [] if rows[3]["note"] == "the paper's settings" else rows[3]["note"].split(", ")
-    assert [row["arm"] for row in rows[4:]] == [f"best without {part}" for part in changed]
+    assert [row["arm"] for row in rows[4:]] == ["Retrain, best, equal time", *(f"best without {p}" for p in changed)]
+    assert rows[2]["note"] in rows[4]["note"] and "the wall time of SPEQ's best" in rows[4]["note"]
+    runs = {f.parent.name for f in (tmp_path / "study" / "runs").glob("*/metrics.jsonl")}
+    page = (tmp_path / "study" / "beyond.md").read_text()
+    assert runs == set(re.findall("sha256 of (.*)/metrics.jsonl", page))  # the trials' and the float network's too
     best = float(rows[2]["test accuracy"])
     for i, row in enumerate(rows):
         gap = row["minus Retrain, best"]
@@ -253,6 +257,13 @@ def test_a_trial_that_diverges_is_none_that_wins(tmp_path, monkeypatch):
     monkeypatch.setattr("spequant.studies.beyond._held", lambda *_: -math.inf)
     with pytest.raises(FloatingPointError, match="all of 12 trials diverged"):
         _best(search("SPEQ", base, shop), base, shop)
+
+
+def test_equal_time_counts_the_passes_of_every_teacher():
+    base = RECIPES["cifar10-5k-resnet20-w2a2-beyond"]()
+    assert base.method.passes == 2 and passes_of(base.method) == 3  # and the float network's
+    assert passes_of(MethodChoice("speq")) == 1
+    assert [longer(base, passes).train.epochs for passes in (1, 3)] == [53, 80]  # of 40
 
 
 def test_an_ablation_leaves_out_one_part_at_a_time():
@@ -553,15 +564,17 @@ def test_a_page_says_what_was_run(tmp_path, monkeypatch):
 
 
 def test_a_difference_of_one_seed_has_no_interval(tmp_path):
+    recipe = RECIPES["digits-w2a2-speq"]()
+
     def found(accuracy):
         folder = tmp_path / str(accuracy)
         folder.mkdir()
         start = {"device": "cpu", "commit": "abc", "python": "3", "torch": "2"}
         (folder / "environment.json").write_text(json.dumps([start]))
+        (folder / "recipe.json").write_text(to_json(recipe))
         (folder / "metrics.jsonl").write_text("{}")
         return {0: ({"test_accuracy": accuracy, "seconds": 2.0}, folder)}
 
-    recipe = RECIPES["digits-w2a2-speq"]()
     arms = [Arm("g", label, "digits-w2a2-speq", recipe) for label in ("Retrain", "SPEQ")]
     report = arms_report("t", "a", arms, [found(90.0), found(91.0)])
     assert report.rows[1]["minus Retrain"] == 1.0 and report.rows[1]["+- (95 %)"] != report.rows[1]["+- (95 %)"]

@@ -14,7 +14,7 @@ from typing import Any
 
 from spequant.recipes import RECIPES, Recipe, run
 from spequant.recipes.build import with_seed
-from spequant.recipes.folder import DIVERGED, ENVIRONMENT, METRICS, RESULT, main_figure
+from spequant.recipes.folder import DIVERGED, ENVIRONMENT, METRICS, RECIPE, RESULT, main_figure
 from spequant.recipes.schema import ELSEWHERE, differences, to_json
 from spequant.studies.compare import deviation, paired
 from spequant.studies.page import Report, Row
@@ -186,7 +186,8 @@ def arms_report(
             }
         )
     rows = _same_columns(rows)
-    return Report(title, about, rows, lambda figure: _draw(figure, rows), facts_of(done))
+    folders = [folder for found in done for _, folder in found.values()]
+    return Report(title, about, rows, lambda figure: _draw(figure, rows), facts_of(folders))
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -216,16 +217,25 @@ def _same_columns(rows: Sequence[Row]) -> list[Row]:
     return [{name: row.get(name) for name in columns} for row in rows]
 
 
-def facts_of(done: Sequence[Mapping[int, tuple[dict[str, Any], Path]]]) -> dict[str, Any]:
-    """Machine, commit and versions of the runs, and a hash of each one's log."""
-    folders = [folder for found in done for _, folder in found.values()]
+def facts_of(folders: Sequence[Path]) -> dict[str, Any]:
+    """Machine, commit and versions of the runs in `folders` and of those that they start from, and a hash of each
+    one's log."""
+    folders = list(dict.fromkeys(run for folder in folders for run in _line(folder)))
     starts = [json.loads((folder / ENVIRONMENT).read_text())[-1] for folder in folders]
     facts = {
         name: ", ".join(sorted({str(start[name]) for start in starts}))
         for name in ("device", "commit", "python", "torch")
     }
-    hashes = {f.name: hashlib.sha256((f / METRICS).read_bytes()).hexdigest()[:16] for f in dict.fromkeys(folders)}
+    hashes = {f.name: hashlib.sha256((f / METRICS).read_bytes()).hexdigest()[:16] for f in folders}
     return {**facts, **{f"sha256 of {name}/{METRICS}": value for name, value in hashes.items()}}
+
+
+def _line(folder: Path) -> list[Path]:
+    """The run in `folder`, after those beside it that it starts or learns from."""
+    content = json.loads((folder / RECIPE).read_text())
+    names = [Path(path).name for part, field in WEIGHTS if (path := content[part][field]) is not None]
+    before = [folder.parent / name for name in names if (folder.parent / name / METRICS).exists()]
+    return [*(run for start in before for run in _line(start)), folder]
 
 
 def _draw(figure: Any, rows: Sequence[Row]) -> None:

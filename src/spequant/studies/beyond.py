@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,9 @@ from spequant.recipes.build import with_seed
 from spequant.recipes.fields import make_field
 from spequant.recipes.folder import main_figure
 from spequant.recipes.schema import MethodChoice
-from spequant.studies.arms import RETRAIN, Arm, arms_report, carry_out, equal_terms
+from spequant.studies.arms import RETRAIN, Arm, arms_report, carry_out, equal_terms, facts_of, folder_of
 from spequant.studies.page import Report
-from spequant.studies.tables import Change, method
+from spequant.studies.tables import Change, longer, method
 from spequant.studies.workshop import Workshop, about
 
 if TYPE_CHECKING:
@@ -141,6 +142,10 @@ def beyond(shop: Workshop) -> Report:
     arms.append(Arm(family.group, "SPEQ", family.speq, replace(base, method=MethodChoice("speq")), paper=family.paper))
     for name, won in best.items():
         arms.append(Arm(family.group, f"{name}, best", family.speq, _recipe(base, won, shop), note=won.label))
+    more = longer(base, passes_of(arms[-1].recipe.method))
+    note = f"{best['Retrain'].label}; {more.train.epochs} epochs, the wall time of SPEQ's best"
+    equal_time = _recipe(more, best["Retrain"], shop)
+    arms.append(Arm(family.group, "Retrain, best, equal time", family.speq, equal_time, note=note))
     for part, rest in without_each(best["SPEQ"]).items():
         arms.append(Arm(family.group, f"best without {part}", family.speq, _recipe(base, rest, shop), note=rest.label))
     equal_terms(arms)
@@ -161,10 +166,15 @@ def beyond(shop: Workshop) -> Report:
     )
     if any("4 bits" in a.note for a in arms):
         text += " Seconds a run with 4 bits first are those of its second half."
-    report = arms_report(
-        "Beyond the paper's settings", text, arms, shop.train(arms), [f"{name}, best" for name in SEARCHES]
-    )
-    return replace(report, more={"trials": table})
+    done = shop.train(arms)
+    report = arms_report("Beyond the paper's settings", text, arms, done, [f"{name}, best" for name in SEARCHES])
+    folders = [folder for runs in done for _, folder in runs.values()] + _folders(base, tried, shop)
+    return replace(report, facts=facts_of(folders), more={"trials": table})
+
+
+def passes_of(choice: MethodChoice) -> int:
+    """Of teachers, in a step of SPEQ's."""
+    return choice.passes + (choice.name == "speq-distill")
 
 
 def without_each(won: Tried) -> dict[str, Tried]:
@@ -220,6 +230,12 @@ def _recipes(base: Recipe, tried: Sequence[Tried], shop: Workshop, seeds: Sequen
         with suppress(FloatingPointError):
             found.append(_recipe(base, t, shop))
     return [with_seed(recipe, seed) for seed in seeds for recipe in found]
+
+
+def _folders(base: Recipe, tried: Mapping[str, Sequence[Tried]], shop: Workshop) -> list[Path]:
+    """Of all runs of the trials."""
+    recipes = [r for found in tried.values() for r in _recipes(base, found, shop, shop.seeds)]
+    return [folder for r in recipes if (folder := folder_of(r, shop.runs)).exists()]
 
 
 def _recipe(base: Recipe, tried: Tried, shop: Workshop) -> Recipe:

@@ -64,10 +64,8 @@ def table1(shop: Workshop) -> Report:
     """A network trained at few bits, at every pair of widths."""
     family, widths = shop.family(), shop.widths
     rows: list[dict[str, Any]] = []
-    done = []
     networks = low_bits(shop, family, {RETRAIN: method("retrain"), "SPEQ": method("speq")})
-    for label, (made, result, folder) in networks.items():
-        done.append({shop.seeds[0]: (result, folder)})
+    for label, (made, _, folder) in networks.items():
         command = command_of(made.base, with_seed(made.recipe, shop.seeds[0]))
         rows += [{"network": label, **row, "command": command} for row in every_pair(*shop.finished(folder), widths)]
 
@@ -87,7 +85,8 @@ def table1(shop: Workshop) -> Report:
             axes.set_title(f"{label}, {kind}", fontsize=9)
 
     about = f"{about_one(shop)} Test accuracy, %, of one network at other widths; ends and addends keep theirs."
-    return Report("Other widths than trained (table 1)", about, rows, draw, facts_of(done))
+    facts = facts_of([folder for _, _, folder in networks.values()])
+    return Report("Other widths than trained (table 1)", about, rows, draw, facts)
 
 
 def any_precision(shop: Workshop) -> Report:
@@ -108,7 +107,7 @@ def any_precision(shop: Workshop) -> Report:
                 "command": command_of(made.base, with_seed(made.recipe, shop.seeds[0])),
             }
         )
-    done = [{shop.seeds[0]: (result, folder)} for _, result, folder in networks.values()]
+    facts = facts_of([folder for _, _, folder in networks.values()])
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
@@ -118,7 +117,7 @@ def any_precision(shop: Workshop) -> Report:
         axes.set_ylabel("test accuracy, %")
         axes.legend(frameon=False)
 
-    return Report("Any precision: one network at each activation width", about_one(shop), rows, draw, facts_of(done))
+    return Report("Any precision: one network at each activation width", about_one(shop), rows, draw, facts)
 
 
 def _retrain_at(act_bits: int) -> Change:
@@ -131,7 +130,7 @@ def _retrain_at(act_bits: int) -> Change:
 
 def fig2(shop: Workshop) -> Report:
     """The order in which layers raised to 8 bits gain most; soft labels by width."""
-    made, result, folder = low_bits(shop, shop.family(), {RETRAIN: method("retrain")})[RETRAIN]
+    made, _, folder = low_bits(shop, shop.family(), {RETRAIN: method("retrain")})[RETRAIN]
     recipe, model = shop.finished(folder)
     field = make_field(recipe, device_of(recipe))
     assert isinstance(field, Images)
@@ -158,7 +157,7 @@ def fig2(shop: Workshop) -> Report:
 
     kind = "held-out" if field.held is not None else "test"
     about = f"{about_one(shop)} {len(labels)} {kind} images, chosen by the loss."
-    title, facts = "Greedy order of layers, and soft labels (figure 2)", facts_of([{0: (result, folder)}])
+    title, facts = "Greedy order of layers, and soft labels (figure 2)", facts_of([folder])
     return Report(title, about, rows, draw, facts, {"soft labels": soft})
 
 
