@@ -96,6 +96,10 @@ def test_a_peers_network_is_low_bit_and_learns(make):
     else:
         widths = [int(m.quant_weight().bit_width) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
         assert widths == [8, *[2] * (len(widths) - 2), 8]
+        model.zero_grad()
+        Retrain()(model, subject.batch).total.backward()  # from the second step on the bounds learn
+        bounds = [p.grad.abs().max() for n, p in model.named_parameters() if "input_quant" in n or "act_quant" in n]
+        assert len(bounds) > len(widths) and all(bounds)
 
 
 def test_memory_at_its_peak():

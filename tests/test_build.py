@@ -1,5 +1,6 @@
 """Each field of a recipe arrives where it works; values that make no run are refused by name."""
 
+import math
 import re
 import sys
 from dataclasses import replace
@@ -94,6 +95,41 @@ def test_quantizers_are_the_recipes():
 def test_settings_that_a_method_does_not_read_are_refused(choice, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         check(replace(Recipe(), method=choice))
+
+
+@pytest.mark.parametrize(
+    ("part", "settings", "message"),
+    [
+        ("train", {"momentum": 1.5}, "train.momentum is 1.5; expected 0 or more, below 1"),
+        ("train", {"momentum": 0.5, "optimizer": "adamw"}, "train.momentum is 0.5; expected 0.9: adamw has none"),
+        ("train", {"lr": math.inf}, "train.lr is inf; expected a number above 0"),
+        ("train", {"freeze_threshold": -1.0}, "train.freeze_threshold is -1.0; expected a number above 0"),
+        (
+            "train",
+            {"freeze_threshold": 0.1, "freeze_threshold_end": 0.0},
+            "train.freeze_threshold_end is 0.0; expected a number above 0",
+        ),
+        ("quant", {"act": "lsq", "act_decay": 1.0}, "the decay of PACT's bounds has no effect on lsq"),
+        (
+            "quant",
+            {"weight_bits": None, "act_bits": None, "ewgs": 0.1},
+            "quant.ewgs is 0.1; expected 0.0, since",
+        ),
+        ("network", {"weights": None, "new_head": True}, "network.new_head is True; expected False: random weights"),
+        ("data", {"images": 0}, "data.images is 0; expected 1 or more, or None for all"),
+        ("data", {"held_out": -1}, "data.held_out is -1; expected 0 or more images"),
+        (
+            "data",
+            {"name": "folder", "augment": True, "auto_augment": "rand-m9", "color_jitter": 0.4},
+            "data.color_jitter is 0.4, which has no effect: data.auto_augment stands in for it; expected None",
+        ),
+    ],
+)
+def test_settings_without_sense_or_effect_are_refused(part, settings, message):
+    recipe = replace(RECIPES["digits-w2a2-speq"](), method=MethodChoice("retrain"))
+    check(recipe)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check(replace(recipe, **{part: replace(getattr(recipe, part), **settings)}))
 
 
 @pytest.mark.parametrize("name", ["distill", "speq-distill", "apprentice", "sqakd", "qfd", "gslr", "block-replacement"])

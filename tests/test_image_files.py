@@ -98,7 +98,9 @@ def test_a_folder_stands_in_for_a_tensor(pair):
     assert torch.equal(images[torch.tensor([5, 2])], whole[[5, 2]]) and images[3:3].shape == (0, 3, 16, 16)
     part = test.part(torch.tensor([4, 7, 1]))
     assert part.images.source is images.source and torch.equal(part.images[1:], whole[[7, 1]])
-    assert torch.equal(part.part(slice(1, 2)).images[:], whole[[7]]) and part.labels.tolist() == [1, 1, 0]
+    assert torch.equal(part.part(slice(1, 2)).images[:], whole[[7]]) and torch.equal(
+        part.labels, test.labels[[4, 7, 1]]
+    )
     assert images.to("meta")[:1].device.type == "meta" and images.device.type == "cpu"
     assert torch.equal(torch.cat([x for x, _ in eval_batches(test, 5)]), test.normalise(whole))
     shared = [torch.cat([x for x, _ in eval_batches(test, 2, turn=turn, turns=2)]) for turn in (0, 1)]
@@ -118,8 +120,9 @@ def test_evaluation_scales_the_shorter_side_and_takes_the_middle(pair):
         assert np.array_equal(test.images[position : position + 1][0].numpy(), expected), (width, height)
 
 
-def test_training_order_is_drawn_once_so_that_the_first_images_are_of_all_classes(pair, root):
-    train, _ = pair
+def test_orders_are_drawn_once_so_that_the_first_images_are_of_all_classes(pair, root):
+    train, test = pair
+    assert sorted(test.images.chosen.tolist()) == list(range(12)) and set(test.labels[:8].tolist()) == {0, 1, 2}
     assert sorted(train.images.chosen.tolist()) == list(range(30))
     assert set(train.labels[:10].tolist()) == {0, 1, 2}
     assert [train.images.name(i).split("/")[-2] for i in range(30)] == [
@@ -344,7 +347,7 @@ def test_a_torchvision_set_is_divided_as_its_class_is(monkeypatch, tmp_path, wor
     expected = [(tmp_path, True, True), (tmp_path, False, True)] if word == "train" else [
         (tmp_path, "trainval"), (tmp_path, "val")]  # fmt: skip
     assert asked == expected and (len(train), len(test), train.classes) == (4, 2, 3)
-    assert test.labels.tolist() == [2, 0]
+    assert sorted(test.labels.tolist()) == [0, 2]
 
 
 def test_torchvision_sets_that_cannot_be_had_are_told(tmp_path, monkeypatch):
@@ -369,8 +372,33 @@ def test_without_the_extra_the_message_says_what_to_install(pair, monkeypatch):
         pair[1].images[:1]
 
 
+def test_torchvision_says_what_its_networks_expect():
+    from torchvision import models
+
+    different = set()
+    for name in models.list_models(module=models):
+        about, told = data_configuration(f"torchvision/{name}"), models.get_model_weights(name).DEFAULT.transforms()
+        crop = Crop(about.size, about.crop_pct, about.interpolation, about.crop_mode).transform().transforms
+        assert [crop[0].size, crop[1].size] == [told.resize_size[0], (told.crop_size[0],) * 2], name
+        assert crop[0].interpolation == told.interpolation, name
+        if name not in ("googlenet", "inception_v3"):  # whose networks normalise anew
+            assert (about.mean, about.std) == (tuple(told.mean), tuple(told.std)), name
+        different.add(about)
+    assert len(different) > 10
+    with pytest.raises(ValueError, match=r"network\.name is 'torchvision/x', and torchvision has no such network"):
+        data_configuration("torchvision/x")
+
+
+def test_a_picture_is_squashed_where_timm_says_so(pair):
+    known = data_configuration("timm/convnext_base.clip_laion2b_augreg_ft_in12k_in1k_384")
+    assert known.crop_mode == "squash"
+    image = Image.fromarray(np.tile(np.arange(64, dtype=np.uint8)[:, None, None], (1, 8, 3)))
+    found = np.asarray(Crop(16, 1.0, mode="squash").transform()(image))
+    assert found[0].min() < 8 and found[0].max() > 56  # all of it, where the middle is 8 of 64 rows
+
+
 def test_timm_says_what_its_networks_expect():
-    assert data_configuration("resnet18") == data_configuration("")
+    assert data_configuration("resnet18") == data_configuration("") == data_configuration("torchvision/alexnet")
     found = data_configuration("timm/mobilenetv3_large_100.ra_in1k")
     assert (found.size, found.crop_pct, found.interpolation, found.mean[0]) == (224, 0.875, "bicubic", 0.485)
     assert data_configuration("timm/vit_tiny_patch16_224.augreg_in21k").mean == (0.5, 0.5, 0.5)

@@ -218,9 +218,13 @@ def test_the_part_and_what_is_held_out_are_other_texts_and_always_the_same(place
     everything, nothing = divided(train, None, 0)
     assert sorted(q.id for q in everything) == sorted(q.id for q in train) and nothing == []
     assert len({q.context for q in first}) == 15  # two questions each
+    for count in range(1, 12):  # wherever it cuts a text
+        rest, held = divided(train, None, count)
+        assert len(held) == count and not {q.context for q in rest} & {q.context for q in held}
+        assert len(rest) == 180 - count - count % 2
     with pytest.raises(ValueError, match=r"data.held_out is 180; expected 0 to 179"):
         divided(train, None, 180)
-    with pytest.raises(ValueError, match=r"data.images is 170; expected 1 to 165 questions"):
+    with pytest.raises(ValueError, match=r"data.images is 170; expected 1 to 164 questions"):
         divided(train, 170, 15)
 
 

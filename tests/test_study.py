@@ -43,6 +43,7 @@ from spequant.studies.arms import (
     command_of,
     digest,
     equal_terms,
+    facts_of,
     folder_of,
     reason,
     train_arms,
@@ -90,9 +91,10 @@ def test_table2(tmp_path, monkeypatch):
     assert set(again) == set(finished)  # the lost one was trained again under its name, the others were kept
     assert [p for p in again if again[p] != finished[p]] == [lost / "result.json"]
     command = shlex.split(rows[1]["command"])
-    trained = parsed_train(command[2], command[3:]).recipe
-    digests = {p.parent.name.rsplit("-", 1)[1] for p in again if json.loads(p.read_text())["seed"] == 0}
-    assert trained.method.name == "speq" and digest(trained, Path("study/runs")) in digests
+    trained = parsed_train(command[2], command[3:])
+    assert trained.recipe.method.name == "speq" and trained.out == folder_of(trained.recipe, Path("study/runs"))
+    start = trained.recipe.network.weights
+    assert f"sha256 of {start.name}/metrics.jsonl" in Path("study/table2.md").read_text()
     os.rename("study", "moved")
     assert smoke("table2", tmp_path / "moved", "--only", "*/Retrain", "*/cosine, stochastic*", "--resume")
     there = {p.relative_to("moved"): p.stat().st_mtime_ns for p in Path("moved").rglob("result.json")}
@@ -170,6 +172,9 @@ def test_table1_and_any_precision_and_fig2_share_their_runs(tmp_path, monkeypatc
     assert len(rows) == 2 * 9 and {(r["weights"], r["activations"]) for r in rows} == {
         (w, a) for w in "248" for a in "248"
     }
+    gaps = [float(s["refitted"]) - float(r["refitted"]) for r, s in zip(rows[:9], rows[9:], strict=True)]
+    assert [float(r["refitted, minus Retrain"]) for r in rows[9:]] == pytest.approx(gaps)  # of two seeds
+    assert {r["seeds"] for r in rows} == {"2"} and all(r["bounds held, deviation"] for r in rows)
     before = len(list(tmp_path.rglob("result.json")))
     rows = smoke("fig2", Path("study"), "--resume")
     assert len(list(tmp_path.rglob("result.json"))) == before  # Retrain was there
@@ -179,6 +184,10 @@ def test_table1_and_any_precision_and_fig2_share_their_runs(tmp_path, monkeypatc
     os.rename("study", "moved")  # with the data that the runs name
     rows = smoke("any-precision", Path("moved"), "--resume")
     assert [row["activations"] for row in rows] == ["2", "4", "8"]
+    name = "one network, SPEQ"
+    for row in rows:
+        gap = float(row[name]) - float(row["trained at this width"])
+        assert float(row[f"{name}, minus it"]) == pytest.approx(gap) and row[f"{name}, +- to it (95 %)"]
 
 
 def test_table4(tmp_path):
@@ -302,9 +311,12 @@ def test_all_arms_are_on_equal_terms_and_their_commands_say_what_they_are():
     for a in arms:
         words = shlex.split(command_of(a.base, a.recipe))
         assert digest(parsed_train(words[2], words[3:]).recipe, runs) == digest(a.recipe, runs), words
-    other = replace(arms[1], recipe=replace(arms[1].recipe, train=replace(arms[1].recipe.train, lr=1.0)), note="")
-    with pytest.raises(ValueError, match=r"is not on equal terms with Retrain: train\.lr is 1\.0"):
-        equal_terms([arms[0], other])
+    for arm in (a for a in arms if a.label != "Retrain" and "train.lr" not in a.changes):  # whatever its note says
+        other = replace(arm, recipe=replace(arm.recipe, train=replace(arm.recipe.train, lr=1.0)))
+        first = next(a for a in arms if a.group == arm.group)
+        with pytest.raises(ValueError, match=r"is not on equal terms with Retrain: .*train\.lr is 1\.0"):
+            equal_terms([first, other])
+    assert len({a.changes for a in arms}) == 5
     with pytest.raises(ValueError, match="only has 'x', which matches no arm"):
         chosen(arms, ["x"])
 
@@ -325,6 +337,22 @@ def test_a_digest_is_of_what_is_trained(tmp_path):
         assert len(found) == 1
         elsewhere = of(runs, **{part: replace(getattr(recipe, part), **{field: tmp_path / "float"})})
         assert elsewhere not in found | {of(runs)}
+    assert of(runs, data=replace(recipe.data, root=tmp_path)) == of(runs)  # where a set of that name lies
+    folders = [tmp_path / "imagenet", tmp_path / "flowers", tmp_path / "study" / "images"]
+    data = [replace(recipe.data, name="folder", root=root) for root in folders]
+    assert len({of(runs, data=d) for d in data}) == 3  # each another data set
+    moved = replace(data[2], root=tmp_path / "moved" / "images")
+    assert of(tmp_path / "moved" / "runs", data=moved) == of(runs, data=data[2])
+
+
+def test_a_folder_without_a_root_is_the_environments(tmp_path, monkeypatch):
+    recipe = RECIPES["digits-w2a2-speq"]()
+    recipe, found = replace(recipe, data=replace(recipe.data, name="folder")), set()
+    for name in ("a", "b"):
+        monkeypatch.setenv("SPEQUANT_DATA", str(tmp_path / name))
+        found.add(digest(recipe, tmp_path / "runs"))
+        assert digest(replace(recipe, data=replace(recipe.data, root=tmp_path / name)), tmp_path / "runs") in found
+    assert len(found) == 2
 
 
 class Outside(HTMLParser):
@@ -365,7 +393,12 @@ def test_a_page_opens_in_chromium_without_an_error(tmp_path):
     ("name", "settings", "message"),
     [
         ("table9", Study(), "study is 'table9'; expected one of table1, fig2"),
-        ("table2", Study(seeds=()), "seeds is empty"),
+        ("table2", Study(seeds=()), "seeds is (); expected numbers from 0 on, each once"),
+        ("table2", Study(seeds=(0, -1)), "seeds is (0, -1); expected numbers from 0 on"),
+        ("table2", Study(seeds=(1, 1)), "seeds is (1, 1); expected numbers from 0 on, each once"),
+        ("table2", Study(epochs=0), "train.epochs is 0; expected 1 or more"),
+        ("table2", Study(images=0), "data.images is 0; expected 1 or more, or None for all"),
+        ("table2", Study(held_out=-1), "data.held_out is -1; expected 0 or more images"),
         ("table2", Study(at_once=0), "at_once is 0; expected 1 or more"),
         ("fig2", Study(at_once=2), "at_once is 2, which has no effect on fig2"),
         ("table2", Study(recipe="digits-float"), "recipe is 'digits-float'; expected a recipe of SPEQ's"),
@@ -385,6 +418,14 @@ def test_a_page_opens_in_chromium_without_an_error(tmp_path):
 def test_bad_settings_are_named(name, settings, message, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
         run_study(name, replace(settings, out=tmp_path / "study"))
+    assert not (tmp_path / "study").exists()  # nothing was trained before
+
+
+def test_a_study_that_cannot_draw_trains_nothing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(STUDIES, "table2", lambda shop: pytest.fail("it began"))
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'spequant\[report\]'"):
+        run_study("table2", Study(out=tmp_path / "study"))
 
 
 def test_the_float_run_that_a_recipe_names_is_trained_first(tmp_path, monkeypatch):
@@ -432,11 +473,11 @@ def test_given_weights_may_have_seen_what_is_held_out(tmp_path):
 def test_a_study_on_one_network_keeps_its_recipes_settings_and_the_papers_figures():
     def arms(recipe, table):
         shop = Workshop("x", Study(recipe=recipe))
-        return {a.label: a for a in table(shop.family(), lambda r: r)}
+        return {a.label: a for a in reversed(table(shop.family(), lambda r: r))}  # the paper's Retrain, not the other
 
     own = arms("cifar10-5k-resnet20-w2a2-speq", table4)
     assert own["SPEQ"].recipe.method == RECIPES["cifar10-5k-resnet20-w2a2-speq"]().method
-    assert own["SPEQ"].recipe.method.temperature == 2.0 and own["SPEQ and KD"].recipe.method.temperature is None
+    assert own["SPEQ"].recipe.method.temperature == 2.0 and own["SPEQ and KD"].recipe.method.temperature == 2.0
     assert arms("cifar10-5k-resnet20-w2a2-speq", table2)["KL, Mix"].recipe.method.temperature == 2.0
     around = {label for label in arms("cifar10-5k-resnet20-w2a2-speq", table3) if " T = " in label}
     assert around == {"SPEQ, T = 1", "SPEQ, T = 4"}
@@ -543,6 +584,20 @@ def test_weights_at_another_width_keep_their_bounds():
         assert len(torch.unique(fine)) > 20 and all(map(torch.equal, q.bounds(layer.float_weight), bounds))
         assert {int(q.levels) for q in weight_quantizers(model).values() if q.bits == 8} == {256}  # ends keep theirs
     assert torch.equal(q(layer.float_weight), home)
+    q.hold_codes(q.encode(layer.float_weight))
+    assert q.frozen is not None
+    q.frozen[:2] = True
+    with torch.no_grad():
+        layer.float_weight[:2] = -layer.float_weight[:2]  # frozen weights stay where they were
+    with weights_at(model, 8, 2):
+        kept = q(layer.float_weight)
+        assert torch.allclose(kept[:2], home[:2], atol=1e-6) and torch.equal(kept[2:], fine[2:])
+        low, high = q.bounds(layer.float_weight)
+        values = low + q.encode(layer.float_weight) * (high - low) / (q.levels - 1)
+        assert torch.allclose(values, kept, atol=1e-6)
+    assert torch.equal(q(layer.float_weight), home)
+    with torch.no_grad():
+        layer.float_weight[:2] = -layer.float_weight[:2]
     inside = (layer.float_weight >= bounds[0]) & (layer.float_weight <= bounds[1])
     assert (fine - layer.float_weight)[inside].abs().max() < (home - layer.float_weight)[inside].abs().max() / 10
 
@@ -552,32 +607,61 @@ def test_a_page_says_what_was_run(tmp_path, monkeypatch):
     settings = Study(out=tmp_path / "study", resume=True, epochs=11, images=99, seeds=(3, 4), recipe="digits-w2a2-speq")
     run_study("table2", settings)
     page = (tmp_path / "study" / "table2.md").read_text()
-    assert "NOT AT FULL LENGTH: 11 epochs, 99 training images" in page
+    assert "NOT AT FULL LENGTH: 11 of 12 epochs, 99 training images" in page
     words = shlex.split(page.split("command: ")[1].splitlines()[0])
     assert words[:3] == ["spequant", "study", "table2"] and tyro.cli(Study, args=words[3:]) == settings
     assert study_command("sensitivity", Study(run=Path("a b"))) == "spequant study sensitivity 'a b'"
     for epochs in (None, 12, 40):  # the recipe has 12
         assert "NOT AT" not in about(Workshop("table2", replace(settings, epochs=epochs, images=None)))
     short = Workshop("table4", Study(out=tmp_path / "a", epochs=40))
-    assert "NOT AT FULL LENGTH: 40 epochs" in about(short, *(family.speq for family in CIFAR))
-    assert "NOT AT" not in about(short)  # of studies on one network, whose recipe has 6
+    assert "NOT AT FULL LENGTH: 40 of 200 epochs." in about(short, *(family.speq for family in CIFAR))
+    assert "NOT AT FULL LENGTH: 6 of 200 epochs." in about(Workshop("table2", Study(out=tmp_path / "a")))
+    for recipe, less in (("cifar10-resnet20-w2a2-speq-200", ""), ("cifar10-5k-resnet20-w2a2-speq", "5120 training")):
+        told = about(Workshop("table2", Study(out=tmp_path / "a", recipe=recipe)))
+        assert less in told if less else "NOT AT" not in told
+
+
+def written(folder, recipe, *commits):
+    """A run's folder, as far as a page reads it."""
+    folder.mkdir(parents=True)
+    starts = [{"device": "cpu", "commit": commit, "python": "3", "torch": "2"} for commit in commits]
+    (folder / "environment.json").write_text(json.dumps(starts))
+    (folder / "recipe.json").write_text(to_json(recipe))
+    (folder / "metrics.jsonl").write_text("{}")
+    return folder
+
+
+def test_a_page_names_the_runs_that_its_own_start_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs, floating = (
+        Path("study/runs"),
+        replace(RECIPES["digits-float"](), train=replace(RECIPES["digits-float"]().train, epochs=3)),
+    )
+    start = written(folder_of(floating, runs), floating, "aaa")
+    recipe = RECIPES["digits-w2a2-speq"]()
+    recipe = replace(recipe, network=replace(recipe.network, weights=start))
+    run = written(folder_of(recipe, runs), recipe, "bbb", "ccc")  # which went on
+    facts = facts_of([run])
+    assert facts["commit"] == "aaa, bbb, ccc"
+    words = shlex.split(facts[f"command of {start.name}"])
+    again = parsed_train(words[2], words[3:])
+    assert (again.recipe, again.out) == (floating, start)
+    assert [name for name in facts if "sha256" in name] == [f"sha256 of {f.name}/metrics.jsonl" for f in (start, run)]
 
 
 def test_a_difference_of_one_seed_has_no_interval(tmp_path):
     recipe = RECIPES["digits-w2a2-speq"]()
 
     def found(accuracy):
-        folder = tmp_path / str(accuracy)
-        folder.mkdir()
-        start = {"device": "cpu", "commit": "abc", "python": "3", "torch": "2"}
-        (folder / "environment.json").write_text(json.dumps([start]))
-        (folder / "recipe.json").write_text(to_json(recipe))
-        (folder / "metrics.jsonl").write_text("{}")
+        folder = written(tmp_path / str(accuracy), recipe, "abc")
         return {0: ({"test_accuracy": accuracy, "seconds": 2.0}, folder)}
 
     arms = [Arm("g", label, "digits-w2a2-speq", recipe) for label in ("Retrain", "SPEQ")]
     report = arms_report("t", "a", arms, [found(90.0), found(91.0)])
     assert report.rows[1]["minus Retrain"] == 1.0 and report.rows[1]["+- (95 %)"] != report.rows[1]["+- (95 %)"]
     write_report(report, tmp_path, "a")
+    assert [shlex.split(row["command"])[-2:] for row in report.rows] == [
+        ["--out", str(tmp_path / accuracy)] for accuracy in ("90.0", "91.0")
+    ]
     assert "| 1.00 |  |" in (tmp_path / "a.md").read_text()
     assert "sha256 of 90.0/metrics.jsonl" in report.facts

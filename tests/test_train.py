@@ -130,10 +130,11 @@ def test_an_average_of_the_weights_is_the_result(prepared):
     state = TrainingState(model, spequant.SPEQ(), opt, make_schedule("cosine", opt, 10), ema=0.75)
     assert state.result is state.ema.module and state.result is not model
     averaged = None
-    for batch in islice(train_batches(train, 64, seed=0, epoch=0, augment=None), 4):
+    for n, batch in enumerate(islice(train_batches(train, 32, seed=0, epoch=0, augment=None), 30), 1):
         train_step(state, batch, make_accelerator())
+        decay = min(0.75, (1 + n) / (10 + n))  # .75 from the 26th step on
         now = [p.detach().clone() for p in model.parameters()]
-        averaged = now if averaged is None else [0.75 * a + 0.25 * b for a, b in zip(averaged, now, strict=True)]
+        averaged = now if n == 1 else [decay * a + (1 - decay) * b for a, b in zip(averaged, now, strict=True)]
     for a, b in zip(averaged, state.result.parameters(), strict=True):
         torch.testing.assert_close(a, b)
     with pytest.raises(ValueError, match=r"ema is 1\.5; expected a decay between 0 and 1"):

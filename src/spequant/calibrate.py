@@ -57,6 +57,8 @@ def _calibrate(
     acts, weights = act_quantizers(model), weight_quantizers(model)
     if not acts and not weights:
         raise ValueError("model holds no quantizer: call spequant.prepare first")
+    if samples < 1:
+        raise ValueError(f"samples is {samples!r}; expected 1 or more")
     kept = _read(batches, -(-samples // world()))
     watcher = _watch(model, [*acts.values(), *weights.values()], kept, run)
     silent = [q.name for q in (*acts.values(), *weights.values()) if not watcher.saw(q)]

@@ -285,11 +285,12 @@ def _graphs() -> int:
 
 def _input(settings: BenchTrain, floats: float) -> dict[str, Any]:
     """How long a step waits for its images, augmented as in training: they are made where and when they are used."""
-    device = torch.device(settings.device)
+    device, threads = torch.device(settings.device), torch.get_num_threads()
     keep_freed_memory()  # as in a run
     images = torch.randint(256, (max(5000, 2 * settings.batch), 3, settings.image, settings.image), dtype=torch.uint8)
     data = ImageSet(images, torch.zeros(len(images), dtype=torch.int64), (0.5,) * 3, (0.25,) * 3, 10).to(device)
     times = []
+    torch.set_num_threads(settings.threads or threads)
     for epoch in range(settings.rounds):
         batches = train_batches(data, settings.batch, seed=0, epoch=epoch, augment=Augment())
         next(batches)  # shuffles first
@@ -298,5 +299,6 @@ def _input(settings: BenchTrain, floats: float) -> dict[str, Any]:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - begun)
+    torch.set_num_threads(threads)
     wait = statistics.median(times)
     return {"name": "input", "step_ms": round(1000 * wait, 3), "ratio_to_float": round(wait / floats, 4)}

@@ -35,12 +35,14 @@ class Source(Protocol):
 class Crop:
     """How an image is evaluated: its shorter side scaled to `size` / `share` pixels, then the middle `size` x `size`.
 
-    share: above 0, at most 1. interpolation: one of `INTERPOLATIONS`. A smaller image is enlarged.
+    share: above 0, at most 1. interpolation: one of `INTERPOLATIONS`. mode: timm's, "squash": both sides scaled to that
+    length, "border": the longer one, and the rest filled. A smaller image is enlarged.
     """
 
     size: int = 224
     share: float = 0.875
     interpolation: str = "bilinear"
+    mode: str = "center"
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -52,7 +54,11 @@ class Crop:
 
     def transform(self) -> Transform:
         return vision("timm.data").create_transform(
-            (3, self.size, self.size), crop_pct=self.share, interpolation=self.interpolation, normalize=False
+            (3, self.size, self.size),
+            crop_pct=self.share * (1 - 1e-9),  # of which timm takes the next lower whole length
+            crop_mode=self.mode,
+            interpolation=self.interpolation,
+            normalize=False,
         )
 
 

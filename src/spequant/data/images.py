@@ -107,6 +107,8 @@ def train_batches(
         raise ValueError(f"batch_size is {batch_size!r}; expected 1 to {len(data)}, the number of images")
     if isinstance(augment, RandomCrop) and not isinstance(data.images, ImageFiles):
         raise ValueError("augment is a RandomCrop, which images in memory do not take; expected Augment or None")
+    if start < 0:
+        raise ValueError(f"start is {start!r}; expected 0 or more, the number of a step")
     order = np.random.default_rng((seed, epoch)).permutation(len(data))
     steps = range(start, len(data) // batch_size)
     parts = [range(step * batch_size, (step + 1) * batch_size)[part] for step in steps]
@@ -129,6 +131,8 @@ def eval_batches(data: ImageSet, batch_size: int, *, turn: int = 0, turns: int =
 
     turn, turns: every `turns`-th batch from number `turn` on, so that as many processes share the work.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size!r}; expected 1 or more images")
     chosen = [slice(start, start + batch_size) for start in range(0, len(data), batch_size)][turn::turns]
     if isinstance(data.images, ImageFiles):
         pixels = data.images.read([range(len(data))[part] for part in chosen])

@@ -170,18 +170,20 @@ def labels_of(source: Source) -> Tensor:
 
 
 def _sets(sources: list[Source], about: Configuration, workers: int, check: bool) -> list[ImageSet]:
-    """Of one number of classes; the first in an order drawn once."""
-    crop = Crop(about.size, about.crop_pct, about.interpolation)
+    """Of one number of classes; each in an order drawn once, so that its first images are of all classes."""
+    crop = Crop(about.size, about.crop_pct, about.interpolation, about.crop_mode)
     labels = [labels_of(source) for source in sources]
     named = getattr(sources[0], "classes", None)
     classes = len(named) if isinstance(named, list | tuple) else 1 + max(int(part.max()) for part in labels)
-    first, *others = (
-        ImageSet(ImageFiles(source, crop, workers=workers), part, about.mean, about.std, classes)
+    sets = [
+        _shuffled(ImageSet(ImageFiles(source, crop, workers=workers), part, about.mean, about.std, classes))
         for source, part in zip(sources, labels, strict=True)
-    )
-    drawn = np.random.default_rng(HOLD_OUT_SEED).permutation(len(first))
-    sets = [first.part(torch.from_numpy(drawn)), *others]
+    ]
     return [_whole(data) for data in sets] if check else sets
+
+
+def _shuffled(data: ImageSet) -> ImageSet:
+    return data.part(torch.from_numpy(np.random.default_rng(HOLD_OUT_SEED).permutation(len(data))))
 
 
 def _whole(data: ImageSet) -> ImageSet:

@@ -176,11 +176,12 @@ class Quantizer(nn.Module):
                 f"the {type(self).__name__} of {self.name or 'an unnamed layer'} has no range yet: "
                 "call spequant.calibrate(model, batches), or load a calibrated state, before running the model"
             )
-        y = self.quantized(x)
         if self.frozen is None or self.frozen_codes is None:
-            return y
-        held = dequantize(self.frozen_codes.float(), *self.bounds(x), self.levels)
-        return torch.where(self.frozen, held.to(y.dtype), y)
+            return self.quantized(x)
+        held = dequantize(self.frozen_codes.float(), *self.bounds(x), self.home_levels).to(x.dtype)
+        if self.levels is not self.home_levels:
+            return self.quantized(torch.where(self.frozen, held, x))
+        return torch.where(self.frozen, held, self.quantized(x))
 
     def quantized(self, x: Tensor) -> Tensor:
         """`x` on the grid in use."""
@@ -201,9 +202,12 @@ class Quantizer(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes of `x`, fp32 whole numbers from 0 to levels - 1, on the grid in use; frozen weights keep theirs."""
-        codes = self.nearest(x)
         if self.frozen is None or self.frozen_codes is None:
-            return codes
+            return self.nearest(x)
+        if self.levels is not self.home_levels:
+            held = dequantize(self.frozen_codes.float(), *self.bounds(x), self.home_levels).to(x.dtype)
+            return self.nearest(torch.where(self.frozen, held, x))
+        codes = self.nearest(x)
         return torch.where(self.frozen, self.frozen_codes, codes)
 
     def hold_codes(self, codes: Tensor) -> None:

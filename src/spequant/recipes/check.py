@@ -1,13 +1,24 @@
 """What recipes are refused for: the first field whose value makes no run, or has no effect, by name."""
 
 import difflib
+import math
 from typing import Any
 
 import torch
 
 from spequant.models import TRANSFORMERS, check_network
 from spequant.recipes.overrides import parse_overrides
-from spequant.recipes.schema import FOLDER, IN_MEMORY, SQUAD, TORCHVISION, Data, MethodChoice, Recipe
+from spequant.recipes.schema import (
+    FOLDER,
+    IN_MEMORY,
+    SQUAD,
+    TORCHVISION,
+    Data,
+    MethodChoice,
+    Quantization,
+    Recipe,
+    Training,
+)
 
 AUGMENTATION = ("crop_scale", "color_jitter", "auto_augment")
 FILES_ALONE = (*AUGMENTATION, "size", "crop_pct", "interpolation", "check_images")
@@ -36,7 +47,7 @@ READS: dict[str, tuple[str, ...]] = {
 def check(recipe: Recipe) -> None:
     """ValueError names the first field whose value makes no run, with what was expected."""
     check_network(recipe.network.name)
-    for holds, field_name, value, expected in (*_of_training(recipe), *_of_quantization(recipe)):
+    for holds, field_name, value, expected in (*_of_training(recipe), *_of_quantization(recipe), *_of_effect(recipe)):
         if not holds:
             raise ValueError(f"{field_name} is {value!r}; expected {expected}")
     check_device(recipe.train.device, "train.device")
@@ -71,8 +82,8 @@ def _of_training(recipe: Recipe) -> tuple[Row, ...]:
             train.batch_size,
             "an even number: data.mixup and data.cutmix pair images",
         ),
-        (train.lr > 0, "train.lr", train.lr, "a number above 0"),
-        (train.momentum >= 0, "train.momentum", train.momentum, "0 or more"),
+        (0 < train.lr < math.inf, "train.lr", train.lr, "a number above 0"),
+        (0 <= train.momentum < 1, "train.momentum", train.momentum, "0 or more, below 1"),
         (train.weight_decay >= 0, "train.weight_decay", train.weight_decay, "0 or more"),
         (train.range_lr is None or train.range_lr >= 0, "train.range_lr", train.range_lr, "0 or more, or None"),
         (train.clip_norm is None or train.clip_norm > 0, "train.clip_norm", train.clip_norm, "above 0, or None"),
@@ -112,11 +123,56 @@ def _of_quantization(recipe: Recipe) -> tuple[Row, ...]:
             recipe.method.high_bits,
             f"more than quant.act_bits, {quant.act_bits}: the teacher would be the student",
         ),
+        *(
+            (value is None or value > 0, f"train.{name}", value, "a number above 0, e.g. 0.01, or None")
+            for name, value in (
+                ("freeze_threshold", train.freeze_threshold),
+                ("freeze_threshold_end", train.freeze_threshold_end),
+            )
+        ),
         (
             train.freeze_threshold_end is None or train.freeze_threshold is not None,
             "train.freeze_threshold_end",
             train.freeze_threshold_end,
             "None: nothing is frozen without train.freeze_threshold",
+        ),
+    )
+
+
+def _of_effect(recipe: Recipe) -> tuple[Row, ...]:
+    """Of settings that beside others have none."""
+    train, quant = recipe.train, recipe.quant
+    return (
+        (
+            train.optimizer == "sgd" or train.momentum == Training.momentum,
+            "train.momentum",
+            train.momentum,
+            f"{Training.momentum}: {train.optimizer} has none",
+        ),
+        *(
+            (
+                recipe.quantized or value == getattr(Quantization, name),
+                f"quant.{name}",
+                value,
+                f"{getattr(Quantization, name)!r}, since nothing is quantized",
+            )
+            for name, value in (
+                ("ewgs", quant.ewgs),
+                ("percentile", quant.percentile),
+                ("per_channel", quant.per_channel),
+            )
+        ),
+        (
+            quant.act == "pact" or quant.act_decay == Quantization.act_decay,
+            "quant.act_decay",
+            quant.act_decay,
+            f"{Quantization.act_decay}: the decay of PACT's bounds has no effect on {quant.act}",
+        ),
+        (
+            not recipe.network.new_head or recipe.network.weights is not None or recipe.network.pretrained,
+            "network.new_head",
+            recipe.network.new_head,
+            "False: random weights have a new head already; or weights, --network.weights RUN or --network.pretrained",
         ),
         (
             not parse_overrides(quant.overrides) or recipe.quantized,
@@ -180,6 +236,10 @@ def check_data(data: Data) -> None:
             raise ValueError(f"data.{name} is {value!r}, which has no effect: {reason}; expected {default!r}")
     if data.download and data.name == FOLDER:
         raise ValueError("data.download is True, but a folder is not to be had anywhere; expected False")
+    if data.images is not None and data.images < 1:
+        raise ValueError(f"data.images is {data.images!r}; expected 1 or more, or None for all")
+    if data.held_out < 0:
+        raise ValueError(f"data.held_out is {data.held_out!r}; expected 0 or more images")
     if data.workers is not None and data.workers < 0:
         raise ValueError(f"data.workers is {data.workers!r}; expected 0 or more processes, or None")
 
@@ -191,6 +251,8 @@ def _without_effect(data: Data) -> list[tuple[str, str]]:
     found = [(name, "it is for questions") for name in QUESTIONS_ALONE]
     if data.name in IN_MEMORY:
         return found + [(name, f"{data.name} is a set in memory") for name in FILES_ALONE]
+    if data.augment and data.auto_augment and "3a" not in data.auto_augment:  # as in timm
+        found.append(("color_jitter", "data.auto_augment stands in for it"))
     return found + ([] if data.augment else [(name, "data.augment is False") for name in AUGMENTATION])
 
 

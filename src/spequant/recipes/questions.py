@@ -125,7 +125,7 @@ def _load(data: Data) -> tuple[list[Question], list[Question]]:
 
 def divided(questions: list[Question], count: int | None, held_out: int) -> tuple[list[Question], list[Question]]:
     """(the first `count` questions of an order drawn once, or all but those held out; the last `held_out` of it). What
-    is drawn are texts, whose questions stay together."""
+    is drawn are texts, whose questions stay together; the others of a text that is held out in part are in neither."""
     texts: dict[str, list[Question]] = {}
     for question in questions:
         texts.setdefault(question.context, []).append(question)
@@ -134,10 +134,12 @@ def divided(questions: list[Question], count: int | None, held_out: int) -> tupl
     drawn = [question for i in order for question in groups[i]]
     if not 0 <= held_out < len(drawn):
         raise ValueError(f"data.held_out is {held_out!r}; expected 0 to {len(drawn) - 1}, fewer than the questions")
-    rest = drawn[: len(drawn) - held_out]
+    rest, held = drawn[: len(drawn) - held_out], drawn[len(drawn) - held_out :]
+    while rest and held and rest[-1].context == held[0].context:
+        rest.pop()
     if count is not None and not 1 <= count <= len(rest):
         raise ValueError(f"data.images is {count!r}; expected 1 to {len(rest)} questions, those that are not held out")
-    return rest[:count], drawn[len(rest) :]
+    return rest[:count], held
 
 
 def dev_questions(data: Data, tokenizer: Any, config: Any) -> QuestionSet:

@@ -186,7 +186,8 @@ class Training:
     clip_norm: float | None = None
     """largest norm of the gradient; None: any"""
     ema: float | None = None
-    """decay of a moving average of the weights, which is then the result, with batch norm of its own; None: none"""
+    """decay of a moving average of the weights, less at the start, which is then the result, with batch norm of its
+    own; None: none"""
     precision: Literal["fp32", "bf16"] = "bf16"
     """autocast of the training steps; quantization and evaluation stay fp32"""
     freeze_threshold: float | None = None

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from typing import Any
 from spequant.recipes import RECIPES, Recipe, run
 from spequant.recipes.build import with_seed
 from spequant.recipes.folder import DIVERGED, ENVIRONMENT, METRICS, RECIPE, RESULT, main_figure
-from spequant.recipes.schema import ELSEWHERE, differences, to_json
+from spequant.recipes.schema import ELSEWHERE, FOLDER, differences, from_json, to_json
 from spequant.studies.compare import deviation, paired
 from spequant.studies.page import Report, Row
 from spequant.studies.side_by_side import Job, all_finished, side_by_side, threads_each
@@ -29,8 +30,9 @@ WEIGHTS = (("network", "weights"), ("method", "teacher"))
 @dataclass(frozen=True)
 class Arm:
     """group: of arms that are compared with each other, e.g. a network. base: the recipe of the catalogue that `recipe`
-    is made of. paper: the published figure, or None. note: what a reader has to know of this row. more: columns of its
-    own."""
+    is made of. paper: the published figure, or None. note: what a reader has to know of this row. changes: fields
+    beside the method's that it may have otherwise than its group's first arm, all of a part's where one ends in a
+    point. more: columns of its own."""
 
     group: str
     label: str
@@ -38,6 +40,7 @@ class Arm:
     recipe: Recipe
     paper: float | None = None
     note: str = ""
+    changes: tuple[str, ...] = ()
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -51,17 +54,25 @@ def chosen(arms: Sequence[Arm], patterns: Sequence[str]) -> list[Arm]:
 
 
 def digest(recipe: Recipe, runs: Path) -> str:
-    """Of all fields that say what is trained: runs of one digest are one run. Weights of a run below `runs` count by
-    its name, so that the folder of a study may be moved, or its path be written otherwise."""
+    """Of all fields that say what is trained: runs of one digest are one run. Weights of a run below `runs`, and images
+    beside them, count by their name, so that the folder of a study may be moved, or its path be written otherwise."""
     content = json.loads(to_json(replace(recipe, name="")))
     for name in ELSEWHERE:
         part, field = name.split(".")
         del content[part][field]
     for part, field in WEIGHTS:
-        path = content[part][field]
-        if path is not None and Path(path).resolve().parent == runs.resolve():
-            content[part][field] = Path(path).name
+        content[part][field] = _place(content[part][field], runs)
+    if recipe.data.name == FOLDER:  # whose root is the data set; of others it says where the set lies
+        content["data"]["root"] = _place(recipe.data.root or os.environ.get("SPEQUANT_DATA"), runs.parent)
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=5).hexdigest()
+
+
+def _place(path: str | Path | None, folder: Path) -> str | None:
+    """The name of what lies in `folder`, the whole path of what does not."""
+    if path is None:
+        return None
+    whole = Path(path).resolve()
+    return whole.name if whole.parent == folder.resolve() else str(whole)
 
 
 def folder_of(recipe: Recipe, runs: Path) -> Path:
@@ -112,6 +123,11 @@ def command_of(base: str, recipe: Recipe) -> str:
         if isinstance(fields, dict):
             words += options(fields, start[part], f"{part}.")
     return shlex.join(words)
+
+
+def row_command(arm: Arm, seed: int, folder: Path) -> str:
+    """The `spequant train` of `arm` with `seed`, into the folder where it is."""
+    return f"{command_of(arm.base, with_seed(arm.recipe, seed))} {shlex.join(['--out', str(folder)])}"
 
 
 def options(values: Mapping[str, Any], defaults: Mapping[str, Any], part: str = "") -> list[str]:
@@ -182,12 +198,11 @@ def arms_report(
                 "paper": arm.paper,
                 "seconds a run": _mean([float(result["seconds"]) for result in found.values()]),
                 "note": "; ".join(notes),
-                "command": command_of(arm.base, arm.recipe),
+                "command": row_command(arm, *next((seed, folder) for seed, (_, folder) in ran.items())),
             }
         )
-    rows = _same_columns(rows)
-    folders = [folder for found in done for _, folder in found.values()]
-    return Report(title, about, rows, lambda figure: _draw(figure, rows), facts_of(folders))
+    rows = same_columns(rows)
+    return Report(title, about, rows, lambda figure: _draw(figure, rows), facts_of(folders_of(done)))
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -211,23 +226,46 @@ def _differences(
     return columns
 
 
-def _same_columns(rows: Sequence[Row]) -> list[Row]:
+def same_columns(rows: Sequence[Row]) -> list[Row]:
     """Every row with the columns of all, in the order of their first appearance."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return [{name: row.get(name) for name in columns} for row in rows]
 
 
+def over_seeds(title: str, own: Mapping[int, float], against: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
+    """Columns: the mean of a figure {seed: value}, its deviation, and its paired differences to others by name, with
+    their 95 % intervals where there are several seeds."""
+    columns = {title: mean(own.values())}
+    spread = len(own) > 1
+    if spread:
+        columns[f"{title}, deviation"] = deviation(list(own.values()))
+    for name, other in against.items():
+        gap, half, _ = paired(other, own)
+        columns |= {f"{title}, minus {name}": gap} | ({f"{title}, +- to {name} (95 %)": half} if spread else {})
+    return columns
+
+
+def folders_of(done: Sequence[Mapping[int, tuple[dict[str, Any], Path]]]) -> list[Path]:
+    return [folder for found in done for _, folder in found.values()]
+
+
 def facts_of(folders: Sequence[Path]) -> dict[str, Any]:
     """Machine, commit and versions of the runs in `folders` and of those that they start from, and a hash of each
     one's log."""
-    folders = list(dict.fromkeys(run for folder in folders for run in _line(folder)))
-    starts = [json.loads((folder / ENVIRONMENT).read_text())[-1] for folder in folders]
-    facts = {
-        name: ", ".join(sorted({str(start[name]) for start in starts}))
-        for name in ("device", "commit", "python", "torch")
-    }
-    hashes = {f.name: hashlib.sha256((f / METRICS).read_bytes()).hexdigest()[:16] for f in folders}
+    every = list(dict.fromkeys(f for folder in folders for f in _line(folder)))
+    facts = ran_on([start for f in every for start in json.loads((f / ENVIRONMENT).read_text())])
+    for start in every:
+        recipe = from_json((start / RECIPE).read_text())
+        if start not in folders and recipe.name in RECIPES:  # and not of a smoke
+            facts[f"command of {start.name}"] = f"{command_of(recipe.name, recipe)} {shlex.join(['--out', str(start)])}"
+    hashes = {f.name: hashlib.sha256((f / METRICS).read_bytes()).hexdigest()[:16] for f in every}
     return {**facts, **{f"sha256 of {name}/{METRICS}": value for name, value in hashes.items()}}
+
+
+def ran_on(starts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Machines, commits and versions of all `starts` of runs."""
+    names = ("device", "commit", "python", "torch")
+    return {name: ", ".join(sorted({str(start[name]) for start in starts})) for name in names}
 
 
 def _line(folder: Path) -> list[Path]:
@@ -254,10 +292,11 @@ def _draw(figure: Any, rows: Sequence[Row]) -> None:
 
 
 def equal_terms(arms: Sequence[Arm]) -> None:
-    """ValueError unless the arms of a group share data, network, quantization and schedule, but for what an arm's note
-    says that it changes."""
+    """ValueError unless the arms of a group share data, network, quantization and schedule, but for an arm's own
+    `changes`."""
     for arm in arms:
         first = next(a for a in arms if a.group == arm.group)
-        other = [d for d in differences(arm.recipe, first.recipe) if not d.startswith(("method.", "name "))]
-        if other and not arm.note:
+        free = ("method.", "name ", *(field if field.endswith(".") else f"{field} " for field in arm.changes))
+        other = [d for d in differences(arm.recipe, first.recipe) if not d.startswith(free)]
+        if other:
             raise ValueError(f"{arm.group}/{arm.label} is not on equal terms with {first.label}: {'; '.join(other)}")

@@ -17,7 +17,7 @@ from spequant.recipes.build import with_seed
 from spequant.recipes.fields import make_field
 from spequant.recipes.folder import main_figure
 from spequant.recipes.schema import MethodChoice
-from spequant.studies.arms import RETRAIN, Arm, arms_report, carry_out, equal_terms, facts_of, folder_of
+from spequant.studies.arms import RETRAIN, Arm, arms_report, carry_out, equal_terms, facts_of, folder_of, folders_of
 from spequant.studies.page import Report
 from spequant.studies.tables import Change, longer, method
 from spequant.studies.workshop import Workshop, about
@@ -27,6 +27,15 @@ if TYPE_CHECKING:
 
 AGAIN = 3
 """best trials of each search that are trained with all seeds, of which the best mean wins"""
+
+SEARCHED = (
+    *("quant.weight", "quant.act", "network.weights"),
+    *("train.lr", "train.weight_decay", "train.label_smoothing", "train.epochs"),
+)
+"""fields that a search may change, beside the method's"""
+
+PROGRESSIVE = {"no": (), "4": (4,), "4 -> 3": (4, 3)}
+"""bits of weights and activations alike, before those of the recipe"""
 
 DIVERGED = -math.inf
 """what a trial is worth whose loss was not finite"""
@@ -63,8 +72,9 @@ def common_parts(trial: "Trial") -> dict[str, Change]:
 
 def last_parts(trial: "Trial", shop: Workshop) -> dict[str, Change]:
     """What is made of all the rest."""
-    first = trial.suggest_categorical("4 bits first", [False, True])
-    return {"4 bits for half of the epochs": functools.partial(_four_bits_first, shop)} if first else {}
+    first = PROGRESSIVE[trial.suggest_categorical("progressive", list(PROGRESSIVE))]
+    label = f"{' -> '.join(map(str, first))} bits for {len(first)}/{len(first) + 1} of the epochs first"
+    return {label: functools.partial(_more_bits_first, shop, first)} if first else {}
 
 
 def retrain_parts(trial: "Trial", shop: Workshop, steps: int) -> dict[str, Change]:
@@ -123,7 +133,7 @@ PAPER = {
     "u falls": False,
     "averaged epochs": 0.0,
     "features": 0.0,
-    "4 bits first": False,
+    "progressive": "no",
 }
 """what each search tries first: none ends below where it began"""
 
@@ -138,16 +148,20 @@ def beyond(shop: Workshop) -> Report:
         raise ValueError("held_out is 0; expected training images to choose by, e.g. --held-out 5000")
     tried = {name: search(name, base, shop) for name in SEARCHES}
     best = {name: _best(found, base, shop) for name, found in tried.items()}
+
+    def arm(label: str, tried: Tried, start: Recipe = base, note: str | None = None) -> Arm:
+        recipe = _recipe(start, tried, shop)
+        return Arm(family.group, label, family.speq, recipe, note=note or tried.label, changes=SEARCHED)
+
     arms = [Arm(family.group, RETRAIN, family.speq, method("retrain")(base), paper=family.retrain)]
     arms.append(Arm(family.group, "SPEQ", family.speq, replace(base, method=MethodChoice("speq")), paper=family.paper))
     for name, won in best.items():
-        arms.append(Arm(family.group, f"{name}, best", family.speq, _recipe(base, won, shop), note=won.label))
+        arms.append(arm(f"{name}, best", won))
     more = longer(base, passes_of(arms[-1].recipe.method))
     note = f"{best['Retrain'].label}; {more.train.epochs} epochs, the wall time of SPEQ's best"
-    equal_time = _recipe(more, best["Retrain"], shop)
-    arms.append(Arm(family.group, "Retrain, best, equal time", family.speq, equal_time, note=note))
+    arms.append(arm("Retrain, best, equal time", best["Retrain"], more, note))
     for part, rest in without_each(best["SPEQ"]).items():
-        arms.append(Arm(family.group, f"best without {part}", family.speq, _recipe(base, rest, shop), note=rest.label))
+        arms.append(arm(f"best without {part}", rest))
     equal_terms(arms)
     table = [
         {
@@ -161,15 +175,19 @@ def beyond(shop: Workshop) -> Report:
     ]
     count = len(tried["SPEQ"])
     text = (
-        f"{about(shop)} {count} trials for each search, by TPE, the paper's settings first, by one seed's held-out "
-        f"images; the {AGAIN} best of each with all seeds, the best mean of which won. Test figures chose nothing."
+        f"{about(shop)} {count} trials for each search, by one seed's held-out images: the paper's settings first, "
+        f"{startup(count) - 1} at random, the rest by TPE; the {AGAIN} best of each with all seeds, the best mean of "
+        "which won. Test figures chose nothing."
     )
-    if any("4 bits" in a.note for a in arms):
-        text += " Seconds a run with 4 bits first are those of its second half."
+    if any("bits for" in a.note for a in arms):
+        text += (
+            " What has more bits first has them in one run for all seeds, so that its deviation and interval are those "
+            "of what follows; its seconds are the last part's."
+        )
     done = shop.train(arms)
     report = arms_report("Beyond the paper's settings", text, arms, done, [f"{name}, best" for name in SEARCHES])
-    folders = [folder for runs in done for _, folder in runs.values()] + _folders(base, tried, shop)
-    return replace(report, facts=facts_of(folders), more={"trials": table})
+    facts = facts_of([*folders_of(done), *_folders(base, tried, shop)])
+    return replace(report, facts=facts, more={"trials": table})
 
 
 def passes_of(choice: MethodChoice) -> int:
@@ -187,8 +205,9 @@ def search(name: str, base: Recipe, shop: Workshop) -> list[Tried]:
     are there."""
     optuna = needs("optuna", "report")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
     trials = min(shop.settings.trials, 2) if shop.settings.smoke else shop.settings.trials
+    sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=startup(trials))
+    study = optuna.create_study(direction="maximize", sampler=sampler)
     kind, parts = SEARCHES[name]
     study.enqueue_trial(PAPER)
     steps = make_field(base, torch.device("cpu")).sizes[0] // base.train.batch_size
@@ -206,11 +225,16 @@ def search(name: str, base: Recipe, shop: Workshop) -> list[Tried]:
     return found
 
 
+def startup(trials: int) -> int:
+    """Trials before TPE has enough to go by, a third of all."""
+    return max(2, trials // 3)
+
+
 def _best(found: Sequence[Tried], base: Recipe, shop: Workshop) -> Tried:
-    different = {t.label: t for t in found if t.held > DIVERGED}  # trials may repeat
-    if not different:
+    finite = [t for t in found if t.held > DIVERGED]
+    if not finite:
         raise FloatingPointError(f"all of {len(found)} trials diverged; expected a lower rate in {base.name}")
-    first = sorted(different.values(), key=lambda t: -t.held)[:AGAIN]
+    first = sorted(finite, key=lambda t: -t.held)[:AGAIN]
     shop.ahead(_recipes(base, first, shop, shop.seeds))
     return max(first, key=lambda t: mean(_held(t, base, shop, seed) for seed in shop.seeds))
 
@@ -243,17 +267,18 @@ def _recipe(base: Recipe, tried: Tried, shop: Workshop) -> Recipe:
     return functools.reduce(lambda recipe, change: change(recipe), tried.parts.values(), start)
 
 
-def _four_bits_first(shop: Workshop, recipe: Recipe) -> Recipe:
-    """From W4A4's weights after half of the epochs, trained here by the same recipe, with one seed for all."""
-    half = max(1, recipe.train.epochs // 2)
-    at_start, at_four = recipe.network.weights, replace(recipe.quant, weight_bits=4, act_bits=4)
-    folder = carry_out(replace(recipe, quant=at_four, train=replace(recipe.train, epochs=half)), shop.runs)[1]
-    train = replace(recipe.train, epochs=max(1, recipe.train.epochs - half))
-    recipe = replace(recipe, network=replace(recipe.network, weights=folder), train=train)
-    if recipe.method.name != "speq-distill":
-        return recipe
-    teacher = recipe.method.teacher or at_start  # the float network still teaches
-    return replace(recipe, method=replace(recipe.method, teacher=teacher))
+def _more_bits_first(shop: Workshop, widths: Sequence[int], recipe: Recipe) -> Recipe:
+    """From weights that were trained at `widths` bits one after another, here, by the same recipe and with one seed for
+    all, an equal part of the epochs each."""
+    epochs, at_start = recipe.train.epochs, recipe.network.weights
+    part = max(1, epochs // (len(widths) + 1))
+    if recipe.method.name == "speq-distill":  # the float network teaches all parts
+        recipe = replace(recipe, method=replace(recipe.method, teacher=recipe.method.teacher or at_start))
+    for bits in widths:
+        quant = replace(recipe.quant, weight_bits=bits, act_bits=bits)
+        folder = carry_out(replace(recipe, quant=quant, train=replace(recipe.train, epochs=part)), shop.runs)[1]
+        recipe = replace(recipe, network=replace(recipe.network, weights=folder))
+    return replace(recipe, train=replace(recipe.train, epochs=max(1, epochs - len(widths) * part)))
 
 
 def _set(part: str, **values: Any) -> Change:

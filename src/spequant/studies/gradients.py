@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from spequant import losses
+from spequant.recipes.folder import environment
+from spequant.studies.arms import ran_on
 from spequant.studies.page import Report
 
 CLASSES = 10
@@ -53,4 +55,5 @@ def fig3(confidences: Sequence[float] = CONFIDENCES) -> Report:
         f"{CLASSES} classes, T = 1, one sample. Where the teacher is unsure, cosine hardly pulls at a sure student; "
         "KL pulls the more, the more sure it is."
     )
-    return Report("Gradients of KL and cosine (figure 3)", about, rows, draw)
+    facts = ran_on([environment(torch.device("cpu"))])
+    return Report("Gradients of KL and cosine (figure 3)", about, rows, draw, facts)

@@ -15,7 +15,7 @@ from spequant.recipes.build import calibrated, device_of
 from spequant.recipes.fields import make_field
 from spequant.recipes.images import Images
 from spequant.recipes.schema import MethodChoice
-from spequant.studies.arms import RETRAIN, Arm, arms_report, equal_terms
+from spequant.studies.arms import RETRAIN, Arm, arms_report, equal_terms, facts_of, folders_of
 from spequant.studies.page import Report, Row
 from spequant.studies.sensitivity import assign, losses_alone, losses_raised, low_bit_layers
 from spequant.studies.tables import method
@@ -66,7 +66,8 @@ def sensitivity(shop: Workshop) -> Report:
     layers = measured(recipe, shop.finished(folder)[1])
     arms = _arms(base, recipe, layers, shop)
     equal_terms(arms)
-    report = arms_report("Sensitivity of layers, and mixed precision", "", arms, shop.train(arms))
+    done = shop.train(arms)
+    report = arms_report("Sensitivity of layers, and mixed precision", "", arms, done)
     table = [
         {
             "layer": n,
@@ -83,7 +84,11 @@ def sensitivity(shop: Workshop) -> Report:
         f"{', '.join(map(str, WIDTHS))} bits, for the least sum of the former within the {shop.settings.budget}."
     )
     return replace(
-        report, about=text, more={"layers": table}, draw=lambda f: _draw(f, layers, report.rows, shop.settings.budget)
+        report,
+        about=text,
+        facts=facts_of([folder, *folders_of(done)]),
+        more={"layers": table},
+        draw=lambda f: _draw(f, layers, report.rows, shop.settings.budget),
     )
 
 
@@ -91,8 +96,9 @@ def _subject(shop: Workshop) -> tuple[str, Recipe, Path]:
     """(the catalogue's recipe, the recipe, the run's folder): of the run given, or of SPEQ's, trained here."""
     folder = shop.settings.run
     if folder is None:
-        arm, _, folder = low_bits(shop, shop.family(), {"SPEQ": method("speq")})["SPEQ"]
-        return arm.base, arm.recipe, folder
+        network = low_bits(shop, {"SPEQ": method("speq")}, shop.seeds[:1])["SPEQ"]
+        (folder,) = network.folders.values()
+        return network.base, network.recipe, folder
     if shop.settings.smoke:
         raise ValueError(f"run is {folder}, which --smoke does not take: it trains a network of its own")
     if shop.settings.recipe is not None:
@@ -138,7 +144,7 @@ def _arms(base: str, recipe: Recipe, layers: Layers, shop: Workshop) -> list[Arm
 
     def arm(label: str, made: Recipe, bits: Mapping[str, int], note: str = "") -> Arm:
         more = {title: layers.cost(bits, name) / per for name, (title, per) in UNITS.items()}
-        return Arm(group, label, base, made, note=note, more=more)
+        return Arm(group, label, base, made, note=note, changes=("quant.",), more=more)
 
     found = []
     for bits in widths:

@@ -58,10 +58,13 @@ def write_report(report: Report, folder: Path, name: str) -> None:
 
 
 def in_cell(value: Any) -> str:
-    """A number with two digits behind the point, nothing for what is not there."""
+    """A number with two digits behind the point, or two that count where it is less than .1; nothing for what is not
+    there."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.2g}" if 0 < abs(value) < 0.0995 else f"{value:.2f}"
+    return str(value)
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:

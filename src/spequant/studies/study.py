@@ -5,11 +5,13 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from spequant.extras import needs
 from spequant.recipes import Recipe
-from spequant.recipes.build import device_of, with_seed
+from spequant.recipes.build import device_of
 from spequant.recipes.fields import make_field
 from spequant.recipes.images import Images
 from spequant.studies.arms import (
@@ -17,10 +19,11 @@ from spequant.studies.arms import (
     Arm,
     arms_report,
     chosen,
-    command_of,
     equal_terms,
     facts_of,
     options,
+    over_seeds,
+    same_columns,
 )
 from spequant.studies.beyond import beyond
 from spequant.studies.gradients import CONFIDENCES, fig3
@@ -31,6 +34,8 @@ from spequant.studies.tables import CIFAR, IMAGENET, Change, Family, method, tab
 from spequant.studies.widths import at_activation_widths, every_pair
 from spequant.studies.workshop import Study, Workshop, about, about_one, low_bits, once
 
+KINDS = ("bounds held", "refitted")
+TRAINED = "trained at this width"
 IMAGES = 2000
 """of the greedy choice: each of its measurements runs the network on so many"""
 
@@ -48,9 +53,9 @@ def _compared(
                 "--recipe, or leave it out"
             )
         known = families if families is not None and not one else [shop.family(families or CIFAR)]
-        plain = [a for family in known for a in table(family, lambda recipe: recipe)]
-        names = {(a.group, a.label) for a in chosen(plain, shop.settings.only)}
-        asked = [family for family in known if any(group == family.group for group, _ in names)]
+        plain = {family: table(family, lambda recipe: recipe) for family in known}
+        names = {(a.group, a.label) for a in chosen([a for arms in plain.values() for a in arms], shop.settings.only)}
+        asked = [family for family, arms in plain.items() if any((a.group, a.label) in names for a in arms)]
         shared = once(shop.shared(size, one=one))  # which trains the float networks: of those asked for alone
         arms = [a for family in asked for a in table(family, shared) if (a.group, a.label) in names]
         equal_terms(arms)
@@ -61,18 +66,22 @@ def _compared(
 
 
 def table1(shop: Workshop) -> Report:
-    """A network trained at few bits, at every pair of widths."""
-    family, widths = shop.family(), shop.widths
-    rows: list[dict[str, Any]] = []
-    networks = low_bits(shop, family, {RETRAIN: method("retrain"), "SPEQ": method("speq")})
-    for label, (made, _, folder) in networks.items():
-        command = command_of(made.base, with_seed(made.recipe, shop.seeds[0]))
-        rows += [{"network": label, **row, "command": command} for row in every_pair(*shop.finished(folder), widths)]
+    """Networks trained at few bits, at every pair of weight and activation widths."""
+    widths = shop.widths
+    networks = low_bits(shop, {RETRAIN: method("retrain"), "SPEQ": method("speq")})
+    found = {n: {s: every_pair(*shop.finished(f), widths) for s, f in m.folders.items()} for n, m in networks.items()}
+    rows = []
+    for label, network in networks.items():
+        for weight, act in product(widths, widths):
+            row = {"network": label, "weights": weight, "activations": act, "seeds": len(network.folders)}
+            for kind in KINDS:
+                values = {n: {s: pairs[weight, act][kind] for s, pairs in own.items()} for n, own in found.items()}
+                against = {} if label == RETRAIN else {RETRAIN: values[RETRAIN]}
+                row |= over_seeds(kind, values[label], against)
+            rows.append({**row, "command": network.command})
 
     def draw(figure: Any) -> None:
-        for axes, (label, kind) in zip(
-            figure.subplots(1, 4), [(n, k) for n in (RETRAIN, "SPEQ") for k in ("bounds held", "refitted")], strict=True
-        ):
+        for axes, (label, kind) in zip(figure.subplots(1, 4), product(networks, KINDS), strict=True):
             values = [[r[kind] for r in rows if r["network"] == label and r["weights"] == w] for w in widths]
             axes.imshow(values, vmin=min(map(min, values)), vmax=max(map(max, values)))
             for i, line in enumerate(values):
@@ -84,40 +93,43 @@ def table1(shop: Workshop) -> Report:
             axes.set_ylabel("weight bits")
             axes.set_title(f"{label}, {kind}", fontsize=9)
 
-    about = f"{about_one(shop)} Test accuracy, %, of one network at other widths; ends and addends keep theirs."
-    facts = facts_of([folder for _, _, folder in networks.values()])
-    return Report("Other widths than trained (table 1)", about, rows, draw, facts)
+    text = f"{about(shop)} Test accuracy, %, of trained networks at other widths; ends and addends keep theirs."
+    facts = facts_of([folder for network in networks.values() for folder in network.folders.values()])
+    return Report("Other widths than trained (table 1)", text, same_columns(rows), draw, facts)
 
 
 def any_precision(shop: Workshop) -> Report:
     """One SPEQ network at each activation width against networks trained at it."""
-    family, widths = shop.family(), shop.widths
+    widths = shop.widths
     one = {"SPEQ": method("speq"), "joint bits": method("joint-bits"), RETRAIN: method("retrain")}
-    each = {f"{RETRAIN} at {bits}": _retrain_at(bits) for bits in widths}
-    networks = low_bits(shop, family, one | each)
-    single = {label: at_activation_widths(*shop.finished(networks[label][2]), widths) for label in one}
+    networks = low_bits(shop, one | {f"{RETRAIN} at {bits}": _retrain_at(bits) for bits in widths})
+    single = {
+        label: {s: at_activation_widths(*shop.finished(f), widths) for s, f in networks[label].folders.items()}
+        for label in one
+    }
     rows = []
-    for bits, label in zip(widths, each, strict=True):
-        made, result, _ = networks[label]
-        rows.append(
-            {
-                "activations": bits,
-                **{f"one network, {name}": values[bits] for name, values in single.items()},
-                "trained at this width": result["test_accuracy"],
-                "command": command_of(made.base, with_seed(made.recipe, shop.seeds[0])),
-            }
-        )
-    facts = facts_of([folder for _, _, folder in networks.values()])
+    for bits in widths:
+        own = networks[f"{RETRAIN} at {bits}"]
+        trained = {seed: float(result["test_accuracy"]) for seed, result in own.results.items()}
+        row: dict[str, Any] = {"activations": bits, "seeds": len(trained), **over_seeds(TRAINED, trained, {})}
+        for label, values in single.items():
+            at_bits = {seed: found[bits] for seed, found in values.items()}
+            row |= over_seeds(f"one network, {label}", at_bits, {"it": trained})
+        rows.append({**row, "command": own.command})
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
-        for name in [n for n in rows[0] if n not in ("activations", "command")]:
+        for name in (TRAINED, *(f"one network, {label}" for label in one)):
             axes.plot(widths, [row[name] for row in rows], marker="o", label=name)
         axes.set_xlabel("activation bits")
         axes.set_ylabel("test accuracy, %")
         axes.legend(frameon=False)
 
-    return Report("Any precision: one network at each activation width", about_one(shop), rows, draw, facts)
+    facts = facts_of([folder for network in networks.values() for folder in network.folders.values()])
+    for label in one:
+        facts[f"command of the one network, {label}"] = networks[label].command
+    text = f'{about(shop)} Test accuracy, %; "it" is a network trained at the width.'
+    return Report("Any precision: one network at each activation width", text, same_columns(rows), draw, facts)
 
 
 def _retrain_at(act_bits: int) -> Change:
@@ -130,7 +142,8 @@ def _retrain_at(act_bits: int) -> Change:
 
 def fig2(shop: Workshop) -> Report:
     """The order in which layers raised to 8 bits gain most; soft labels by width."""
-    made, _, folder = low_bits(shop, shop.family(), {RETRAIN: method("retrain")})[RETRAIN]
+    network = low_bits(shop, {RETRAIN: method("retrain")}, shop.seeds[:1])[RETRAIN]
+    (folder,) = network.folders.values()
     recipe, model = shop.finished(folder)
     field = make_field(recipe, device_of(recipe))
     assert isinstance(field, Images)
@@ -138,9 +151,14 @@ def fig2(shop: Workshop) -> Report:
     images, labels = held_or_test(data, IMAGES)
     order = greedy_order(model, images, labels)
     soft = soft_labels(model, images, labels, shop.widths)
-    command = command_of(made.base, with_seed(made.recipe, shop.seeds[0]))
     rows = [
-        {"raised": s.raised, "layer": s.layer, "accuracy": s.accuracy, "loss": s.loss, "command": command}
+        {
+            "raised": s.raised,
+            "layer": s.layer,
+            "accuracy": s.accuracy,
+            "loss": f"{s.loss:.4f}",
+            "command": network.command,
+        }
         for s in order
     ]
 
@@ -214,6 +232,7 @@ def run_study(name: str, settings: Study) -> Path:
         if value != default:
             raise ValueError(f"{field} is {value!r}, which has no effect on {name}; expected {default!r}")
     shop = Workshop(name, settings)
+    needs("matplotlib.figure", "report")  # which draws at the very end
     report = STUDIES[name](shop)
     facts = {"command": study_command(name, settings), "written": time.strftime("%Y-%m-%d %H:%M:%S %z")}
     write_report(replace(report, facts={**facts, **report.facts}), shop.folder, name)

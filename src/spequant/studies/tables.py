@@ -10,8 +10,11 @@ from spequant.studies.arms import RETRAIN, Arm
 
 TEACHER_PASS = 1 / 3
 """of a step of Retrain's, which a pass of a teacher costs: SPEQ's step takes 1.25 to 1.33 of it (benchmarks)"""
-LONGER = "4/3 of the epochs: SPEQ's wall time"
+EQUAL_TIME = {"note": "4/3 of the epochs: SPEQ's wall time", "changes": ("train.epochs",)}
+APPRENTICE_B, STARTS = "Apprentice B", ("network.weights", "network.pretrained")
 ABSTRACT = "built from the abstract alone"
+OURS = ": ours, from abstracts"
+"""behind the name of the group of such arms, which are none of a paper's"""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ def longer(recipe: Recipe, passes: int = 1) -> Recipe:
 
 
 def arm(family: Family, label: str, change: Change, shared: Change, **about: Any) -> Arm:
-    return Arm(family.group, label, family.speq, change(shared(RECIPES[family.speq]())), **about)
+    group = family.group + (OURS if about.pop("ours", False) else "")
+    return Arm(group, label, family.speq, change(shared(RECIPES[family.speq]())), **about)
 
 
 def table2(family: Family, shared: Change) -> list[Arm]:
@@ -83,7 +87,8 @@ def table3(family: Family, shared: Change) -> list[Arm]:
             recipe = method("retrain")(recipe)
             return replace(recipe, train=replace(recipe.train, lr=recipe.train.lr * factor))
 
-        arms.append(arm(family, f"Retrain, lr x {factor:g}", other_rate, shared, note=f"{factor:g} of the rate"))
+        about = {"note": f"{factor:g} of the rate", "changes": ("train.lr",)}
+        arms.append(arm(family, f"Retrain, lr x {factor:g}", other_rate, shared, **about))
     arms.append(arm(family, "SPEQ", method("speq"), shared))
     own = RECIPES[family.speq]().method
     sweeps = {
@@ -98,29 +103,31 @@ def table3(family: Family, shared: Change) -> list[Arm]:
 
 
 def table4(family: Family, shared: Change) -> list[Arm]:
-    """Retrain, SPEQ, distillation and the rivals on one network; without Apprentice B, whose student starts at random,
-    where the float weights are the network's own and not a file's."""
+    """Retrain, SPEQ, distillation and the rivals on one network, those that are known by their abstracts in a group of
+    their own; without Apprentice B, whose student starts at random, where the float weights are the network's own and
+    not a file's."""
     qkd = 91.24 if family.speq.startswith(RESNET20) else None
     rows: list[tuple[str, Change, dict[str, Any]]] = [
         (RETRAIN, method("retrain"), {"paper": family.retrain}),
-        ("Retrain, equal time", lambda r: longer(method("retrain")(r)), {"note": LONGER}),
+        ("Retrain, equal time", lambda r: longer(method("retrain")(r)), EQUAL_TIME),
         ("SPEQ", method("speq"), {"paper": family.paper}),
-        ("KD", method("distill", temperature=2.0), {}),
-        ("SPEQ and KD", method("speq-distill"), {}),
+        ("KD", KD, {"note": "T = 2"}),
+        ("SPEQ and KD", speq_and_kd, {"note": "SPEQ's settings"}),
         ("Apprentice A", method("apprentice", joint=True), {}),
-        ("Apprentice B", apprentice_b, {"note": "the student starts at random"}),
+        (APPRENTICE_B, apprentice_b, {"note": "the student starts at random", "changes": STARTS}),
         ("Apprentice C", method("apprentice"), {}),
         ("QKD", method("qkd"), {"paper": qkd, "note": "the paper's teacher is a larger network"}),
-        ("SQAKD", sqakd, {"note": "EWGS backward, no labels"}),
+        ("SQAKD", sqakd, {"note": "EWGS backward, no labels", "changes": ("quant.ewgs",)}),
         ("QFD", method("qfd"), {}),
         ("GSLR", method("gslr"), {}),
         ("CMT-KD", method("cmt-kd"), {}),
-        ("block replacement", method("block-replacement"), {"note": ABSTRACT}),
-        ("member ensemble", method("member-ensemble"), {"note": ABSTRACT}),
-        ("joint bits", method("joint-bits"), {"note": ABSTRACT}),
+        (RETRAIN, method("retrain"), {"ours": True}),
+        ("block replacement", method("block-replacement"), {"note": ABSTRACT, "ours": True}),
+        ("member ensemble", method("member-ensemble"), {"note": ABSTRACT, "ours": True}),
+        ("joint bits", method("joint-bits"), {"note": ABSTRACT, "ours": True}),
     ]
     if RECIPES[family.speq]().network.pretrained:  # timm's weights, which no file holds for a teacher alone
-        rows = [row for row in rows if row[0] != "Apprentice B"]
+        rows = [row for row in rows if row[0] != APPRENTICE_B]
     return [arm(family, label, change, shared, **about) for label, change, about in rows]
 
 
@@ -128,10 +135,17 @@ def table5(family: Family, shared: Change) -> list[Arm]:
     """Retrain, SPEQ and distillation on ImageNet's networks."""
     return [
         arm(family, RETRAIN, method("retrain"), shared, paper=family.retrain),
-        arm(family, "Retrain, equal time", lambda r: longer(method("retrain")(r)), shared, note=LONGER),
+        arm(family, "Retrain, equal time", lambda r: longer(method("retrain")(r)), shared, **EQUAL_TIME),
         arm(family, "SPEQ", method("speq"), shared, paper=family.paper),
-        arm(family, "KD", method("distill", temperature=2.0), shared),
+        arm(family, "KD", KD, shared, note="T = 2"),
     ]
+
+
+KD = method("distill", temperature=2.0)
+
+
+def speq_and_kd(recipe: Recipe) -> Recipe:
+    return replace(recipe, method=replace(recipe.method, name="speq-distill"))
 
 
 def sqakd(recipe: Recipe) -> Recipe:

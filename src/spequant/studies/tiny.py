@@ -36,6 +36,6 @@ def tiny(recipe: Recipe, images: Path, size: int) -> Recipe:
         measure_every=1,
     )
     train = replace(recipe.train, epochs=1, batch_size=8, precision="fp32", compile=False)
-    network = replace(recipe.network, pretrained=False)
+    network = replace(recipe.network, pretrained=False, new_head=False)
     quant = replace(recipe.quant, percentile=99.9)  # at once, where the search for the least error takes seconds
     return replace(recipe, data=data, network=network, quant=quant, train=train)

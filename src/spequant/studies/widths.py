@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
-from typing import Any
 
 from torch import nn
 
@@ -33,22 +32,23 @@ def weights_at(model: nn.Module, bits: int, trained: int) -> Iterator[None]:
             q.levels = q.home_levels
 
 
-def every_pair(recipe: Recipe, model: nn.Module, widths: Sequence[int] = WIDTHS) -> list[dict[str, Any]]:
-    """Test accuracy at each pair of widths of what `load_run` gives: bounds held; and "refitted", ranges and batch norm
-    found anew for the same weights."""
+def every_pair(
+    recipe: Recipe, model: nn.Module, widths: Sequence[int] = WIDTHS
+) -> dict[tuple[int, int], dict[str, float]]:
+    """{(weight, activation bits): test accuracy} of what `load_run` gives: "bounds held"; and "refitted", ranges and
+    batch norm found anew for the same weights."""
     field, plain = make_field(recipe, device_of(recipe)), unprepare(model)
     trained, act_bits = recipe.quant.weight_bits, recipe.quant.act_bits
     if trained is None or act_bits is None:
         raise ValueError(f"recipe is {recipe.name!r}; expected one with low-bit weights and activations")
-    rows = []
+    found = {}
     for weight, act in product(widths, widths):
         with weights_at(model, weight, trained), precision(model, LowBit(act, act_bits)):
             held = _accuracy(field, model)
         again = calibrated(plain, replace(recipe.quant, weight_bits=weight, act_bits=act), field.calibration())
         reestimate_batch_norm(again, field.statistics())
-        row = {"weights": weight, "activations": act, "bounds held": held, "refitted": _accuracy(field, again)}
-        rows.append(row)
-    return rows
+        found[weight, act] = {"bounds held": held, "refitted": _accuracy(field, again)}
+    return found
 
 
 def at_activation_widths(recipe: Recipe, model: nn.Module, widths: Sequence[int] = WIDTHS) -> dict[int, float]:

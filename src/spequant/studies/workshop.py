@@ -11,10 +11,11 @@ from torch import nn
 from tyro.conf import Positional
 
 from spequant.recipes import RECIPES, Recipe, load_run
+from spequant.recipes.check import check
 from spequant.recipes.folder import RECIPE
 from spequant.recipes.schema import Data, from_json
 from spequant.recipes.variants import FLOAT, RETRAIN
-from spequant.studies.arms import Arm, carry_out, reason, train_arms, train_at_once
+from spequant.studies.arms import Arm, carry_out, reason, row_command, train_arms, train_at_once
 from spequant.studies.tables import CIFAR, RESNET20, Change, Family, arm
 from spequant.studies.tiny import tiny, write_images
 from spequant.studies.widths import WIDTHS
@@ -80,8 +81,8 @@ class Workshop:
         self.seen = False
         """whether float weights may have seen what is held out"""
         self.seeds = settings.seeds[:2] if settings.smoke else settings.seeds
-        if not self.seeds:
-            raise ValueError("seeds is empty; expected some, e.g. --seeds 0 1 2")
+        if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds is {self.seeds!r}; expected numbers from 0 on, each once, e.g. --seeds 0 1 2")
         if settings.at_once < 1:
             raise ValueError(f"at_once is {settings.at_once}; expected 1 or more")
         self.widths = (2, 4, 8) if settings.smoke else settings.widths
@@ -124,6 +125,7 @@ class Workshop:
             data = replace(recipe.data, **{k: v for k, v in given.items() if v is not None})
             data = replace(data, measure_every=train.epochs)  # nobody reads what is held out before the end
             recipe = replace(recipe, train=train, data=data)
+            check(recipe)  # before a float network is trained
             if settings.smoke:
                 recipe = tiny(recipe, write_images(self.folder / IMAGES, size), size)
             weights = settings.weights if one and settings.weights is not None else recipe.network.weights
@@ -194,13 +196,18 @@ def about_one(shop: Workshop) -> str:
 
 
 def _reservations(shop: Workshop, bases: Sequence[str]) -> str:
-    """What is less than the recipes have: short schedules are marked as such. And what held-out images are not."""
+    """What is less than the paper's schedule, or the recipes', have: short ones are marked as such. And what held-out
+    images are not."""
     settings = shop.settings
-    full = max(RECIPES[name]().train.epochs for name in bases or (shop.family().speq,))
-    epochs = settings.epochs if settings.epochs is not None and settings.epochs < full else None
-    less = {"epochs": epochs, "training images": settings.images}
-    changed = ", ".join(f"{value} {name}" for name, value in less.items() if value is not None)
-    text = f" NOT AT FULL LENGTH: {changed}, which the recipe has otherwise." if changed else ""
+    text = ""
+    for name in bases or (shop.family().speq,):
+        own, full = RECIPES[name](), RECIPES.get(f"{name}{LONG}", RECIPES[name])()
+        epochs = own.train.epochs if settings.epochs is None else settings.epochs
+        images = own.data.images if settings.images is None else settings.images
+        less = [f"{epochs} of {full.train.epochs} epochs"] * (epochs < full.train.epochs)
+        less += [f"{images} training images"] * (images is not None)
+        if less and not text:
+            text = f" NOT AT FULL LENGTH: {', '.join(less)}."
     if shop.seen:
         text += " The float weights were given: they may have seen the held-out images."
     return text
@@ -218,15 +225,29 @@ def _apart(weights: Path, data: Data) -> bool:
     return theirs.images <= data.images
 
 
-def low_bits(
-    shop: Workshop, family: Family, changes: Mapping[str, Change]
-) -> dict[str, tuple[Arm, dict[str, Any], Path]]:
-    """{label: (arm, result, folder)}, one run each, with the first seed."""
-    shared = once(shop.shared())
+@dataclass(frozen=True)
+class Trained:
+    """One arm's finished runs. base: the catalogue's recipe. results, folders: by seed. command: of the first."""
+
+    base: str
+    recipe: Recipe
+    results: dict[int, dict[str, Any]]
+    folders: dict[int, Path]
+    command: str
+
+
+def low_bits(shop: Workshop, changes: Mapping[str, Change], seeds: Sequence[int] = ()) -> dict[str, Trained]:
+    """{label: runs} of the study's one network with each of `changes`; seeds: all of the settings' where none is given.
+    FloatingPointError: all of one label's diverged."""
+    family, shared = shop.family(), once(shop.shared())
     arms = [arm(family, label, change, shared) for label, change in changes.items()]
-    seed = shop.seeds[0]
-    found = {made.label: (made, *done[seed]) for made, done in zip(arms, shop.train(arms, (seed,)), strict=True)}
-    for label, (_, result, folder) in found.items():
-        if not result:
-            raise FloatingPointError(f"{label} diverged, so that there is nothing to measure: {reason(folder)}")
+    found = {}
+    for made, done in zip(arms, shop.train(arms, seeds), strict=True):
+        ended = {seed: run for seed, run in done.items() if run[0]}
+        if not ended:
+            folder = next(iter(done.values()))[1]
+            raise FloatingPointError(f"{made.label} diverged, so that there is nothing to measure: {reason(folder)}")
+        results, folders = {s: result for s, (result, _) in ended.items()}, {s: f for s, (_, f) in ended.items()}
+        command = row_command(made, *next(iter(folders.items())))
+        found[made.label] = Trained(made.base, made.recipe, results, folders, command)
     return found

@@ -35,6 +35,7 @@ class FiniteGuard:
         self._keep()
 
     def _keep(self) -> None:
+        vars(self).pop("snapshot", None)  # whose memory the next one takes
         self.snapshot = self.state.capture()
         self.bad = torch.zeros((), dtype=torch.int64, device=self.state.device)
 

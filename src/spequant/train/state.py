@@ -88,7 +88,9 @@ class TrainingState:
 
     wrapped: what a step calls: `model` itself, compiled, or in DistributedDataParallel; None: `model`.
     method: networks of its own that learn, `partner`, are the optimizer's, too.
-    ema: decay of an exponential moving average of the weights, 0 to 1; None: none. freezer: see `Freezer`.
+    ema: decay of an exponential moving average of the weights, 0 to 1; after n steps (1 + n) / (10 + n) where that is
+      less, so that a short run's start does not outlast it (timm's ModelEmaV3 has the like); None: none.
+    freezer: see `Freezer`.
     seed: dropout's random numbers follow from (seed, step, rank).
     step: optimizer steps done.
     """
@@ -110,8 +112,13 @@ class TrainingState:
         self.model, self.method, self.optimizer, self.schedule = model, method, optimizer, schedule
         self.partner = trained_by(method)
         self.wrapped = model if wrapped is None else wrapped
-        self.ema = None if ema is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema))
         self.freezer, self.seed, self.step = freezer, seed, 0
+
+        def average(averaged: Any, current: Any, count: Any) -> None:
+            assert ema is not None
+            get_ema_multi_avg_fn(min(ema, (1 + self.step) / (10 + self.step)))(averaged, current, count)
+
+        self.ema = None if ema is None else AveragedModel(model, multi_avg_fn=average)
         self.progress = Progress(sums=torch.zeros(4, device=self.device))
 
     @property
