@@ -443,6 +443,8 @@ def test_the_float_run_that_a_recipe_names_is_trained_first(tmp_path, monkeypatc
     shop.shared()(RECIPES["cifar10-resnet20-w2a2-speq-200"]())  # names none: its network's float recipe
     assert [r.name for r in trained[1:]] == ["cifar10-resnet20-float"]
     given = Workshop("x", Study(out=tmp_path / "other", weights=tmp_path)).shared()
+    transfer = RECIPES["transfer-resnet20-w2a2-speq"]()  # which has a new head, and names no weights
+    assert given(transfer).network.weights == tmp_path
     assert given(RECIPES["cifar10-resnet20-w2a2-speq"]()).network.weights == tmp_path and len(trained) == 2
     apart = Workshop("x", Study(out=tmp_path / "study", held_out=5000)).shared()  # held out from the float network, too
     for name in ("cifar10-resnet20-w2a2-speq-200", "cifar10-5k-resnet20-w2a2-speq"):

@@ -22,6 +22,8 @@ from spequant.studies.widths import WIDTHS
 
 IMAGES = "images"
 """the folder of a smoke's, below the study's"""
+FLOAT_RUN = "float"
+"""stands for what is not trained yet"""
 LONG = "-200"
 """behind the name of a recipe whose schedule is the paper's, where another one of that name is short"""
 
@@ -125,10 +127,11 @@ class Workshop:
             data = replace(recipe.data, **{k: v for k, v in given.items() if v is not None})
             data = replace(data, measure_every=train.epochs)  # nobody reads what is held out before the end
             recipe = replace(recipe, train=train, data=data)
-            check(recipe)  # before a float network is trained
             if settings.smoke:
                 recipe = tiny(recipe, write_images(self.folder / IMAGES, size), size)
             weights = settings.weights if one and settings.weights is not None else recipe.network.weights
+            start = Path(FLOAT_RUN) if weights is None and not recipe.network.pretrained else weights
+            check(replace(recipe, network=replace(recipe.network, weights=start)))  # before that is trained
             return replace(recipe, network=replace(recipe.network, weights=self._start(recipe, weights)))
 
         return change
