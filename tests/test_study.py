@@ -52,7 +52,7 @@ from spequant.studies.arms import (
 from spequant.studies.beyond import Tried, _best, passes_of, search, without_each
 from spequant.studies.gradients import pull
 from spequant.studies.greedy import greedy_order, soft_labels
-from spequant.studies.page import Report, write_report
+from spequant.studies.page import Report, in_cell, write_report
 from spequant.studies.sensitivity import assign, losses_alone, losses_raised, low_bit_layers
 from spequant.studies.study import STUDIES, run_study, study_command
 from spequant.studies.tables import CIFAR, IMAGENET, longer, table2, table3, table4, table5
@@ -363,6 +363,11 @@ class Outside(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.addresses += [v for k, v in attrs if k in ("src", "href")]
+
+
+def test_small_numbers_keep_their_digits():
+    numbers = (75.0, 0.4, 0.0996, 0.0018, -0.05, 0.0, 1e-9, math.nan, None, 3)
+    assert [in_cell(x) for x in numbers] == ["75.00", "0.40", "0.10", "0.0018", "-0.05", "0.00", "0.00", "", "", "3"]
 
 
 def test_a_page_stands_alone_and_escapes(tmp_path):

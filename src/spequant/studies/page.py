@@ -58,12 +58,12 @@ def write_report(report: Report, folder: Path, name: str) -> None:
 
 
 def in_cell(value: Any) -> str:
-    """A number with two digits behind the point, or two that count where it is less than .1; nothing for what is not
-    there."""
+    """A number with two digits behind the point, or two that count where it is less than .1 and more than rounding;
+    nothing for what is not there."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, float):
-        return f"{value:.2g}" if 0 < abs(value) < 0.0995 else f"{value:.2f}"
+        return f"{value:.2g}" if 1e-6 < abs(value) < 0.0995 else f"{value:.2f}"
     return str(value)
 
 
