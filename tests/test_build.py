@@ -103,13 +103,16 @@ def test_settings_that_a_method_does_not_read_are_refused(choice, message):
         ("train", {"momentum": 1.5}, "train.momentum is 1.5; expected 0 or more, below 1"),
         ("train", {"momentum": 0.5, "optimizer": "adamw"}, "train.momentum is 0.5; expected 0.9: adamw has none"),
         ("train", {"lr": math.inf}, "train.lr is inf; expected a number above 0"),
-        ("train", {"freeze_threshold": -1.0}, "train.freeze_threshold is -1.0; expected a number above 0"),
+        (
+            "train",
+            {"freeze_threshold": -1.0},
+            "train.freeze_threshold is -1.0; expected a share of steps",
+        ),
         (
             "train",
             {"freeze_threshold": 0.1, "freeze_threshold_end": 0.0},
-            "train.freeze_threshold_end is 0.0; expected a number above 0",
+            "train.freeze_threshold_end is 0.0; expected a share of steps",
         ),
-        ("quant", {"act": "lsq", "act_decay": 1.0}, "the decay of PACT's bounds has no effect on lsq"),
         (
             "quant",
             {"weight_bits": None, "act_bits": None, "ewgs": 0.1},

@@ -5,6 +5,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import spequant
 from spequant.layers import act_quantizers, weight_quantizers
@@ -283,3 +284,17 @@ def test_calibrated_in_inference_mode_a_network_can_be_trained():
         spequant.calibrate(model, [torch.randn(64, 4)], samples=64)
     model(torch.randn(8, 4)).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_one_batch_or_a_set_of_samples_is_no_list_of_batches():
+    x = torch.randn(2048, 6)
+    for wrong in (x, TensorDataset(x), {"x": x}):
+        model = spequant.prepare(
+            nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)), weight=SAWB(4), act=PACT(4)
+        )
+        with pytest.raises(ValueError, match=r"batches is a \w+; expected an iterable of batches, e\.g\. \[x\]"):
+            spequant.calibrate(model, wrong)
+        with pytest.raises(ValueError, match=r"batches is a \w+; expected an iterable of batches"):
+            spequant.reestimate_batch_norm(model, wrong)
+    with pytest.raises(ValueError, match="samples is -5; expected 1 or more"):
+        spequant.calibrate(model, [x], samples=-5)

@@ -65,7 +65,22 @@ def test_train_then_evaluate(tmp_path, monkeypatch, capsys):
     assert "digits-w2a2-speq" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["train", "runs", "recipes", "study", "bench"])
+def test_help_is_no_argument(command, capsys):
+    main([command, "--help"])
+    assert capsys.readouterr().out.startswith(f"usage: spequant {command}")
+
+
+def test_low_bits_from_random_weights_are_told(tmp_path, capsys):
+    main(["train", "cifar10-resnet20-w2a2-retrain", "--data.name", "digits", "--train.no-compile", "--dry-run"])
+    said = capsys.readouterr()
+    assert "low bits start from random weights" in said.err and re.search(r"median of 7; before it 3 in", said.out)
+
+
 def test_misspelt_words_get_a_hint(capsys):
+    for words in ([], ["--out", "a", "digits-float"]):
+        with pytest.raises(SystemExit, match=r"no recipe is given; expected its name first"):
+            main(["train", *words])
     with pytest.raises(SystemExit, match="did you mean digits-w2a2-speq"):
         main(["train", "digits-w2a2-spek"])
     with pytest.raises(SystemExit, match="did you mean train"):

@@ -230,12 +230,15 @@ def test_a_header_that_is_nested_too_deeply_is_a_damaged_file(tmp_path):
         (["export", "{packed}", "--to", "onnx", "--out", "net.bin"], "for --to onnx expected one that ends in .onnx"),
         (["export", "{packed}", "--to", "packed", "--out", "net.onnx"], "expected any ending but .onnx and .xml"),
         (["export", "{packed}", "--to", "onnx", "--out", "nowhere/net.onnx"], "the folder nowhere does not exist"),
+        (["evaluate", "{packed}", "--json", "nowhere/a.json"], "the folder nowhere does not exist; make it first"),
+        (["export", "{run}", "--to", "packed", "--out", "{run}/model.safetensors"], "a file of the run itself"),
+        (["export", "{run}/../float", "--to", "packed"], "is a float run, of digits-float; expected a low-bit one"),
         (["bench", "infer", "--rounds", "0"], "rounds is 0; expected 1 or more"),
     ],
 )
-def test_bad_arguments_are_named(packed, integer, args, message):
+def test_bad_arguments_are_named(run, packed, integer, args, message):
     with pytest.raises(SystemExit, match=re.escape(message)):
-        main([a.format(packed=packed, integer=integer) for a in args])
+        main([a.format(run=run, packed=packed, integer=integer) for a in args])
 
 
 def test_an_engine_that_answers_otherwise_fails_loudly(packed, tmp_path, monkeypatch, capsys):

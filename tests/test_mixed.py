@@ -174,6 +174,45 @@ def test_no_engine_quantizes_the_weights_of_float_convolutions_once_more():
     assert float((got - expected).abs().median()) < 1e-5 * float(expected.abs().median())
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_without_heads(masked):
+    class OneHead(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.head = nn.Linear(8, 24), nn.Linear(8, 3)
+            self.register_buffer("mask", torch.ones(1, 6, 6).tril().bool())
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).chunk(3, -1)
+            return self.head(F.scaled_dot_product_attention(q, k, v, self.mask if masked else None).mean(1))
+
+    x = torch.randn(5, 6, 8)
+    mixed, expected, got = exported(prepared(OneHead(), x), x)
+    assert mixed.integers == ["qkv", "head"]
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_that_returns_a_dict_and_one_that_returns_a_loss(tmp_path):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x, labels=None):
+            logits = self.head(x)
+            return {"logits": logits} if labels is None else {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+    x = torch.randn(40, 8)
+    model = prepared(Named(), x)
+    parity, mixed = export_mixed(model, tmp_path / "a.onnx", [x])
+    assert (parity.images, mixed.outputs) == (40, ("logits",)) and parity.agreement > 0.9
+    with pytest.raises(ValueError, match="images is a Tensor; expected an iterable of batches"):
+        export_mixed(model, tmp_path / "b.onnx", x)
+    with pytest.raises(ValueError, match="leave labels out"):
+        export_mixed(model, tmp_path / "b.onnx", [{"x": x, "labels": torch.zeros(40, dtype=torch.int64)}])
+    assert not (tmp_path / "b.onnx").exists()
+
+
 def test_attention_of_five_dimensions():
     class Windows(nn.Module):
         def __init__(self):

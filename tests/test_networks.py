@@ -3,6 +3,7 @@
 import re
 from collections import namedtuple
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,6 +94,10 @@ def test_a_recipe_for_larger_images_prepares_its_network(name):
     from spequant.recipes.build import build_quantized
 
     recipe = RECIPES[name]()
+    if name.startswith("transfer"):
+        with pytest.raises(ValueError, match=r"network\.new_head is True.*--network\.weights RUN"):
+            check(recipe)  # which has to be told of its weights
+        recipe = replace(recipe, network=replace(recipe.network, weights=Path("given")))
     check(recipe)
     assert from_json(to_json(recipe)) == recipe
     network = make_network(recipe.network.name, classes=4)

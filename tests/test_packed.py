@@ -214,6 +214,15 @@ def test_foreign_files_networks_and_models_are_refused(small, tmp_path):
     assert not (tmp_path / "uncalibrated").exists() and not (tmp_path / "float").exists()
 
 
+def test_what_torch_wraps_is_packed_as_the_network_inside(small, tmp_path):
+    network, path = small
+    model = load_packed(path, network)
+    pack(model, tmp_path / "plain")
+    for wrapped in (torch.compile(model), nn.DataParallel(model), torch.compile(nn.DataParallel(model))):
+        pack(wrapped, tmp_path / "wrapped")
+        assert (tmp_path / "wrapped").read_bytes() == (tmp_path / "plain").read_bytes()
+
+
 class Powers(PACT):
     """Not equally spaced."""
 

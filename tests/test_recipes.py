@@ -41,8 +41,9 @@ def test_quantized_recipes_start_from_a_float_recipe_of_the_same_data_and_networ
     for name, make in RECIPES.items():
         recipe = make()
         weights = recipe.network.weights
-        taught = recipe.method.name in WITH_TEACHER and weights is None  # which have to be told of their weights
-        check(replace(recipe, network=replace(recipe.network, weights=Path("given"))) if taught else recipe)
+        told = weights is None and not recipe.network.pretrained  # which have to be told of their weights
+        told = told and (recipe.method.name in WITH_TEACHER or recipe.network.new_head)
+        check(replace(recipe, network=replace(recipe.network, weights=Path("given"))) if told else recipe)
         if recipe.quantized and weights is not None:
             assert weights.parent == Path("runs"), name
             source = RECIPES[weights.name]()

@@ -2,10 +2,13 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
 from spequant.cli import main
+from spequant.recipes import RECIPES
+from spequant.recipes.schema import to_json
 from spequant.studies.compare import deviation, difference, paired
 
 
@@ -17,13 +20,20 @@ def test_demo_writes_table_curves_metrics_and_networks(tmp_path, monkeypatch, ca
     out = tmp_path / "runs" / "demo"
     assert (out / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert len(list(out.glob("*/metrics.jsonl"))) == len(list(out.glob("*/model.safetensors"))) == 5
+    (out / "mine").mkdir()
+    main(["demo", "--epochs", "1", "--seeds", "1"])  # over the earlier one
+    assert {p.name for p in out.iterdir() if p.is_dir()} == {
+        *("mine", "digits-float", "digits-w2a2-retrain-seed0", "digits-w2a2-speq-seed0")
+    }
 
 
-def test_the_demo_does_not_remove_what_is_not_its_own(tmp_path):
-    (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(SystemExit, match="not a demo"):
+@pytest.mark.parametrize("name", ["thesis.tex", "digits-float/model.safetensors"])
+def test_the_demo_does_not_remove_what_is_not_its_own(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("x")
+    with pytest.raises(SystemExit, match="was not made by a demo"):
         main(["demo", "--out", str(tmp_path)])
-    assert (tmp_path / "thesis.tex").exists()
+    assert (tmp_path / name).exists()
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +66,10 @@ def test_the_ladder_asks_for_a_float_network():
         main(["ladder"])
 
 
-def result(folder, name, seed, **figures):
+def result(folder, name, seed, recipe=None, **figures):
     folder.mkdir()
+    recipe = recipe or RECIPES["digits-w2a2-speq"]()
+    (folder / "recipe.json").write_text(to_json(replace(recipe, name=name, train=replace(recipe.train, seed=seed))))
     (folder / "result.json").write_text(json.dumps({"recipe": name, "seed": seed, "seconds": 9.0, **figures}))
     return str(folder)
 
@@ -85,6 +97,25 @@ def test_compare_refuses_what_it_cannot_tell_apart_or_find(tmp_path):
         main(["compare", one, "--figure", "held_out_accuracy"])
     with pytest.raises(SystemExit, match=r"result\.json does not exist"):
         main(["compare", str(tmp_path)])
+    recipe = RECIPES["digits-w2a2-speq"]()
+    started = replace(recipe, network=replace(recipe.network, weights=tmp_path))
+    main(["compare", one, result(tmp_path / "three", "a", 1, started, test_accuracy=71.0)])
+    other = replace(recipe, quant=replace(recipe.quant, weight_bits=8))
+    four = result(tmp_path / "four", "a", 2, other, test_accuracy=71.0)
+    with pytest.raises(SystemExit, match=r"four is another .*quant\.weight_bits is 8, expected 2.* --name"):
+        main(["compare", one, four])
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"seed": 0}'])
+def test_a_damaged_result_is_named(tmp_path, content, capsys):
+    whole = result(tmp_path / "whole", "a", 0, test_accuracy=70.0)
+    damaged = result(tmp_path / "damaged", "a", 1, test_accuracy=70.0)
+    (tmp_path / "damaged" / "result.json").write_text(content)
+    with pytest.raises(SystemExit, match=r"damaged/result\.json is"):
+        main(["compare", whole, damaged])
+    main(["runs", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "result.json unreadable" in printed and "70.00" in printed
 
 
 def test_paired_difference():

@@ -191,9 +191,15 @@ def test_table1_and_any_precision_and_fig2_share_their_runs(tmp_path, monkeypatc
 
 
 def test_table4(tmp_path):
-    only = [f"ResNet-20*/{label}" for label in ("Retrain", "Apprentice B", "SQAKD")]
-    rows = smoke("table4", tmp_path / "study", "--seeds", "0", "--only", *only)
-    assert [row["arm"] for row in rows] == ["Retrain", "Apprentice B", "SQAKD"]
+    only = [f"ResNet-20, CIFAR-10/{label}" for label in ("Retrain", "Apprentice B", "SQAKD")]
+    ours = [f"*ours*/{label}" for label in ("Retrain", "joint bits")]
+    rows = smoke(
+        "table4", tmp_path / "study", "--seeds", "0", "--recipe", "cifar10-resnet20-w2a2-speq", "--only", *only, *ours
+    )
+    assert [row["arm"] for row in rows] == ["Retrain", "Apprentice B", "SQAKD", "Retrain", "joint bits"]
+    assert rows[0]["test accuracy"] == rows[3]["test accuracy"] and rows[0]["group"] != rows[3]["group"]
+    gap = float(rows[4]["test accuracy"]) - float(rows[3]["test accuracy"])
+    assert float(rows[4]["minus Retrain"]) == gap and "abstract" in rows[4]["note"]
     assert "--quant.ewgs 0.001" in rows[2]["command"]
     words = shlex.split(rows[1]["command"])
     student = parsed_train(words[2], words[3:]).recipe

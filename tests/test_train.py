@@ -124,6 +124,12 @@ def test_gradients_add_up_over_parts_of_a_batch_and_are_clipped():
         train_step(state, batch, make_accelerator(accumulate=3))
 
 
+def test_dense_logits_are_refused_where_classes_are_last():
+    model = torch.nn.Conv2d(3, 5, 1)
+    with pytest.raises(ValueError, match=r"logits of shape \(2, 5, 4, 4\); expected \(batch, classes\)"):
+        spequant.Retrain()(model, (torch.randn(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64)))
+
+
 def test_an_average_of_the_weights_is_the_result(prepared):
     model, train = prepared
     opt = make_optimizer("sgd", parameter_groups(model, lr=0.05, weight_decay=0))

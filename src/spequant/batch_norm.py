@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim.swa_utils import update_bn
+from torch.utils.data import Dataset
 
 from spequant.functional import all_reduce
 from spequant.processes import average_over_processes, world
@@ -71,6 +72,14 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
             m.training = training
 
 
+def check_batches(batches: Any, name: str) -> None:
+    """ValueError: one batch, or a set of samples, where batches are expected."""
+    if isinstance(batches, Tensor | Dataset | Mapping):
+        raise ValueError(
+            f"{name} is a {type(batches).__name__}; expected an iterable of batches, e.g. [x] or a DataLoader"
+        )
+
+
 def run_model(model: nn.Module, batch: Any) -> Any:
     """The model's output for a batch: a tensor, a tuple or list that begins with the input, or a dict of keywords."""
     if isinstance(batch, Mapping):
@@ -110,6 +119,7 @@ def reestimate_batch_norm(
     ValueError: no batches.
     Several processes: each gives batches of its own, equally many, and all end with the mean over everyone's.
     """
+    check_batches(batches, "batches")
     batches = iter(batches)
     first = next(batches, None)
     if first is None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spequant.batch_norm import modes_kept, reestimate_batch_norm, run_model
+from spequant.batch_norm import check_batches, modes_kept, reestimate_batch_norm, run_model
 from spequant.layers import OUTPUT, act_quantizers, act_slots, weight_quantizers
 from spequant.prepare import share
 from spequant.processes import gathered, world
@@ -118,6 +118,7 @@ def _watch(
 
 def _read(batches: Iterable[Any], samples: int) -> list[Any]:
     """The first batches that together hold `samples` samples."""
+    check_batches(batches, "batches")
     kept, seen = [], 0
     for batch in batches:
         tensor = _first_tensor(batch)

@@ -44,6 +44,9 @@ USAGE = """usage: spequant COMMAND [ARGUMENTS]
 """
 
 
+HELP = (["-h"], ["--help"])
+
+
 def nearest(word: str, known: Sequence[str]) -> str:
     """A hint on a misspelt word."""
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.3)
@@ -51,6 +54,9 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 
 def recipes(args: list[str]) -> None:
+    if args[:1] in HELP:
+        print("usage: spequant recipes\nwhat `train` and `sweep` take, by name")
+        return
     if args:
         raise ValueError(f"recipes takes no arguments, but was given {' '.join(args)}")
     table = Table("recipe", "what it is")
@@ -74,6 +80,8 @@ class Train:
 
 def parsed_train(name: str, args: Sequence[str]) -> Train:
     """What `train NAME ARGS` asks for."""
+    if not name or name.startswith("-"):
+        raise ValueError("no recipe is given; expected its name first, e.g. train digits-float (spequant recipes)")
     if name not in RECIPES:
         raise ValueError(f"recipe is {name!r}; {nearest(name, list(RECIPES))} (spequant recipes lists them)")
     return tyro.cli(Train, default=Train(RECIPES[name]()), args=args, prog=f"spequant train {name}")
@@ -85,9 +93,16 @@ def run_name(recipe: Recipe) -> str:
 
 
 def train(args: list[str]) -> None:
+    if args[:1] in HELP:
+        print("usage: spequant train RECIPE [--out DIR] [--resume] [--dry-run] [--PART.FIELD VALUE ...]")
+        print("spequant recipes lists the recipes; spequant train RECIPE --help its fields")
+        return
     settings = parsed_train(args[0] if args else "", args[1:])
     recipe = settings.recipe
     folder = settings.out or Path("runs") / run_name(recipe)
+    network = recipe.network
+    if recipe.quantized and network.weights is None and not network.pretrained and rank() == 0:
+        print("network.weights is not set: low bits start from random weights (--network.weights RUN)", file=sys.stderr)
     if settings.dry_run:
         estimate = dry_run(recipe)
         if rank() == 0:
@@ -133,6 +148,9 @@ def sweep(args: list[str]) -> None:
 
 
 def runs(args: list[str]) -> None:
+    if args[:1] in HELP:
+        print("usage: spequant runs [DIR]\nthe runs below DIR (runs/ by default), and how far they are")
+        return
     if len(args) > 1:
         raise ValueError("runs takes one folder at most, the one below which the runs are (runs/ by default)")
     parent = Path(args[0] if args else "runs")
@@ -171,7 +189,7 @@ def inspect(args: list[str]) -> None:
 
 
 def bench(args: list[str]) -> None:
-    if args[:1] in (["-h"], ["--help"]):
+    if args[:1] in HELP:
         print("usage: spequant bench train|infer [--help]")
         return
     if args[:1] == ["train"]:
@@ -208,7 +226,7 @@ def study(args: list[str]) -> None:
     from spequant.studies.study import STUDIES, Study, run_study
 
     if not args or args[0].startswith("-"):
-        if args[:1] in (["-h"], ["--help"]):
+        if args[:1] in HELP:
             print("usage: spequant study NAME [--help]\n")
             print(*(f"  {name:<16}{' '.join((s.__doc__ or '').split())}" for name, s in STUDIES.items()), sep="\n")
             return

@@ -10,7 +10,7 @@ from tyro.conf import FlagCreatePairsOff, Positional
 
 from spequant.export import Parity, model_costs, program_costs, totals
 from spequant.export.parity import first_names
-from spequant.files import write_json
+from spequant.files import check_parent, write_json
 from spequant.recipes import evaluate_source, export_source, open_source
 from spequant.recipes.deploy import Target
 from spequant.recipes.sources import example_of
@@ -116,6 +116,8 @@ class Evaluate:
 
 
 def print_evaluation(settings: Evaluate) -> None:
+    if settings.json is not None:
+        check_parent(settings.json)
     rows = evaluate_source(
         settings.source,
         engine=settings.engine,

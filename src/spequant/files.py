@@ -32,10 +32,17 @@ def write_json(path: Path | None, content: Any) -> None:
         write_whole(path, json.dumps(content, indent=2))
 
 
+def check_parent(path: Path) -> None:
+    """FileNotFoundError unless the folder that `path` is to be in exists."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: the folder {path.parent} does not exist; make it first")
+
+
 @contextmanager
 def placed(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write a file to; at the end it takes the place of `path`, after an exception
-    it is removed."""
+    it is removed. FileNotFoundError: there is no folder for it."""
+    check_parent(path)
     temporary = path.with_name(TEMPORARY + path.name)
     try:
         yield temporary

@@ -295,8 +295,8 @@ def _make(choice: Choice, template: Quantizer | None, name: str, *, of_weight: b
         return None
     if source.weights_only and not of_weight:
         raise ValueError(
-            f"{name}: {type(source).__name__} was given for an activation; it is for weights: use PACT, LSQ, DoReFa or "
-            "MinMax for activations"
+            f"{name}: {type(source).__name__} was given for an activation; it is for weights: use PACT, LSQ, LSQPlus, "
+            "DoReFa or MinMax for activations"
         )
     quantizer = source.like(of_weight=of_weight, shape=shape, signed=True if of_weight else source.signed)
     quantizer.name = name

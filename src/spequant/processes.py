@@ -55,6 +55,17 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
+def innermost(model: nn.Module) -> nn.Module:
+    """The network inside what torch.compile, DataParallel and DistributedDataParallel make of it."""
+    while True:
+        if isinstance(model, DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif isinstance(compiled := getattr(model, "_orig_mod", None), nn.Module):
+            model = compiled
+        else:
+            return model
+
+
 def portion(items: int, what: str, parts: int | None = None, part: int | None = None) -> slice:
     """The slice of `items` that this process takes; ValueError where they do not divide evenly."""
     parts, part = world() if parts is None else parts, rank() if part is None else part

@@ -36,7 +36,8 @@ class Classification:
         self.output = output
 
     def logits(self, model: nn.Module, batch: Any) -> Tensor:
-        """(batch, classes). TypeError where the model returns something else, or nothing under `output`."""
+        """(batch, classes). TypeError where the model returns something else, or nothing under `output`. ValueError:
+        logits of another shape, such as those of dense predictions, whose classes are not last."""
         if isinstance(batch, Mapping):
             found = model(**{name: value for name, value in batch.items() if name != self.LABELS})
         else:
@@ -46,6 +47,11 @@ class Classification:
         else:
             logits = found if isinstance(found, Tensor) else _part(found, "logits")
         if isinstance(logits, Tensor):
+            if logits.dim() != 2:
+                raise ValueError(
+                    f"the model returned logits of shape {tuple(logits.shape)}; expected (batch, classes): give the "
+                    "method a task of your own, whose logits have the classes last"
+                )
             return logits
         has = f" with {', '.join(map(str, found))}" if isinstance(found, Mapping) else ""
         raise TypeError(

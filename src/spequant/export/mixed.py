@@ -31,6 +31,7 @@ from spequant.export.parity import Batch, Parity
 from spequant.extras import needs
 from spequant.files import placed
 from spequant.layers import QuantizedLayer, act_quantizers
+from spequant.processes import innermost
 
 MOVES = set(
     """
@@ -70,6 +71,7 @@ def export_mixed(
 ) -> tuple[Parity, Mixed]:
     """Write the prepared and calibrated `model` as ONNX with float islands, and hold onnxruntime's answers against its
     own. Arguments and errors as `export_onnx`'s; images may also be inputs by name, such as a tokenizer's."""
+    model = innermost(model)
     one, batches = with_example(images, preprocessing)
     mixed = mixed_graph(model, one, preprocessing=preprocessing, about=about)
     with placed(Path(path)) as temporary:
@@ -146,13 +148,19 @@ def answers(model: nn.Module, mixed: Mixed, run: engines.Run, batches: Iterable[
     for x, given, labels in batches:
         with torch.no_grad(), modes_kept(model):
             out = run_model(model.eval(), x)
-        if isinstance(given, np.ndarray):
+        if isinstance(given, np.ndarray) and isinstance(out, Tensor):
             parity.add(out, engines.run_in_parts(run, {"input": given}, mixed.batch)[0], labels)
             continue
+        given = {"input": given} if isinstance(given, np.ndarray) else given
         with torch.no_grad(), modes_kept(model), other_last_bits(model.eval()):
             moved = run_model(model, x)
         if isinstance(out, Tensor):
             out, moved = {mixed.outputs[0]: out}, {mixed.outputs[0]: moved}
+        for name in mixed.outputs:
+            if out[name].dim() == 0:
+                raise ValueError(
+                    f"the network returns {name!r} without a batch, a loss; leave labels out of its inputs"
+                )
         padding = given["attention_mask"] == 0 if "attention_mask" in given else None
         for name, got in zip(mixed.outputs, engines.run_in_parts(run, given, mixed.batch), strict=True):
             own = [out[name].float().cpu(), moved[name].float().cpu()]
@@ -253,11 +261,15 @@ def _exported(network: nn.Module, given: Mapping[str, Tensor], outputs: tuple[st
 
 @contextmanager
 def _attention_of_four_dimensions() -> Iterator[None]:
-    """Inside, torch's attention without a mask has its leading dimensions as one: the exporter writes no more than four
-    (Hiera, NesT, Twins)."""
+    """Inside, torch's attention has a dimension for its heads, and without a mask its leading dimensions as one: the
+    exporter writes four, no more (Hiera, NesT, Twins) and no fewer."""
     own = F.scaled_dot_product_attention
 
     def flat(query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, *rest: Any, **options: Any) -> Tensor:
+        if query.dim() == 3:  # of one head
+            mask = attn_mask if attn_mask is None or attn_mask.dim() < 3 else attn_mask.unsqueeze(1)
+            q, k, v = query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)
+            return own(q, k, v, mask, *rest, **options).squeeze(1)
         if query.dim() <= 4 or attn_mask is not None:
             return own(query, key, value, attn_mask, *rest, **options)
         out = own(query.flatten(0, -4), key.flatten(0, -4), value.flatten(0, -4), None, *rest, **options)
@@ -280,7 +292,7 @@ def _takes_any_number(graph: Any, given: Mapping[str, Tensor]) -> bool:
         out = engines.onnxruntime(graph.SerializeToString())(three)
     except Exception:  # onnxruntime's own
         return False
-    return all(len(one) == 3 for one in out)
+    return all(one.ndim and len(one) == 3 for one in out)
 
 
 def _named(graph: Any, batch: int | None) -> Any:

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spequant.batch_norm import check_batches
 from spequant.export import engines
 from spequant.export.lower import lower
 from spequant.export.onnx_file import Preprocessing, write_onnx
 from spequant.export.onnx_integer import integer_graph
 from spequant.export.parity import Batch, Parity, compare
 from spequant.files import placed
+from spequant.processes import innermost
 
 Images = Iterable[Tensor | tuple[Tensor, Tensor]]
 """Batches of inputs, or of (inputs, labels)."""
@@ -39,6 +41,7 @@ def export_onnx(
     ValueError: no integer form (`lower`), or other answers (`Parity.check`); then no file is left. RuntimeError: not
     calibrated. ModuleNotFoundError: the extra `deploy` is not installed.
     """
+    model = innermost(model)
     one, batches = with_example(images, preprocessing)
     program = lower(model, one)
     graph = integer_graph(program, preprocessing=preprocessing, about=about)
@@ -52,7 +55,8 @@ def export_onnx(
 
 
 def with_example(images: Inputs, preprocessing: Preprocessing | None) -> tuple[Any, Iterable[Batch]]:
-    """(one input of the network, `as_batches` of all images). ValueError: there are none."""
+    """(one input of the network, `as_batches` of all images). ValueError: there are none, or they are no batches."""
+    check_batches(images, "images")
     items = iter(images)
     try:
         first = next(items)

@@ -35,6 +35,7 @@ from spequant.files import placed
 from spequant.functional import dequantize
 from spequant.layers import OUTPUT, SLOTS, QuantizedAdd, QuantizedLayer, QuantizedProduct, act_slots, quantize_output
 from spequant.prepare import replace_modules, without_quantizers
+from spequant.processes import innermost
 from spequant.quantizers.base import Quantizer
 from spequant.quantizers.held import Held
 from spequant.states import versioned
@@ -53,6 +54,7 @@ def pack(model: nn.Module, path: str | Path, about: Mapping[str, Any] | None = N
     ValueError: nothing quantized, a quantizer whose values are not equally spaced. RuntimeError: not calibrated, or
     inside a precision context. OSError: `path` cannot be written; what was there before stays.
     """
+    model = innermost(model)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, QuantizedLayer)}
     if not layers:
         raise ValueError("model holds no quantized layer: call spequant.prepare first")

@@ -124,7 +124,12 @@ def _of_quantization(recipe: Recipe) -> tuple[Row, ...]:
             f"more than quant.act_bits, {quant.act_bits}: the teacher would be the student",
         ),
         *(
-            (value is None or value > 0, f"train.{name}", value, "a number above 0, e.g. 0.01, or None")
+            (
+                value is None or 0 < value < 1,
+                f"train.{name}",
+                value,
+                "a share of steps between 0 and 1, e.g. 0.01, or None",
+            )
             for name, value in (
                 ("freeze_threshold", train.freeze_threshold),
                 ("freeze_threshold_end", train.freeze_threshold_end),
@@ -161,12 +166,6 @@ def _of_effect(recipe: Recipe) -> tuple[Row, ...]:
                 ("percentile", quant.percentile),
                 ("per_channel", quant.per_channel),
             )
-        ),
-        (
-            quant.act == "pact" or quant.act_decay == Quantization.act_decay,
-            "quant.act_decay",
-            quant.act_decay,
-            f"{Quantization.act_decay}: the decay of PACT's bounds has no effect on {quant.act}",
         ),
         (
             not recipe.network.new_head or recipe.network.weights is not None or recipe.network.pretrained,
@@ -264,3 +263,7 @@ def check_device(name: str, argument: str) -> None:
         raise ValueError(f"{argument} is {name!r}; expected auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"{argument} is {name!r}, but torch finds no GPU here; expected auto or cpu")
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"{argument} is {name!r}, which torch cannot use here; expected auto, cpu or cuda") from error

@@ -33,6 +33,7 @@ from spequant.export.program import Program
 from spequant.files import placed
 from spequant.prepare import unprepare
 from spequant.recipes.evaluation import BATCH, answer_in, at_bits, first_samples
+from spequant.recipes.folder import ENVIRONMENT, METRICS, RECIPE, RESULT, STATE
 from spequant.recipes.images import channels_last
 from spequant.recipes.questions import EVAL_BATCH, QuestionSet, answer_by, score
 from spequant.recipes.sources import TestSet, about_run, open_source
@@ -97,6 +98,8 @@ def export_source(
     source = open_source(path, root)
     if source.model is None:
         raise ValueError(f"{path} is a file of --to {source.kind}; expected a run's folder or a packed file")
+    if not source.recipe.quantized:
+        raise ValueError(f"{path} is a float run, of {source.recipe.name}; expected a low-bit one")
     if preprocessing and to not in ("onnx", "mixed", "openvino"):
         raise ValueError(f"preprocessing goes into graphs of --to onnx, mixed and openvino, not {to}")
     if source.of_questions and to not in ("packed", "mixed"):
@@ -127,6 +130,12 @@ def _check_place(out: Path, to: Target, source: Path) -> None:
         raise ValueError(f"out is {str(out)!r}; for --to {to} expected {expected}")
     if to == "openvino" and out.with_suffix(".bin").resolve() == source.resolve():
         raise ValueError(f"out is {str(out)!r}, whose weights would take the place of {source}; give another --out")
+    if (
+        source.is_dir()
+        and out.resolve().parent == source.resolve()
+        and out.name in (STATE, RECIPE, METRICS, RESULT, ENVIRONMENT)
+    ):
+        raise ValueError(f"out is {str(out)!r}, a file of the run itself; give another --out")
     if out.is_dir():
         raise IsADirectoryError(f"out is {str(out)!r}, a folder; expected a file's name")
     if not out.parent.is_dir():

@@ -34,6 +34,10 @@ class Estimate:
     """at real bits"""
     seconds_first: float
     """of the first steps, which compile"""
+    warm: int
+    """how many these are"""
+    timed: int
+    """how many others"""
     step_seconds: float
     """median of the others"""
     peak_bytes: int
@@ -50,7 +54,7 @@ class Estimate:
             f"steps       {self.steps} in {self.epochs} epochs, on {self.processes} process(es)",
             f"network     {self.parameters} parameters, {self.weight_bytes / 1024:.1f} KiB at real bits",
             f"memory      {self.peak_bytes / 2**20:.0f} MiB at its peak",
-            f"step        {self.step_seconds * 1000:.1f} ms, median of {TIMED}; the first {WARM_UP} took "
+            f"step        {self.step_seconds * 1000:.1f} ms, median of {self.timed}; before it {self.warm} in "
             f"{self.seconds_first:.1f} s",
             f"time        {self.hours:.2f} hours, measuring held-out images aside",
         ]
@@ -84,6 +88,8 @@ def dry_run(recipe: Recipe) -> Estimate:
         parameters=sum(p.numel() for p in state.model.parameters()),
         weight_bytes=weight_bits(state.model) // 8,
         seconds_first=sum(seconds[:warm]),
+        warm=warm,
+        timed=len(timed),
         step_seconds=timed[len(timed) // 2],
         peak_bytes=torch.cuda.max_memory_allocated(state.device)
         if on_gpu

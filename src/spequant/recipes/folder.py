@@ -171,6 +171,20 @@ def main_figure(names: Iterable[str]) -> str:
     return next(name for name in names if name.endswith(("_accuracy", "_f1")))
 
 
+def read_result(folder: Path) -> dict[str, Any]:
+    """What a finished run came to. FileNotFoundError: it is not finished. ValueError: damaged."""
+    path = folder / RESULT
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; expected the folder of a finished run")
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it and go on with --resume") from error
+    if not isinstance(found, dict) or not {"recipe", "seed"} <= set(found):
+        raise ValueError(f"{path} is no result of a run; expected recipe, seed and figures")
+    return found
+
+
 def listing(parent: Path) -> list[dict[str, Any]]:
     """A row for each run below `parent`: path, recipe, state, step, epoch, accuracies as far as it got."""
     rows = []
@@ -186,7 +200,10 @@ def listing(parent: Path) -> list[dict[str, Any]]:
             continue
         row |= _progress(folder)
         if (folder / RESULT).exists():
-            row |= {**json.loads((folder / RESULT).read_text()), "state": "finished"}
+            try:
+                row |= {**read_result(folder), "state": "finished"}
+            except ValueError:
+                row["state"] = "finished, result.json unreadable"
         elif in_use(folder):
             row["state"] = "running"
         elif (folder / DIVERGED).exists():

@@ -16,7 +16,18 @@ from spequant.layers import weight_bits
 from spequant.processes import anyone, rank
 from spequant.recipes.assembly import Assembly, assemble, start_processes
 from spequant.recipes.check import check
-from spequant.recipes.folder import CHECKPOINTS, DIVERGED, METRICS, RECIPE, RESULT, STATE, Metrics, held, start_files
+from spequant.recipes.folder import (
+    CHECKPOINTS,
+    DIVERGED,
+    METRICS,
+    RECIPE,
+    RESULT,
+    STATE,
+    Metrics,
+    held,
+    read_result,
+    start_files,
+)
 from spequant.recipes.schema import Recipe, differences, from_json, to_json
 from spequant.train import Diagnostics, Interrupted, Progress, Snapshot, TrainingState, fit
 from spequant.train.checkpoint import checkpoints, read, write
@@ -54,7 +65,7 @@ def run(recipe: Recipe, folder: Path, reporter: Reporter | None = None, *, resum
     check(recipe)
     if resume and (folder / RESULT).exists():
         _same_recipe(from_json((folder / RECIPE).read_text()), recipe, folder)
-        return json.loads((folder / RESULT).read_text())
+        return read_result(folder)
     accelerator = start_processes(recipe, folder)
     if recipe.train.compile:  # what an earlier run of this process compiled fits more networks than it is right for
         torch.compiler.reset()

@@ -14,7 +14,7 @@ FOLDER, TORCHVISION, SQUAD = "folder", "torchvision/", "squad"
 
 @dataclass(frozen=True)
 class Data:
-    """What the network learns from: one of `IN_MEMORY`, images in files, or questions."""
+    """What the network learns from: digits, CIFAR or Fashion-MNIST in memory, images in files, or questions."""
 
     name: str = "cifar10"
     """digits, cifar10, cifar100 or fashion-mnist; folder: images below root/train/CLASS and root/val/CLASS (or test);

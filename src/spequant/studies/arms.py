@@ -15,7 +15,7 @@ from typing import Any
 
 from spequant.recipes import RECIPES, Recipe, run
 from spequant.recipes.build import with_seed
-from spequant.recipes.folder import DIVERGED, ENVIRONMENT, METRICS, RECIPE, RESULT, main_figure
+from spequant.recipes.folder import DIVERGED, ENVIRONMENT, METRICS, RECIPE, RESULT, main_figure, read_result
 from spequant.recipes.schema import ELSEWHERE, FOLDER, differences, from_json, to_json
 from spequant.studies.compare import deviation, paired
 from spequant.studies.page import Report, Row
@@ -85,7 +85,7 @@ def carry_out(recipe: Recipe, runs: Path) -> tuple[dict[str, Any], Path]:
     FloatingPointError: it diverges, or has done so before."""
     folder = folder_of(recipe, runs)
     if (folder / RESULT).exists():
-        return json.loads((folder / RESULT).read_text()), folder
+        return read_result(folder), folder
     if (folder / DIVERGED).exists():
         raise FloatingPointError(f"{folder} has diverged: {reason(folder)}; remove it to train it again")
     with Terminal(folder.name) as reporter:

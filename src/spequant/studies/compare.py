@@ -1,6 +1,5 @@
 """Finished runs side by side: mean and deviation of each arm over its seeds, and paired differences."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +10,16 @@ from typing import Annotated, Any
 from rich.table import Table
 from tyro.conf import Positional
 
-from spequant.recipes.folder import figures, main_figure
+from spequant.recipes import Recipe
+from spequant.recipes.folder import RECIPE, figures, main_figure, read_result
+from spequant.recipes.schema import differences, from_json
 
 # Student's t, 97.5 %, by degrees of freedom; past the table its expansion (Abramowitz and Stegun 26.7.5).
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+
+
+OF_A_SEED = ("train.seed ", "network.weights ", "method.teacher ")
+"""fields in which the runs of an arm may differ"""
 
 
 @dataclass(frozen=True)
@@ -54,14 +59,20 @@ def difference(a: Mapping[int, float], b: Mapping[int, float]) -> str:
 def read(folders: Sequence[Path]) -> dict[str, dict[int, dict[str, Any]]]:
     """{recipe: {seed: result}} of finished runs.
 
-    FileNotFoundError names a folder without a result; ValueError two runs of one name and seed.
+    FileNotFoundError names a folder without a result; ValueError two runs of one name that are of one seed, or differ
+    in more than seed and start.
     """
     arms: dict[str, dict[int, dict[str, Any]]] = {}
+    recipes: dict[str, Recipe] = {}
     for folder in folders:
-        path = folder / "result.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist; expected the folder of a finished run")
-        result = json.loads(path.read_text())
+        result = read_result(folder)
+        recipe = from_json((folder / RECIPE).read_text())
+        first = recipes.setdefault(result["recipe"], recipe)
+        if other := [d for d in differences(recipe, first) if not d.startswith(OF_A_SEED)]:
+            raise ValueError(
+                f"{folder} is another experiment than the first run of {result['recipe']}: {'; '.join(other)}. Train "
+                "variants of a recipe with --name, so that each is an arm of its own"
+            )
         arm = arms.setdefault(result["recipe"], {})
         if result["seed"] in arm:
             raise ValueError(

@@ -1,6 +1,5 @@
 """The demo: a small float ResNet on handwritten digits, made W2A2, trained from there as Retrain and as SPEQ."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,19 +8,24 @@ from typing import Any
 
 from rich.table import Table
 
+from spequant.files import remove
 from spequant.recipes import RECIPES, run
 from spequant.recipes.build import with_seed
 from spequant.studies.compare import deviation, difference
 from spequant.studies.pictures import draw_curves
 from spequant.terminal import Terminal, print_table
 
+MARK = ".demo"
+"""a file that says that a demo made this folder"""
+OWN = ("digits-float", "digits-w2a2-retrain-seed*", "digits-w2a2-speq-seed*", "curves.png")
+
 
 @dataclass(frozen=True)
 class Demo:
-    """Settings of the demo."""
+    """Handwritten digits: a small float ResNet, then W2A2 from it by Retrain and by SPEQ."""
 
     out: Path = Path("runs/demo")
-    """made anew"""
+    """an empty or new folder, or an earlier demo's, whose runs are removed first; other files in it stay"""
     seeds: int = 3
     epochs: int | None = None
     """of each run; None: as the recipes have it"""
@@ -31,11 +35,14 @@ def run_demo(settings: Demo) -> None:
     """Train, print one table, write curves, metrics and networks below `settings.out`."""
     if settings.seeds < 1:
         raise ValueError(f"seeds is {settings.seeds}; expected 1 or more")
-    if settings.out.exists() and not (settings.out / "digits-float").is_dir() and any(settings.out.iterdir()):
+    if settings.out.exists() and not (settings.out / MARK).exists() and any(settings.out.iterdir()):
         raise ValueError(
-            f"out is {settings.out}, which holds something that is not a demo; name an empty or new folder"
+            f"out is {settings.out}, which holds something and was not made by a demo; name an empty or new folder"
         )
-    shutil.rmtree(settings.out, ignore_errors=True)
+    settings.out.mkdir(parents=True, exist_ok=True)
+    (settings.out / MARK).touch()
+    for path in [path for pattern in OWN for path in settings.out.glob(pattern)]:
+        remove(path) if path.is_dir() else path.unlink()
     arms: dict[str, list[dict[str, Any]]] = {}
     folders: dict[str, list[Path]] = {}
     start = settings.out / "digits-float"

@@ -39,8 +39,8 @@ class OscillationFreezer:
     def __init__(self, model: nn.Module, *, threshold: float | Callable[[int], float], momentum: float = 0.01):
         if not 0 < momentum < 1:
             raise ValueError(f"momentum is {momentum!r}; expected a number between 0 and 1, e.g. 0.01")
-        if not callable(threshold) and not threshold > 0:
-            raise ValueError(f"threshold is {threshold!r}; expected a number above 0, e.g. {3 * momentum:g}")
+        if not callable(threshold) and not 0 < threshold < 1:
+            raise ValueError(f"threshold is {threshold!r}; expected a number between 0 and 1, e.g. {3 * momentum:g}")
         self.threshold, self.momentum = threshold, momentum
         self.watched: dict[str, _Watched] = {}
         for module in model.modules():
