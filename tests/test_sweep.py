@@ -11,6 +11,7 @@ import pytest
 from spequant.cli import main
 from spequant.recipes import RECIPES
 from spequant.recipes.folder import held
+from spequant.recipes.schema import to_json
 from spequant.studies import side_by_side
 from spequant.studies.side_by_side import Job, threads_each
 from spequant.studies.sweep import run_sweep
@@ -82,6 +83,7 @@ def test_the_first_recipe_is_the_one_compared_with(tmp_path, capfd):
         folder.mkdir()
         result = {"recipe": recipe, "seed": seed, "test_accuracy": 50.0 + (recipe == "two"), "seconds": 1.0}
         (folder / "result.json").write_text(json.dumps(result))
+        (folder / "recipe.json").write_text(to_json(RECIPES["digits-w2a2-speq"]()))
         fails = (recipe, seed) == ("one", 0)
         jobs.append(Job(recipe, folder, ("recipes", "x") if fails else ("--help",)))
     with pytest.raises(ChildProcessError, match="one-0"):
