@@ -178,10 +178,14 @@ class Quantizer(nn.Module):
             )
         if self.frozen is None or self.frozen_codes is None:
             return self.quantized(x)
-        held = dequantize(self.frozen_codes.float(), *self.bounds(x), self.home_levels).to(x.dtype)
+        held = self._held(x, self.frozen_codes)
         if self.levels is not self.home_levels:
             return self.quantized(torch.where(self.frozen, held, x))
         return torch.where(self.frozen, held, self.quantized(x))
+
+    def _held(self, x: Tensor, codes: Tensor) -> Tensor:
+        """What `codes`, of the home grid, stand for; of the weight `x`, where ranges follow from it."""
+        return dequantize(codes.float(), *self.bounds(x), self.home_levels).to(x.dtype)
 
     def quantized(self, x: Tensor) -> Tensor:
         """`x` on the grid in use."""
@@ -205,10 +209,8 @@ class Quantizer(nn.Module):
         if self.frozen is None or self.frozen_codes is None:
             return self.nearest(x)
         if self.levels is not self.home_levels:
-            held = dequantize(self.frozen_codes.float(), *self.bounds(x), self.home_levels).to(x.dtype)
-            return self.nearest(torch.where(self.frozen, held, x))
-        codes = self.nearest(x)
-        return torch.where(self.frozen, self.frozen_codes, codes)
+            return self.nearest(torch.where(self.frozen, self._held(x, self.frozen_codes), x))
+        return torch.where(self.frozen, self.frozen_codes, self.nearest(x))
 
     def hold_codes(self, codes: Tensor) -> None:
         """Make room for frozen elements of a weight, with `codes` for a start; none is frozen yet."""

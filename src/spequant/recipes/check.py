@@ -265,5 +265,5 @@ def check_device(name: str, argument: str) -> None:
         raise ValueError(f"{argument} is {name!r}, but torch finds no GPU here; expected auto or cpu")
     try:
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         raise ValueError(f"{argument} is {name!r}, which torch cannot use here; expected auto, cpu or cuda") from error

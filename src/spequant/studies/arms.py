@@ -115,19 +115,20 @@ def _ended(folder: Path) -> bool:
     return (folder / RESULT).exists() or (folder / DIVERGED).exists()
 
 
-def command_of(base: str, recipe: Recipe) -> str:
-    """The `spequant train` that carries out `recipe`, by the fields in which it differs from `base`."""
+def command_of(base: str, recipe: Recipe, out: Path | None = None) -> str:
+    """The `spequant train` that carries out `recipe`, by the fields in which it differs from `base`. out: where to;
+    None: where `train` puts it."""
     words = ["spequant", "train", base]
     start = dataclasses.asdict(RECIPES[base]())
     for part, fields in dataclasses.asdict(recipe).items():
         if isinstance(fields, dict):
             words += options(fields, start[part], f"{part}.")
-    return shlex.join(words)
+    return shlex.join(words if out is None else [*words, "--out", str(out)])
 
 
 def row_command(arm: Arm, seed: int, folder: Path) -> str:
     """The `spequant train` of `arm` with `seed`, into the folder where it is."""
-    return f"{command_of(arm.base, with_seed(arm.recipe, seed))} {shlex.join(['--out', str(folder)])}"
+    return command_of(arm.base, with_seed(arm.recipe, seed), folder)
 
 
 def options(values: Mapping[str, Any], defaults: Mapping[str, Any], part: str = "") -> list[str]:
@@ -246,6 +247,7 @@ def over_seeds(title: str, own: Mapping[int, float], against: Mapping[str, Mappi
 
 
 def folders_of(done: Sequence[Mapping[int, tuple[dict[str, Any], Path]]]) -> list[Path]:
+    """Of all runs of arms, {seed: (result, folder)} each."""
     return [folder for found in done for _, folder in found.values()]
 
 
@@ -257,7 +259,7 @@ def facts_of(folders: Sequence[Path]) -> dict[str, Any]:
     for start in every:
         recipe = from_json((start / RECIPE).read_text())
         if start not in folders and recipe.name in RECIPES:  # and not of a smoke
-            facts[f"command of {start.name}"] = f"{command_of(recipe.name, recipe)} {shlex.join(['--out', str(start)])}"
+            facts[f"command of {start.name}"] = command_of(recipe.name, recipe, start)
     hashes = {f.name: hashlib.sha256((f / METRICS).read_bytes()).hexdigest()[:16] for f in every}
     return {**facts, **{f"sha256 of {name}/{METRICS}": value for name, value in hashes.items()}}
 

@@ -32,7 +32,7 @@ from spequant.studies.mixed import sensitivity
 from spequant.studies.page import Report, write_report
 from spequant.studies.tables import CIFAR, IMAGENET, Change, Family, method, table2, table3, table4, table5
 from spequant.studies.widths import at_activation_widths, every_pair
-from spequant.studies.workshop import Study, Workshop, about, about_one, low_bits, once
+from spequant.studies.workshop import Study, Workshop, about, about_one, folders_in, low_bits, once
 
 KINDS = ("bounds held", "refitted")
 TRAINED = "trained at this width"
@@ -94,7 +94,7 @@ def table1(shop: Workshop) -> Report:
             axes.set_title(f"{label}, {kind}", fontsize=9)
 
     text = f"{about(shop)} Test accuracy, %, of trained networks at other widths; ends and addends keep theirs."
-    facts = facts_of([folder for network in networks.values() for folder in network.folders.values()])
+    facts = facts_of(folders_in(networks))
     return Report("Other widths than trained (table 1)", text, same_columns(rows), draw, facts)
 
 
@@ -125,7 +125,7 @@ def any_precision(shop: Workshop) -> Report:
         axes.set_ylabel("test accuracy, %")
         axes.legend(frameon=False)
 
-    facts = facts_of([folder for network in networks.values() for folder in network.folders.values()])
+    facts = facts_of(folders_in(networks))
     for label in one:
         facts[f"command of the one network, {label}"] = networks[label].command
     text = f'{about(shop)} Test accuracy, %; "it" is a network trained at the width.'

@@ -145,6 +145,7 @@ KD = method("distill", temperature=2.0)
 
 
 def speq_and_kd(recipe: Recipe) -> Recipe:
+    """The float network teaches beside SPEQ, by the recipe's own settings."""
     return replace(recipe, method=replace(recipe.method, name="speq-distill"))
 
 

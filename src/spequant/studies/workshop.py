@@ -254,3 +254,8 @@ def low_bits(shop: Workshop, changes: Mapping[str, Change], seeds: Sequence[int]
         command = row_command(made, *next(iter(folders.items())))
         found[made.label] = Trained(made.base, made.recipe, results, folders, command)
     return found
+
+
+def folders_in(networks: Mapping[str, Trained]) -> list[Path]:
+    """Of all their runs."""
+    return [folder for network in networks.values() for folder in network.folders.values()]
