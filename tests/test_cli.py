@@ -26,6 +26,8 @@ def test_recipes_are_listed(capsys, monkeypatch):
     main(["recipes"])
     printed = capsys.readouterr().out
     assert all(name in printed for name in RECIPES)
+    main(["recipes", "cifar10-5k-resnet20-w2a2-beyond"])
+    assert from_json(capsys.readouterr().out) == RECIPES["cifar10-5k-resnet20-w2a2-beyond"]()
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -186,5 +188,7 @@ def test_what_is_no_state_dict_is_refused(tmp_path):
                 str(tmp_path / "x"),
             ]
         )
-    with pytest.raises(SystemExit, match="recipes takes no arguments"):
-        main(["recipes", "foo"])
+    with pytest.raises(SystemExit, match="recipes takes one name, but was given a b"):
+        main(["recipes", "a", "b"])
+    with pytest.raises(SystemExit, match="recipe is 'digits-flaot'; did you mean digits-float"):
+        main(["recipes", "digits-flaot"])

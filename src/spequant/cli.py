@@ -21,12 +21,13 @@ from spequant.processes import rank
 from spequant.recipes import RECIPES, Recipe, dry_run, listing, run
 from spequant.recipes.check import check
 from spequant.recipes.folder import figures, main_figure
+from spequant.recipes.schema import to_json
 from spequant.terminal import Terminal, in_words, print_table
 from spequant.train import Interrupted
 
 USAGE = """usage: spequant COMMAND [ARGUMENTS]
 
-  recipes                       the recipes by name
+  recipes [NAME]                the recipes by name; every field of one, as JSON
   train RECIPE [--FIELD VALUE]  train; `spequant train RECIPE --help` lists every field
       --resume                  go on where a run was killed or interrupted; --dry-run: what it would take
   sweep RECIPE ... --seeds 0 1  recipes with several seeds, runs side by side, then compared
@@ -55,14 +56,24 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 def recipes(args: list[str]) -> None:
     if args[:1] in HELP:
-        print("usage: spequant recipes\nwhat `train` and `sweep` take, by name")
+        print("usage: spequant recipes [NAME]\nwhat `train` and `sweep` take, by name; of NAME every field, as JSON")
         return
+    if len(args) > 1:
+        raise ValueError(f"recipes takes one name, but was given {' '.join(args)}")
     if args:
-        raise ValueError(f"recipes takes no arguments, but was given {' '.join(args)}")
+        print(to_json(named(args[0])))
+        return
     table = Table("recipe", "what it is")
     for name, make in RECIPES.items():
         table.add_row(name, " ".join((make.__doc__ or "").split()))
     print_table(table)
+
+
+def named(name: str) -> Recipe:
+    """The recipe of that name."""
+    if name not in RECIPES:
+        raise ValueError(f"recipe is {name!r}; {nearest(name, list(RECIPES))} (spequant recipes lists them)")
+    return RECIPES[name]()
 
 
 @dataclass(frozen=True)
@@ -82,9 +93,7 @@ def parsed_train(name: str, args: Sequence[str]) -> Train:
     """What `train NAME ARGS` asks for."""
     if not name or name.startswith("-"):
         raise ValueError("no recipe is given; expected its name first, e.g. train digits-float (spequant recipes)")
-    if name not in RECIPES:
-        raise ValueError(f"recipe is {name!r}; {nearest(name, list(RECIPES))} (spequant recipes lists them)")
-    return tyro.cli(Train, default=Train(RECIPES[name]()), args=args, prog=f"spequant train {name}")
+    return tyro.cli(Train, default=Train(named(name)), args=args, prog=f"spequant train {name}")
 
 
 def run_name(recipe: Recipe) -> str:
