@@ -412,6 +412,7 @@ print("done")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # three methods are compiled: 160 s on two free cores
 def test_features_and_widths_of_a_compiled_model():
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["done"], done.stderr

@@ -53,6 +53,7 @@ from spequant.studies.beyond import Tried, _best, passes_of, search, without_eac
 from spequant.studies.gradients import pull
 from spequant.studies.greedy import greedy_order, soft_labels
 from spequant.studies.page import Report, in_cell, write_report
+from spequant.studies.pictures import blank
 from spequant.studies.sensitivity import assign, losses_alone, losses_raised, low_bit_layers
 from spequant.studies.study import STUDIES, run_study, study_command
 from spequant.studies.tables import CIFAR, IMAGENET, longer, table2, table3, table4, table5
@@ -660,6 +661,21 @@ def test_a_page_names_the_runs_that_its_own_start_from(tmp_path, monkeypatch):
     again = parsed_train(words[2], words[3:])
     assert (again.recipe, again.out) == (floating, start)
     assert [name for name in facts if "sha256" in name] == [f"sha256 of {f.name}/metrics.jsonl" for f in (start, run)]
+
+
+@pytest.mark.parametrize(("families", "table", "panels"), [(CIFAR, table4, 8), (IMAGENET, table5, 4)])
+def test_a_picture_of_many_networks_has_room_for_each(families, table, panels, tmp_path):
+    folder = written(tmp_path / "run", RECIPES["digits-w2a2-speq"](), "abc")
+    arms = [a for family in families for a in table(family, lambda recipe: recipe)]
+    done = [{0: ({"test_accuracy": 70.0 + i / 7, "seconds": 2.0}, folder)} for i in range(len(arms))]
+    figure = blank(9, 4.5)
+    arms_report("t", "a", arms, done).draw(figure)
+    figure.canvas.draw()  # warns, which is an error here, where labels leave a panel nothing
+    assert len(figure.axes) == panels
+    for axes in figure.axes:
+        assert min(axes.get_window_extent().size) > 150  # of 900 pixels across
+        least, most = axes.get_tightbbox().extents.reshape(2, 2)
+        assert (least >= -1).all() and (most <= figure.bbox.size + 1).all()  # to a pixel
 
 
 def test_a_difference_of_one_seed_has_no_interval(tmp_path):

@@ -279,10 +279,15 @@ def _line(folder: Path) -> list[Path]:
 
 
 def _draw(figure: Any, rows: Sequence[Row]) -> None:
-    """Means with their deviations, a panel a group."""
+    """Means with their deviations, a panel a group, two side by side: their labels are long."""
     name = next(n for n in rows[0] if n.startswith("test "))
     groups = list(dict.fromkeys(row["group"] for row in rows))
-    for axes, group in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
+    across = min(2, len(groups))
+    down = math.ceil(len(groups) / across)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height * down)
+    for i, group in enumerate(groups):
+        axes = figure.add_subplot(down, across, i + 1)
         own = [row for row in rows if row["group"] == group]
         spread = [0.0 if math.isnan(row["deviation"]) else row["deviation"] for row in own]
         axes.errorbar([row[name] for row in own], range(len(own)), xerr=spread, fmt="o", capsize=3)
