@@ -7,40 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 import spequant
-from networks import NAMES, QUICK, TOLD
 from spequant.coverage import coverage
-from spequant.models import make_network
 from spequant.quantizers import PACT, SAWB
+from support.covered_networks import NAMES, QUICK, TOLD, shaken, side
 
 DOCS = Path(__file__).parent.parent / "docs" / "coverage.md"
 HEAD = "| network | layers | addends | of multiply-accumulates, % | in float, % |\n|---|---|---|---|---|\n"
 ROWS: dict[str, str] = {}
-
-
-def side(name: str) -> int:
-    """Of the smallest images that the network takes among 128 and its own size."""
-    if name.startswith("torchvision/"):
-        return {"torchvision/inception_v3": 96, "torchvision/maxvit_t": 224}.get(name, 64)
-    from timm.models import get_pretrained_cfg
-
-    own = get_pretrained_cfg(name.removeprefix("timm/"))
-    return own.input_size[-1] if own.fixed_input_size or name == "timm/halonet_h1" else min(128, own.input_size[-1])
-
-
-def shaken(name: str) -> nn.Module:
-    """The network, no scale at zero or next to it, as some are made: then nothing would depend on the layers. Run once:
-    ConViT asks a layer's weight for its device until it has tables of its own."""
-    torch.manual_seed(0)
-    network = make_network(name, classes=10, size=side(name)).eval()
-    with torch.no_grad():
-        network(torch.zeros(1, 3, side(name), side(name)))
-        for p in network.parameters():
-            if p.dim() <= 1 or float(p.abs().max()) < 1e-3:
-                p.add_(0.1 * torch.randn_like(p))
-    return network
 
 
 def cover(name: str) -> str:

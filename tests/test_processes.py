@@ -21,7 +21,7 @@ from spequant.processes import portion
 from spequant.quantizers import PACT, SAWB
 from spequant.train.checkpoint import checkpoints
 
-RANKS = Path(__file__).parent / "ranks.py"
+RANKS = Path(__file__).parent / "support" / "ranks.py"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
 
 

@@ -23,7 +23,6 @@ import torch
 import tyro
 
 import spequant
-from chromium import chromium, opened
 from spequant import losses
 from spequant.cli import main, parsed_train
 from spequant.data import ImageSet
@@ -60,6 +59,7 @@ from spequant.studies.tables import CIFAR, IMAGENET, longer, table2, table3, tab
 from spequant.studies.tiny import tiny
 from spequant.studies.widths import weights_at
 from spequant.studies.workshop import Study, Workshop, about
+from support.chromium import chromium, opened
 
 
 def rows_of(folder, name):

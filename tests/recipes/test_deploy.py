@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import save_file
 
 import spequant
-from processor import END_BITS, clipped, clips
 from spequant import models
 from spequant.cli import main
 from spequant.data import Augment, eval_batches, load_cifar10, train_batches
@@ -25,9 +24,10 @@ from spequant.export.parity import forced
 from spequant.quantizers import PACT, SAWB
 from spequant.recipes import evaluate_source, export_source, open_source
 from spequant.recipes.sources import about_run
+from support.processor import END_BITS, clipped, clips
 
 pytest.importorskip("onnxruntime")
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

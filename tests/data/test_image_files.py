@@ -39,6 +39,7 @@ from spequant.recipes.run import Quiet, run
 from spequant.recipes.schema import Data, MethodChoice, Network, Quantization, Recipe, Training
 from spequant.recipes.sources import load_run
 from spequant.train import Interrupted, evaluate
+from support.image_folders import fill, picture
 
 pytest.importorskip("timm")
 Image = pytest.importorskip("PIL.Image")
@@ -48,22 +49,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 
 ABOUT = replace(data_configuration(""), size=16)
 FLOAT = Quantization(weight_bits=None, act_bits=None)
-
-
-def picture(rng, side=None):
-    height, width = (side, side) if side else rng.integers(8, 41, 2)
-    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def fill(root, classes=("ant", "bee", "cat"), train=10, test=4, ends=("png", "jpg")):
-    """A folder as ImageNet's, of pictures of noise, 8 to 40 pixels a side."""
-    rng = np.random.default_rng(0)
-    for part, count in (("train", train), ("val", test)):
-        for name in classes:
-            (root / part / name).mkdir(parents=True)
-            for i in range(count):
-                picture(rng).save(root / part / name / f"{i:02}.{ends[i % len(ends)]}")
-    return root
 
 
 @pytest.fixture(scope="module")

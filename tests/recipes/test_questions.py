@@ -29,7 +29,7 @@ from spequant.recipes.schema import (
     to_json,
 )
 from spequant.recipes.sources import about_run, load_run, open_source
-from transformers_networks import SIZES
+from support.transformers_networks import SIZES
 
 COLOURS, THINGS = ("red", "green", "blue", "grey", "pink"), ("hat", "car", "door", "ball", "cup", "lamp")
 FILLERS = ("old", "here", "now", "very", "small", "again")

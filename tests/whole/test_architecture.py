@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "spequant"
 MODULES = sorted(SOURCE.rglob("*.py"))
 MAX_FILE_LINES = 400

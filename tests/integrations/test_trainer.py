@@ -16,87 +16,19 @@ import torch.nn.functional as F
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.utils.data import Dataset
 
 import spequant
 from spequant.integrations import QATTrainer, load_checkpoint
 from spequant.layers import act_quantizers
 from spequant.methods import Losses, SPEQDistill
 from spequant.precision import Fixed
-from spequant.quantizers import LSQ, PACT, SAWB, LSQPlus, Quantizer
+from spequant.quantizers import PACT, SAWB, LSQPlus, Quantizer
 from spequant.tasks import Classification, SpanExtraction
-from test_squad import VOCABULARY, entry, file_of, small_tokenizer
-from transformers_networks import LENGTH, SIZES, answering, inputs, tokens
+from support.tokenizer import VOCABULARY, entry, file_of, small_tokenizer
+from support.trainers import STILL, Questions, arguments, padded, prepared, trainer
+from support.transformers_networks import LENGTH, SIZES, answering, inputs, tokens
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "squad_trainer.py"
-STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-
-
-class Questions(Dataset):
-    """Rows of `tokens`; cut: without their padding."""
-
-    def __init__(self, samples=24, seed=0, cut=False, without=()):
-        self.batch = {k: v for k, v in tokens(samples, seed=seed).items() if k not in without}
-        self.cut = cut
-
-    def __len__(self):
-        return len(self.batch["input_ids"])
-
-    def __getitem__(self, i):
-        row = {name: values[i] for name, values in self.batch.items()}
-        width = int(row["attention_mask"].sum()) if self.cut else LENGTH
-        return {name: values[:width] if values.dim() else values for name, values in row.items()}
-
-
-def padded(rows):
-    """A batch as wide as its longest row."""
-    return {
-        name: nn.utils.rnn.pad_sequence([row[name] for row in rows], batch_first=True)
-        if rows[0][name].dim()
-        else torch.stack([row[name] for row in rows])
-        for name in rows[0]
-    }
-
-
-def prepared(network=None, *, calibrate=True, act=None, seed=0, **changes):
-    """Of a network made anew, its settings changed; copies are given out, as calibration takes seconds."""
-    key = repr((calibrate, act, seed, changes))
-    if network is None and key in MADE:
-        return copy.deepcopy(MADE[key])
-    torch.manual_seed(seed)
-    given = answering(**changes) if network is None else network
-    model = spequant.prepare(given, weight=LSQ(4), per_channel=True, act=act or LSQPlus(4), products=4, residual=None)
-    if calibrate:
-        spequant.calibrate(model, [inputs(tokens(16))], samples=16)
-    if network is None:
-        MADE[key] = copy.deepcopy(model)
-    return model
-
-
-MADE: dict[str, nn.Module] = {}
-
-
-def arguments(folder, **changes):
-    settings = {
-        "max_steps": 6,
-        "per_device_train_batch_size": 8,
-        "per_device_eval_batch_size": 4,
-        "learning_rate": 1e-3,
-        "weight_decay": 0.1,
-        "logging_steps": 2,
-        "save_strategy": "no",
-        "use_cpu": True,
-        "report_to": [],
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-    }
-    return transformers.TrainingArguments(str(folder), **{**settings, **changes})
-
-
-def trainer(folder, model=None, method=None, *, rows=None, changes=None, **given):
-    given = {"train_dataset": rows or Questions(), "eval_dataset": Questions(10, seed=1), **given}
-    method = method or spequant.SPEQ(task=SpanExtraction())
-    return QATTrainer(model or prepared(), arguments(folder, **(changes or {})), method=method, **given)
+EXAMPLE = Path(__file__).parents[2] / "examples" / "squad_trainer.py"
 
 
 class At(transformers.TrainerCallback):
@@ -572,7 +504,7 @@ torch.set_num_threads(1)
 import spequant
 from spequant.processes import gathered
 from spequant.tasks import Classification, SpanExtraction
-from test_trainer import STILL, Questions, prepared, trainer
+from support.trainers import STILL, Questions, prepared, trainer
 
 folder, found = Path(sys.argv[1]), {}
 world, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0)))
@@ -610,7 +542,7 @@ def launched(folder, world):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(world)}
-    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     processes = []
     for rank in range(world):

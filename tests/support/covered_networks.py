@@ -1,5 +1,10 @@
 """The networks that coverage is measured on: one, small, of each family of torchvision and timm."""
 
+import torch
+from torch import nn
+
+from spequant.models import make_network
+
 TORCHVISION = (
     "alexnet",
     "convnext_tiny",
@@ -50,3 +55,26 @@ QUICK = (
 """In the quick suite."""
 NAMES = (*(f"torchvision/{n}" for n in TORCHVISION), *(f"timm/{n}" for n in TIMM))
 TOLD = "residual additions of"
+
+
+def side(name: str) -> int:
+    """Of the smallest images that the network takes among 128 and its own size."""
+    if name.startswith("torchvision/"):
+        return {"torchvision/inception_v3": 96, "torchvision/maxvit_t": 224}.get(name, 64)
+    from timm.models import get_pretrained_cfg
+
+    own = get_pretrained_cfg(name.removeprefix("timm/"))
+    return own.input_size[-1] if own.fixed_input_size or name == "timm/halonet_h1" else min(128, own.input_size[-1])
+
+
+def shaken(name: str) -> nn.Module:
+    """The network, no scale at zero or next to it, as some are made: then nothing would depend on the layers. Run once:
+    ConViT asks a layer's weight for its device until it has tables of its own."""
+    torch.manual_seed(0)
+    network = make_network(name, classes=10, size=side(name)).eval()
+    with torch.no_grad():
+        network(torch.zeros(1, 3, side(name), side(name)))
+        for p in network.parameters():
+            if p.dim() <= 1 or float(p.abs().max()) < 1e-3:
+                p.add_(0.1 * torch.randn_like(p))
+    return network

@@ -13,7 +13,6 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import spequant
-from processor import skip_if_clipped
 from spequant.export import (
     Twin,
     at_width,
@@ -42,6 +41,7 @@ from spequant.models import mobilenet_v2, resnet8, vgg16_bn
 from spequant.precision import LowBit
 from spequant.processor import instruction_sets, processor_name
 from spequant.quantizers import LSQ, PACT, SAWB, DoReFa, LeastSquares, MinMax
+from support.processor import skip_if_clipped
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

@@ -17,7 +17,7 @@ from reference.attention import attention
 from spequant.adapters.products import Product
 from spequant.layers import QuantizedProduct, act_quantizers, act_slots
 from spequant.quantizers import LSQ, PACT, SAWB
-from test_adapters import NETWORKS, Attending, gradients, quantized
+from support.attention import NETWORKS, Attending, gradients, quantized
 
 COUNTS = {"ViT": 4, "timm Swin": 4, "torchvision Swin": 8, "torchvision Swin V2": 8}
 
@@ -142,8 +142,8 @@ def test_copies_pickles_and_states_give_equal_outputs(name):
 # In a process of its own: the run-time checks of shapes, switched on in tests, cannot be traced.
 COMPILED = """
 import torch, spequant
-from test_adapters import NETWORKS, Attending, quantized
-from test_additions import Block
+from support.additions import Block
+from support.attention import NETWORKS, Attending, quantized
 torch.set_num_threads(1)
 for network, x, options in (CASES):
     model, graphs = quantized(network, x, **options), []
@@ -170,7 +170,7 @@ SLOW = """
 @pytest.mark.parametrize("cases", [QUICK, pytest.param(SLOW, marks=pytest.mark.slow)], ids=["quick", "slow"])
 def test_compiled_without_a_break_and_without_a_graph_for_each_precision(cases):
     script = COMPILED.replace("CASES", cases)
-    command, folder = [sys.executable, "-c", script], Path(__file__).parent
+    command, folder = [sys.executable, "-c", script], Path(__file__).parents[1]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split() == ["1"] * cases.count("torch.randn")

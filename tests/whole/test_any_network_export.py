@@ -18,9 +18,9 @@ from spequant.export.program import Add, Weighted
 from spequant.layers import OUTPUT, QuantizedLayer, QuantizedProduct
 from spequant.quantizers import LSQ, PACT, SAWB, MinMax
 from spequant.quantizers.ranges import largest
-from test_adapters import NETWORKS, Attending
-from test_additions import residual_network
-from test_packed import put, rewritten
+from support.additions import residual_network
+from support.attention import NETWORKS, Attending
+from support.packed_files import put, rewritten
 
 IMAGES = (4, 3, 32, 32)
 

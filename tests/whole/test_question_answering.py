@@ -16,7 +16,7 @@ from spequant.layers import QuantizedLayer, QuantizedProduct, weight_quantizers
 from spequant.losses import cosine, kl
 from spequant.quantizers import LSQ, PACT, SAWB, LSQPlus, MinMax
 from spequant.tasks import SpanExtraction
-from transformers_networks import CONFIGS, LENGTH, answering, inputs, tokens
+from support.transformers_networks import CONFIGS, LENGTH, answering, inputs, tokens
 
 
 def quantized(network, batch, weight=None, act=None, **settings):

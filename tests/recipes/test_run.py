@@ -29,7 +29,7 @@ from spequant.recipes.build import with_seed
 from spequant.train import Interrupted, TrainingState, make_optimizer, make_schedule, parameter_groups
 from spequant.train.checkpoint import checkpoints, read
 
-KILLER = Path(__file__).parent / "killer.py"
+KILLER = Path(__file__).parents[1] / "support" / "killer.py"
 
 
 def killed_runs(folder: Path, kills: int, points: str) -> list[dict]:

@@ -6,18 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from timm.layers.std_conv import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
-from timm.models.beit import Beit
-from timm.models.eva import Eva
-from timm.models.swin_transformer import SwinTransformer as TimmSwin
-from timm.models.swin_transformer_v2 import SwinTransformerV2
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torchvision.models.swin_transformer import (
-    PatchMergingV2,
     ShiftedWindowAttention,
     ShiftedWindowAttentionV2,
-    SwinTransformer,
-    SwinTransformerBlockV2,
 )
 
 import spequant
@@ -25,24 +17,13 @@ from reference.attention import standardised
 from spequant import adapters
 from spequant.layers import OUTPUT, QuantizedAdd, QuantizedLayer, weight_quantizers
 from spequant.quantizers import LSQ, PACT
+from support.attention import NETWORKS, Attending, gradients, quantized
 
 
 def adapted(module, **options):
     module = copy.deepcopy(module)
     adapters.adapt(module, **options)
     return module
-
-
-def quantized(model, x, **options):
-    model = spequant.prepare(model, **({"weight": LSQ(2), "act": LSQ(3), "ends": 2} | options))
-    spequant.calibrate(model, [x], samples=len(x))
-    return model
-
-
-def gradients(model, output):
-    model.zero_grad()
-    output.square().sum().backward()
-    return {n: p.grad for n, p in model.named_parameters()}
 
 
 # --- torch's attention -------------------------------------------------------------------------------------------
@@ -140,18 +121,6 @@ def test_attention_comes_back_as_it_was(name):
     assert [n for n, _ in back.named_modules()] == [n for n, _ in layer.named_modules()]
     assert all(torch.equal(v, layer.state_dict()[n]) for n, v in back.state_dict().items())
     assert torch.equal(back(*inputs)[0], layer(*inputs)[0])
-
-
-class Attending(nn.Module):
-    def __init__(self, *, batch_first=True, **settings):
-        super().__init__()
-        self.stem = nn.Linear(8, 8)
-        self.attention = nn.MultiheadAttention(8, 2, batch_first=batch_first, **settings)
-        self.head = nn.Linear(8, 3)
-
-    def forward(self, x):
-        x = self.stem(x)
-        return self.head(self.attention(x, x, x)[0].mean(1))
 
 
 @pytest.mark.parametrize("settings", [{"add_bias_kv": True}, {"add_zero_attn": True}])
@@ -293,23 +262,6 @@ def test_keys_of_swin_v2_have_no_bias():
     with torch.no_grad():
         layer.qkv.bias[16:32] += 3.0
     torch.testing.assert_close(layer(x), before)
-
-
-def swin(**options):
-    sizes = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": [4, 4], "num_classes": 5}
-    return SwinTransformer(patch_size=[4, 4], stochastic_depth_prob=0.0, **sizes, **options)
-
-
-SCALE = {"head_init_scale": 1.0}
-NETWORKS = {
-    "torchvision Swin": swin,
-    "torchvision Swin V2": lambda: swin(block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2),
-    "BEiT": lambda: Beit(32, 8, num_classes=5, embed_dim=16, depth=2, num_heads=2, use_rel_pos_bias=True, **SCALE),
-    "EVA": lambda: Eva(32, 8, num_classes=5, embed_dim=16, depth=2, num_heads=2, **SCALE),
-    "timm Swin V2": lambda: SwinTransformerV2(32, 4, 3, 5, window_size=4, embed_dim=16, depths=(2,), num_heads=(2,)),
-    "ViT": lambda: VisionTransformer(32, 8, num_classes=5, embed_dim=16, depth=2, num_heads=2),
-    "timm Swin": lambda: TimmSwin(32, 4, 3, 5, window_size=4, embed_dim=16, depths=(2,), num_heads=(2,)),
-}
 
 
 def with_random_biases(network):

@@ -1,6 +1,5 @@
 """Packed files: sizes, equal logits, and that nothing damaged, hostile or foreign is loaded."""
 
-import json
 import random
 from itertools import pairwise
 
@@ -9,18 +8,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 import spequant
 from spequant.export import load_packed, pack, packed_about
 from spequant.export.bits import pack_bits, packed_size, unpack_bits
-from spequant.export.packed import KEY, _digest
 from spequant.models import mobilenet_v2, resnet8, resnet20
 from spequant.quantizers import LSQ, PACT, SAWB, DoReFa, LeastSquares, MinMax
 from spequant.quantizers.held import Held
 from spequant.train.freezing import OscillationFreezer
+from support.packed_files import put, rewritten
 
 
 def calibrated(network, weight, act, x, **options):
@@ -137,28 +135,6 @@ def test_two_thousand_mutated_files_are_all_refused(small, tmp_path):
         target.write_bytes(data)
         with pytest.raises(ValueError, match=r"packed file|damaged|format is|contradicts"):
             load_packed(target, network)
-
-
-def rewritten(path, target, change):
-    """The file with `change(content, tensors)` made and its digest computed anew: hostile, not damaged."""
-    with safe_open(path, "pt") as file:
-        head = json.loads(file.metadata()[KEY])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    content = {k: v for k, v in head.items() if k not in ("format", "digest")}
-    change(content, tensors)
-    head = {"format": head["format"], "digest": _digest(tensors, content), **content}
-    save_file(tensors, target, {KEY: json.dumps(head)})
-
-
-def put(*keys_and_value):
-    *keys, last, value = keys_and_value
-
-    def change(content, tensors):
-        for key in keys:
-            content = content[key]
-        content[last] = value
-
-    return change
 
 
 @pytest.mark.parametrize(

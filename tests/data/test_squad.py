@@ -14,41 +14,10 @@ from reference import squad as literal
 from spequant.data.answers import best_answers, exact_match_and_f1
 from spequant.data.squad import DEV, TRAIN, Question, from_rows, load_squad, read_squad
 from spequant.data.windows import check_tokenizer, eval_windows, make_windows, train_windows
+from support.tokenizer import VOCABULARY, entry, file_of, small_tokenizer
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
-
-WORDS = [
-    "who",
-    "built",
-    "the",
-    "bridge",
-    "river",
-    "old",
-    "town",
-    "##s",
-    "king",
-    "##ed",
-    "stone",
-    "war",
-    "year",
-    "build",
-]
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, "##ers", "-", ",", "$", "1", "12"]
-INPUTS = ["input_ids", "token_type_ids", "attention_mask"]
-SPECIALS = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
-
-
-def small_tokenizer(**given):
-    """BERT's: lower case, WordPiece, [CLS] question [SEP] context [SEP]."""
-    inner = tokenizers.Tokenizer(
-        tokenizers.models.WordPiece({word: i for i, word in enumerate(VOCABULARY)}, unk_token="[UNK]")
-    )
-    inner.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
-    inner.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    inner.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    given = {**SPECIALS, "model_input_names": INPUTS, "model_max_length": 64, **given}
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **given)
 
 
 def some_questions(n, *, longest=60, seed=0):
@@ -98,14 +67,6 @@ def real_tokenizer():
 
 
 # ---- reading
-
-
-def entry(id="q1", question="Who?", text="king", start=4):
-    return {"id": id, "question": question, "answers": [{"text": text, "answer_start": start}]}
-
-
-def file_of(*entries, context="the king of stone"):
-    return {"version": "1.1", "data": [{"title": "Kings", "paragraphs": [{"context": context, "qas": list(entries)}]}]}
 
 
 def row_of(*entries, context="the king of stone"):

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 import spequant
-from processor import clipped, skip_if_clipped
 from spequant.data import Augment, load_cifar10, train_batches
 from spequant.export import Twin, integer_graph, lower, quantize_biases, write_onnx
 from spequant.export.integers import integers
@@ -18,6 +17,7 @@ from spequant.export.program import Add, Float, Grid, Input, Op, Weighted
 from spequant.layers import QuantizedLayer
 from spequant.models import load_weights, mobilenet_v2, resnet8, resnet20, vgg16_bn
 from spequant.quantizers import LSQ, PACT, SAWB, DoReFa, LeastSquares, MinMax
+from support.processor import clipped, skip_if_clipped
 
 ort = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")

@@ -9,8 +9,6 @@ import torch.nn.functional as F
 from torch import nn
 
 import spequant
-from networks import NAMES
-from processor import clips
 from spequant.cli import main
 from spequant.export import export_mixed, lower, mixed_graph, read_onnx
 from spequant.export.engines import onnxruntime, run_in_parts
@@ -20,9 +18,10 @@ from spequant.export.parity import Codes, Parity
 from spequant.quantizers import LSQ, PACT, SAWB, LSQPlus, MinMax
 from spequant.quantizers.ranges import largest
 from spequant.recipes import evaluate_source
-from test_adapters import NETWORKS
-from test_coverage import shaken, side
-from test_image_files import fill
+from support.attention import NETWORKS
+from support.covered_networks import NAMES, shaken, side
+from support.image_folders import fill
+from support.processor import clips
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MUTATIONS = {
     "nothing": ("functional.py", "", "", 0),
     "straight-through estimator": (
@@ -42,6 +42,6 @@ def test_mutation(name, tmp_path):
     )
     run = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
-    for tests, expected in (("tests/test_origin.py", 0), ("tests/test_methods.py", status)):
+    for tests, expected in (("tests/test_origin.py", 0), ("tests/methods/test_methods.py", status)):
         done = subprocess.run([*run, tests], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == expected, done.stdout[-3000:]

@@ -1,0 +1,50 @@
+"""A small tokenizer of BERT's kind, and SQuAD files of a few words."""
+
+import tokenizers
+import transformers
+
+WORDS = [
+    "who",
+    "built",
+    "the",
+    "bridge",
+    "river",
+    "old",
+    "town",
+    "##s",
+    "king",
+    "##ed",
+    "stone",
+    "war",
+    "year",
+    "build",
+]
+
+
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, "##ers", "-", ",", "$", "1", "12"]
+
+
+INPUTS = ["input_ids", "token_type_ids", "attention_mask"]
+
+
+SPECIALS = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
+
+
+def small_tokenizer(**given):
+    """BERT's: lower case, WordPiece, [CLS] question [SEP] context [SEP]."""
+    inner = tokenizers.Tokenizer(
+        tokenizers.models.WordPiece({word: i for i, word in enumerate(VOCABULARY)}, unk_token="[UNK]")
+    )
+    inner.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    inner.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    given = {**SPECIALS, "model_input_names": INPUTS, "model_max_length": 64, **given}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **given)
+
+
+def entry(id="q1", question="Who?", text="king", start=4):
+    return {"id": id, "question": question, "answers": [{"text": text, "answer_start": start}]}
+
+
+def file_of(*entries, context="the king of stone"):
+    return {"version": "1.1", "data": [{"title": "Kings", "paragraphs": [{"context": context, "qas": list(entries)}]}]}
