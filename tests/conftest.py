@@ -1,9 +1,12 @@
-"""Fixtures that all tests share: the data at hand, one thread, fixed seeds. No tests and no builders of models here."""
+"""Fixtures that all tests share: the data at hand, one thread, fixed seeds, one trained run. No tests here; builders of
+models are in tests/support."""
 
 import fcntl
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ FOLDERS = {
     "weights": "weights",
 }
 
+pytest.register_assert_rewrite("support")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # what is not there is an error at once, not after a minute of retries
 torch.set_num_threads(1)  # xdist runs a worker a core; more threads than cores only slows them down
 
@@ -28,6 +32,45 @@ def fixed_seed() -> None:
     """Start every test from the same state of torch's and numpy's global generators."""
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory) -> Path:
+    """A finished run of `digits-w2a2-speq`, two epochs from `digits-float` beside it, made once a test run.
+
+    All tests and all of xdist's workers read this one folder: copy it before you change anything in it. Settings:
+    `DIGITS` below and `support.processor.END_BITS`. Checkpoints of steps 12 and 16 are kept.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder = base / "digits"
+    folder.mkdir(exist_ok=True)
+    with _locked(folder / ".lock"):
+        if not (folder / "digits-w2a2-speq" / "result.json").is_file():
+            _train_digits(folder)
+    return folder / "digits-w2a2-speq"
+
+
+DIGITS = ["--train.batch-size", "128", "--train.threads", "1", "--train.no-compile", "--data.held-out", "200"]
+
+
+def _train_digits(folder: Path) -> None:
+    from spequant.cli import main
+    from support.processor import END_BITS
+
+    float_run, low = folder / "digits-float", folder / "digits-w2a2-speq"
+    main(["train", "digits-float", *DIGITS, "--train.epochs", "3", "--out", str(float_run)])
+    short = ["--train.epochs", "2", "--train.checkpoint-every", "6", *END_BITS]
+    main(["train", "digits-w2a2-speq", *DIGITS, *short, "--network.weights", str(float_run), "--out", str(low)])
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Inside, no other process is: xdist's workers queue."""
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -77,8 +120,7 @@ def _absent(folder: Path, names: tuple[str, ...]) -> list[str]:
 def _unpack_once(cache: Path, names: tuple[str, ...]) -> None:
     """Run `unpack.py` unless its result is there; xdist's workers queue at a lock and find it done."""
     cache.mkdir(parents=True, exist_ok=True)
-    with (cache / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _locked(cache / ".lock"):
         absent = _absent(cache, names)
         if not absent:
             return
