@@ -14,7 +14,7 @@ def cifar10_resnet20_w2a2_speq() -> Recipe:
     return Recipe(
         "cifar10-resnet20-w2a2-speq",
         data=Data(held_out=0),
-        quant=Quantization(act_decay=2e-3),  # against 2e-4: +0.7 on held-out images, docs/results
+        quant=Quantization(act_decay=2e-3),  # against 2e-4: +0.7 held out, docs/results/retrain-settings.md
         method=MethodChoice("speq"),
     )
 

@@ -21,7 +21,7 @@ def taught(speq: Recipe, method: Literal["distill", "speq-distill"]) -> Recipe:
 
 def beyond(speq: Recipe) -> Recipe:
     """What the study `beyond` found on 5,120 images of CIFAR-10, in six trials of 12 epochs: LSQ, the float network as
-    a second teacher, two teacher passes, T = 4, half the weight decay, .93 of the rate. docs/results."""
+    a second teacher, two teacher passes, T = 4, half the weight decay, .93 of the rate. docs/results/beyond.md."""
     train = replace(speq.train, lr=round(0.93 * speq.train.lr, 4), weight_decay=speq.train.weight_decay / 2)
     return replace(
         speq,
