@@ -10,7 +10,7 @@ from statistics import mean, stdev
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
 INDEX = RESULTS / "README.md"
 PAGES = sorted(page for page in RESULTS.glob("*.md") if page != INDEX)
