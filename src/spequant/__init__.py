@@ -1,4 +1,4 @@
-"""spequant: neural networks at 2 to 8 bits, trained by SPEQ. The public names; no code."""
+"""spequant: neural networks at 2 to 8 bits, trained by SPEQ. The public names and the version; no code."""
 
 from spequant.batch_norm import reestimate_batch_norm
 from spequant.calibrate import calibrate
@@ -9,6 +9,9 @@ from spequant.prepare import prepare, unprepare
 from spequant.quantizers import Quantizer
 from spequant.tasks import Classification
 
+__version__ = "0.1.0"
+"""The one place of it that is read at building; CITATION.cff and CHANGELOG.md repeat it."""
+
 __all__ = [
     "SPEQ",
     "Classification",
@@ -17,6 +20,7 @@ __all__ = [
     "Quantizer",
     "Retrain",
     "Stochastic",
+    "__version__",
     "calibrate",
     "export_onnx",
     "load_packed",

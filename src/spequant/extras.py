@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 
-def needs(module: str, extra: Literal["vision", "text", "deploy", "report"]) -> Any:
+def needs(module: str, extra: Literal["vision", "text", "deploy", "report", "train"]) -> Any:
     """The module of that name. ModuleNotFoundError says which extra has it."""
     try:
         return import_module(module)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from spequant.data.images import ImageSet
+from spequant.extras import needs
 
 PIXELS = 3 * 32 * 32
 SITE = "https://www.cs.toronto.edu/~kriz/cifar.html"
@@ -113,8 +114,7 @@ def _image_set(layout: _Layout, rows: np.ndarray) -> ImageSet:
 
 
 def _from_torchvision(layout: _Layout, root: Path, train: bool, download: bool) -> ImageSet:
-    from torchvision import datasets  # lazily: only this layout needs it
-
+    datasets = needs("torchvision.datasets", "vision")
     try:
         data = getattr(datasets, layout.title.replace("-", ""))(root, train=train, download=download)
     except RuntimeError as error:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from spequant.data.images import ImageSet
+from spequant.extras import needs
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
 BELOW = ("", "fashion-mnist", "FashionMNIST/raw")  # where a root may hold it; the last is torchvision's
@@ -31,9 +32,7 @@ def load_fashion_mnist(root: str | Path | None = None, download: bool = False) -
     places = [Path(root) / below for below in BELOW] if root is not None else []
     found = next((folder for folder in [*places, DEBIAN] if any(_file(folder, name) for name in FILES)), None)
     if found is None and download and root is not None:
-        from torchvision.datasets import FashionMNIST  # lazily: only downloading needs it
-
-        FashionMNIST(root, download=True)
+        needs("torchvision.datasets", "vision").FashionMNIST(root, download=True)
         found = places[-1]
     images, labels, test_images, test_labels = (
         _read(found or (places or [DEBIAN])[0], name, shape) for name, shape in FILES.items()

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from spequant import __version__
 from spequant.files import write_whole
 from spequant.processes import barrier, rank, world
 from spequant.processor import processor_name
@@ -34,7 +35,7 @@ RECIPE, METRICS, RESULT, STATE = "recipe.json", "metrics.jsonl", "result.json", 
 ENVIRONMENT, CHECKPOINTS, NETWORK, LOCK = "environment.json", "checkpoints", "network", ".lock"
 DIVERGED = "diverged.txt"
 """why a run ended without a result: its loss was not finite"""
-PACKAGES = ("spequant", "torch", "numpy", "safetensors", "accelerate", "torchvision", "timm", "transformers")
+PACKAGES = ("torch", "numpy", "safetensors", "accelerate", "torchvision", "timm", "transformers")
 
 
 def weight_file(path: Path) -> Path:
@@ -113,6 +114,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "command": " ".join(sys.argv),
         "commit": _commit(),
         "python": platform.python_version(),
+        "spequant": __version__,
         **{package: _version(package) for package in PACKAGES},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor,
         "processes": world(),

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from spequant.extras import needs
 from spequant.processes import world
 from spequant.train.compiled import Compiled
 
@@ -28,14 +29,12 @@ def make_accelerator(
     accumulate: parts of a batch whose gradients are added up to one step.
     tracker: "tensorboard", "wandb" ...: any that accelerate knows by name; it writes below `folder`.
     """
-    from accelerate import Accelerator  # lazily: an extra, and seconds to import
-    from accelerate.state import AcceleratorState, is_initialized
-
+    accelerate, state = needs("accelerate", "train"), needs("accelerate.state", "train")  # which take seconds to import
     if accumulate < 1:
         raise ValueError(f"accumulate is {accumulate!r}; expected 1 or more parts of a batch")
-    if is_initialized():  # accelerate keeps one a process, which refuses another precision or device
-        AcceleratorState._reset_state(reset_partial_state=world() == 1)
-    made = Accelerator(
+    if state.is_initialized():  # accelerate keeps one a process, which refuses another precision or device
+        state.AcceleratorState._reset_state(reset_partial_state=world() == 1)
+    made = accelerate.Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
         gradient_accumulation_steps=accumulate,
         cpu=device.startswith("cpu"),
