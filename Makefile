@@ -11,6 +11,9 @@ NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 11))
 BIN = $(VENV)/bin
 PY = $(BIN)/python
 
+# A worker a core; those that are done take over what others have left. The ten slowest tests are told at the end.
+PYTEST = $(PY) -m pytest -n logical --dist worksteal --durations 10
+
 .PHONY: demo test test-all lint venv
 .DEFAULT_GOAL := test
 
@@ -18,10 +21,10 @@ demo: $(VENV)/.installed
 	$(BIN)/spequant demo
 
 test: $(VENV)/.installed-dev
-	$(PY) -m pytest -n logical --dist loadfile -m "not slow"
+	$(PYTEST) -p no:randomly -m "not slow"
 
 test-all: $(VENV)/.installed-dev
-	$(PY) -m pytest -n logical --dist loadfile
+	$(PYTEST)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ import spequant
 from spequant.data import fashion_mnist, load_digits, load_fashion_mnist
 from spequant.train import make_accelerator
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
 MODULES = {"scikit-learn": "sklearn"}  # distributions whose module has another name
