@@ -136,5 +136,5 @@ def test_the_layers_of_fewest_bits_alone_change_their_width(model):
     with precision(model, LowBit(5)):
         widths = {name: int(q.levels) for name, q in act_quantizers(model).items()}
     assert all((widths[name] == 31) == (bits == 2) for name, bits in home.items()) and set(home.values()) == {2, 8}
-    with pytest.raises(ValueError, match="bits is 0; expected a whole number of bits from 1 to 8"):
+    with pytest.raises(ValueError, match=r"bits is 0; .* 1 to 8"):
         LowBit(0)

@@ -101,9 +101,9 @@ def test_products_that_a_network_marks_are_quantized():
 
 def test_products_that_a_network_does_not_have_are_refused():
     network = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
-    with pytest.raises(ValueError, match=r"products is 8, but Sequential has no attention product.*attention_product"):
+    with pytest.raises(ValueError, match=r"products is 8.*attention_product"):
         spequant.prepare(network, weight=LSQ(2), act=LSQ(2), products=8)
-    with pytest.raises(ValueError, match="SAWB was given for an activation"):
+    with pytest.raises(ValueError, match="SAWB was given for"):
         spequant.prepare(Own(), weight=LSQ(2), act=LSQ(2), products=SAWB(4))
 
 
@@ -156,18 +156,19 @@ for network, x, options in (CASES):
 """
 
 
-QUICK = """
+SMALL = """
     (Attending(), torch.randn(8, 5, 8), {"products": 8}),
     (Block("x + f(x)"), torch.randn(4, 3, 8, 8), {}),
 """
-SLOW = """
+WHOLE_NETWORKS = """
     (Attending(), torch.randn(8, 5, 8), {}),
     (NETWORKS["ViT"](), torch.randn(2, 3, 32, 32), {"products": 8}),
     (NETWORKS["torchvision Swin"](), torch.randn(2, 3, 32, 32), {}),
 """
 
 
-@pytest.mark.parametrize("cases", [QUICK, pytest.param(SLOW, marks=pytest.mark.slow)], ids=["quick", "slow"])
+@pytest.mark.slow
+@pytest.mark.parametrize("cases", [SMALL, WHOLE_NETWORKS], ids=["small", "whole networks"])
 def test_compiled_without_a_break_and_without_a_graph_for_each_precision(cases):
     script = COMPILED.replace("CASES", cases)
     command, folder = [sys.executable, "-c", script], Path(__file__).parents[1]

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 import spequant
 from reference import quantizers as literal
-from spequant.functional import dequantize, fake_quantize, quantize
+from spequant.functional import dequantize
 from spequant.models import resnet8
 from spequant.quantizers import (
     CSQ,
@@ -28,25 +29,9 @@ from spequant.quantizers import (
 from spequant.quantizers.base import level_tensor
 from spequant.quantizers.lsq import paper_start
 from spequant.quantizers.sawb import COEFFICIENTS
+from support.quantizers import close, ready, tensors
 
 BITS = range(1, 9)
-
-
-def tensors(n=2000, scale=1.0):
-    """x (double on fp32 values), its fp32 leaf, and a random output gradient."""
-    x = (torch.randn(n) * scale).requires_grad_()
-    return x.detach().double().numpy(), x, torch.randn(n)
-
-
-def ready(q, clip=None):
-    if clip is not None:
-        q.set_clip(torch.as_tensor(clip))
-    q.calibrated = True
-    return q
-
-
-def close(tensor, array, atol=1e-5):
-    np.testing.assert_allclose(tensor.detach().double().numpy(), array, rtol=1e-4, atol=atol)
 
 
 @pytest.mark.parametrize("signed", [False, True])
@@ -232,7 +217,7 @@ def test_calibration_finds_the_least_error_and_gradient_reaches_the_range(kind):
 
 @pytest.mark.parametrize("bits", [0, 9, 2.5, True, "2"])
 def test_bits_out_of_range(bits):
-    with pytest.raises(ValueError, match=f"bits is {bits!r}; expected a whole number from 1 to 8"):
+    with pytest.raises(ValueError, match=rf"bits is {re.escape(repr(bits))}; .* 1 to 8"):
         PACT(bits)
 
 
@@ -278,13 +263,6 @@ def test_dtype_moves_leave_the_state_in_fp32(move):
         assert all(t.dtype == torch.float32 for t in (*q.parameters(), *q.buffers(), q.levels))
 
 
-def test_low_precision_input_is_quantized_in_fp32():
-    x = torch.randn(4000).bfloat16()
-    q = ready(PACT(8, signed=True), 2.7)
-    y = q(x)
-    assert y.dtype == torch.bfloat16 and torch.equal(y, q(x.float()).bfloat16())
-
-
 def test_state_round_trip_and_other_bits_refused():
     q = PACT(2)
     q.set_signed(True)
@@ -293,7 +271,7 @@ def test_state_round_trip_and_other_bits_refused():
     fresh.load_state_dict(q.state_dict())
     x = torch.randn(100)
     assert fresh.calibrated and fresh.signed and torch.equal(fresh(x), q(x))
-    with pytest.raises(ValueError, match="holds a quantizer of 2 bits, the model one of 4"):
+    with pytest.raises(ValueError, match=r"2 bits, .* 4"):
         torch.nn.ModuleDict({"conv": PACT(4)}).load_state_dict(torch.nn.ModuleDict({"conv": q}).state_dict())
 
 
@@ -351,18 +329,9 @@ def test_a_move_inside_a_precision_context_leaves_the_home_grid(tmp_path):
     model = spequant.prepare(torch.nn.Sequential(torch.nn.Linear(4, 4)), weight=None, act=PACT(2), ends=2)
     spequant.calibrate(model, [torch.rand(64, 4)], samples=64)
     with spequant.precision(model, spequant.Fixed(8)):
-        model._apply(torch.clone)  # what .to("cuda") does
+        model.double()  # every tensor of the state is a new one
     copy.deepcopy(model)
     assert int(model[0].act_quantizer.levels) == 4
-
-
-def test_ties_go_to_the_even_multiple_of_a_step_as_in_onnx():
-    """On signed grids, too, whose zero has an odd code; on a grid without zero to the even code."""
-    low, high, levels = (torch.tensor(v) for v in (-127.0, 127.0, 255.0))
-    x = torch.tensor([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 100.5])
-    assert (quantize(x, low, high, levels) - 127).tolist() == [-2, -2, 0, 0, 2, 2, 100]
-    low, high, levels = (torch.tensor(v) for v in (-3.0, 3.0, 4.0))
-    assert quantize(torch.tensor([-2.0, 0.0, 2.0]), low, high, levels).tolist() == [0, 2, 2]
 
 
 @pytest.mark.parametrize("signed", [False, True])
@@ -395,21 +364,6 @@ def test_gradients_of_both_ways_to_compare(quantizer):
     assert found[0][0].isfinite().all() and found[0][1].isfinite()
 
 
-@pytest.mark.parametrize("low", [0.0, -1.2])
-@pytest.mark.parametrize("inner", [False, True])
-def test_ewgs(low, inner):
-    x, leaf, grad = tensors()
-    high, levels, scaling = torch.tensor(1.2), level_tensor(4 if low == 0 else 3), 0.3
-    bottom = None if low == 0 else torch.tensor(low)
-    y = fake_quantize(leaf, bottom, high, levels, inner=inner, ewgs=scaling)
-    assert torch.equal(y, fake_quantize(leaf, bottom, high, levels))  # forward as ever
-    y.backward(grad)
-    expected = literal.ewgs(x, grad.double().numpy(), low, 1.2, int(levels), scaling)
-    close(leaf.grad, expected)
-    straight = grad.numpy() * (leaf.grad.numpy() != 0)
-    assert np.abs(expected - straight).max() > 0.05  # and not straight-through
-
-
 def test_set_ewgs_reaches_every_quantizer_and_refuses_what_has_none():
     batch = torch.randn(8, 3, 8, 8), torch.randint(0, 10, (8,))
     model = spequant.prepare(resnet8(), weight=DoReFa(2), act=LSQ(2))
@@ -431,7 +385,7 @@ def test_set_ewgs_reaches_every_quantizer_and_refuses_what_has_none():
         set_ewgs(model, -1)
     with pytest.raises(ValueError, match="no quantizer"):
         set_ewgs(resnet8(), 0.1)
-    with pytest.raises(ValueError, match="APoT has no uniform steps"):
+    with pytest.raises(ValueError, match="APoT"):
         set_ewgs(spequant.prepare(resnet8(), weight=APoT(3), act=PACT(2)), 0.1)
 
 
