@@ -1,45 +1,97 @@
-"""Arithmetic of quantization: values, ties and gradients of `fake_quantize` against its literal twins."""
+"""Tensors in, tensors out: codes, their values, and the gradients that pass."""
 
 import numpy as np
 import pytest
 import torch
 
-from reference import quantizers as literal
-from spequant.functional import dequantize, fake_quantize, quantize, scale_gradient
-from spequant.quantizers import PACT
+from spequant.functional import (
+    dequantize,
+    fake_quantize,
+    positive,
+    quantize,
+    scale_gradient,
+    zero_point,
+)
+from spequant.quantizers import LSQ, PACT
 from spequant.quantizers.base import level_tensor
-from support.quantizers import close, ready, tensors
 
 
-def test_low_precision_input_is_quantized_in_fp32():
-    x = torch.randn(4000).bfloat16()
-    q = ready(PACT(8, signed=True), 2.7)
-    y = q(x)
-    assert y.dtype == torch.bfloat16 and torch.equal(y, q(x.float()).bfloat16())
+def numbers(*values):
+    return (torch.tensor(float(v)) for v in values)
 
 
 def test_ties_go_to_the_even_multiple_of_a_step_as_in_onnx():
     """On signed grids, too, whose zero has an odd code; on a grid without zero to the even code."""
-    low, high, levels = (torch.tensor(v) for v in (-127.0, 127.0, 255.0))
+    low, high, levels = numbers(-127, 127, 255)
     x = torch.tensor([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 100.5])
     assert (quantize(x, low, high, levels) - 127).tolist() == [-2, -2, 0, 0, 2, 2, 100]
-    low, high, levels = (torch.tensor(v) for v in (-3.0, 3.0, 4.0))
+    low, high, levels = numbers(-3, 3, 4)
     assert quantize(torch.tensor([-2.0, 0.0, 2.0]), low, high, levels).tolist() == [0, 2, 2]
 
 
-@pytest.mark.parametrize("low", [0.0, -1.2])
-@pytest.mark.parametrize("inner", [False, True])
-def test_ewgs(low, inner):
-    x, leaf, grad = tensors()
-    high, levels, scaling = torch.tensor(1.2), level_tensor(4 if low == 0 else 3), 0.3
-    bottom = None if low == 0 else torch.tensor(low)
-    y = fake_quantize(leaf, bottom, high, levels, inner=inner, ewgs=scaling)
-    assert torch.equal(y, fake_quantize(leaf, bottom, high, levels))  # forward as ever
-    y.backward(grad)
-    expected = literal.ewgs(x, grad.double().numpy(), low, 1.2, int(levels), scaling)
-    close(leaf.grad, expected)
-    straight = grad.numpy() * (leaf.grad.numpy() != 0)
-    assert np.abs(expected - straight).max() > 0.05  # and not straight-through
+@pytest.mark.parametrize(
+    ("low", "high", "levels", "zero"), [(None, 3, 4, 0), (-1, 3, 5, 1), (-1, 1, 3, 1), (-1, 1, 4, 1.5), (-1.1, 3, 5, 1)]
+)
+def test_the_code_of_zero(low, high, levels, zero):
+    """A whole number, but on even numbers of levels around zero."""
+    bottom = None if low is None else torch.tensor(float(low))
+    high, levels = numbers(high, levels)
+    found = zero_point(bottom, high, levels)
+    assert float(found) == zero
+    assert float(dequantize(found, bottom, high, levels)) == 0
+
+
+@pytest.mark.parametrize("low", [None, -1.0, -0.4])
+def test_codes_and_values_are_one_anothers(low):
+    bottom = None if low is None else torch.tensor(low)
+    high, levels = numbers(1.3, 16)
+    codes = torch.arange(16.0)
+    values = dequantize(codes, bottom, high, levels)
+    assert torch.equal(quantize(values, bottom, high, levels), codes)
+    assert torch.equal(fake_quantize(values, bottom, high, levels), values)
+    assert quantize(torch.tensor([-9.0, 9.0]), bottom, high, levels).tolist() == [0, 15]
+
+
+def test_beyond_the_ends_a_gradient_passes_where_it_is_not_to_saturate():
+    x, (high, levels) = torch.tensor([-1.0, 0.0, 0.5, 1.0, 2.0]), numbers(1, 4)
+    for saturate, passed in ((True, [0, 1, 1, 1, 0]), (False, [1] * 5)):
+        leaf = x.clone().requires_grad_()
+        fake_quantize(leaf, None, high, levels, saturate=saturate).sum().backward()
+        assert leaf.grad.tolist() == passed
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: PACT(2), lambda: PACT(3, signed=True), lambda: LSQ(2), lambda: LSQ(3, signed=True)]
+)
+def test_gradients_of_both_ways_to_compare(make):
+    """bf16 values, compared by >=, and the very same ones in fp32, by sign; the ends and infinities among them."""
+    quantizer = make()
+    quantizer.set_signed(bool(quantizer.signed))
+    quantizer.fit(torch.tensor([1.5]), lambda quantizer, values: values.max())
+    x = torch.cat([torch.randn(500), torch.tensor([0.0, -0.0, 1.5, -1.5, torch.inf, -torch.inf])]).bfloat16()
+    found = []
+    for values in (x, x.float()):
+        values = values.clone().requires_grad_()
+        (quantizer(values).float() * torch.arange(len(x)).bfloat16().float()).sum().backward()
+        (parameter,) = quantizer.parameters()
+        found.append((values.grad.float(), parameter.grad.clone()))
+        parameter.grad = None
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
+    assert found[0][0].isfinite().all() and found[0][1].isfinite()
+
+
+def test_a_scaled_gradient_leaves_the_value():
+    x = torch.tensor([2.0, -3.0], requires_grad=True)
+    y = scale_gradient(x, 0.25)
+    y.square().sum().backward()
+    assert torch.equal(y, x) and x.grad.tolist() == [1.0, -1.5]
+
+
+def test_a_range_is_positive_and_pushed_back_from_below_zero():
+    x = torch.tensor([2.0, -3.0, 0.0], requires_grad=True)
+    y = positive(x)
+    y.sum().backward()
+    assert torch.equal(y, torch.tensor([2.0, 3.0, 1e-8])) and x.grad[:2].tolist() == [1.0, -1.0]
 
 
 @pytest.mark.parametrize("levels", [2, 3, 4, 15, 255])
@@ -57,11 +109,3 @@ def test_values_are_the_nearest_of_equally_spaced_ones(low, levels):
     codes = quantize(x, bottom, high, level_tensor(levels))
     assert codes.min() >= 0 and codes.max() <= levels - 1 and torch.equal(codes, codes.round())
     np.testing.assert_allclose(dequantize(codes, bottom, high, level_tensor(levels)).numpy(), y, atol=1e-6)
-
-
-def test_a_scaled_gradient_leaves_the_value():
-    x = torch.randn(5, requires_grad=True)
-    y = scale_gradient(x, 0.25)
-    assert torch.equal(x, y)
-    y.sum().backward()
-    assert torch.equal(x.grad, torch.full((5,), 0.25))

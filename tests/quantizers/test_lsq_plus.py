@@ -1,4 +1,4 @@
-"""LSQ+: values and gradients, where it starts, training under SPEQ, and what becomes of its zero points in files."""
+"""LSQ+: values and gradients, where it starts, where training carries it."""
 
 import numpy as np
 import pytest
@@ -8,30 +8,12 @@ from torch import nn
 
 import spequant
 from reference import quantizers as literal
-from spequant.export import Twin, integer_graph, load_packed, lower, pack, quantize_biases
-from spequant.export.engines import ENGINES
-from spequant.export.onnx_integer import op_graph, stored
-from spequant.export.program import Grid, Home, Input
-from spequant.export.width import at_width
-from spequant.methods import SPEQ
-from spequant.models import resnet8
-from spequant.precision import LowBit
-from spequant.quantizers import LSQ, PACT, SAWB, LSQPlus, least_squares, percentile
-
-
-def error(q, x):
-    """Relative, squared."""
-    with torch.no_grad():
-        return float((q(x) - x).square().mean() / x.square().mean())
-
-
-def fitted(q, x, rule=least_squares):
-    q.fit(x, rule)
-    return q
+from spequant.quantizers import LSQ, PACT, LSQPlus, least_squares, percentile
+from support.quantizing import BITS, error, fitted
 
 
 @pytest.mark.parametrize("share", [-0.2, 0.0, 0.12, 0.45, 0.83, 1.0, 1.3])
-@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("bits", BITS)
 def test_values_and_gradients(bits, share):
     q = LSQPlus(bits, signed=True)
     q.calibrated = True
@@ -51,7 +33,7 @@ def test_values_and_gradients(bits, share):
         np.testing.assert_allclose(parameter.grad.numpy(), to_it, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("bits", BITS)
 def test_unsigned_it_is_lsq(bits):
     x, found = torch.randn(6, 200).relu() * 1.4, []
     for q in (LSQ(bits, signed=False), LSQPlus(bits, signed=False)):
@@ -69,8 +51,8 @@ def test_unsigned_it_is_lsq(bits):
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_it_starts_nearer_than_symmetric_lsq(activation, bits):
     x = activation(torch.randn(20_000))
-    plain = error(fitted(LSQ(bits, signed=True), x), x)
-    assert error(fitted(LSQPlus(bits, signed=True), x), x) < 0.5 * plain
+    plain = error(fitted(LSQ(bits, signed=True), x, least_squares), x)
+    assert error(fitted(LSQPlus(bits, signed=True), x, least_squares), x) < 0.5 * plain
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3])
@@ -81,7 +63,7 @@ def test_its_start_is_the_best_of_all_grids(bits):
         for step in torch.linspace(0.01, 1.5 * float(x.max()) / p, 300):
             y = step * torch.round(x / step).clamp(-zero, p - zero)
             least = min(least, float((y - x).square().mean() / x.square().mean()))
-    assert error(fitted(LSQPlus(bits, signed=True), x), x) <= 1.01 * least
+    assert error(fitted(LSQPlus(bits, signed=True), x, least_squares), x) <= 1.01 * least
 
 
 def test_a_percentile_is_the_end_that_lies_farther_from_zero():
@@ -135,153 +117,5 @@ def test_training_moves_both_towards_the_values():
 
 
 def test_it_is_for_activations():
-    with pytest.raises(ValueError, match=r"LSQPlus was given .* LSQ"):
+    with pytest.raises(ValueError, match=r"LSQPlus .* weight \(of_weight is True\).* use LSQ"):
         spequant.prepare(nn.Sequential(nn.Linear(4, 4)), weight=LSQPlus(2), act=PACT(2))
-
-
-class Swish(nn.Module):
-    def forward(self, x):
-        return x * torch.sigmoid(x)
-
-
-def network():
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.BatchNorm2d(8),
-        Swish(),
-        nn.Conv2d(8, 4, 1),  # a linear bottleneck
-        nn.BatchNorm2d(4),
-        nn.Conv2d(4, 8, 3, padding=1, stride=2),
-        nn.BatchNorm2d(8),
-        Swish(),
-        nn.Flatten(),
-        nn.Linear(128, 5),
-    )
-
-
-def resnet():
-    return resnet8(in_channels=3)
-
-
-def uncalibrated(bits, made=network):
-    """Ends of 8-bit activations, but not weights: their products would saturate on processors without VNNI."""
-    return spequant.prepare(made(), weight=SAWB(3), act=LSQPlus(bits), ends=(3, 8))
-
-
-def prepared(bits, x, made=network):
-    model = uncalibrated(bits, made)
-    spequant.calibrate(model, [x], samples=len(x))
-    return model
-
-
-def test_speq_trains_it_and_the_state_comes_back():
-    x, labels = torch.randn(32, 3, 8, 8), torch.randint(0, 5, (32,))
-    model = prepared(2, x)
-    method = SPEQ(seed=0)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    before = {n: p.clone() for n, p in model.named_parameters()}
-    for _ in range(6):
-        optimizer.zero_grad()
-        losses = method(model.train(), (x, labels))
-        assert torch.isfinite(losses.total)
-        losses.total.backward()
-        optimizer.step()
-    moved = [n for n, p in model.named_parameters() if n.endswith(".offset") and not torch.equal(p, before[n])]
-    assert moved
-    fresh = uncalibrated(2)
-    fresh.load_state_dict(model.state_dict())
-    assert torch.equal(fresh.eval()(x), model.eval()(x))
-
-
-def grids(program):
-    return [op.grid for op in program.ops if op.grid is not None]
-
-
-@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
-def test_packed_it_answers_the_same_at_every_width(bits, tmp_path):
-    x = torch.randn(16, 3, 8, 8)
-    model = prepared(bits, x).eval()
-    pack(model, tmp_path / "a")
-    loaded = load_packed(tmp_path / "a", network())
-    for width in (None, 1, 2, 3, 5, 8):
-        outputs = []
-        for each in (model, loaded):
-            if width is None:
-                outputs.append(each(x))
-            else:
-                with spequant.precision(each, spequant.Fixed(width)):
-                    outputs.append(each(x))
-        assert torch.equal(*outputs)
-    pack(loaded, tmp_path / "b")
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-
-
-def run(engine, model, feed):
-    return ENGINES[engine](model.SerializeToString())(feed)
-
-
-SLOW = pytest.mark.slow
-
-
-@pytest.mark.parametrize(
-    ("made", "bits", "engine"),
-    [
-        (network, 1, "onnxruntime"),
-        (network, 2, "onnxruntime"),
-        (network, 8, "onnxruntime"),
-        (network, 2, "openvino"),
-        pytest.param(network, 4, "onnxruntime", marks=SLOW),
-        pytest.param(resnet, 4, "onnxruntime", marks=SLOW),
-        pytest.param(network, 1, "openvino", marks=SLOW),
-        pytest.param(network, 4, "openvino", marks=SLOW),
-        pytest.param(network, 8, "openvino", marks=SLOW),
-        pytest.param(resnet, 4, "openvino", marks=SLOW),
-    ],
-)
-def test_engines_give_its_codes(made, bits, engine):
-    pytest.importorskip(engine)
-    x = torch.randn(16, 3, 8, 8)
-    model = prepared(bits, x, made)
-    quantize_biases(model, x[:1])
-    model.eval()
-    program = lower(model, x[:1])
-    twin = Twin(program)
-    values = twin.everything(x)
-    torch.testing.assert_close(twin(x), model(x), rtol=1e-3, atol=2e-2 * float(model(x).detach().std()))
-    assert any(grid.zero not in (0, 128) for grid in grids(program)) and any(grid.low < 0 for grid in grids(program))
-    for op in program.ops:
-        if not isinstance(op, Input) and op.grid is not None:
-            names = {f"in{i}": source for i, source in enumerate(dict.fromkeys(op.inputs))}
-            feed = {n: stored(values[s], s.grid) if s.grid else values[s].numpy() for n, s in names.items()}
-            (got,) = run(engine, op_graph(op), feed)
-            wrong = got.astype(int) - stored(values[op], op.grid)
-            assert np.abs(wrong).max() <= 1 and (wrong != 0).mean() <= (0 if engine == "onnxruntime" else 2e-3), op.name
-    (got,) = run(engine, integer_graph(program), {"input": x.numpy()})
-    np.testing.assert_allclose(got, twin(x).numpy(), rtol=1e-3, atol=1e-6 + 2e-2 * float(twin(x).std()))
-
-
-def test_another_width_is_exported_too():
-    x = torch.randn(16, 3, 8, 8)
-    model = prepared(3, x).eval()
-    program = at_width(lower(model, x[:1]), 8, 3)
-    with spequant.precision(model, LowBit(8, 3)):
-        switched = lower(model, x[:1])
-    assert grids(program) == grids(switched)
-
-
-@pytest.mark.parametrize(
-    ("grid", "zero"),
-    [
-        (Grid(0.5, -20, 235), 20),
-        (Grid(0.5, -255, 0), 255),
-        (Grid(0.5, 0, 255), 0),
-        (Grid(0.5, -128, 127), 128),
-        (Grid(0.5, -1, 2), 128),
-        (Grid(0.5, 0, 235, Home(8, 256, -10.0, 117.5)), 20),  # what ReLU leaves stays beside the others
-        (Grid(0.5, 0, 127, Home(8, 255, -63.5, 63.5)), 128),
-    ],
-)
-def test_codes_are_stored_in_a_byte(grid, zero):
-    assert grid.zero == zero
-    codes = torch.tensor([grid.low, 0, grid.high])
-    assert stored(codes, grid).tolist() == (codes + zero).tolist()

@@ -1,0 +1,50 @@
+"""LeastSquares: how near it comes to the best of all steps, on many weights and on the nine of a depthwise channel."""
+
+import numpy as np
+import pytest
+import torch
+
+from reference import quantizers as literal
+from spequant.quantizers import LSQ, SAWB, LeastSquares, least_squares
+from support.quantizing import BITS
+
+
+@pytest.mark.parametrize("shape", ["gauss", "laplace"])
+@pytest.mark.parametrize("bits", BITS)
+def test_the_error_is_the_least_and_the_gradient_straight(bits, shape):
+    w = torch.randn(3000) if shape == "gauss" else torch.distributions.Laplace(0.0, 1.0).sample((3000,))
+    leaf = w.clone().requires_grad_()
+    y = LeastSquares(bits)(leaf)
+    grad = torch.randn_like(y)
+    y.backward(grad)
+    least = literal.least_squares_error(w.double().numpy(), bits)
+    assert float((y.detach() - w).square().mean()) <= 1.005 * least
+    assert torch.equal(leaf.grad, grad)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+def test_it_fits_nine_samples_better_than_sawb(bits):
+    w = torch.randn(300, 1, 3, 3) * torch.rand(300, 1, 1, 1)
+    shape = (300, 1, 1, 1)
+    best, lsq = LeastSquares(bits, zero=False, shape=shape, of_weight=True), LSQ(bits, shape=shape, of_weight=True)
+    assert best.level_count() == SAWB(bits).level_count()
+    lsq.fit(w, least_squares)
+    with torch.no_grad():
+        ours, other, per_tensor, sawb = (
+            float((q(w) - w).square().mean()) for q in (best, lsq, SAWB(bits), SAWB(bits, shape=shape))
+        )
+    assert ours <= sawb + 1e-9 and ours < 0.9 * per_tensor and other < 0.9 * per_tensor
+    if bits > 1:  # at one bit SAWB's clip, E|w|, is the best
+        assert ours < 0.9 * sawb
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_on_nine_samples_it_is_near_the_best_of_many_steps(bits, zero):
+    q = LeastSquares(bits, zero=zero, shape=(16, 1, 1, 1), of_weight=True)
+    w = torch.distributions.Laplace(0.0, 1.0).sample((16, 1, 3, 3))
+    error = (q(w) - w).square().flatten(1).mean(1).double().numpy()
+    least = [literal.least_squares_error(row.double().numpy(), bits, zero) for row in w.flatten(1)]
+    assert np.mean(error) <= 1.05 * np.mean(least)
+    parts = [LeastSquares(bits, zero=zero, of_weight=True)(row) for row in w]
+    torch.testing.assert_close(q(w), torch.stack(parts))

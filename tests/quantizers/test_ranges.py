@@ -1,0 +1,62 @@
+"""Rules of calibration: the end of the range that each finds, against a search."""
+
+import numpy as np
+import pytest
+import torch
+
+from spequant.quantizers import LSQ, PACT, LSQPlus, least_squares, percentile
+from spequant.quantizers.ranges import best_zero, by_name, largest
+from support.quantizing import fitted, ready, tensors
+
+
+def test_percentile():
+    x, leaf, _ = tensors()
+    clip = np.sort(np.abs(x))[round(0.99 * len(x)) - 1]
+    pact = fitted(PACT(8, signed=True), leaf, percentile(99))
+    assert float(pact.clip.detach()) == pytest.approx(clip)
+    assert percentile(100) is largest is by_name["largest"]
+    with pytest.raises(ValueError, match="q is 0"):
+        percentile(0)
+
+
+@pytest.mark.parametrize("kind", [PACT, LSQ])
+def test_calibration_finds_the_least_error_and_gradient_reaches_the_range(kind):
+    x = torch.randn(20_000).relu()
+    q = fitted(kind(2, signed=False), x, least_squares)
+    error = float((q(x).detach() - x).square().mean())
+    clips = torch.linspace(0.05, 4, 400)
+    with torch.no_grad():
+        brute = min(float((ready(kind(2, signed=False), c)(x) - x).square().mean()) for c in clips)
+    assert error <= brute * 1.01
+    (q(x.reshape(20, -1)) * torch.randn(20, 1000)).sum().backward()
+    (stored,) = q.parameters()
+    assert stored.grad.abs() > 0
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("shape", [(), (4, 1)])
+@pytest.mark.parametrize("kind", [PACT, LSQ, LSQPlus])
+def test_least_squares_is_the_best_of_its_fractions_tried_one_by_one(kind, shape, many):
+    q = kind(3, signed=True, shape=shape)
+    x = torch.randn(4, 2000 if many else 50) * torch.tensor([[1.0], [0.1], [4.0], [2.0]])
+    q.fit(x, largest)
+    top = q.reduce(x.abs(), torch.amax)
+
+    def best(fractions):
+        errors = []
+        for fraction in fractions:
+            with torch.no_grad():
+                q.set_clip(top * fraction)
+                errors.append(q.reduce((q(x) - x).square(), torch.mean))
+        return torch.stack(fractions).gather(0, torch.stack(errors).argmin(0, keepdim=True))[0]
+
+    coarse = best([torch.ones_like(top) * i / 100 for i in range(1, 101)])
+    fine = best([(coarse + i / 1000).clamp(0.001, 1.0) for i in range(-9, 10)])
+    torch.testing.assert_close(least_squares(q, x), top * fine)
+
+
+@pytest.mark.parametrize("levels", [2, 4, 16])
+def test_the_zero_point_follows_the_values(levels):
+    x = torch.rand(500)
+    assert best_zero(x, levels) == 0 and best_zero(-x, levels) == levels - 1
+    assert best_zero(torch.zeros(9), levels) == (levels - 1) // 2
