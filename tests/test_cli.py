@@ -1,23 +1,23 @@
-"""The command line, recipes and run folders."""
+"""The command line: what each command takes, prints and refuses. What they do: tests/recipes, studies, bench."""
 
 import dataclasses
 import json
 import re
+import runpy
+import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from spequant.cli import main
-from spequant.layers import act_quantizers
-from spequant.models import resnet8
-from spequant.quantizers import PACT
-from spequant.recipes import RECIPES, evaluate_source
-from spequant.recipes.build import build_quantized
-from spequant.recipes.schema import from_json, to_json
+from spequant.cli import COMMANDS, main, nearest, parsed_train, run_name
+from spequant.recipes import RECIPES, evaluate_source, load_run
+from spequant.recipes.build import with_seed
+from spequant.recipes.schema import from_json
+from spequant.studies.arms import command_of
 
-SHORT = ["--train.epochs", "1"]
 README = Path(__file__).resolve().parents[1] / "README.md"
 
 
@@ -30,58 +30,79 @@ def test_recipes_are_listed(capsys, monkeypatch):
     assert from_json(capsys.readouterr().out) == RECIPES["cifar10-5k-resnet20-w2a2-beyond"]()
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_survives_its_file(name):
-    recipe = RECIPES[name]()
-    assert recipe.name == name and from_json(to_json(recipe)) == recipe
-
-
-def test_a_recipe_of_another_version_is_refused():
-    content = json.loads(to_json(RECIPES["digits-float"]()))
-    content["train"]["epoch"] = 3
-    with pytest.raises(ValueError, match=r"recipe\.train has the fields \['epoch'\]"):
-        from_json(json.dumps(content))
+def test_what_a_run_writes(digits_run):
+    """As `train` left it."""
+    result = json.loads((digits_run / "result.json").read_text())
+    rows = [json.loads(line) for line in (digits_run / "metrics.jsonl").read_text().splitlines()]
+    epoch = ["epoch", "layers"]
+    assert [row["kind"] for row in rows] == ["start", "calibrated", "layers", *epoch, *epoch, "biases", "result"]
+    assert rows[0]["command"] and rows[3]["images_per_second"] > 0 and rows[4]["layers"]["conv1"]["changed"] is not None
+    floating = json.loads((digits_run.parent / "digits-float" / "result.json").read_text())
+    assert result["weight_bytes"] < floating["weight_bytes"] / 12
 
 
 def test_train_then_evaluate(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    main(["train", "digits-float", "--train.epochs", "2", "--data.held-out", "200", "--data.measure-every", "2"])
+    short = ["--data.images", "128", "--data.held-out", "50", "--train.epochs", "2", "--data.measure-every", "2"]
+    main(["train", "digits-float", *short])
+    assert "-> runs/digits-float\n" in capsys.readouterr().out
     metrics = (tmp_path / "runs/digits-float/metrics.jsonl").read_text().splitlines()
     assert ["held_out_accuracy" in row for row in map(json.loads, metrics) if row["kind"] == "epoch"] == [False, True]
-    main(["train", "digits-w2a2-speq", *SHORT, "--method.temperature", "2", "--data.held-out", "200"])
-    folder = tmp_path / "runs" / "digits-w2a2-speq"
-    result = json.loads((folder / "result.json").read_text())
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [row["kind"] for row in rows] == ["start", "calibrated", "layers", "epoch", "layers", "biases", "result"]
-    assert rows[0]["command"] and rows[3]["images_per_second"] > 0 and rows[4]["layers"]["conv1"]["changed"] is not None
-    assert from_json((folder / "recipe.json").read_text()).method.temperature == 2
-    capsys.readouterr()
-    main(["evaluate", "runs/digits-w2a2-speq"])
-    assert f"accuracy {result['test_accuracy']:.2f} %" in capsys.readouterr().out
-    assert evaluate_source(folder)[0]["accuracy"] == result["test_accuracy"] > 60
-    floating = json.loads((tmp_path / "runs/digits-float/result.json").read_text())
-    assert result["weight_bytes"] < floating["weight_bytes"] / 12
-    with pytest.raises(SystemExit, match="holds a finished run"):
+    with pytest.raises(SystemExit, match=r"runs/digits-float .*--out"):
         main(["train", "digits-float"])
-    main(["compare", "runs/digits-float", "runs/digits-w2a2-speq"])
+
+
+def test_a_run_is_evaluated_compared_and_listed(digits_run, capsys):
+    result = json.loads((digits_run / "result.json").read_text())
+    main(["evaluate", str(digits_run)])
+    assert f"accuracy {result['test_accuracy']:.2f} %" in capsys.readouterr().out
+    assert evaluate_source(digits_run)[0]["accuracy"] == result["test_accuracy"] > 60
+    main(["compare", str(digits_run.parent / "digits-float"), str(digits_run)])
     assert "digits-w2a2-speq" in capsys.readouterr().out
+    main(["runs", str(digits_run.parent)])
+    assert re.search(r"digits-w2a2-speq\s.*finished\s.* 2/2\s.*\d\d\.\d\d", capsys.readouterr().out)
+
+
+def test_a_command_sets_what_it_names():
+    args = ["--method.temperature", "2", "--train.no-compile", "--network.weights", "None", "--quant.overrides", "a=3"]
+    found = parsed_train("digits-w2a2-speq", [*args, "--out", "a b", "--resume"])
+    recipe = found.recipe
+    assert (recipe.method.temperature, recipe.network.weights, recipe.quant.overrides) == (2.0, None, ("a=3",))
+    assert (found.out, found.resume, found.dry_run) == (Path("a b"), True, False)
+    assert [run_name(with_seed(recipe, seed)) for seed in (0, 3)] == ["digits-w2a2-speq", "digits-w2a2-speq-seed3"]
 
 
 @pytest.mark.parametrize("command", ["train", "runs", "recipes", "study", "bench"])
 def test_help_is_no_argument(command, capsys):
     main([command, "--help"])
-    assert capsys.readouterr().out.startswith(f"usage: spequant {command}")
+    assert f"usage: spequant {command}" in capsys.readouterr().out
 
 
-def test_low_bits_from_random_weights_are_told(tmp_path, capsys):
-    main(["train", "cifar10-resnet20-w2a2-retrain", "--data.name", "digits", "--train.no-compile", "--dry-run"])
+def test_every_command_is_in_the_usage(capsys):
+    main([])
+    printed = capsys.readouterr().out
+    assert all(f"\n  {name} " in printed for name in COMMANDS)
+
+
+def test_the_package_is_the_command(monkeypatch, capsys):
+    """`python -m spequant`."""
+    monkeypatch.setattr(sys, "argv", ["spequant", "runs", "--help"])
+    runpy.run_module("spequant", run_name="__main__")
+    assert "usage: spequant runs" in capsys.readouterr().out
+
+
+def test_low_bits_from_random_weights_are_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    few = ["--network.weights", "None", "--data.images", "320", "--quant.percentile", "99.9", "--dry-run"]
+    main(["train", "digits-w2a2-retrain", *few])
     said = capsys.readouterr()
-    assert "low bits start from random weights" in said.err and re.search(r"median of 7; before it 3 in", said.out)
+    assert "network.weights is not set" in said.err and re.search(r"median of 2; before it 3 in", said.out)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_misspelt_words_get_a_hint(capsys):
     for words in ([], ["--out", "a", "digits-float"]):
-        with pytest.raises(SystemExit, match=r"no recipe is given; expected its name first"):
+        with pytest.raises(SystemExit, match=r"no recipe .*train digits-float"):
             main(["train", *words])
     with pytest.raises(SystemExit, match="did you mean digits-w2a2-speq"):
         main(["train", "digits-w2a2-spek"])
@@ -90,19 +111,30 @@ def test_misspelt_words_get_a_hint(capsys):
     with pytest.raises(SystemExit):
         main(["train", "digits-float", "--train.epoch", "3"])
     assert "--train.epochs" in capsys.readouterr().err
+    assert nearest("zzz", ["a", "b"]) == "known: a, b"
 
 
-def test_wrong_values_get_an_error(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["train", "cifar10-resnet20-w2a2-speq"], r"data\.root is not set"),
+        (["train", "digits-float", "--data.held-out", "9999"], "held_out is 9999"),
+        (["train", "digits-float", "--data.measure-every", "0"], "measure_every is 0"),
+        (["evaluate", "."], r"recipe\.json does not exist"),
+        (["runs", "nowhere"], "nowhere does not exist"),
+        (["runs", "a", "b"], "one folder at most"),
+        (["recipes", "a", "b"], "recipes .* a b"),
+        (["recipes", "digits-flaot"], "recipe is 'digits-flaot'; did you mean digits-float"),
+        (["study"], "no study .*table1, fig2"),
+        (["study", "--smoke"], "no study .*table1, fig2"),
+        (["bench", "trian"], "bench .*'trian'; expected train or infer"),
+    ],
+)
+def test_wrong_values_get_an_error(words, named, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SPEQUANT_DATA", raising=False)
-    with pytest.raises(SystemExit, match=r"data\.root is not set"):
-        main(["train", "cifar10-resnet20-w2a2-speq"])
-    with pytest.raises(SystemExit, match="held_out is 9999"):
-        main(["train", "digits-float", "--data.held-out", "9999"])
-    with pytest.raises(SystemExit, match="measure_every is 0"):
-        main(["train", "digits-float", "--data.measure-every", "0"])
-    with pytest.raises(SystemExit, match=r"recipe\.json does not exist"):
-        main(["evaluate", str(tmp_path)])
+    with pytest.raises(SystemExit, match=f"^spequant {words[0]}: .*{named}"):
+        main(words)
     assert not (tmp_path / "runs").exists()
 
 
@@ -125,51 +157,33 @@ def test_every_field_can_be_overridden(capsys):
             assert f"--{part}.{field.name.replace('_', '-')}" in printed
 
 
-def test_the_penalty_on_clips_comes_from_the_recipe():
-    choice = dataclasses.replace(RECIPES["digits-w2a2-speq"]().quant, act_decay=0.5)
-    model = build_quantized(resnet8(in_channels=1), choice)
-    decays = {(q.bits, q.decay) for q in act_quantizers(model).values() if isinstance(q, PACT)}
-    assert decays == {(2, 0.5), (8, 2e-4)}  # ends and addends keep their own
-    assert build_quantized(resnet8(in_channels=1), dataclasses.replace(choice, act="lsq"))
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "finished"
-    main(["train", "digits-w2a2-retrain", "--network.weights", "None", *SHORT, "--out", str(folder)])
-    return folder
-
-
-def test_resuming_what_is_finished_says_its_result(finished, capsys):
-    arguments = ["digits-w2a2-retrain", "--network.weights", "None", *SHORT, "--out", str(finished), "--resume"]
-    before = (finished / "result.json").stat().st_mtime_ns
-    main(["train", *arguments])
-    accuracy = json.loads((finished / "result.json").read_text())["test_accuracy"]
+def test_resuming_what_is_finished_says_its_result(digits_run, capsys):
+    arguments = [*shlex.split(command_of("digits-w2a2-speq", load_run(digits_run)[0], digits_run))[1:], "--resume"]
+    before = (digits_run / "result.json").stat().st_mtime_ns
+    main(arguments)
+    accuracy = json.loads((digits_run / "result.json").read_text())["test_accuracy"]
     assert f"test accuracy {accuracy:.2f} %" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match=r"is of another recipe: train\.lr is 0\.04, expected 0\.5"):
-        main(["train", *arguments, "--train.lr", "0.5"])
-    assert (finished / "result.json").stat().st_mtime_ns == before
+    with pytest.raises(SystemExit, match=r"digits-w2a2-speq .*train\.lr is 0\.04, expected 0\.5"):
+        main([*arguments, "--train.lr", "0.5"])
+    assert (digits_run / "result.json").stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "said"),
+    ("file", "before", "after", "named"),
     [
-        ("model.safetensors", b"short", "model.safetensors is no readable weight file"),
-        ("recipe.json", b"[]", "recipe.json: recipe is \\[\\]; expected an object"),
-        ("recipe.json", b"{", "recipe.json: recipe is no JSON"),
-        ("recipe.json", b'"resnet8"', '"resnet9"'),
-        ("recipe.json", b'"sawb"', '"minmax"'),
+        ("model.safetensors", None, b"short", r"damaged/model\.safetensors is "),
+        ("recipe.json", None, b"[]", r"recipe\.json: recipe is \[\]; expected an object"),
+        ("recipe.json", None, b"{", r"recipe\.json: recipe is no JSON"),
+        ("recipe.json", b'"resnet8"', b'"resnet9"', r"network\.name is 'resnet9'; expected resnet8"),
+        ("recipe.json", b'"sawb"', b'"minmax"', "another kind of quantizer"),
     ],
 )
-def test_a_damaged_run_is_refused(finished, tmp_path, file, content, said, capsys):
+def test_a_damaged_run_is_refused(digits_run, tmp_path, file, before, after, named, capsys):
     damaged = tmp_path / "damaged"
-    shutil.copytree(finished, damaged)
-    if said.startswith('"'):
-        (damaged / file).write_bytes((damaged / file).read_bytes().replace(content, said.encode()))
-        said = "network.name is 'resnet9'; expected resnet8" if "9" in said else "another kind of quantizer"
-    else:
-        (damaged / file).write_bytes(content)
-    with pytest.raises(SystemExit, match=said):
+    shutil.copytree(digits_run, damaged)
+    content = (damaged / file).read_bytes()
+    (damaged / file).write_bytes(after if before is None else content.replace(before, after))
+    with pytest.raises(SystemExit, match=named):
         main(["evaluate", str(damaged)])
     main(["runs", str(tmp_path)])  # one bad folder does not hide the others
     assert "damaged" in capsys.readouterr().out
@@ -177,18 +191,7 @@ def test_a_damaged_run_is_refused(finished, tmp_path, file, content, said, capsy
 
 def test_what_is_no_state_dict_is_refused(tmp_path):
     torch.save(torch.zeros(3), tmp_path / "tensor.th")
-    with pytest.raises(SystemExit, match=r"tensor\.th holds a Tensor; expected tensors by name"):
-        main(
-            [
-                "train",
-                "digits-w2a2-retrain",
-                "--network.weights",
-                str(tmp_path / "tensor.th"),
-                "--out",
-                str(tmp_path / "x"),
-            ]
-        )
-    with pytest.raises(SystemExit, match="recipes takes one name, but was given a b"):
-        main(["recipes", "a", "b"])
-    with pytest.raises(SystemExit, match="recipe is 'digits-flaot'; did you mean digits-float"):
-        main(["recipes", "digits-flaot"])
+    weights = ["--network.weights", str(tmp_path / "tensor.th")]
+    with pytest.raises(SystemExit, match=r"tensor\.th .*Tensor; expected tensors by name"):
+        main(["train", "digits-w2a2-retrain", *weights, "--out", str(tmp_path / "x")])
+    assert not (tmp_path / "x").exists()

@@ -147,7 +147,7 @@ def beyond(shop: Workshop) -> Report:
     if not base.data.held_out:
         raise ValueError("held_out is 0; expected training images to choose by, e.g. --held-out 5000")
     tried = {name: search(name, base, shop) for name in SEARCHES}
-    best = {name: _best(found, base, shop) for name, found in tried.items()}
+    best = {name: winner(found, base, shop) for name, found in tried.items()}
 
     def arm(label: str, tried: Tried, start: Recipe = base, note: str | None = None) -> Arm:
         recipe = _recipe(start, tried, shop)
@@ -230,7 +230,10 @@ def startup(trials: int) -> int:
     return max(2, trials // 3)
 
 
-def _best(found: Sequence[Tried], base: Recipe, shop: Workshop) -> Tried:
+def winner(found: Sequence[Tried], base: Recipe, shop: Workshop) -> Tried:
+    """Of the `AGAIN` best on one seed's held-out images, the one whose mean over all seeds is best.
+
+    FloatingPointError: every trial diverged."""
     finite = [t for t in found if t.held > DIVERGED]
     if not finite:
         raise FloatingPointError(f"all of {len(found)} trials diverged; expected a lower rate in {base.name}")
