@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,9 @@ from spequant.batch_norm import SyncBatchNorm, synchronise_batch_norm
 from spequant.models import resnet8
 from spequant.processes import portion
 from spequant.quantizers import PACT, SAWB
+from spequant.recipes import RECIPES
+from spequant.recipes.assembly import assemble
+from spequant.train import make_accelerator
 from spequant.train.checkpoint import checkpoints
 
 RANKS = Path(__file__).parent / "support" / "ranks.py"
@@ -165,3 +169,16 @@ def test_the_teacher_runs_inside_ddp_and_synchronises_nothing(tmp_path):
         assert calls == {wrapped: 1, model: 2}  # the student's pass through it; the teacher's beside it
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_batch_that_does_not_split_is_refused_in_every_process(rank, monkeypatch):
+    accelerator = make_accelerator(device="cpu")
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+    recipe = RECIPES["digits-float"]()
+    recipe = replace(recipe, train=replace(recipe.train, batch_size=12, accumulate=4, device="cpu"))
+    said = r"train\.batch_size is 12 and train\.accumulate 4, on 2 process.*--train\.batch-size 16,"
+    with pytest.raises(ValueError, match=said):
+        assemble(recipe, accelerator)

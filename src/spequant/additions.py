@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from spequant import adapters
-from spequant.layers import QUANTIZABLE
+from spequant.kinds import QUANTIZABLE
 
 ADD = (operator.add, operator.iadd, torch.add, "add", "add_")
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)

@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from spequant.batch_norm import modes_kept, run_model
-from spequant.layers import OUTPUT, QUANTIZABLE, QuantizedAdd, QuantizedLayer, QuantizedProduct
+from spequant.kinds import QUANTIZABLE
+from spequant.layers import OUTPUT, QuantizedAdd, QuantizedLayer, QuantizedProduct
 
 PRODUCTS = "products of two activations"
 """Attention's q k and p v, and gates made of matrices."""

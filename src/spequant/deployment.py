@@ -9,12 +9,12 @@ from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from spequant.export import Parity, model_costs, program_costs, totals
-from spequant.export.parity import first_names
 from spequant.files import check_parent, write_json
 from spequant.recipes import evaluate_source, export_source, open_source
 from spequant.recipes.deploy import Target
 from spequant.recipes.sources import example_of
 from spequant.terminal import print_table
+from spequant.wording import some_of
 
 __all__ = ["Evaluate", "Export", "Inspect", "print_evaluation", "print_export"]
 
@@ -62,7 +62,7 @@ def print_export(settings: Export) -> None:
         print(f"takes {report.batch} image at a time: the network itself counts with the number of images")
     if report.saturating:
         print(
-            f"processors without VNNI or dot products may clip sums in {first_names(report.saturating)} "
+            f"processors without VNNI or dot products may clip sums in {some_of(report.saturating)} "
             "(7 bits in training, of the ends --quant.end-bits 7, avoid it)"
         )
     times = report.float_size / report.size
@@ -75,7 +75,7 @@ def _by_operation(islands: list[str]) -> list[str]:
     for island in islands:
         module, _, operation = island.rpartition(": ")
         found.setdefault(operation, []).append(module)
-    return [f"{operation} in {first_names(names)}" for operation, names in found.items()]
+    return [f"{operation} in {some_of(names)}" for operation, names in found.items()]
 
 
 def _print_parity(parity: Parity, engine: str) -> None:

@@ -10,10 +10,6 @@ from torch.func import functional_call
 
 from spequant.quantizers.base import Quantizer
 
-QUANTIZABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
-EMBEDDINGS = (nn.Embedding,)
-"""Quantized in their weight alone: what they read are indices."""
-
 
 class SealedWeight:
     """The weight of the quantized layer `own` as the module around it may see it: networks ask for its type or device

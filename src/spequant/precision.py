@@ -11,17 +11,13 @@ import torch
 from torch import nn
 
 from spequant.layers import act_quantizers
+from spequant.quantizers.base import check_bits
 
 
 class Policy(Protocol):
     """Chooses a width for each activation quantizer: `draw(home, rng)` -> bits, `home` {layer name: trained bits}."""
 
     def draw(self, home: Mapping[str, int], rng: np.random.Generator) -> list[int]: ...
-
-
-def check_width(value: object, argument: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 8:
-        raise ValueError(f"{argument} is {value!r}; expected a whole number of bits from 1 to 8")
 
 
 @dataclass(frozen=True)
@@ -35,7 +31,7 @@ class Stochastic:
     probability: float = 0.5
 
     def __post_init__(self) -> None:
-        check_width(self.high_bits, "high_bits")
+        check_bits(self.high_bits, "high_bits")
         if not 0 <= self.probability <= 1:
             raise ValueError(f"probability is {self.probability!r}; expected a number from 0 to 1 (the paper: 0.5)")
 
@@ -54,7 +50,7 @@ class Mix:
         if not self.widths:
             raise ValueError("widths is empty; expected at least one number of bits")
         for width in self.widths:
-            check_width(width, "widths")
+            check_bits(width, "widths")
 
     def draw(self, home: Mapping[str, int], rng: np.random.Generator) -> list[int]:
         drawn = rng.integers(len(self.widths), size=len(home))
@@ -73,7 +69,7 @@ class Fixed:
 
     def __post_init__(self) -> None:
         for width in self.bits.values() if isinstance(self.bits, Mapping) else [self.bits]:
-            check_width(width, "bits")
+            check_bits(width, "bits")
 
     def draw(self, home: Mapping[str, int], rng: np.random.Generator) -> list[int]:
         if isinstance(self.bits, int):
@@ -96,7 +92,7 @@ class LowBit:
     trained: int | None = None
 
     def __post_init__(self) -> None:
-        check_width(self.bits, "bits")
+        check_bits(self.bits, "bits")
 
     def draw(self, home: Mapping[str, int], rng: np.random.Generator) -> list[int]:
         trained = min(home.values()) if self.trained is None else self.trained

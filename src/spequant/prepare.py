@@ -15,10 +15,9 @@ from torch.nn.parameter import UninitializedParameter
 from spequant.adapters import adapt, makes_constants, restore
 from spequant.adapters.encoder import Addition
 from spequant.additions import find_additions
+from spequant.kinds import EMBEDDINGS, QUANTIZABLE
 from spequant.layers import (
-    EMBEDDINGS,
     OUTPUT,
-    QUANTIZABLE,
     QuantizedAdd,
     QuantizedLayer,
     QuantizedProduct,

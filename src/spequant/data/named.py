@@ -15,6 +15,7 @@ from spequant.data.configuration import Configuration
 from spequant.data.image_files import Crop, ImageFiles, Source
 from spequant.data.images import HOLD_OUT_SEED, ImageSet, hold_out
 from spequant.data.vision import vision
+from spequant.wording import some_of
 
 TRAIN, TEST = ("train",), ("val", "test")  # folders below a root; of the second the first that is there
 SPLITS = {True: ("train", "trainval"), False: ("test", "val")}  # torchvision's names, train or not
@@ -37,7 +38,7 @@ def load_folder(root: Path | str, about: Configuration, *, workers: int = 0, che
     train, test = (_folder(Path(root), names) for names in (TRAIN, TEST))
     if train.classes != test.classes:
         alone = [
-            f"{one.root} alone has {_few(sorted(set(one.classes) - set(other.classes)))}"
+            f"{one.root} alone has {some_of(sorted(set(one.classes) - set(other.classes)), FEW)}"
             for one, other in ((train, test), (test, train))
             if set(one.classes) - set(other.classes)
         ]
@@ -95,7 +96,9 @@ def _folder(root: Path, names: tuple[str, ...]) -> Any:
     path = next((root / name for name in names if (root / name).is_dir()), None)
     if path is None:
         found = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else None
-        there = "does not exist" if found is None else f"holds the folders {_few(found)}" if found else "holds none"
+        there = (
+            "does not exist" if found is None else f"holds the folders {some_of(found, FEW)}" if found else "holds none"
+        )
         raise FileNotFoundError(
             f"{root / names[0]} does not exist, {root} {there}; expected train and val (or test) in data.root, with a "
             "folder of images for each class"
@@ -107,8 +110,8 @@ def _folder(root: Path, names: tuple[str, ...]) -> Any:
     empty = [str(path / name) for name, count in zip(images.classes, counts, strict=True) if not count]
     if empty:
         raise ValueError(
-            f"{_few(empty)} without an image; expected one or more ({', '.join(sets.folder.IMG_EXTENSIONS)}) in each "
-            "class: remove the folder, or fill it"
+            f"{some_of(empty, FEW)} without an image; expected one or more "
+            f"({', '.join(sets.folder.IMG_EXTENSIONS)}) in each class: remove the folder, or fill it"
         )
     return images
 
@@ -193,14 +196,11 @@ def _whole(data: ImageSet) -> ImageSet:
     if not damaged:
         return data
     warnings.warn(
-        f"{len(damaged)} of {len(data)} images cannot be decoded and are left out: {_few(list(damaged.values()))}",
+        f"{len(damaged)} of {len(data)} images cannot be decoded and are left out: "
+        f"{some_of(list(damaged.values()), FEW)}",
         stacklevel=2,
     )
     if len(damaged) == len(data):
-        raise ValueError(f"none of {len(data)} images can be decoded, the first: {_few(list(damaged.values())[:1])}")
+        raise ValueError(f"none of {len(data)} images can be decoded, the first: {next(iter(damaged.values()))}")
     rest = np.setdiff1d(np.arange(len(data)), list(damaged))
     return data.part(torch.from_numpy(rest))
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")

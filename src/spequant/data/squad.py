@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from spequant.extras import needs
+from spequant.wording import some_of
 
 TRAIN, DEV = "train-v1.1.json", "dev-v1.1.json"
 FOLDER = "squad"
 HUB = "rajpurkar/squad"
 SITE = "https://rajpurkar.github.io/SQuAD-explorer/"
-FEW = 3  # ids that a warning lists of each reason
 EXCERPT = 60  # characters of a wrong value that a message shows
 SOME = "kept without some answers, which are empty or not where answer_start says"
 
@@ -127,7 +127,7 @@ def _checked(rows: Iterable[tuple[str, Any]], answered: bool, source: str) -> li
             left.setdefault(SOME, []).append(id)
         kept.append(question)
     if left:
-        reasons = "; ".join(f"{len(ids)} {reason} ({_few(ids)})" for reason, ids in left.items())
+        reasons = "; ".join(f"{len(ids)} {reason} ({some_of(ids)})" for reason, ids in left.items())
         warnings.warn(f"{source}: {len(kept)} questions are read, without those left out: {reasons}", stacklevel=3)
     if not kept:
         raise ValueError(f"{source} holds no question that can serve; expected SQuAD 1.1, to be had at {SITE}")
@@ -211,7 +211,3 @@ def _whole(text: str) -> bool:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= EXCERPT else f"{text[:EXCERPT]}..."
-
-
-def _few(ids: list[str]) -> str:
-    return ", ".join(ids[:FEW]) + (f" and {len(ids) - FEW} more" if len(ids) > FEW else "")

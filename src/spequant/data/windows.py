@@ -16,11 +16,11 @@ from jaxtyping import Int32, Int64, UInt8
 from torch import Tensor
 
 from spequant.data.squad import Question
+from spequant.wording import some_of
 
 EVERYTHING = slice(None)
 CHUNK = 1000  # questions tokenised at a time: the tokenizer's lists take far more memory than the arrays made of them
 SORTED = 50  # batches whose windows are sorted by length together: near lengths, and still other neighbours each epoch
-FEW = 3  # ids that a warning lists
 
 Tokenizer = Any
 """transformers' PreTrainedTokenizerFast"""
@@ -132,10 +132,9 @@ def make_windows(
             chosen = [question for question, fit in zip(chunk, fits, strict=True) if fit]
             parts.append(_encoded(chosen, begin + np.flatnonzero(fits), tokenizer, max_length, stride))
     if long:
-        more = f" and {len(long) - FEW} more" if len(long) > FEW else ""
         warnings.warn(
             f"{len(long)} of {len(questions)} questions leave no room for more than {stride} tokens (stride) of their "
-            f"context in {max_length} (max_length) and are left out: {', '.join(long[:FEW])}{more}",
+            f"context in {max_length} (max_length) and are left out: {some_of(long)}",
             stacklevel=2,
         )
     if not parts:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from spequant.batch_norm import modes_kept, run_model
 from spequant.export.onnx_quant import weight_codes
 from spequant.export.program import Float, Program, Weighted
-from spequant.layers import EMBEDDINGS, QUANTIZABLE, QuantizedLayer
+from spequant.kinds import EMBEDDINGS, QUANTIZABLE
+from spequant.layers import QuantizedLayer
 from spequant.quantizers.base import Quantizer
 
 FLOAT = 32

@@ -19,7 +19,8 @@ from spequant.batch_norm import PLAIN, modes_kept
 from spequant.export.grids import act_grid, weight_grid
 from spequant.export.program import Add, Float, Grid, Input, MaxPool, Move, Op, Program, Quantize, Weighted
 from spequant.export.reading import Step, read_step
-from spequant.layers import OUTPUT, QUANTIZABLE, QuantizedAdd, QuantizedLayer, effective_weight
+from spequant.kinds import QUANTIZABLE
+from spequant.layers import OUTPUT, QuantizedAdd, QuantizedLayer, effective_weight
 from spequant.quantizers import Quantizer
 
 IMAGES = ("max_pool", "mean", "amax", "stride", "pad")

@@ -24,6 +24,7 @@ from spequant.export.twin import Twin
 from spequant.functional import zero_point
 from spequant.layers import QuantizedAdd, QuantizedLayer
 from spequant.quantizers.base import Quantizer
+from spequant.wording import some_of
 
 AGREEMENT = 0.995
 """Share of equal arg-max below which an export is refused."""
@@ -142,15 +143,9 @@ class Parity:
             return ""
         return (
             ". This processor has neither VNNI nor dot products and clips sums of 8-bit products to 16 bits, as in "
-            f"{first_names(self.saturating)}: export on one that has them, or train the inputs of these layers at 7 "
+            f"{some_of(self.saturating)}: export on one that has them, or train the inputs of these layers at 7 "
             "bits (--quant.end-bits 7)"
         )
-
-
-def first_names(names: list[str]) -> str:
-    """Three of them, and how many more there are."""
-    more = len(names) - 3
-    return f"{', '.join(names[:3])}{f' and {more} more' if more > 0 else ''}"
 
 
 def forced(program: Program, x: Tensor, start: Callable[[bytes], Run]) -> dict[Op, Forced]:

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from spequant.layers import QUANTIZABLE, QuantizedAdd, QuantizedLayer
+from spequant.kinds import QUANTIZABLE
+from spequant.layers import QuantizedAdd, QuantizedLayer
 from spequant.quantizers import Quantizer
 
 INF = math.inf

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from spequant.export.grids import grid_of
 from spequant.export.program import Grid, Op, Program
-from spequant.precision import check_width
+from spequant.quantizers.base import check_bits
 from spequant.quantizers.held import Held
 
 
@@ -14,7 +14,7 @@ def at_width(program: Program, bits: int, trained: int | None = None) -> Program
     trained: None: the fewest bits that there are. The rule is that of `spequant.precision`: a finer grid keeps every
     value of the trained one. ValueError: no activation of that width.
     """
-    check_width(bits, "bits")
+    check_bits(bits, "bits")
     homes = {op.grid.home.bits for op in program.ops if op.grid is not None and op.grid.home is not None}
     if not homes or trained not in {None, *homes}:
         raise ValueError(f"trained is {trained!r}; activations here were trained at {sorted(homes)} bits")

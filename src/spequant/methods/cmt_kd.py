@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from spequant.layers import act_quantizers
 from spequant.losses import kl
 from spequant.methods.base import Losses, check_temperature, check_weight, penalties
-from spequant.methods.parts import Recorder, check_grid, given_stages, place, rounded
+from spequant.methods.parts import Recorder, given_stages, place, rounded
+from spequant.quantizers.base import check_bits
 from spequant.tasks import Classification, Task
 
 
@@ -64,7 +65,7 @@ class CMTKD:
         if not teachers:
             raise ValueError("teachers is empty; expected {bits: prepared network}, e.g. of 4, 6 and 8 bits")
         for bits in teachers:
-            check_grid(bits, "teachers' bits")
+            check_bits(bits, "teachers' bits", both_signs=True)
         self.stages = given_stages(network, stages)
         self.a, self.b, self.g = weights
         self.temperature, self.task = float(temperature), task or Classification()

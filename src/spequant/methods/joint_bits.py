@@ -17,8 +17,8 @@ from torch import nn
 from spequant.losses import kl
 from spequant.methods.base import Losses, check_temperature, check_weight, penalties
 from spequant.methods.widths import at_widths, fewest_bits
-from spequant.precision import check_width
 from spequant.processes import unwrapped
+from spequant.quantizers.base import check_bits
 from spequant.tasks import Classification, Task
 
 
@@ -44,7 +44,7 @@ class JointBits:
         if not widths or list(widths) != sorted(set(widths)):
             raise ValueError(f"widths is {widths!r}; expected activation bits in rising order, e.g. (4, 8)")
         for width in widths:
-            check_width(width, "widths")
+            check_bits(width, "widths")
         self.widths, self.task = tuple(widths), task or Classification()
         self.temperature, self.weight = float(temperature), float(weight)
 

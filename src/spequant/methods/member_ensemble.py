@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from spequant.losses import kl
 from spequant.methods.base import Losses, check_temperature, check_weight, penalties
 from spequant.methods.widths import at_widths
-from spequant.precision import check_width
+from spequant.quantizers.base import check_bits
 from spequant.tasks import Classification, Task
 
 
@@ -44,7 +44,7 @@ class MemberEnsemble:
         if not widths:
             raise ValueError("widths is empty; expected the members' activation bits, e.g. (4, 8)")
         for width in widths:
-            check_width(width, "widths")
+            check_bits(width, "widths")
         self.widths, self.task = tuple(widths), task or Classification()
         self.temperature, self.weight = float(temperature), float(weight)
 

@@ -1,4 +1,4 @@
-"""Parts of a network that several methods look at: its head, its stages, and what passes them. No loss lives here."""
+"""Parts of a network that several methods look at: its stages, and what passes them. No loss lives here."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spequant.functional import fake_quantize
-from spequant.layers import QUANTIZABLE
+from spequant.kinds import QUANTIZABLE
 from spequant.quantizers.base import level_tensor
 
 FEWEST = 3
@@ -23,14 +23,6 @@ def part_of(model: nn.Module, name: str) -> nn.Module:
             f"the model has no module {name!r}; there are {', '.join(n for n, _ in model.named_children())}"
         )
     return min(found, key=lambda pair: len(pair[0]))[1]
-
-
-def head_of(network: nn.Module) -> str:
-    """The name of the last layer of the float `network`, whose input is its penultimate feature."""
-    layers = [name for name, m in network.named_modules() if isinstance(m, QUANTIZABLE)]
-    if not layers:
-        raise ValueError(f"{type(network).__name__} has no linear layer or convolution; expected a network with a head")
-    return layers[-1]
 
 
 def stages_of(network: nn.Module) -> tuple[str, ...]:
@@ -129,12 +121,6 @@ def place(network: nn.Module, name: str, module: nn.Module) -> None:
     """Let `module` be the one under `name`."""
     parent, _, own = name.rpartition(".")
     setattr(network.get_submodule(parent), own, module)
-
-
-def check_grid(bits: object, name: str) -> None:
-    """ValueError unless `rounded` has a grid of `bits` bits for whatever it may be given."""
-    if not isinstance(bits, int) or not 2 <= bits <= 8:
-        raise ValueError(f"{name} is {bits!r}; expected 2 to 8: one bit has no grid of values on both sides of zero")
 
 
 def tokens(x: Tensor, batch: Any) -> Tensor | None:

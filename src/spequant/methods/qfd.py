@@ -17,8 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from spequant.kinds import head_of
 from spequant.methods.base import Losses, check_weight, frozen, penalties
-from spequant.methods.parts import Recorder, check_grid, head_of, rounded, tokens
+from spequant.methods.parts import Recorder, rounded, tokens
+from spequant.quantizers.base import check_bits
 from spequant.tasks import Classification, Task
 
 
@@ -35,7 +37,7 @@ class QFD:
         head: str | None = None,
         task: Task | None = None,
     ):
-        check_grid(bits, "bits")
+        check_bits(bits, "bits", both_signs=True)
         check_weight(weight, "weight")
         self.teacher = frozen(teacher)
         self.bits, self.weight, self.task = bits, float(weight), task or Classification()

@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from spequant.extras import needs
-from spequant.models.weights import head_of
+from spequant.kinds import head_of
+from spequant.wording import some_of
 
 TRANSFORMERS = "transformers/"
 
@@ -33,7 +34,7 @@ def make_answering(name: str, *, pretrained: bool = False, new_head: bool = Fals
     head = f"{head_of(network)}."
     if missing and not (new_head and all(key.startswith(head) for key in missing)):
         advice = f" (--network.new-head for a random {head[:-1]})" if not new_head else ""
-        raise ValueError(f"network.name is {name!r}, whose weights lack {', '.join(missing[:3])}; expected all{advice}")
+        raise ValueError(f"network.name is {name!r}, whose weights lack {some_of(missing)}; expected all{advice}")
     return network.train()
 
 

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from spequant.kinds import head_of
 from spequant.states import versioned
 
 
@@ -47,11 +48,3 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, *, ne
         model.load_state_dict(versioned(model, {**state, **kept}))
     except RuntimeError as error:
         raise ValueError(f"{source} does not fit {type(model).__name__}: {error}") from error
-
-
-def head_of(model: nn.Module) -> str:
-    """The name of the last linear layer or convolution, in the model's order. ValueError: there is none."""
-    layers = [n for n, m in model.named_modules() if n and isinstance(m, nn.Linear | nn.Conv2d)]
-    if not layers:
-        raise ValueError(f"{type(model).__name__} has no linear layer or convolution for a head")
-    return layers[-1]

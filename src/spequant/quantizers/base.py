@@ -17,10 +17,18 @@ Rule = Callable[["Quantizer", Tensor], Tensor]
 """(quantizer, values) -> clip: how calibration chooses the end of a stored range. See `ranges.py`."""
 
 
-def check_bits(bits: int | None, what: str = "bits") -> None:
-    """ValueError unless `bits` is None (float) or a whole number from 1 to 8."""
-    if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8):
-        raise ValueError(f"{what} is {bits!r}; expected a whole number from 1 to 8, or None to leave it float")
+def check_bits(bits: object, argument: str, *, both_signs: bool = False, or_float: bool = False) -> None:
+    """ValueError, naming `argument`, unless `bits` is a whole number from 1 to 8.
+
+    both_signs: of a grid with values on both sides of zero, which takes 2 bits. or_float: or None.
+    """
+    if bits is None and or_float:
+        return
+    least = 2 if both_signs else 1
+    if isinstance(bits, bool) or not isinstance(bits, int) or not least <= bits <= 8:
+        reason = ": one bit has no grid of values on both sides of zero" if both_signs else ""
+        other = ", or None to leave it float" if or_float else ""
+        raise ValueError(f"{argument} is {bits!r}; expected a whole number of bits from {least} to 8{reason}{other}")
 
 
 def level_tensor(levels: int, like: Tensor | None = None) -> Tensor:
@@ -53,7 +61,7 @@ class Quantizer(nn.Module):
         self, bits: int | None, *, signed: bool | None = None, shape: tuple[int, ...] = (), of_weight: bool = False
     ):
         super().__init__()
-        check_bits(bits)
+        check_bits(bits, "bits", or_float=True)
         self.bits, self.signed, self.shape, self.of_weight = (
             bits,
             True if of_weight else signed,

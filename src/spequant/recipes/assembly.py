@@ -10,7 +10,7 @@ from torch import nn
 
 from spequant.batch_norm import synchronise_batch_norm
 from spequant.methods.base import trained_by
-from spequant.processes import portion, world
+from spequant.processes import world
 from spequant.quantizers import by_name
 from spequant.recipes.build import build_quantized, calibrated
 from spequant.recipes.fields import Field, make_field
@@ -68,14 +68,16 @@ def start_processes(recipe: Recipe, folder: Path) -> "Accelerator":
 
 
 def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | None = None) -> Assembly:
-    """Load, prepare and calibrate as `recipe` says; or, with a `snapshot`, stand where it was taken."""
+    """Load, prepare and calibrate as `recipe` says; or, with a `snapshot`, stand where it was taken.
+
+    ValueError: a batch that does not split evenly over processes and train.accumulate, or what the recipe's data,
+    network and method refuse; the same in every process.
+    """
     settings = recipe.train
+    _check_parts(settings)
     torch.manual_seed(settings.seed)
     device = accelerator.device if settings.device == "auto" else torch.device(settings.device)
     field = make_field(recipe, device)
-    portion(
-        portion(settings.batch_size, "train.batch_size").stop, "a process's part of a batch", settings.accumulate, 0
-    )
     network = field.network()
     start = network if recipe.quantized else copy.deepcopy(network)  # a float student is it; `network` teaches
     if snapshot is None:
@@ -127,6 +129,18 @@ def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | No
     if snapshot is not None:
         state.restore(snapshot)
     return Assembly(recipe, accelerator, field, state)
+
+
+def _check_parts(settings: Training) -> None:
+    """ValueError unless each process's share of a batch splits evenly into train.accumulate parts."""
+    size, parts, processes = settings.batch_size, settings.accumulate, world()
+    together = processes * parts
+    if size % together:
+        raise ValueError(
+            f"train.batch_size is {size} and train.accumulate {parts}, on {processes} process(es); expected a batch "
+            f"that splits evenly into {processes} x {parts} parts: give --train.batch-size "
+            f"{-(-size // together) * together}, or another --train.accumulate or number of processes"
+        )
 
 
 def _freezer(model: nn.Module, settings: Training, steps: int) -> OscillationFreezer | None:

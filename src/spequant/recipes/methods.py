@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from spequant import losses, models
+from spequant.kinds import head_of
 from spequant.layers import weight_quantizers
 from spequant.methods import (
     CMTKD,
@@ -27,7 +28,6 @@ from spequant.methods import (
     SPEQDistill,
 )
 from spequant.methods.base import trained_by
-from spequant.methods.parts import head_of
 from spequant.precision import Mix
 from spequant.recipes.folder import weight_file
 from spequant.recipes.schema import MethodChoice

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from spequant.processes import gathered, sum_over_processes
 from spequant.quantizers import Quantizer
 from spequant.train.state import TrainingState
+from spequant.wording import some_of
 
-NAMED = 3  # layers that the error lists
 ADVICE = ": lower the learning rate, or clip gradients (train.clip_norm)"
 
 
@@ -64,7 +64,7 @@ class FiniteGuard:
             epoch, step = divmod(last - 1, self.steps)
             when = f"epoch {epoch + 1}, step {step + 1} (step {last} of the run)"
             raise FloatingPointError(
-                f"the network is not finite after {when}; the first to go: {_first(wrong)}{ADVICE}"
+                f"the network is not finite after {when}; the first to go: {some_of(wrong, separator='; ')}{ADVICE}"
             )
         raise FloatingPointError(
             f"the loss was not finite between steps {self.snapshot.numbers['step'] + 1} and {last}, and is finite when "
@@ -84,7 +84,9 @@ class FiniteGuard:
         if not everyone:
             return
         when = f"epoch {epoch + 1}, step {start + 1} (step {self.state.step + 1} of the run)"
-        first = _first(list(dict.fromkeys(everyone))) + (f", made so by the step before{ADVICE}" if found else "")
+        first = some_of(list(dict.fromkeys(everyone)), separator="; ") + (
+            f", made so by the step before{ADVICE}" if found else ""
+        )
         raise FloatingPointError(f"the loss is not finite at {when}; the first to go: {first}")
 
     def _activations(self, batch: Any) -> list[str]:
@@ -116,11 +118,6 @@ class FiniteGuard:
             parts = {"on the labels": losses.task, "of distillation": losses.distill, "in all": losses.total}
             wrong = [f"the loss {what}" for what, value in parts.items() if not torch.isfinite(value)]
         return wrong
-
-
-def _first(lines: list[str]) -> str:
-    more = len(lines) - NAMED
-    return "; ".join(lines[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _finite(model: nn.Module) -> Tensor:
