@@ -1,5 +1,6 @@
-"""Each field of a recipe arrives where it works, in runs that are carried out; a run's folder is its own."""
+"""Recipes carried out: each field arrives where it works, a run's folder is its own, and what a run would take."""
 
+import re
 import sys
 from dataclasses import replace
 
@@ -13,7 +14,8 @@ from spequant.data import Augment, ImageSet, load_digits, train_batches
 from spequant.methods import SPEQ, Distill, Retrain, SPEQDistill
 from spequant.models import resnet8
 from spequant.precision import Mix, Stochastic
-from spequant.recipes import RECIPES, load_run, run
+from spequant.recipes import RECIPES, dry_run, load_run, run
+from spequant.recipes.dry_run import Estimate
 from spequant.recipes.folder import held
 from spequant.recipes.images import measure
 from spequant.recipes.methods import Given, build_method
@@ -46,12 +48,14 @@ def test_a_separate_teacher_comes_from_its_file(tmp_path):
 
 
 IMAGES = 128
+AT_ONCE = Quantization(percentile=99.9)
+"""whose ranges are not searched for"""
 
 
 def trained(folder, **train):
     """A few digits, augmented, from random weights, in four steps."""
     recipe = RECIPES["digits-w2a2-retrain"]()
-    recipe = replace(recipe, network=replace(recipe.network, weights=None), quant=Quantization(percentile=99.9))
+    recipe = replace(recipe, network=replace(recipe.network, weights=None), quant=AT_ONCE)
     recipe = replace(recipe, data=replace(recipe.data, augment=True, images=IMAGES))
     run(replace(recipe, train=replace(recipe.train, epochs=1, batch_size=32, **train)), folder)
     return load_run(folder)[1]
@@ -105,3 +109,26 @@ def test_a_run_that_fails_leaves_the_folder_to_the_one_beside_it(tmp_path):
         (parent / "b").mkdir()
         raise ValueError("its own error")
     assert [path.name for path in parent.iterdir()] == ["b"]
+
+
+def test_what_a_run_would_take(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = RECIPES["digits-w2a2-speq"]()
+    data = replace(recipe.data, images=100, held_out=50)
+    recipe = replace(recipe, data=data, network=replace(recipe.network, weights=None), quant=AT_ONCE)
+    found = dry_run(replace(recipe, train=replace(recipe.train, epochs=7, batch_size=16, tracker="tensorboard")))
+    assert (found.samples, found.epochs, found.steps, found.processes) == ((100, 50, 500), 7, 7 * 6, 1)
+    assert (found.warm, found.timed) == (3, 3)  # of the six steps of an epoch
+    assert found.step_seconds > 0 and found.seconds_first > 0 and found.peak_bytes > 2**20
+    assert 0 < found.weight_bytes < found.parameters  # a quarter of a byte a weight, most of them
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match=r"train\.epochs is 0; expected 1"):
+        dry_run(replace(recipe, train=replace(recipe.train, epochs=0)))
+
+
+def test_an_estimate_in_hours_and_in_words():
+    found = Estimate((1200, 97, 500), 7, 126, 2, 4096, 1024, 72.0, 3, 10, 2.0, 3 * 2**20)
+    assert found.hours == pytest.approx((72 + 2 * 126) / 3600) == 0.09
+    said = "\n".join(found.lines())
+    assert "1200 to train, 97 held out, 500 to test" in said and "126 in 7 epochs, on 2 process" in said
+    assert re.search(r"4096 parameters, 1\.0 KiB.*\n.* 3 MiB.*\n.* 2000\.0 ms, median of 10; .* 3 in 72\.0 s", said)
