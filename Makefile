@@ -63,7 +63,7 @@ define install
 	  if "$$candidate" --version >/dev/null 2>&1; then uv="$$candidate"; break; fi; \
 	done; \
 	if [ -z "$$uv" ] && pip install --quiet uv; then uv="$(BIN)/uv"; fi; \
-	if [ -z "$$uv" ] || ! "$$uv" pip install --python "$(PY)" -e ".[$(1)]" -c constraints.txt; then \
+	if [ -z "$$uv" ] || ! "$$uv" pip install --compile-bytecode --python "$(PY)" -e ".[$(1)]" -c constraints.txt; then \
 	  echo "uv did not install; trying pip"; \
 	  pip install -e ".[$(1)]" -c constraints.txt; \
 	fi
