@@ -5,7 +5,14 @@ import torch
 from torch import nn
 
 import spequant
-from spequant.batch_norm import batch_norm_mode, batch_norm_untracked, dropout_off, modes_kept, synchronise_batch_norm
+from spequant.batch_norm import (
+    SyncBatchNorm,
+    batch_norm_mode,
+    batch_norm_untracked,
+    dropout_off,
+    modes_kept,
+    synchronise_batch_norm,
+)
 from spequant.quantizers import PACT, SAWB
 
 
@@ -72,10 +79,27 @@ def test_everything_is_put_back_after_an_exception():
     assert model[2].p == 0.3 and model[1].track_running_stats
 
 
-def test_synchronised_alone_it_is_plain_batch_norm():
-    model, x = nn.Sequential(nn.Conv1d(2, 3, 1), nn.BatchNorm1d(3)), torch.randn(4, 2, 5)
-    expected, parameters = model(x), list(model.parameters())
-    model[1].reset_running_stats()
-    synchronise_batch_norm(model)
-    torch.testing.assert_close(model(x), expected)
-    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+def test_a_batch_norm_that_does_more_is_refused_by_name():
+    class BatchNormAct(nn.BatchNorm2d):
+        def forward(self, x):
+            return super().forward(x).relu()
+
+    with pytest.raises(ValueError, match=r"0 is a BatchNormAct,.*--train\.no-sync-batch-norm"):
+        synchronise_batch_norm(nn.Sequential(BatchNormAct(2)))
+
+
+def test_synchronised_batch_norm_alone_is_plain_batch_norm():
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.3), nn.Linear(6, 5), nn.Flatten(0, 1))
+    plain.append(nn.BatchNorm1d(6, affine=False, track_running_stats=False))
+    x = torch.randn(2, 3, 8, 8)
+    other = nn.Sequential(*plain)
+    names = list(plain.state_dict())
+    expected = [plain(x), plain.eval()(x)]
+    plain.train()
+    plain[1].reset_running_stats()
+    synchronise_batch_norm(other)
+    assert [type(m) is SyncBatchNorm for m in other] == [False, True, False, False, True]
+    found = [other.train()(x), other.eval()(x)]
+    assert list(other.state_dict()) == names and other[1].weight is plain[1].weight
+    for a, b in zip(expected, found, strict=True):
+        torch.testing.assert_close(a, b)

@@ -1,184 +1,25 @@
-"""Several processes (gloo, on the CPU) against one."""
-
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
+"""What a process says of itself alone, and its share of what all divide."""
 
 import pytest
 import torch
 from torch import nn
 
-import spequant
-from spequant.batch_norm import SyncBatchNorm, synchronise_batch_norm
-from spequant.models import resnet8
-from spequant.processes import portion
-from spequant.quantizers import PACT, SAWB
-from spequant.recipes import RECIPES
-from spequant.recipes.assembly import assemble
-from spequant.train import make_accelerator
-from spequant.train.checkpoint import checkpoints
-
-RANKS = Path(__file__).parent / "support" / "ranks.py"
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+from spequant.processes import gathered, innermost, portion, rank, sum_over_processes, unwrapped, world
 
 
-def launch(folder: Path, world: int) -> dict:
-    """What `world` processes of ranks.py found; one of them without any launcher's variables."""
-    folder.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(world)}
-    processes = []
-    for rank in range(world):
-        here = {**address, "RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
-        command = [sys.executable, str(RANKS), str(folder)]
-        processes.append(subprocess.Popen(command, env={**ENVIRONMENT, **here}, stderr=subprocess.PIPE, text=True))
-    said = [process.communicate()[1] for process in processes]
-    assert not any(process.returncode for process in processes), said
-    return json.loads((folder / "found.json").read_text())
+def test_alone_there_is_nothing_to_bring_together():
+    x = torch.tensor([1.0, 2.0])
+    assert (rank(), world(), gathered("mine")) == (0, 1, ["mine"])
+    assert sum_over_processes(x) is x and x.tolist() == [1.0, 2.0]
 
 
-@pytest.fixture(scope="module")
-def one(tmp_path_factory):
-    return launch(tmp_path_factory.mktemp("ranks") / "one", 1)
-
-
-@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_several_processes_mean_the_same_as_one(one, world, tmp_path):
-    several = launch(tmp_path / "several", world)
-    assert (one["world"], several["world"]) == (1, world)
-    # At 2 bits sums that round otherwise may put a value near a tie on the other code: one of them moves the loss 2e-5.
-    # At the float network's rate one weight's tie would lead elsewhere within steps: Retrain's is low.
-    for arm, rounding in (("float", 1e-5), ("retrain", 1e-4)):
-        for a, b in zip(one[arm]["losses"], several[arm]["losses"], strict=True):
-            assert b == pytest.approx(a, rel=rounding)
-        assert several[arm]["moved"] == pytest.approx(one[arm]["moved"], rel=1e-3)
-        assert several[arm]["accuracy"] == pytest.approx(one[arm]["accuracy"], abs=0.4)  # two images of 500
-    for arm in ("float", "retrain", "accumulated", "unsynchronised", "speq"):
-        assert several[arm]["equal"], f"{arm}: weights differ by rank"
-    # Batch norm without synchronisation, or over half a batch, is another network.
-    assert several["unsynchronised"]["losses"][0] != pytest.approx(one["unsynchronised"]["losses"][0], rel=1e-3)
-    # SPEQ: the student's first pass is the same, the teachers' draws are each rank's own.
-    assert several["speq"]["losses"][0][1] == pytest.approx(one["speq"]["losses"][0][1], rel=1e-3)
-    assert len({tuple(draw) for draw in several["speq"]["draws"]}) == world
-    # Calibration from parts of the samples: the same everywhere, and what one process finds but for its sampling.
-    a, b = one["calibrated"], several["calibrated"]
-    assert b["equal"]
-    eight = {n for n in a["ranges"] if ".add." in n or n in ("conv1", "linear")}  # a few large values decide those
-    for name, clip in a["ranges"].items():
-        assert b["ranges"][name] == pytest.approx(clip, rel=0.15 if name in eight else 0.03), name
-    assert b["means"] == pytest.approx(a["means"], rel=1e-2, abs=1e-3)
-
-
-def train(folder: Path, *arguments: str, processes: int, launcher: Sequence[str] = ()) -> subprocess.Popen:
-    """A run under way, started by `launcher`, by default torchrun."""
-    torchrun = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}")
-    start = [sys.executable, *((launcher or torchrun) if processes > 1 else ())]
-    command = [*start, "-m", "spequant", "train", "digits-w2a2-speq", "--train.device", "cpu", "--out", str(folder)]
-    command += ["--train.epochs", "5", "--network.weights", "None", *arguments]
-    return subprocess.Popen(
-        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("before", "after", "compiled"), [(2, 1, False), (1, 2, False), (2, 2, True)])
-def test_a_killed_rank_ends_the_run_which_resumes_on_any_number(before, after, compiled, tmp_path):
-    folder = tmp_path / "run"
-    options = ["--train.compile"] if compiled else []
-    launched = train(folder, *options, processes=before)
-    while not checkpoints(folder / "checkpoints"):
-        assert launched.poll() is None, launched.communicate()[0]
-        time.sleep(0.05)
-    victim = launched.pid
-    if before > 1:
-        workers = subprocess.run(["pgrep", "-P", str(victim)], capture_output=True, text=True, check=True).stdout
-        victim = int(workers.split()[-1])
-    killed = time.monotonic()
-    os.kill(victim, signal.SIGKILL)
-    said, _ = launched.communicate(timeout=60)
-    assert launched.returncode != 0 and time.monotonic() - killed < 60
-    assert ("Signal 9 (SIGKILL)" in said or before == 1) and not (folder / "result.json").exists()
-    resumed = train(folder, "--resume", *options, processes=after)
-    said, _ = resumed.communicate()
-    assert resumed.returncode == 0, said
-    assert json.loads((folder / "result.json").read_text())["test_accuracy"] > 50
-    starts = json.loads((folder / "environment.json").read_text())
-    assert [s["processes"] for s in starts] == [before, after]
-
-
-@pytest.mark.slow
-def test_accelerate_launch_starts_several_processes_on_a_cpu(tmp_path):
-    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
-    launched = train(tmp_path / "run", processes=2, launcher=launcher)
-    said, _ = launched.communicate(timeout=200)
-    assert launched.returncode == 0, said
-    (start,) = json.loads((tmp_path / "run" / "environment.json").read_text())
-    assert start["processes"] == 2
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["test_accuracy"] > 50
-
-
-def test_a_batch_norm_that_does_more_is_refused_by_name():
-    timm = pytest.importorskip("timm.layers")
-    with pytest.raises(ValueError, match=r"0 is a BatchNormAct2d.*--train\.no-sync-batch-norm"):
-        synchronise_batch_norm(nn.Sequential(timm.BatchNormAct2d(2)))
-
-
-def test_synchronised_batch_norm_alone_is_plain_batch_norm():
-    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.3), nn.Linear(6, 5), nn.Flatten(0, 1))
-    plain.append(nn.BatchNorm1d(6, affine=False, track_running_stats=False))
-    x = torch.randn(2, 3, 8, 8)
-    other = nn.Sequential(*plain)
-    names = list(plain.state_dict())
-    expected = [plain(x), plain.eval()(x)]
-    plain.train()
-    plain[1].reset_running_stats()
-    synchronise_batch_norm(other)
-    assert [type(m) is SyncBatchNorm for m in other] == [False, True, False, False, True]
-    found = [other.train()(x), other.eval()(x)]
-    assert list(other.state_dict()) == names and other[1].weight is plain[1].weight
-    for a, b in zip(expected, found, strict=True):
-        torch.testing.assert_close(a, b)
+def test_the_network_inside_wrappers():
+    network = nn.Linear(2, 2)
+    assert unwrapped(network) is network and innermost(network) is network
+    assert innermost(nn.DataParallel(torch.compile(network))) is network
 
 
 def test_a_share_that_does_not_divide_is_refused():
     assert portion(12, "train.batch_size", 4, 2) == slice(6, 9)
     with pytest.raises(ValueError, match=r"train\.batch_size is 10; expected a multiple of 4"):
         portion(10, "train.batch_size", 4, 0)
-
-
-def test_the_teacher_runs_inside_ddp_and_synchronises_nothing(tmp_path):
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        model = spequant.prepare(resnet8(in_channels=1), weight=SAWB(2), act=PACT(2))
-        spequant.calibrate(model, [torch.rand(64, 1, 8, 8)], samples=64)
-        wrapped = nn.parallel.DistributedDataParallel(model)
-        calls = {wrapped: 0, model: 0}
-        for module in calls:
-            module.register_forward_hook(lambda m, *_: calls.__setitem__(m, calls[m] + 1))
-        losses = spequant.SPEQ()(wrapped, (torch.rand(8, 1, 8, 8), torch.arange(8)))
-        losses.total.backward()
-        assert calls == {wrapped: 1, model: 2}  # the student's pass through it; the teacher's beside it
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_batch_that_does_not_split_is_refused_in_every_process(rank, monkeypatch):
-    accelerator = make_accelerator(device="cpu")
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
-    recipe = RECIPES["digits-float"]()
-    recipe = replace(recipe, train=replace(recipe.train, batch_size=12, accumulate=4, device="cpu"))
-    said = r"train\.batch_size is 12 and train\.accumulate 4, on 2 process.*--train\.batch-size 16,"
-    with pytest.raises(ValueError, match=said):
-        assemble(recipe, accelerator)

@@ -1,20 +1,16 @@
 """Trains, kills the training with SIGKILL at random moments and at each point of writing a checkpoint, resumes it, and
-compares with a run that was left alone. Prints JSON.
-
-    python killer.py FOLDER KILLS POINTS      POINTS: how many random kills; then "4,9" or "all" points
-
-A process of its own, since it forks: each training is a child that need not import anything.
-"""
+compares with a run that was left alone. For a process of its own, since it forks: each training is a child that need
+not import anything."""
 
 import json
 import os
 import random
 import shutil
 import signal
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -85,15 +81,12 @@ def rows(folder: Path) -> list[dict]:
     ]
 
 
-def main() -> None:
-    folder, kills = Path(sys.argv[1]), int(sys.argv[2])
-    points = range(1, 10_000) if sys.argv[3] == "all" else [int(point) for point in sys.argv[3].split(",")]
-    torch.set_num_threads(1)
+def killed(folder: Path, kills: int, points: Iterable[int] | None) -> list[dict]:
+    """Of each trial: name, whether it was killed, whether it ended as the run left alone. `kills` at random moments,
+    then one at each of `points` of writing, None: at all that there are."""
     alone = folder / "alone"
-    run(recipe(), folder / "first")  # imports what it needs, which its forks then have
     start = time.perf_counter()
-    assert until(child(lambda: run(recipe(), alone))) == 0
-    assert equal(folder / "first", alone)
+    run(recipe(), alone)  # and imports what it needs, which the forks then have
     seconds = time.perf_counter() - start
     draw = random.Random(0)
     trials = []
@@ -115,7 +108,7 @@ def main() -> None:
             trials.pop()
             shutil.rmtree(out)
             after /= 2
-    for point in points:
+    for point in count(1) if points is None else points:
         out = folder / f"point{point}"
 
         def work(out=out, point=point) -> None:
@@ -125,8 +118,4 @@ def main() -> None:
         if not trial(out.name, work, None):  # the run had fewer points than that
             trials.pop()
             break
-    print(json.dumps({"seconds": seconds, "trials": trials}))
-
-
-if __name__ == "__main__":
-    main()
+    return trials

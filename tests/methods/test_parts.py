@@ -1,0 +1,64 @@
+"""Parts of a network: its stages and head as they are found, what passes them, what takes their place."""
+
+import pytest
+import torch
+from torch import nn
+
+from reference import quantizers as literal
+from spequant.kinds import head_of
+from spequant.methods.parts import Recorder, replaced, rounded, stages_of
+from spequant.models import vgg16_bn
+
+
+def test_stages_and_head_are_found():
+    network = vgg16_bn()
+    assert stages_of(network) == (*(f"stages.{i}" for i in range(5)), "linear")
+    assert head_of(network) == "linear"
+    nested = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), nn.Linear(2, 2))
+    assert stages_of(nested) == ("0.0", "0.2", "1")
+    with pytest.raises(ValueError, match="ReLU has no linear"):
+        head_of(nn.ReLU())
+
+
+def test_what_does_not_run_is_named(floating):
+    with pytest.raises(ValueError, match=r"no module 'fc'; there are conv1"), Recorder(["fc"]).on(floating):
+        pass
+    with pytest.raises(RuntimeError, match="linear did not run"), Recorder(["linear"]).on(floating):
+        pass
+
+
+def test_a_recorder_keeps_inputs_or_outputs_and_leaves_no_hook(floating, batch):
+    own, kept = Recorder(["linear"], inputs=True), Recorder(["conv1", "linear"])
+    with own.on(floating) as before, kept.on(floating) as after:
+        output = floating(batch[0])
+    assert after["linear"] is output and torch.equal(after["conv1"], floating.conv1(batch[0]))
+    assert torch.equal(floating.linear(before["linear"]), output)
+    found = dict(before)
+    floating(2 * batch[0])
+    assert own.values["linear"] is found["linear"]
+
+
+def test_replaced_modules_are_put_back_after_an_exception(floating):
+    own = floating.linear
+    with pytest.raises(KeyError), replaced(floating, {"linear": nn.Identity()}) as changed:
+        assert isinstance(changed.linear, nn.Identity)
+        raise KeyError
+    assert floating.linear is own
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_rounded_is_its_literal_twin(bits):
+    x = torch.randn(5, 7, requires_grad=True)
+    largest = float(x.detach().abs().max())
+    found = rounded(x, bits)
+    torch.testing.assert_close(
+        found.detach().double(),
+        torch.tensor(literal.symmetric(x.detach().double().numpy(), largest, bits)),
+        rtol=0,
+        atol=1e-6,
+    )
+    found.sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(x))  # straight-through
+    above = x.detach().abs()
+    step = largest / (2**bits - 1)
+    torch.testing.assert_close(rounded(above, bits), torch.round(above / step) * step, rtol=0, atol=1e-6)

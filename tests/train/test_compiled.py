@@ -1,0 +1,70 @@
+"""Without a compiler training goes on, and says so."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from spequant.train import Compiled
+
+
+def test_where_compiling_fails_the_network_itself_is_called(monkeypatch):
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    calls = []
+
+    def fails(*args):
+        calls.append(args)
+        raise BackendCompilerFailed(lambda: None, OSError("no compiler here"), None)
+
+    monkeypatch.setattr(torch, "compile", lambda model, mode=None: fails)
+    model, x = nn.Linear(3, 3), torch.randn(2, 3)
+    compiled = Compiled(model)
+    with pytest.warns(RuntimeWarning, match=r"torch\.compile failed .*--train\.no-compile"):
+        assert torch.equal(compiled(x), model(x))
+    assert torch.equal(compiled(x), model(x)) and len(calls) == 1
+
+
+def test_an_error_of_the_network_is_its_own(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda model, mode=None: model)
+    compiled = Compiled(nn.Linear(3, 3))
+    with warnings.catch_warnings(), pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        warnings.simplefilter("error")
+        compiled(torch.randn(2, 4))
+    assert compiled.fast is not None
+
+
+FALLBACK = """
+import warnings, torch
+from spequant.recipes.methods import Given, build_method
+from spequant.recipes.schema import MethodChoice
+from spequant.train import wrap
+model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ReLU())
+wrapped, x = wrap(model, compile=True), torch.randn(2, 3)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    assert torch.equal(wrapped(x), model(x)) and torch.equal(wrapped(x), model(x))
+    distill = build_method(MethodChoice("distill"), Given(model, 0, 1, lambda bits: model), compile=True)
+    assert torch.equal(distill.teach(model, (x, None)), model(x).detach())
+print([str(w.message)[:60] for w in caught if w.category is RuntimeWarning])
+try:
+    wrapped(torch.randn(2, 4))
+except RuntimeError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_with_a_compiler_that_does_not_run(tmp_path):
+    environment = {**os.environ, "CXX": "/bin/false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", FALLBACK], env=environment, capture_output=True, text=True, check=False, timeout=280
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    said, error = done.stdout.splitlines()
+    assert said == str(["torch.compile failed (InvalidCxxCompiler: No working C++ com"] * 2)
+    assert "shapes cannot be multiplied" in error

@@ -1,0 +1,44 @@
+"""What a quantized network's layers do, sampled on one batch."""
+
+import pytest
+import torch
+from torch import nn
+
+import spequant
+from spequant.layers import act_quantizers
+from spequant.quantizers import LSQ, PACT, SAWB
+from spequant.train import Diagnostics
+
+
+def test_diagnostics_by_layer():
+    model = spequant.prepare(
+        nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), weight=LSQ(2), act=PACT(2), ends=2
+    )
+    x = torch.rand(64, 4)
+    spequant.calibrate(model, [x], samples=64)
+    look = Diagnostics()
+    with torch.no_grad():
+        act_quantizers(model)["0"].clip.fill_(0.5)
+    row = look(model, x)
+    layer = row["layers"]["0"]
+    assert layer["clipped"] == pytest.approx(float((x > 0.5).float().mean())) and layer["high"] == 0.5
+    assert layer["levels"] == layer["of"] == 4 and layer["changed"] is None
+    assert 0 <= row["agreement"] <= 1
+    assert look(model, x)["layers"]["0"]["changed"] == 0
+    with torch.no_grad():
+        model[0].layer.weight.neg_()
+    assert look(model, x)["layers"]["0"]["changed"] > 0.5
+    assert model.training
+
+
+def test_tied_weights_are_compared_once():
+    tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    tied[1].weight = tied[0].weight
+    tied = spequant.prepare(tied, weight=SAWB(2), act=PACT(2), ends=2)
+    x = torch.rand(64, 4)
+    spequant.calibrate(tied, [x], samples=64)
+    look = Diagnostics()
+    look(tied, x)
+    with torch.no_grad():
+        tied[0].layer.weight.neg_()
+    assert look(tied, x)["layers"]["0"]["changed"] > 0.5
