@@ -1,0 +1,61 @@
+"""Without an extra, the tests that need it are skipped, each naming the package: what is left is the core part.
+
+`conftest.py` names this file in `pytest_plugins`; where every package is there, it does nothing.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+import pytest
+
+PACKAGES = (
+    *("accelerate", "brevitas", "build", "datasets", "hatch_fancy_pypi_readme", "hatchling", "importlinter"),
+    *("matplotlib", "onnx", "onnxruntime", "onnxscript", "openvino", "optuna", "PIL", "qonnx", "rich", "scipy"),
+    *("sklearn", "tensorboard", "timm", "tokenizers", "torchmetrics", "torchvision", "transformers", "tyro"),
+)
+ABSENT = {name for name in PACKAGES if find_spec(name) is None}
+SAID = re.compile(r"(?:No module named '|line needs )(\w+)|(\w+)[\w.]* is not installed: pip")
+"""Python's words, and those of `spequant.cli` and `spequant.extras`"""
+
+
+def lacks(said: str) -> str | None:
+    """An absent package that a message names as missing."""
+    return min(ABSENT & {a or b for a, b in SAID.findall(said)}, default=None)
+
+
+@contextmanager
+def skipping() -> Iterator[None]:
+    """Inside, an error that names an absent package skips the test."""
+    try:
+        yield
+    except (ModuleNotFoundError, AssertionError) as error:  # the latter: what a process said that a test started
+        if name := lacks(str(error)):
+            pytest.skip(f"needs {name}")
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+    with skipping():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    with skipping():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    try:
+        report = yield
+    except SystemExit as error:  # of `spequant.cli` as it is imported
+        if (name := lacks(str(error))) is None:
+            raise
+    else:
+        if not report.failed or (name := lacks(str(report.longrepr))) is None:
+            return report
+    return pytest.CollectReport(collector.nodeid, "skipped", (str(collector.path), 0, f"Skipped: needs {name}"), [])
