@@ -22,6 +22,7 @@ FOLDERS = {
     "weights": "weights",
 }
 
+pytest_plugins = ["support.absent"]
 pytest.register_assert_rewrite("support")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # what is not there is an error at once, not after a minute of retries
 torch.set_num_threads(1)  # xdist runs a worker a core; more threads than cores only slows them down
