@@ -5,6 +5,7 @@ No policy here: which layer gets which quantizer is decided in `prepare.py`.
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -58,10 +59,8 @@ class QuantizedLayer(nn.Module):
             input = self.act_quantizer(input)
         if self.weight_quantizer is None:
             return self.layer(input, *args, **kwargs)
-        weight = self.weight_quantizer(self.float_weight)
-        if hasattr(self.layer, "run_with"):
-            return self.layer.run_with(input, weight)  # type: ignore[operator]
-        return functional_call(self.layer, {"weight": weight}, (input, *args), kwargs)
+        _check_own(self.layer, self.weight_quantizer.name)
+        return run_with(self.layer, self.weight_quantizer(self.float_weight), input, *args, **kwargs)
 
     @property
     def float_weight(self) -> Tensor:
@@ -81,6 +80,36 @@ class QuantizedLayer(nn.Module):
             if name in ("layer", "_modules", "_parameters", "_buffers"):
                 raise
             return getattr(self.layer, name)
+
+
+def run_with(layer: nn.Module, weight: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """`layer`(input, *args, **kwargs) as if `weight` were its weight; `layer` itself is only read, so that several
+    threads may run it at once. Its hooks run."""
+    if hasattr(layer, "run_with"):
+        return layer.run_with(input, weight)  # type: ignore[operator]
+    if torch.compiler.is_compiling():  # where swapping the parameter is a matter of the graph alone
+        return functional_call(layer, {"weight": weight}, (input, *args), kwargs)
+    return _with_weight(layer, weight)(input, *args, **kwargs)
+
+
+def _with_weight(layer: nn.Module, weight: Tensor) -> nn.Module:
+    """A module that shares everything with `layer` but has `weight`."""
+    twin = object.__new__(type(layer))
+    vars(twin).update(vars(layer))
+    vars(twin).pop("weight", None)  # where a replica of DataParallel keeps it
+    vars(twin)["_parameters"] = {**layer._parameters, "weight": weight}
+    return twin
+
+
+def _check_own(layer: nn.Module, name: str) -> None:
+    """RuntimeError: the weight of `layer` is no parameter of its own any more, but computed before each forward, past
+    the quantizer. Replicas of DataParallel keep theirs elsewhere."""
+    if "weight" not in layer._parameters and "weight" not in vars(layer).get("_former_parameters", ()):
+        raise RuntimeError(
+            f"{name}: its weight is computed from other tensors since prepare (pruning, weight or spectral norm, a "
+            "parametrization), which would bypass its quantizer; make it a plain parameter again (prune.remove, "
+            "remove_parametrizations), or do so before prepare and call prepare then"
+        )
 
 
 def effective_weight(layer: nn.Module) -> Tensor:

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from spequant.adapters.products import Product
 from spequant.export.grids import act_grid, weight_grid
@@ -12,7 +11,7 @@ from spequant.export.integers import PAIR
 from spequant.export.onnx_integer import OPSET
 from spequant.export.program import Grid
 from spequant.export.reading import layer_attributes
-from spequant.layers import OUTPUT, QuantizedLayer, QuantizedProduct, quantize_output
+from spequant.layers import OUTPUT, QuantizedLayer, QuantizedProduct, quantize_output, run_with
 from spequant.quantizers import Quantizer
 
 
@@ -165,9 +164,7 @@ class Simulated(_InPlace):
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         input = input if self.act is None else self.act(input)
-        if hasattr(self.layer, "run_with"):
-            return self.layer.run_with(input, self.weight)  # type: ignore[operator]
-        return functional_call(self.layer, {"weight": self.weight}, (input, *args), kwargs)
+        return run_with(self.layer, self.weight, input, *args, **kwargs)
 
 
 def integer_form(model: nn.Module, above: str = "") -> None:
