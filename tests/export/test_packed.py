@@ -3,47 +3,25 @@
 import random
 from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
 import spequant
 from spequant.export import load_packed, pack, packed_about
-from spequant.export.bits import pack_bits, packed_size, unpack_bits
-from spequant.models import mobilenet_v2, resnet8, resnet20
-from spequant.quantizers import LSQ, PACT, SAWB, DoReFa, LeastSquares, MinMax
+from spequant.models import resnet18, resnet20
+from spequant.quantizers import LSQ, PACT, SAWB, DoReFa, LeastSquares, MinMax, percentile
 from spequant.quantizers.held import Held
 from spequant.train.freezing import OscillationFreezer
+from support.integer_networks import small
 from support.packed_files import put, rewritten
 
 
 def calibrated(network, weight, act, x, **options):
     model = spequant.prepare(network, weight=weight, act=act, **options)
-    spequant.calibrate(model, [x], samples=len(x))
+    spequant.calibrate(model, [x], samples=len(x), rule=percentile(98.0))
     return model.eval()
-
-
-@given(st.integers(1, 8).flatmap(lambda w: st.tuples(st.just(w), st.lists(st.integers(0, 2**w - 1), max_size=70))))
-def test_codes_of_every_width_come_back(case):
-    width, codes = case
-    data = pack_bits(np.array(codes, np.uint8), width)
-    assert data.size == packed_size(len(codes), width) == -(-len(codes) * width // 8)
-    assert unpack_bits(data, len(codes), width).tolist() == codes
-    # The literal twin: one whole number, code i at bit i * width.
-    assert int.from_bytes(data.tobytes(), "little") == sum(c << (i * width) for i, c in enumerate(codes))
-
-
-def test_codes_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="codes reach 4; expected less than 4, for 2 bits"):
-        pack_bits(np.array([0, 4], np.uint8), 2)
-    with pytest.raises(ValueError, match="3 codes of 3 bits are in 1 bytes; expected 2"):
-        unpack_bits(np.zeros(1, np.uint8), 3, 3)
-    with pytest.raises(ValueError, match="are not zero"):
-        unpack_bits(np.array([0b10000000], np.uint8), 3, 2)
 
 
 @pytest.mark.parametrize(
@@ -60,10 +38,10 @@ def test_codes_that_do_not_fit_are_refused():
 )
 def test_a_packed_network_gives_equal_logits_at_every_precision(weight, act, options, tmp_path):
     x = torch.randn(16, 1, 8, 8)
-    model = calibrated(resnet8(in_channels=1), weight, act, x, **options)
-    pack(model, tmp_path / "a", {"network": "resnet8"})
-    loaded = load_packed(tmp_path / "a", resnet8(in_channels=1))
-    assert torch.equal(loaded(x), model(x)) and packed_about(tmp_path / "a") == {"network": "resnet8"}
+    model = calibrated(small(), weight, act, x, **options)
+    pack(model, tmp_path / "a", {"network": "small"})
+    loaded = load_packed(tmp_path / "a", small())
+    assert torch.equal(loaded(x), model(x)) and packed_about(tmp_path / "a") == {"network": "small"}
     if act is not None:
         outputs = []
         for bits in (2, 3, 5, 8):
@@ -71,19 +49,28 @@ def test_a_packed_network_gives_equal_logits_at_every_precision(weight, act, opt
                 with spequant.precision(network, spequant.Fixed(bits)):
                     outputs.append(network(x))
         assert all(torch.equal(a, b) for a, b in zip(outputs[::2], outputs[1::2], strict=True))
-    pack(loaded, tmp_path / "b", {"network": "resnet8"})
+    pack(loaded, tmp_path / "b", {"network": "small"})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_depthwise_shared_frozen_and_other_tensors(tmp_path):
-    x = torch.randn(4, 3, 16, 16)
-    model = calibrated(mobilenet_v2(), SAWB(2), PACT(2), x)
+def depthwise():
+    layers = nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.ReLU6(), nn.Conv2d(6, 6, 3, 2, 1, groups=6), nn.BatchNorm2d(6)
+    return nn.Sequential(*layers, nn.ReLU6(), nn.Flatten(), nn.Linear(96, 3))
+
+
+@pytest.mark.parametrize("options", [{}, {"per_channel": True}])
+def test_depthwise_and_other_tensors(options, tmp_path):
+    x = torch.randn(4, 3, 8, 8)
+    model = calibrated(depthwise(), LSQ(2), PACT(2), x, **options)
     model.register_buffer("table", torch.arange(5))
     pack(model, tmp_path / "m")
-    network = mobilenet_v2()
+    network = depthwise()
     network.register_buffer("table", torch.zeros(5, dtype=torch.int64))
     loaded = load_packed(tmp_path / "m", network)
     assert torch.equal(loaded(x), model(x)) and loaded.table.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_frozen_weights(tmp_path):
     kept = calibrated(
         nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), LSQ(2), PACT(2), torch.rand(64, 4), ends=2
     )
@@ -96,22 +83,34 @@ def test_depthwise_shared_frozen_and_other_tensors(tmp_path):
     assert torch.equal(load_packed(tmp_path / "f", network)(y), kept(y))
 
 
+def times_smaller(network, folder):
+    save_file(network.state_dict(), folder / "float")
+    pack(calibrated(network, SAWB(2), PACT(2), torch.randn(2, 3, 16, 16)), folder / "packed")
+    return (folder / "float").stat().st_size / (folder / "packed").stat().st_size
+
+
 def test_resnet20_at_two_bits_is_a_twelfth_of_its_float_file(tmp_path):
-    save_file(resnet20().state_dict(), tmp_path / "float")
-    pack(calibrated(resnet20(), SAWB(2), PACT(2), torch.randn(8, 3, 32, 32)), tmp_path / "packed")
-    assert (tmp_path / "packed").stat().st_size <= (tmp_path / "float").stat().st_size / 12
+    assert times_smaller(resnet20(), tmp_path) >= 12
+
+
+@pytest.mark.slow
+def test_resnet18_at_two_bits_is_less_than_a_thirteenth(tmp_path):
+    """`bench infer`'s network."""
+    pytest.importorskip("torchvision")
+    assert times_smaller(resnet18(), tmp_path) >= 13.5
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
+def linear(tmp_path_factory):
+    """(a float network of two layers, its packed file)"""
     network = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
-    path = tmp_path_factory.mktemp("packed") / "small"
+    path = tmp_path_factory.mktemp("packed") / "linear"
     pack(calibrated(network, SAWB(2), PACT(2), torch.rand(64, 6), ends=2), path, {"a": 1})
     return network, path
 
 
-def test_two_thousand_mutated_files_are_all_refused(small, tmp_path):
-    network, path = small
+def test_two_thousand_mutated_files_are_all_refused(linear, tmp_path):
+    network, path = linear
     whole, draw = path.read_bytes(), random.Random(0)
     header = 8 + int.from_bytes(whole[:8], "little")
     target = tmp_path / "mutated"
@@ -140,40 +139,40 @@ def test_two_thousand_mutated_files_are_all_refused(small, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (put("layers", "0", 0, [2**30, 2**30]), "codes are not"),
-        (put("layers", "0", 0, [5, -6]), "has the shapes"),
-        (put("layers", "0", 1, 9), "has 9 bits"),
-        (put("layers", "0", 2, 300), "300 levels"),
-        (put("layers", "0", 3, [7, 1]), "do not broadcast"),
+        (put("layers", "0", 0, [2**30, 2**30]), "0: its codes"),
+        (put("layers", "0", 0, [5, -6]), r"\[5, -6\]"),
+        (put("layers", "0", 1, 9), "0 has 9 bits"),
+        (put("layers", "0", 2, 300), "0 .* 300 levels"),
+        (put("layers", "0", 3, [7, 1]), r"0: .* \[7, 1\]"),
         (put("layers", "9", ["x"]), "contradicts itself"),
         (put("acts", 0, 1, "two"), "contradicts itself"),
-        (put("acts", 0, 3, 1), "no sign"),
+        (put("acts", 0, 3, 1), "1 no sign"),
         (put("slots", "0", [7]), "has the quantizers"),
         (put("slots", "0", [-1]), "has the quantizers"),
         (put("floats", 0, 1, [2**39]), "floats are"),
-        (put("floats", 0, 0, "weight:1"), "ranges are not those"),
+        (put("floats", 0, 0, "weight:1"), "ranges are"),
         (put("floats", []), "floats are"),
         (lambda c, t: t.pop("0.codes"), "contradicts itself"),
-        (lambda c, t: t.update({"0.codes": t["0.codes"].float()}), "codes are not"),
-        (lambda c, t: t.update(more=torch.zeros(2)), "holds more"),
-        (put("slots", "nobody", [0, 0]), "does not have"),
+        (lambda c, t: t.update({"0.codes": t["0.codes"].float()}), "0: its codes"),
+        (lambda c, t: t.update(more=torch.zeros(2)), "holds more,"),
+        (put("slots", "nobody", [0, 0]), "nobody"),
     ],
 )
-def test_a_hostile_file_is_refused_before_anything_large(small, tmp_path, change, message):
-    network, path = small
+def test_a_hostile_file_is_refused_before_anything_large(linear, tmp_path, change, message):
+    network, path = linear
     rewritten(path, tmp_path / "hostile", change)
     with pytest.raises(ValueError, match=message):
         load_packed(tmp_path / "hostile", network)
 
 
-def test_foreign_files_networks_and_models_are_refused(small, tmp_path):
-    network, path = small
-    with pytest.raises(FileNotFoundError, match="expected a packed file"):
+def test_foreign_files_networks_and_models_are_refused(linear, tmp_path):
+    network, path = linear
+    with pytest.raises(FileNotFoundError, match="none"):
         load_packed(tmp_path / "none", network)
     save_file({"a": torch.zeros(1)}, tmp_path / "plain")
-    with pytest.raises(ValueError, match="no packed file"):
+    with pytest.raises(ValueError, match="plain is no packed"):
         load_packed(tmp_path / "plain", network)
-    with pytest.raises(ValueError, match=r"holds 0\.bias, which the network does not have"):
+    with pytest.raises(ValueError, match=r"holds 0\.bias"):
         load_packed(path, nn.Sequential(nn.Linear(6, 5, bias=False), nn.ReLU(), nn.Linear(5, 3)))
     with pytest.raises(ValueError, match=r"0\.weight has shape \(5, 6\); expected \(5, 7\)"):
         load_packed(path, nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3)))
@@ -185,13 +184,19 @@ def test_foreign_files_networks_and_models_are_refused(small, tmp_path):
     with pytest.raises(ValueError, match=r"call spequant\.prepare first"):
         pack(network, tmp_path / "float")
     model = spequant.prepare(network, weight=SAWB(2), act=PACT(2))
-    with pytest.raises(RuntimeError, match="has no range yet"):
+    with pytest.raises(RuntimeError, match="no range yet"):
         pack(model, tmp_path / "uncalibrated")
     assert not (tmp_path / "uncalibrated").exists() and not (tmp_path / "float").exists()
 
 
-def test_what_torch_wraps_is_packed_as_the_network_inside(small, tmp_path):
-    network, path = small
+def test_a_header_that_is_nested_too_deeply_is_a_damaged_file(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "net.packed", {"spequant": "[" * 200_000})
+    with pytest.raises(ValueError, match=r"net\.packed is no packed"):
+        load_packed(tmp_path / "net.packed", nn.Linear(2, 2))
+
+
+def test_what_torch_wraps_is_packed_as_the_network_inside(linear, tmp_path):
+    network, path = linear
     model = load_packed(path, network)
     pack(model, tmp_path / "plain")
     for wrapped in (torch.compile(model), nn.DataParallel(model), torch.compile(nn.DataParallel(model))):

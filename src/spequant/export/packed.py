@@ -87,7 +87,7 @@ def pack(model: nn.Module, path: str | Path, about: Mapping[str, Any] | None = N
         "floats": [[name, list(t.shape)] for name, t in floats],
         "about": dict(about or {}),
     }
-    head = {"format": FORMAT, "digest": _digest(tensors, content), **content}
+    head = {"format": FORMAT, "digest": digest(tensors, content), **content}
     with placed(Path(path)) as temporary:
         temporary.write_bytes(save(tensors, {KEY: json.dumps(head, separators=(",", ":"))}))
 
@@ -283,7 +283,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, "pt") as file:
             head = json.loads((file.metadata() or {})[KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        version, digest = head["format"], head["digest"]
+        version, expected = head["format"], head["digest"]
         content = {k: head[k] for k in ("layers", "acts", "slots", "floats", "about")}
     except (SafetensorError, KeyError, TypeError, ValueError, UnicodeError, RecursionError) as error:
         raise ValueError(f"{path} is no packed file, or a damaged one ({error!r}); write or copy it anew") from error
@@ -291,9 +291,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(
             f"{path}: format is {version!r}; this version reads {FORMAT}: install the version that wrote it"
         )
-    found = _digest(tensors, content)
-    if found != digest:
-        raise ValueError(f"{path} is damaged: digest {found}, expected {digest}; copy it anew")
+    found = digest(tensors, content)
+    if found != expected:
+        raise ValueError(f"{path} is damaged: digest {found}, expected {expected}; copy it anew")
     try:
         _check(content, tensors)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -301,8 +301,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, content
 
 
-def _digest(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> str:
-    """BLAKE2b, 128 bits, of all names, types, shapes and bytes, and of the metadata."""
+def digest(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> str:
+    """BLAKE2b, 128 bits, of all names, types, shapes and bytes of a packed file's tensors, and of its metadata but for
+    format and digest."""
     state = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16)
     for name in sorted(tensors):
         tensor = tensors[name]
