@@ -1,53 +1,41 @@
-"""Hugging Face's Trainer with a method as its loss: gradients, logs, groups, checkpoints, evaluation, refusals."""
+"""Hugging Face's Trainer with a method as its loss: gradients, logs, groups, evaluation, batches, refusals."""
 
 import copy
-import json
-import os
-import re
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 import spequant
-from spequant.integrations import QATTrainer, load_checkpoint
+from spequant.integrations import QATTrainer
 from spequant.layers import act_quantizers
 from spequant.methods import Losses, SPEQDistill
 from spequant.precision import Fixed
 from spequant.quantizers import PACT, SAWB, LSQPlus, Quantizer
 from spequant.tasks import Classification, SpanExtraction
-from support.tokenizer import VOCABULARY, entry, file_of, small_tokenizer
-from support.trainers import STILL, Questions, arguments, padded, prepared, trainer
+from support.trainers import (
+    STILL,
+    At,
+    Questions,
+    arguments,
+    calibrated,
+    copied,
+    interrupt,
+    little_garbage,
+    padded,
+    prepared,
+    trainer,
+)
 from support.transformers_networks import LENGTH, SIZES, answering, inputs, tokens
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "squad_trainer.py"
 
-
-class At(transformers.TrainerCallback):
-    """Calls `do` with the network at an event, at one step or at each."""
-
-    def __init__(self, event, do, step=None):
-        def called(args, state, control, **given):
-            if step in (None, state.global_step):
-                do(given["model"])
-
-        setattr(self, event, called)
-
-
-def equal_states(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def copied(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
+@pytest.fixture(scope="module", autouse=True)
+def quick_starts():
+    with little_garbage():
+        yield
 
 
 # --- the loss ----------------------------------------------------------------------------------------------------
@@ -104,32 +92,31 @@ def test_logs_have_the_means_of_both_parts_since_the_last_log(tmp_path):
         seen.append(method(model, batch))
         return seen[-1]
 
-    # 20 rows in parts of 2, 4 a step: the third step of each epoch has two parts alone
-    changes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "max_steps": 7}
-    run = trainer(tmp_path, method=recorded, rows=Questions(20), changes=changes)
+    # 10 rows in parts of 2, 2 a step: the third step of each epoch has one part alone
+    changes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 7}
+    run = trainer(tmp_path, method=recorded, rows=Questions(10), changes=changes)
     run.train()
     logs = [row for row in run.state.log_history if "loss" in row]
-    assert [row["step"] for row in logs] == [2, 4, 6] and len(seen) == 10 + 10 + 4
+    assert [row["step"] for row in logs] == [2, 4, 6] and len(seen) == 5 + 5 + 2
     for row in logs:
         assert row["loss"] == pytest.approx(row["task"] + 3 * row["distill"], rel=1e-5) and row["distill"] > 0
-    assert logs[0]["task"] == pytest.approx(np.mean([float(x.task.detach()) for x in seen[:8]]), rel=1e-5)
+    assert logs[0]["task"] == pytest.approx(np.mean([float(x.task.detach()) for x in seen[:4]]), rel=1e-5)
     distills = [float(x.distill.detach()) for x in seen]
-    expected = (np.mean(distills[8:10]) + np.mean(distills[10:14])) / 2  # of the third step and the fourth
+    expected = (distills[4] + np.mean(distills[5:7])) / 2  # of the third step and the fourth
     assert logs[1]["distill"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_noting_a_loss_does_not_wait_for_the_device(tmp_path):
-    run = trainer(tmp_path)
-    run.current_gradient_accumulation_steps = 1
     there = torch.zeros((), device="meta")  # whose value nobody can read
     with pytest.raises(RuntimeError):
         float(there)
-    run._note(Losses(there, there, there, there))
+    run = trainer(tmp_path, method=lambda model, batch: Losses(there, there, there, there))
+    assert run.compute_loss(run.model.train(), tokens()) is there
     assert run.sums.device.type == "meta"
 
 
 def test_what_an_interrupted_run_had_not_logged_is_in_no_later_log(tmp_path):
-    stop = At("on_step_end", lambda model: (_ for _ in ()).throw(KeyboardInterrupt), step=1)
+    stop = At("on_step_end", interrupt, step=1)
     run = trainer(tmp_path, callbacks=[stop])
     with pytest.raises(KeyboardInterrupt):
         run.train()
@@ -242,7 +229,7 @@ def test_ranges_are_a_group_of_their_own_and_the_others_are_the_trainers(range_l
     decayed, undecayed, ranges = named_groups(run)
     theirs = named_groups(plain)
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
-    assert ranges == {n for n in trained if n.rpartition(".")[0] in owners} and len(ranges) > 40
+    assert ranges == {n for n in trained if n.rpartition(".")[0] in owners} and len(ranges) > 20
     assert {n.rpartition(".")[2] for n in ranges} == {"step", "offset"}
     assert (decayed, undecayed) == (theirs[0] - ranges, theirs[1] - ranges)
     assert all("LayerNorm" in n or n.endswith("bias") for n in undecayed) and undecayed
@@ -269,161 +256,12 @@ def test_an_optimizer_of_ones_own_is_left_alone_unless_made_before_sharing(tmp_p
     assert run.optimizer.optimizer is own and len(own.param_groups) == 1
     early = prepared(calibrate=False)
     own = torch.optim.SGD(early.parameters(), lr=1e-2)
-    spequant.calibrate(early, [inputs(tokens(16))], samples=16)
-    with pytest.raises(ValueError, match=r"holds \d+ parameters that are not the model's; make it after"):
+    calibrated(early)
+    with pytest.raises(ValueError, match=r"optimizer holds \d+ parameters .*spequant\.calibrate"):
         trainer(tmp_path, early, optimizers=(own, None)).train()
 
 
-# --- checkpoints -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    """(folder, network, method) of a run with dropout, a checkpoint each step, three steps of two parts an epoch."""
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    method = spequant.SPEQ(task=SpanExtraction())
-    run = trainer(folder, prepared(), method, changes=SAVED)
-    run.train()
-    return folder, run.model, method
-
-
-SAVED = {"save_strategy": "steps", "save_steps": 1, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}
-
-
-@pytest.mark.parametrize(("step", "calibrate"), [(3, True), (4, True), (4, False)])
-def test_a_resumed_run_ends_with_equal_weights(uninterrupted, step, calibrate, tmp_path):
-    folder, whole, speq = uninterrupted
-    model, method = prepared(calibrate=calibrate), spequant.SPEQ(task=SpanExtraction())
-    run = trainer(tmp_path, model, method, changes=SAVED)
-    run.train(resume_from_checkpoint=str(folder / f"checkpoint-{step}"))
-    assert run.state.global_step == 6 and method.step == speq.step == 12
-    assert equal_states(model.state_dict(), whole.state_dict())
-
-
-def test_a_run_that_was_stopped_goes_on_to_equal_weights(uninterrupted, tmp_path):
-    _, whole, _ = uninterrupted
-    stop = At("on_step_begin", lambda model: (_ for _ in ()).throw(KeyboardInterrupt), step=4)
-    with pytest.raises(KeyboardInterrupt):
-        trainer(tmp_path, changes=SAVED, callbacks=[stop]).train()
-    run = trainer(tmp_path, prepared(seed=1), changes=SAVED)
-    assert not equal_states(run.model.state_dict(), whole.state_dict())
-    run.train(resume_from_checkpoint=True)
-    assert equal_states(run.model.state_dict(), whole.state_dict())
-
-
-def test_draws_that_began_anew_would_end_with_other_weights(uninterrupted, tmp_path):
-    folder, whole, _ = uninterrupted
-    again = tmp_path / "checkpoint-3"
-    again.mkdir()
-    for file in (folder / "checkpoint-3").iterdir():
-        (again / file.name).write_bytes(file.read_bytes())
-    assert json.loads((again / "method.json").read_text()) == {"step": 6}
-    (again / "method.json").write_text('{"step": 0}')
-    run = trainer(tmp_path, changes=SAVED)
-    run.train(resume_from_checkpoint=str(again))
-    assert not equal_states(run.model.state_dict(), whole.state_dict())
-    (again / "method.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"method\.json does not exist; expected the state of SPEQ"):
-        trainer(tmp_path, changes=SAVED).train(resume_from_checkpoint=str(again))
-
-
-@torch.no_grad()
-def shuffled(model):
-    """All that is trained or counted, at random; the ranges above all."""
-    for parameter in model.parameters():
-        parameter.copy_(torch.rand_like(parameter) + 0.5)
-    for q in act_quantizers(model).values():
-        q.tag += 1000
-    return model
-
-
-@pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta", "electra", "albert"])
-def test_a_saved_network_is_loaded_whole(kind, tmp_path):
-    model = prepared(answering(kind))
-    shared = len({id(q) for m in model.modules() for q in vars(m)["_modules"].values() if isinstance(q, Quantizer)})
-    slots = sum(isinstance(q, Quantizer) for m in model.modules() for q in vars(m)["_modules"].values())
-    assert shared < slots  # query, key and value have one
-    trainer(tmp_path, model).save_model()
-    with torch.no_grad():
-        expected = copied(model)
-    saved = load_file(tmp_path / "model.safetensors")
-    assert saved.keys() == expected.keys()
-    for other in (shuffled(prepared(answering(kind), seed=1)), prepared(answering(kind), calibrate=False)):
-        assert not equal_states(other.state_dict(), expected)
-        load_checkpoint(other, tmp_path)
-        assert equal_states(other.state_dict(), expected)
-        batch = inputs(tokens())
-        assert torch.equal(other.eval()(**batch).end_logits, model.eval()(**batch).end_logits)
-
-
-def test_the_best_network_is_loaded_whole_at_the_end(tmp_path):
-    states, scores = {}, iter([0.1, 0.7, 0.3])
-    run = trainer(
-        tmp_path,
-        compute_metrics=lambda found: {"score": next(scores)},
-        changes={
-            "max_steps": 3,
-            "eval_strategy": "steps",
-            "eval_steps": 1,
-            "save_strategy": "steps",
-            "save_steps": 1,
-            "load_best_model_at_end": True,
-            "metric_for_best_model": "score",
-        },
-    )
-    run.add_callback(At("on_step_end", lambda m: states.update({run.state.global_step: copied(m)})))
-    run.train()
-    assert run.state.best_model_checkpoint.endswith("checkpoint-2")
-    assert equal_states(run.model.state_dict(), states[2])
-    assert not equal_states(states[3], states[2]) and run.method.step == 3
-
-
-def test_what_cannot_be_loaded_whole_is_refused(tmp_path):
-    trainer(tmp_path / "apart", prepared(calibrate=False)).save_model()
-    with pytest.raises(ValueError, match="share a quantizer or a weight that were apart"):
-        load_checkpoint(prepared(), tmp_path / "apart")
-    trainer(tmp_path / "whole").save_model()
-    file = tmp_path / "whole" / "model.safetensors"
-    tensors = load_file(file)
-    name = next(n for n in tensors if n.endswith("key.act_quantizer.step"))
-    content, run = file.read_bytes(), trainer(tmp_path / "whole")
-    save_file({n: t for n, t in tensors.items() if n != name}, file)
-    run.state.best_model_checkpoint = str(tmp_path / "whole")
-    with pytest.raises(ValueError, match=re.escape(name)):
-        run._load_best_model()
-    with pytest.raises(ValueError, match=f"of another network than model .*Missing key.*{re.escape(name)}"):
-        load_checkpoint(prepared(), tmp_path / "whole")
-    with pytest.raises(ValueError, match=re.escape(name)):
-        run.train(resume_from_checkpoint=str(tmp_path / "whole"))
-    file.write_bytes(content[:-100])
-    with pytest.raises(ValueError, match=r"model\.safetensors is damaged .*take an earlier checkpoint"):
-        load_checkpoint(prepared(), tmp_path / "whole")
-    file.write_bytes(content)
-    with pytest.raises(ValueError, match="holds a quantizer of 4 bits, the model one of 3"):
-        load_checkpoint(prepared(act=LSQPlus(3)), tmp_path / "whole")
-    with pytest.raises(ValueError, match="does not exist; expected a checkpoint folder that a QATTrainer saved"):
-        trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "nothing"))
-
-
-def test_a_methods_state_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    run = trainer(tmp_path)
-    run.save_model()
-    run.method.step = 7
-    moved = os.replace
-
-    def broken(source, target):
-        if Path(target).name == "method.json":
-            raise OSError("the disk is full")
-        moved(source, target)
-
-    monkeypatch.setattr(os, "replace", broken)
-    with pytest.raises(OSError, match="the disk is full"):
-        run.save_model()
-    assert json.loads((tmp_path / "method.json").read_text()) == {"step": 0}
-    assert not list(tmp_path.glob(".tmp-*"))
-
-
-# --- data, precision, compilers, processes -------------------------------------------------------------------------
+# --- data, precision ---------------------------------------------------------------------------------------------
 
 
 def test_columns_that_the_method_needs_arrive(tmp_path):
@@ -445,24 +283,22 @@ def test_columns_that_the_method_needs_arrive(tmp_path):
 def test_a_key_that_is_missing_is_named(name, tmp_path):
     run = trainer(tmp_path, rows=Questions(without=[name]), eval_dataset=Questions(without=[name]))
     has = ", ".join(run.train_dataset[0])
-    with pytest.raises(ValueError, match=f"SpanExtraction looks for '{name}' in the batch, which has {has}; let the"):
+    with pytest.raises(ValueError, match=f"SpanExtraction .*'{name}' in the batch, .* {has}; "):
         run.train()
     if name == "attention_mask":
-        with pytest.raises(ValueError, match=f"SpanExtraction looks for '{name}' in the batch"):
+        with pytest.raises(ValueError, match=f"SpanExtraction .*'{name}' in the batch"):
             run.evaluate()
 
 
 def test_a_task_for_other_batches_is_named(tmp_path):
-    with pytest.raises(
-        TypeError, match=r"returned QuestionAnsweringModelOutput with .*start_logits.*a task of your own"
-    ):
+    with pytest.raises(TypeError, match=r"QuestionAnsweringModelOutput with .*start_logits"):
         trainer(tmp_path, method=spequant.SPEQ()).train()
 
     class Pairs(Classification):
         def logits(self, model, batch):
             return model(batch[0])
 
-    with pytest.raises(ValueError, match="Pairs looks for inputs and labels by number in the batch"):
+    with pytest.raises(ValueError, match=r"Pairs .* by number in the batch"):
         trainer(tmp_path, method=spequant.SPEQ(task=Pairs())).train()
 
 
@@ -496,83 +332,6 @@ def test_bf16_is_the_trainers_autocast_and_quantization_stays_fp32(tmp_path):
     assert np.isfinite(run.evaluate()["eval_loss"])
 
 
-RANK = """
-import json, os, sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-import spequant
-from spequant.processes import gathered
-from spequant.tasks import Classification, SpanExtraction
-from support.trainers import STILL, Questions, prepared, trainer
-
-folder, found = Path(sys.argv[1]), {}
-world, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0)))
-common = {"per_device_train_batch_size": 8 // world, "max_grad_norm": 0.0, "optim": "sgd", "save_strategy": "steps"}
-
-def flat(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-arms = {"retrain": (spequant.Retrain, {}), "speq": (spequant.SPEQ, {})}
-if world == 1:
-    arms["compiled"] = (spequant.SPEQ, {"torch_compile_backend": "eager"})
-for name, (make, more) in arms.items():
-    changes = {**common, "save_steps": 3, **more}
-    model = prepared(**STILL)
-    before = flat(model)
-    run = trainer(folder / name, model, make(task=SpanExtraction()), changes=changes)
-    run.train()
-    again = trainer(folder / name, prepared(calibrate=False, **STILL), make(task=SpanExtraction()), changes=changes)
-    again.train(resume_from_checkpoint=str(folder / name / "checkpoint-3"))
-    found[name] = {
-        "wrapped": type(run.model_wrapped).__name__,
-        "moved": (flat(model) - before).tolist(),
-        "equal": all(torch.equal(flat(model), other) for other in gathered(flat(model))),
-        "resumed": all(gathered(torch.equal(flat(model), flat(again.model)))),
-        "logs": [row for row in run.state.log_history if "loss" in row],
-        "loss": run.evaluate(Questions(16))["eval_loss"],
-    }
-if rank == 0:
-    (folder / "found.json").write_text(json.dumps(found))
-"""
-
-
-def launched(folder, world):
-    folder.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(world)}
-    paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    processes = []
-    for rank in range(world):
-        here = {**address, "RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
-        command = [sys.executable, "-c", RANK, str(folder)]
-        processes.append(
-            subprocess.Popen(command, env={**environment, **here}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-        )
-    said = [process.communicate()[1] for process in processes]
-    assert not any(process.returncode for process in processes), said[0].decode()[-4000:]
-    return json.loads((folder / "found.json").read_text())
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_two_processes_and_a_compiler_train_as_one_process_without(tmp_path):
-    one, two = launched(tmp_path / "one", 1), launched(tmp_path / "two", 2)
-    kinds = [found["wrapped"] for run in (one, two) for found in run.values()]
-    bert, parallel, compiled = "BertForQuestionAnswering", "DistributedDataParallel", "OptimizedModule"
-    assert kinds == [bert, bert, compiled, parallel, parallel]
-    for run in (one, two):
-        assert all(found["equal"] and found["resumed"] for found in run.values())
-        for row in [row for found in run.values() for row in found["logs"]]:
-            assert row["loss"] == pytest.approx(row["task"] + row["distill"], rel=1e-5)
-    for a, b in ((one["speq"], one["compiled"]), (one["retrain"], two["retrain"])):
-        x, y = (torch.tensor(found["moved"]) for found in (a, b))
-        assert (x - y).norm() < 1e-3 * x.norm() and x.norm() > 0
-        assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
-
-
 # --- what is refused ---------------------------------------------------------------------------------------------
 
 
@@ -580,7 +339,7 @@ def test_a_method_that_is_none_is_refused(tmp_path):
     with pytest.raises(TypeError, match="argument: 'method'"):
         QATTrainer(prepared(), arguments(tmp_path))  # type: ignore[call-arg]
     for method in ("speq", None, spequant.SPEQ):
-        with pytest.raises(TypeError, match=r"method is .*expected a callable \(model, batch\) -> Losses, e\.g\. SPEQ"):
+        with pytest.raises(TypeError, match=r"method is .*\(model, batch\) -> Losses"):
             QATTrainer(prepared(), arguments(tmp_path), method=method)
     with pytest.raises(TypeError, match=r"method returned a Tensor; expected spequant\.methods\.Losses"):
         trainer(tmp_path, method=lambda model, batch: model(**batch).loss).train()
@@ -589,7 +348,7 @@ def test_a_method_that_is_none_is_refused(tmp_path):
         def state_dict(self):
             return {"step": torch.tensor(0)}
 
-    with pytest.raises(TypeError, match=r"method\.state_dict\(\) cannot be saved as JSON"):
+    with pytest.raises(TypeError, match=r"method\.state_dict\(\) .*JSON"):
         trainer(tmp_path, method=Unsaved())
 
 
@@ -598,10 +357,10 @@ def test_a_network_without_activation_quantizers_is_refused(name, tmp_path):
     speq = spequant.SPEQ(task=SpanExtraction())
     method = speq if name == "SPEQ" else SPEQDistill(speq, spequant.Distill(answering(), task=SpanExtraction()))
     for network in (answering(), spequant.prepare(answering(), weight=SAWB(4), act=None)):
-        message = f"model is a BertForQuestionAnswering without .*{name} draws; call spequant.prepare.*calibrate"
+        message = rf"model is a BertForQuestionAnswering without .*{name} .*spequant\.prepare.*calibrate"
         with pytest.raises(ValueError, match=message):
             trainer(tmp_path, network, method)
-    with pytest.raises(RuntimeError, match=r"has no range yet: call spequant\.calibrate"):
+    with pytest.raises(RuntimeError, match=r"no range yet: .*spequant\.calibrate"):
         trainer(tmp_path, prepared(calibrate=False), method).train()
     trainer(tmp_path, prepared(), method, changes={"max_steps": 1}).train()
 
@@ -614,44 +373,26 @@ def test_a_float_network_is_fine_for_the_methods_that_need_no_quantizer(tmp_path
         assert len(run.optimizer.param_groups) == 2 and "distill" in run.state.log_history[0]
 
 
-def test_settings_that_would_not_act_are_refused(tmp_path):
+def test_settings_that_would_not_act_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="range_lr is -1; expected"):
         trainer(tmp_path, range_lr=-1)
     own = torch.optim.SGD(prepared().parameters(), lr=1e-2)
-    with pytest.raises(ValueError, match=r"range_lr is 0\.01 and optimizers has an optimizer; expected one of the two"):
+    with pytest.raises(ValueError, match=r"range_lr is 0\.01 and optimizers"):
         trainer(tmp_path, range_lr=0.01, optimizers=(own, None))
-    with pytest.raises(ValueError, match=r"range_lr is 0\.01, but the AdamW holds no range; expected None"):
+    with pytest.raises(ValueError, match=r"range_lr is 0\.01, .*AdamW .*expected None"):
         trainer(tmp_path, answering(), spequant.Retrain(task=SpanExtraction()), range_lr=0.01).train()
-    with pytest.raises(ValueError, match="compute_loss_func is given, but the loss is the method's"):
+    with pytest.raises(ValueError, match="compute_loss_func is given"):
         trainer(tmp_path, compute_loss_func=lambda *given, **named: None)
     with pytest.raises(ValueError, match=r"args\.label_smoothing_factor is given"):
         trainer(tmp_path, changes={"label_smoothing_factor": 0.1})
-    with pytest.raises(TypeError, match="unexpected keyword argument 'methods'"):
+    with pytest.raises(TypeError, match="'methods'"):
         trainer(tmp_path, methods=1)
     args = arguments(tmp_path)
     args._n_gpu = 2
-    with pytest.raises(ValueError, match=r"args see 2 GPUs, .*torchrun or accelerate launch"):
+    with pytest.raises(ValueError, match=r"args see 2 GPUs, .*torchrun"):
         QATTrainer(prepared(), args, method=spequant.SPEQ(task=SpanExtraction()))
-    run = trainer(tmp_path)
-    run.is_fsdp_enabled = True
-    with pytest.raises(ValueError, match=r"args\.fsdp shards the network"):
-        run._refuse_what_does_not_work()
-
-
-# --- the example -------------------------------------------------------------------------------------------------
-
-
-def test_the_example_trains_predicts_and_packs(tmp_path):
-    small_tokenizer().save_pretrained(tmp_path / "network")
-    answering(vocab_size=len(VOCABULARY)).save_pretrained(tmp_path / "network")
-    asked = [entry(f"q{i}", "who built the bridge", "king", 4) for i in range(12)]
-    for name in ("train", "dev"):
-        (tmp_path / f"{name}-v1.1.json").write_text(json.dumps(file_of(*asked, context="the king of old stone town")))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(EXAMPLE), "network", ".", "--questions", "10", "--steps", "3", "--out", "out"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert re.search(r"exact match \d+\.\d\d, F1 \d+\.\d\d on 10 questions\nout/model\.packed: 0\.0 MB", done.stdout)
-    network = transformers.AutoModelForQuestionAnswering.from_pretrained(tmp_path / "network")
-    packed = spequant.load_packed(tmp_path / "out" / "model.packed", network)
-    assert packed(input_ids=torch.tensor([[2, 4, 3]])).start_logits.shape == (1, 3)
+    made = QATTrainer.create_accelerator_and_postprocess
+    sharded = lambda self: (made(self), setattr(self, "is_fsdp_enabled", True))  # noqa: E731
+    monkeypatch.setattr(QATTrainer, "create_accelerator_and_postprocess", sharded)
+    with pytest.raises(ValueError, match=r"args\.fsdp shards"):
+        trainer(tmp_path)

@@ -76,7 +76,16 @@ def recipe(place, **changes):
         "questions",
         data=Data("squad", root=place, held_out=15, max_length=40, stride=8),
         network=Network(f"transformers/{place / 'encoder'}", pretrained=True),
-        quant=Quantization("lsq", 4, act="lsq-plus", act_bits=4, residual_bits=None, product_bits=8, per_channel=True),
+        quant=Quantization(
+            "lsq",
+            4,
+            act="lsq-plus",
+            act_bits=4,
+            residual_bits=None,
+            product_bits=8,
+            per_channel=True,
+            percentile=99.9,
+        ),
         method=MethodChoice("speq"),
         train=Training(
             epochs=2, batch_size=15, optimizer="adamw", lr=3e-3, precision="fp32", compile=False, device="cpu"
@@ -133,26 +142,35 @@ def test_its_figures_are_the_official_ones_of_its_answers(finished):
     assert (found["test_exact_match"], found["test_f1"]) == (pytest.approx(exact), pytest.approx(f1))
 
 
-def test_evaluation_packing_and_export_answer_alike(finished, tmp_path, capsys):
+def test_evaluation_and_packing_answer_alike(finished, tmp_path, capsys):
     expected = figures(finished / "speq")
     (row,) = evaluate_source(finished / "speq")
     assert row["f1"] == pytest.approx(expected["test_f1"]) and row["samples"] == 36 and row["engine"] == "torch"
-    report = export_source(finished / "speq", "packed")
-    assert report.path == finished / "speq" / "model.packed" and report.size < report.float_size / 2
+    shutil.copytree(finished / "speq", tmp_path / "speq")
+    report = export_source(tmp_path / "speq", "packed")
+    assert report.path == tmp_path / "speq" / "model.packed" and report.size < report.float_size / 2
     (packed,) = evaluate_source(report.path, root=finished)
     assert packed["f1"] == row["f1"] and packed["exact_match"] == row["exact_match"]
     wider, narrower = evaluate_source(report.path, act_bits=(8, 2), root=finished)
     assert wider["act_bits"] == 8 and narrower["f1"] <= wider["f1"]
+    main(["evaluate", str(report.path), "--images", "9", "--root", str(finished)])
+    assert "questions 9" in capsys.readouterr().out
+    assert str(finished).encode() not in report.path.read_bytes()  # no paths of this machine
+
+
+@pytest.mark.slow
+def test_an_export_answers_alike_in_its_engine(finished, tmp_path, capsys):
     pytest.importorskip("onnxruntime")
-    main(["export", str(finished / "speq"), "--to", "mixed"])
+    shutil.copytree(finished / "speq", tmp_path / "speq")
+    (row,), out = evaluate_source(finished / "speq"), tmp_path / "speq" / "model.mixed.onnx"
+    main(["export", str(tmp_path / "speq"), "--to", "mixed"])
     said = capsys.readouterr().out
     assert "arg-max equal on" in said and "f1" in said and "exact_match" in said
-    (engine,) = evaluate_source(finished / "speq" / "model.mixed.onnx", root=finished)
+    (engine,) = evaluate_source(out, root=finished)
     assert engine["engine"] == "onnxruntime" and abs(engine["f1"] - row["f1"]) <= 100 * 2 / 36
-    main(["evaluate", str(finished / "speq" / "model.mixed.onnx"), "--images", "9", "--root", str(finished)])
+    main(["evaluate", str(out), "--images", "9", "--root", str(finished)])
     assert "questions 9" in capsys.readouterr().out
-    for path in (report.path, finished / "speq" / "model.mixed.onnx"):  # no paths of this machine
-        assert str(finished).encode() not in path.read_bytes()
+    assert str(finished).encode() not in out.read_bytes()  # no paths of this machine
 
 
 def test_a_run_does_not_need_the_folder_that_its_network_came_from(finished, tmp_path):
@@ -175,7 +193,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(place, tmp_path):
         def epoch(self, row):
             pass
 
-    made = recipe(place)
+    made = recipe(place, data=replace(recipe(place).data, images=60), quant=replace(recipe(place).quant, act="lsq"))
     run(made, tmp_path / "whole")
     with pytest.raises((KeyboardInterrupt, Interrupted)):
         run(made, tmp_path / "parts", Stop())
@@ -192,7 +210,7 @@ def test_two_parts_of_a_batch_add_up_to_the_whole(place, tmp_path):
 
     found = []
     for parts in (1, 3):
-        made = recipe(place, method=MethodChoice("retrain"))
+        made = recipe(place, method=MethodChoice("retrain"), quant=replace(recipe(place).quant, act="lsq"))
         made = replace(made, train=replace(made.train, accumulate=parts))
         assembly = assemble(made, start_processes(made, tmp_path))
         assembly.state.wrapped.train()
@@ -222,9 +240,9 @@ def test_the_part_and_what_is_held_out_are_other_texts_and_always_the_same(place
         rest, held = divided(train, None, count)
         assert len(held) == count and not {q.context for q in rest} & {q.context for q in held}
         assert len(rest) == 180 - count - count % 2
-    with pytest.raises(ValueError, match=r"data.held_out is 180; expected 0 to 179"):
+    with pytest.raises(ValueError, match=r"data\.held_out is 180; expected 0 to 179"):
         divided(train, None, 180)
-    with pytest.raises(ValueError, match=r"data.images is 170; expected 1 to 164 questions"):
+    with pytest.raises(ValueError, match=r"data\.images is 170; expected 1 to 164"):
         divided(train, 170, 15)
 
 
@@ -232,8 +250,9 @@ def test_dry_run_and_the_list_of_runs(finished, capsys):
     arguments = ["--data.root", str(finished), "--network.name", f"transformers/{finished / 'encoder'}"]
     settings = ["--data.max-length", "40", "--data.stride", "8", "--train.batch-size", "15", "--train.no-compile"]
     start = ["--network.weights", str(finished / "float")]
-    main(["train", "squad-bert-w3a3-speq", *arguments, *settings, "--train.precision", "fp32", "--dry-run", *start])
-    assert "180 to train, 0 held out, 36 to test" in capsys.readouterr().out
+    quick = ["--train.precision", "fp32", "--quant.percentile", "99.9", "--data.images", "60"]
+    main(["train", "squad-bert-w3a3-speq", *arguments, *settings, *quick, "--dry-run", *start])
+    assert "60 to train, 0 held out, 36 to test" in capsys.readouterr().out
     main(["runs", str(finished)])
     assert f"{figures(finished / 'speq')['test_f1']:.2f}" in capsys.readouterr().out
     main(["compare", str(finished / "float"), str(finished / "speq")])
@@ -244,23 +263,24 @@ def test_dry_run_and_the_list_of_runs(finished, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"network": Network("resnet20")}, r"network.name is 'resnet20' and data.name 'squad'; expected transformers/"),
-        ({"data": Data("digits")}, "and data.name 'digits'; expected a network for images"),
-        ({"data": Data("squad", workers=2)}, "data.workers is 2, which has no effect: squad is a set of questions"),
-        ({"train": Training(label_smoothing=0.1)}, "train.label_smoothing is 0.1, which has no effect on questions"),
+        (
+            {"network": Network("resnet20")},
+            r"network\.name is 'resnet20' and data\.name 'squad'; .*transformers/",
+        ),
+        ({"data": Data("digits")}, r"network\.name .*and data\.name 'digits'"),
+        ({"data": Data("squad", workers=2)}, r"data\.workers is 2, .*squad"),
+        ({"train": Training(label_smoothing=0.1)}, r"train\.label_smoothing is 0\.1, .*questions"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(place, changes, message):
     with pytest.raises(ValueError, match=message):
         check(recipe(place, **changes))
-    with pytest.raises(ValueError, match=r"data.stride is 16, which has no effect: it is for questions"):
+    with pytest.raises(ValueError, match=r"data\.stride is 16, .*questions"):
         check(Recipe(data=Data("digits", stride=16)))
 
 
-def test_networks_and_tokenizers_that_do_not_fit_are_named(place, tmp_path):
+def test_lengths_and_tokenizers_that_do_not_fit_are_named(place, tmp_path):
     cpu = torch.device("cpu")
-    with pytest.raises(ValueError, match=r"network.name is 'transformers//nowhere': expected a tokenizer"):
-        Questions(recipe(place, network=Network("transformers//nowhere")), cpu)
     with pytest.raises(ValueError, match=r"max_length is 65; expected at most 64"):
         Questions(recipe(place, data=replace(recipe(place).data, max_length=65)), cpu)
     shutil.copytree(place / "encoder", tmp_path / "small")
@@ -268,13 +288,6 @@ def test_networks_and_tokenizers_that_do_not_fit_are_named(place, tmp_path):
     (tmp_path / "small" / "config.json").write_text(json.dumps({**config, "vocab_size": 5}))
     with pytest.raises(ValueError, match="vocab_size is 5; expected"):
         Questions(recipe(place, network=Network(f"transformers/{tmp_path / 'small'}")), cpu)
-    bare = transformers.BertModel(transformers.BertConfig(**{**SIZES, "hidden_size": 32}))
-    shutil.copytree(place / "encoder", tmp_path / "bare")
-    bare.save_pretrained(tmp_path / "bare")
-    headless = recipe(place, network=Network(f"transformers/{tmp_path / 'bare'}", pretrained=True))
-    with pytest.raises(ValueError, match=r"weights lack qa_outputs.*--network.new-head for a random qa_outputs"):
-        Questions(headless, cpu).network()
-    Questions(replace(headless, network=replace(headless.network, new_head=True)), cpu).network()
 
 
 def test_a_packed_file_that_does_not_tell_its_network_says_so(finished, tmp_path):
@@ -283,9 +296,9 @@ def test_a_packed_file_that_does_not_tell_its_network_says_so(finished, tmp_path
     path = export_source(finished / "speq", "packed", tmp_path / "whole.packed", images=3).path
     facts, model = packed_about(path), load_run(finished / "speq")[1]
     for change, message in (
-        ({"network": None}, "does not say what network it holds"),
+        ({"network": None}, "does not say what network"),
         ({"network": {"model_type": "nothing"}}, "configuration cannot be read"),
-        ({"network": {**facts["network"], "num_hidden_layers": 1}}, "which the network does not have"),
+        ({"network": {**facts["network"], "num_hidden_layers": 0}}, r"bert\.encoder\.layer\.0"),
     ):
         spequant.pack(model, tmp_path / "other.packed", {**facts, **change})
         with pytest.raises(ValueError, match=message):
@@ -297,10 +310,10 @@ def logits_at(source, bits):
         return source.model(torch.arange(5, 15)[None], torch.ones(1, 10, dtype=torch.int64)).start_logits
 
 
-def test_other_widths_inspection_and_times(finished, tmp_path, capsys):
+def test_other_widths_and_inspection(finished, tmp_path, capsys):
     packed, rows = tmp_path / "net.packed", tmp_path / "rows.json"
     export_source(finished / "speq", "packed", packed, images=3)
-    with pytest.raises(ValueError, match=r"expected a tokenizer; .* Or put the run's folder 'network' beside .*packed"):
+    with pytest.raises(ValueError, match=r"expected a tokenizer; .*'network' beside .*packed"):
         evaluate_source(packed, root=finished)
     shutil.copytree(finished / "speq" / "network", tmp_path / "network")
     by_width = evaluate_source(packed, act_bits=[1, 4, 8], root=finished)
@@ -314,20 +327,26 @@ def test_other_widths_inspection_and_times(finished, tmp_path, capsys):
     costs = json.loads(rows.read_text())
     assert "word_embeddings" in capsys.readouterr().out
     assert sum(layer["macs"] for layer in costs["layers"]) == costs["total"]["macs"] > 0
+    with pytest.raises(SystemExit, match=r"length is 0; expected 1 or more"):
+        main(["bench", "infer", str(packed), "--length", "0"])
+    with pytest.raises(SystemExit, match=r"length is 65: "):
+        main(["bench", "infer", str(packed), "--length", "65"])
+
+
+@pytest.mark.slow
+def test_times_of_engines_and_an_export_at_other_widths(finished, tmp_path):
+    packed, rows = tmp_path / "net.packed", tmp_path / "rows.json"
+    export_source(finished / "speq", "packed", packed, images=3)
+    shutil.copytree(finished / "speq" / "network", tmp_path / "network")
     report = export_source(packed, "mixed", tmp_path / "eight.onnx", act_bits=8, images=10, root=finished)
-    assert report.figures["f1"][0] == pytest.approx(
-        evaluate_source(packed, act_bits=[8], images=10, root=finished)[0]["f1"]
-    )
+    expected = evaluate_source(packed, act_bits=[8], images=10, root=finished)[0]["f1"]
+    assert report.figures["f1"][0] == pytest.approx(expected)
     main(["bench", "infer", str(packed), "--rounds", "1", "--bits", "4", "8", "--length", "24", "--json", str(rows)])
     timed = json.loads(rows.read_text())
     assert [(row["engine"], row["name"]) for row in timed] == [
         (engine, name) for engine in ("onnxruntime", "openvino") for name in ("fp32", "W4A4", "W4A8")
     ]
     assert all(row["ms"] > 0 for row in timed) and timed[0]["times_faster_than_fp32"] == 1
-    with pytest.raises(SystemExit, match=r"length is 0; expected 1 or more"):
-        main(["bench", "infer", str(packed), "--length", "0"])
-    with pytest.raises(SystemExit, match=r"length is 65: the network does not run on it"):
-        main(["bench", "infer", str(packed), "--length", "65"])
 
 
 @pytest.mark.parametrize(
@@ -348,11 +367,9 @@ def test_a_file_tells_the_hubs_name_of_a_network_and_no_folders(finished, name, 
 
 def test_formats_of_image_networks_are_refused(finished):
     for to in ("onnx", "openvino", "qonnx"):
-        with pytest.raises(
-            ValueError, match=f"--to {to} has no form for a network on tokens; expected packed or mixed"
-        ):
+        with pytest.raises(ValueError, match=rf"--to {to} .*expected packed or mixed"):
             export_source(finished / "speq", to)
-    with pytest.raises(ValueError, match=r"preprocessing is of images"):
+    with pytest.raises(ValueError, match="preprocessing is of images"):
         export_source(finished / "speq", "mixed", preprocessing=True)
-    with pytest.raises(ValueError, match="engine is 'openvino'; a network for questions runs in torch"):
+    with pytest.raises(ValueError, match="engine is 'openvino'; "):
         evaluate_source(finished / "speq", engine="openvino")

@@ -1,6 +1,9 @@
-"""Hugging Face's Trainer on small networks for question answering."""
+"""Hugging Face's Trainer on networks for question answering of one layer."""
 
 import copy
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import transformers
@@ -9,7 +12,7 @@ from torch.utils.data import Dataset
 
 import spequant
 from spequant.integrations import QATTrainer
-from spequant.quantizers import LSQ, LSQPlus
+from spequant.quantizers import LSQ, LSQPlus, percentile
 from spequant.tasks import SpanExtraction
 from support.transformers_networks import LENGTH, answering, inputs, tokens
 
@@ -43,7 +46,7 @@ def padded(rows):
 
 
 def prepared(network=None, *, calibrate=True, act=None, seed=0, **changes):
-    """Of a network made anew, its settings changed; copies are given out, as calibration takes seconds."""
+    """Of a network made anew, its settings changed; copies are given out, as calibration takes time."""
     key = repr((calibrate, act, seed, changes))
     if network is None and key in MADE:
         return copy.deepcopy(MADE[key])
@@ -51,13 +54,52 @@ def prepared(network=None, *, calibrate=True, act=None, seed=0, **changes):
     given = answering(**changes) if network is None else network
     model = spequant.prepare(given, weight=LSQ(4), per_channel=True, act=act or LSQPlus(4), products=4, residual=None)
     if calibrate:
-        spequant.calibrate(model, [inputs(tokens(16))], samples=16)
+        calibrated(model)
     if network is None:
         MADE[key] = copy.deepcopy(model)
     return model
 
 
 MADE: dict[str, nn.Module] = {}
+
+
+def calibrated(model):
+    """By a quick rule: which ranges they are is of no matter here."""
+    spequant.calibrate(model, [inputs(tokens(16))], samples=16, rule=percentile(99.9))
+    return model
+
+
+@contextmanager
+def little_garbage() -> Iterator[None]:
+    """Inside, a Trainer starts at once: it collects garbage, for a third of a second where it looks through torch."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+class At(transformers.TrainerCallback):
+    """Calls `do` with the network at an event, at one step or at each."""
+
+    def __init__(self, event, do, step=None):
+        def called(args, state, control, **given):
+            if step in (None, state.global_step):
+                do(given["model"])
+
+        setattr(self, event, called)
+
+
+def interrupt(model):
+    raise KeyboardInterrupt
+
+
+def copied(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def equal_states(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def arguments(folder, **changes):

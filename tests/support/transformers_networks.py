@@ -8,11 +8,11 @@ SIZES = {
     "vocab_size": WORDS,
     "hidden_size": 16,
     "num_attention_heads": 2,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "intermediate_size": 32,
     "max_position_embeddings": 64,
 }
-DISTIL = {"vocab_size": WORDS, "dim": 16, "n_heads": 2, "n_layers": 2, "hidden_dim": 32, "max_position_embeddings": 64}
+DISTIL = {"vocab_size": WORDS, "dim": 16, "n_heads": 2, "n_layers": 1, "hidden_dim": 32, "max_position_embeddings": 64}
 CONFIGS = {
     "bert": lambda: transformers.BertConfig(**SIZES),
     "roberta": lambda: transformers.RobertaConfig(**SIZES),

@@ -1,42 +1,14 @@
-"""CIFAR-100 and Fashion-MNIST from their files: what is read, where it is looked for, errors that name the file."""
+"""Fashion-MNIST from its files: what is read, where it is looked for, errors that name the file."""
 
 import gzip
 
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock, Timeout
 
-from spequant.data import fashion_mnist, load_cifar10, load_cifar100, load_digits, load_fashion_mnist
-from spequant.recipes.build import LOADERS, build_data
-from spequant.recipes.schema import Data
+from spequant.data import fashion_mnist, load_fashion_mnist
 
 SHAPES = {name: (6 if name.startswith("train") else 4, *shape[1:]) for name, shape in fashion_mnist.FILES.items()}
-
-
-def test_cifar100(cifar100_data):
-    train, test = load_cifar100(cifar100_data)
-    assert (len(train), len(test), train.classes, train.images.shape[1:]) == (50_000, 10_000, 100, (3, 32, 32))
-    assert torch.bincount(train.labels).tolist() == [500] * 100 and torch.bincount(test.labels).tolist() == [100] * 100
-    row = np.fromfile(cifar100_data / "cifar-100-binary" / "test.bin", np.uint8, 3074, offset=7 * 3074)
-    assert int(test.labels[7]) == row[1] and test.images[7].flatten().tolist() == row[2:].tolist()
-    pixels = train.images[::10].transpose(0, 1).flatten(1).float() / 255
-    torch.testing.assert_close(pixels.mean(1), torch.tensor(train.mean), rtol=0, atol=5e-3)
-    torch.testing.assert_close(pixels.std(1), torch.tensor(train.std), rtol=0, atol=5e-3)
-
-
-def test_damaged_or_missing_cifar100_names_the_file(tmp_path):
-    folder = tmp_path / "cifar-100-binary"
-    with pytest.raises(FileNotFoundError, match=r"train\.bin does not exist; expected 153700000 bytes.*CIFAR-100"):
-        load_cifar100(tmp_path)
-    folder.mkdir()
-    (folder / "train.bin").write_bytes(b"\0" * 153_700_000)
-    (folder / "test.bin").write_bytes(b"\0" * 100)
-    with pytest.raises(ValueError, match=r"test\.bin has 100 bytes; expected 30740000"):
-        load_cifar100(folder)
-    (folder / "test.bin").write_bytes(b"\x64" * 30_740_000)
-    with pytest.raises(ValueError, match="holds the label 100; expected 0 to 99"):
-        load_cifar100(tmp_path)
 
 
 def idx(shape, value=0):
@@ -103,33 +75,8 @@ def test_damaged_or_missing_fashion_mnist_names_the_file(small):
 
 @pytest.mark.skipif(not fashion_mnist.DEBIAN.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_fashion_mnist_of_debian(tmp_path):
-    train, held, test = build_data(Data("fashion-mnist", root=tmp_path, held_out=1000), torch.device("cpu"))
-    assert held is not None and (len(train), len(held), len(test)) == (59_000, 1000, 10_000)
+    train, test = load_fashion_mnist(tmp_path)
+    assert (len(train), len(test)) == (60_000, 10_000)
     assert torch.bincount(test.labels).tolist() == [1000] * 10
     pixels = train.images.float() / 255
     assert abs(pixels.mean() - train.mean[0]) < 1e-3 and abs(pixels.std() - train.std[0]) < 1e-3
-
-
-@pytest.mark.parametrize(("name", "title"), [("cifar10", "CIFAR-10"), ("cifar100", "CIFAR-100")])
-def test_a_set_without_a_place_of_its_own_needs_a_root(name, title, monkeypatch):
-    monkeypatch.delenv("SPEQUANT_DATA", raising=False)
-    with pytest.raises(ValueError, match=rf"data\.root is not set; expected the folder of {title}:"):
-        build_data(Data(name), torch.device("cpu"))
-
-
-def test_torchvisions_damaged_layout_is_named(tmp_path):
-    pytest.importorskip("torchvision.datasets")
-    (tmp_path / "cifar-10-batches-py").mkdir()
-    with pytest.raises(ValueError, match=r"cifar-10-batches-py is missing files or damaged.*fetch it anew"):
-        load_cifar10(tmp_path)
-
-
-def test_one_run_at_a_time_downloads_into_a_folder(tmp_path, monkeypatch):
-    def load(root, download):
-        with pytest.raises(Timeout):
-            FileLock(root / ".download.lock").acquire(timeout=0)
-        return load_digits()
-
-    monkeypatch.setitem(LOADERS, "cifar10", load)
-    train, _, _ = build_data(Data("cifar10", tmp_path / "new", download=True, held_out=0), torch.device("cpu"))
-    assert len(train) > 1000 and FileLock(tmp_path / "new/.download.lock").acquire(timeout=0)
