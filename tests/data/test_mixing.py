@@ -47,7 +47,7 @@ def test_images_and_targets_are_mixed_at_one_share_and_nothing_else_is_drawn(mix
 
 
 def test_what_cannot_be_mixed_is_refused():
-    with pytest.raises(ValueError, match=r"a batch of 7 images cannot be mixed in pairs; .*train\.batch_size"):
+    with pytest.raises(ValueError, match=r"batch of 7 images .*train\.batch_size"):
         Mixing(0.2)(*batch(7), 5)
     for settings, message in (({"mixup": -1}, "mixup is -1"), ({"smoothing": 1.0}, r"label smoothing is 1\.0")):
         with pytest.raises(ValueError, match=message):

@@ -101,7 +101,7 @@ def test_embeddings_that_cannot_be_quantized_are_named(name):
         def forward(self, x):
             return self.fc(self.table(x))
 
-    with pytest.raises(ValueError, match=rf"table is an embedding with .*{name}.*skip=\['table'\]"):
+    with pytest.raises(ValueError, match=rf"table is .* with .*{name}.*skip=\['table'\]"):
         spequant.prepare(Bag(), weight=SAWB(4), act=PACT(4))
     spequant.prepare(Bag(), weight=SAWB(4), act=PACT(4), skip=["table"])
 

@@ -99,11 +99,7 @@ def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | No
     given = Given(network, settings.seed, steps * parts, quantized, model, field.task, parts)
     method = build_method(recipe.method, given, compile=settings.compile)
     partner = trained_by(method)
-    if partner is not None and world() > 1:
-        raise ValueError(
-            f"method.name is {recipe.method.name!r}, which trains a network beside the student; there are {world()} "
-            "processes, expected one"
-        )
+    _check_alone(recipe, partner)
     if world() > 1 and settings.sync_batch_norm:
         synchronise_batch_norm(model)
     optimizer = make_optimizer(
@@ -129,6 +125,15 @@ def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | No
     if snapshot is not None:
         state.restore(snapshot)
     return Assembly(recipe, accelerator, field, state)
+
+
+def _check_alone(recipe: Recipe, partner: nn.Module | None) -> None:
+    """ValueError where several processes would each train a `partner` of their own."""
+    if partner is not None and world() > 1:
+        raise ValueError(
+            f"method.name is {recipe.method.name!r}, which trains a network beside the student; there are {world()} "
+            "processes, expected one"
+        )
 
 
 def _check_parts(settings: Training) -> None:
