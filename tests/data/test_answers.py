@@ -103,5 +103,5 @@ def test_scores_of_nothing_are_refused(questions):
         exact_match_and_f1({}, [])
     with pytest.raises(ValueError, match=r"predictions .*\('x' \.\.\.\) .*questions \('q0'"):
         exact_match_and_f1({"x": "king"}, questions)
-    with pytest.raises(ValueError, match="question q .*no answer"):
+    with pytest.raises(ValueError, match=r"question q .*no answer"):
         exact_match_and_f1({}, [Question("q", "who", "x", (), ())])

@@ -124,7 +124,7 @@ def test_a_loss_that_is_finite_when_repeated_is_said_to_be():
     guard = FiniteGuard(state, lambda batch: train_step(state, batch, make_accelerator()), batches, STEPS)
     state.step = 3
     guard.note(torch.tensor(math.nan))
-    with pytest.raises(FloatingPointError, match="between steps 1 and 3,.* repeated"):
+    with pytest.raises(FloatingPointError, match=r"between steps 1 and 3,.* repeated"):
         guard.check()
 
 
