@@ -1,5 +1,5 @@
 """Any network: prepare, calibrate, a SPEQ step, a switch of precision, a round trip of the state; and how much of each
-is quantized, which is the table of docs/coverage.md (`SPEQUANT_WRITE=1 pytest tests/test_coverage.py` writes its rows)."""
+is quantized, the table of docs/coverage.md (`SPEQUANT_WRITE=1 pytest tests/test_coverage.py` writes its rows)."""
 
 import os
 import warnings
