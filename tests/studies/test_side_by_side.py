@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +27,14 @@ def shell(tmp_path, monkeypatch) -> None:
     path.write_text('#!/bin/bash\n[ "$1 $2" = "-m spequant" ] || exit 8\nshift 2\nexec bash -c "$*"\n')
     path.chmod(0o755)
     monkeypatch.setattr(module, "sys", SimpleNamespace(executable=str(path)))
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """SIGINT as in a shell's foreground: a background job starts with it ignored, and so would all that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def jobs(**lines: str) -> list[Job]:
