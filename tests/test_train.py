@@ -148,9 +148,7 @@ def test_an_average_of_the_weights_is_the_result(prepared):
 
 
 def test_a_loss_that_is_not_finite_stops_training(prepared):
-    with pytest.raises(
-        FloatingPointError, match=r"not finite at epoch 1, step \d.*the first to go: .*lower the learning rate"
-    ):
+    with pytest.raises(FloatingPointError, match=r"not finite at epoch 1, step \d.*: lower the learning rate"):
         losses_of(prepared, spequant.Retrain(), lr=1e12)
 
 
