@@ -37,18 +37,21 @@ class Terminal:
         now = f"loss {row['task']:.3f}  acc {row['train_accuracy']:.1f} %  {row['images_per_second']:.0f} a second"
         self.bar.update(self.task, completed=progress.done, now=now)
 
+    def say(self, line: str) -> None:
+        if self.bar.disable:
+            print(f"{self.name}  {line}", flush=True)
+        else:
+            self.bar.print(f"{self.name}  {line}")
+
     def epoch(self, row: dict[str, Any]) -> None:
         found = in_words(figures(row, "held_out_"))
         held = f"  {found}" if found else ""
         left = row["seconds"] * (row["epochs"] - row["epoch"])
         line = (
-            f"{self.name}  epoch {row['epoch']}/{row['epochs']}  loss {row['task']:.4f}  distill {row['distill']:.4f}  "
+            f"epoch {row['epoch']}/{row['epochs']}  loss {row['task']:.4f}  distill {row['distill']:.4f}  "
             f"train {row['train_accuracy']:.2f} %{held}  {row['images_per_second']:.0f} a second  {left:.0f} s left"
         )
-        if self.bar.disable:
-            print(line, flush=True)
-        else:
-            self.bar.print(line)
+        self.say(line)
 
 
 def in_words(found: dict[str, float]) -> str:

@@ -93,7 +93,7 @@ def test_gradients_add_up_over_parts_of_a_batch_and_are_clipped():
 
 
 def test_a_loss_that_is_not_finite_stops_training(prepared):
-    with pytest.raises(FloatingPointError, match=r"not finite at epoch 1, step \d.*first to go"):
+    with pytest.raises(FloatingPointError, match=r"not finite at epoch 1, step \d.*: lower"):
         losses_of(prepared, spequant.Retrain(), lr=1e12)
 
 

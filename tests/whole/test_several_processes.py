@@ -93,6 +93,15 @@ def test_a_killed_rank_ends_the_run_which_resumes_on_any_number(before, after, c
 
 
 @pytest.mark.slow
+def test_all_processes_name_the_layers_of_a_run_that_goes_wrong(tmp_path):
+    options = ["--train.lr", "1e30", "--train.no-compile"]
+    said, _ = train(tmp_path / "run", *options, processes=2).communicate(timeout=200)
+    reason = (tmp_path / "run" / "diverged.txt").read_text().strip()
+    assert "(step 2 of the run); the first to go: activations that leave conv1" in reason
+    assert said.count("from step 0 to find the layer") == 1 and said.count(f"spequant train: {reason}") == 2
+
+
+@pytest.mark.slow
 def test_accelerate_launch_starts_several_processes_on_a_cpu(tmp_path):
     launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
     launched = train(tmp_path / "run", processes=2, launcher=launcher)

@@ -69,15 +69,13 @@ def dry_run(recipe: Recipe) -> Estimate:
     warm = min(WARM_UP, count - 1)
     seconds = []
     state.wrapped.train()
-    held = []  # the copy of everything that the guard of a run keeps
     start = time.perf_counter()
-    for number, batch in enumerate(islice(assembly.field.batches(0, 0), count)):
-        if number == warm:
-            held.append(state.capture())
+    for batch in islice(assembly.field.batches(0, 0), count):
         sums = train_step(state, batch, assembly.accelerator, recipe.train.clip_norm, assembly.field.task)
         float(sums[0])  # waits for the device
         seconds.append(time.perf_counter() - start)  # with the batch's making, which decoding may dominate
         start = time.perf_counter()
+    state.capture()  # as for a checkpoint, which may take more than a step does
     on_gpu = state.device.type == "cuda"
     timed = sorted(seconds[warm:])
     return Estimate(

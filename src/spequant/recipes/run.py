@@ -1,9 +1,10 @@
 """A recipe carried out in a folder: trained, resumed, measured, saved."""
 
+import gc
 import json
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from safetensors.torch import save
@@ -29,9 +30,12 @@ from spequant.recipes.folder import (
     start_files,
 )
 from spequant.recipes.schema import Recipe, differences, from_json, to_json
-from spequant.train import Diagnostics, Interrupted, Progress, Snapshot, TrainingState, fit
+from spequant.train import Diagnostics, Interrupted, NotFinite, Progress, Snapshot, TrainingState, first_to_go, fit
 from spequant.train.checkpoint import checkpoints, read, write
 from spequant.train.interruption import interruptions
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class Reporter(Protocol):
@@ -40,6 +44,8 @@ class Reporter(Protocol):
     def step(self, progress: Progress) -> None: ...
 
     def epoch(self, row: dict[str, Any]) -> None: ...
+
+    def say(self, line: str) -> None: ...
 
 
 class Quiet:
@@ -51,6 +57,9 @@ class Quiet:
     def epoch(self, row: dict[str, Any]) -> None:
         pass
 
+    def say(self, line: str) -> None:
+        pass
+
 
 def run(recipe: Recipe, folder: Path, reporter: Reporter | None = None, *, resume: bool = False) -> dict[str, Any]:
     """Train as `recipe` says; the result, also in `folder`/result.json. The test set is read once, at the end.
@@ -58,7 +67,8 @@ def run(recipe: Recipe, folder: Path, reporter: Reporter | None = None, *, resum
     resume: go on from the last checkpoint in `folder`, or start where there is none. The weights become those of a run
       that was never interrupted. Of a finished run the result is given back.
 
-    FloatingPointError: the loss was not finite; the reason is in `folder`/diverged.txt, too.
+    FloatingPointError: the loss was not finite; the steps since the last checkpoint were trained again to name epoch,
+    step and layers, unless SIGINT ended that. The reason is in `folder`/diverged.txt, too.
     FileExistsError: `folder` holds a run, finished or (without `resume`) not. OSError: it cannot be written to, or is
     in use. ValueError: what it holds is damaged or of another recipe. Interrupted: stopped by SIGINT or SIGTERM.
     """
@@ -67,20 +77,64 @@ def run(recipe: Recipe, folder: Path, reporter: Reporter | None = None, *, resum
         _same_recipe(from_json((folder / RECIPE).read_text()), recipe, folder)
         return read_result(folder)
     accelerator = start_processes(recipe, folder)
-    if recipe.train.compile:  # what an earlier run of this process compiled fits more networks than it is right for
-        torch.compiler.reset()
+    reporter = reporter if reporter and rank() == 0 else Quiet()
     with held(folder, resume):
-        snapshot, facts = _last_checkpoint(recipe, folder) if resume else (None, {})
-        assembly = assemble(recipe, accelerator, snapshot)
-        under_way = _Run(assembly, folder, reporter if reporter and rank() == 0 else Quiet(), facts)
         try:
-            return under_way.carry_out(snapshot)
-        except FloatingPointError as error:
-            if rank() == 0:
-                write_whole(folder / DIVERGED, f"{error}\n")
-            raise
-        finally:
-            under_way.close()
+            return _carried_out(recipe, accelerator, folder, reporter, resume)
+        except NotFinite as error:
+            wrong = error.with_traceback(None)  # its frames hold the network and the optimizer
+        raise _diverged(recipe, accelerator, folder, reporter, wrong)
+
+
+def _carried_out(
+    recipe: Recipe, accelerator: "Accelerator", folder: Path, reporter: Reporter, resume: bool
+) -> dict[str, Any]:
+    snapshot, facts = _last_checkpoint(recipe, folder) if resume else (None, {})
+    under_way = _Run(_assembled(recipe, accelerator, snapshot), folder, reporter, facts)
+    try:
+        return under_way.carry_out(snapshot)
+    finally:
+        under_way.close()
+
+
+def _assembled(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | None) -> Assembly:
+    if recipe.train.compile:  # what this process compiled before fits more networks than it is right for
+        torch.compiler.reset()
+    return assemble(recipe, accelerator, snapshot)
+
+
+def _diverged(
+    recipe: Recipe, accelerator: "Accelerator", folder: Path, reporter: Reporter, error: NotFinite
+) -> FloatingPointError:
+    """What a run ends with, in diverged.txt, too: the layers that went first, found by training again from the last
+    checkpoint; where Ctrl-C ends that, the step alone."""
+    told = error.told
+    _tell(folder, told)
+    gc.collect()  # the run's state, which refers to itself, makes room for the one to come
+    try:
+        snapshot, _ = _last_checkpoint(recipe, folder)
+        begin = 0 if snapshot is None else snapshot.numbers["step"]
+        reporter.say(f"{told}. Training again from step {begin} to find the layer; Ctrl-C leaves it at that")
+        again = _assembled(recipe, accelerator, snapshot)
+        settings, task = recipe.train, again.field.task
+        told = first_to_go(
+            again.state,
+            again.field.batches,
+            error,
+            steps=again.steps,
+            accelerator=accelerator,
+            clip_norm=settings.clip_norm,
+            task=task,
+        )
+        _tell(folder, told)
+    except KeyboardInterrupt:
+        pass
+    return FloatingPointError(told)
+
+
+def _tell(folder: Path, reason: str) -> None:
+    if rank() == 0:
+        write_whole(folder / DIVERGED, f"{reason}\n")
 
 
 def _last_checkpoint(recipe: Recipe, folder: Path) -> tuple[Snapshot | None, dict[str, Any]]:

@@ -2,9 +2,11 @@
 
 from spequant.train.compiled import Compiled
 from spequant.train.diagnostics import Diagnostics
+from spequant.train.guard import NotFinite
 from spequant.train.launch import keep_freed_memory, make_accelerator, make_deterministic, wrap
 from spequant.train.loop import Evaluation, Interrupted, evaluate, fit, samples, train_step
 from spequant.train.optimizers import make_optimizer, make_schedule, parameter_groups
+from spequant.train.replay import first_to_go
 from spequant.train.state import Progress, Snapshot, TrainingState
 
 __all__ = [
@@ -12,10 +14,12 @@ __all__ = [
     "Diagnostics",
     "Evaluation",
     "Interrupted",
+    "NotFinite",
     "Progress",
     "Snapshot",
     "TrainingState",
     "evaluate",
+    "first_to_go",
     "fit",
     "keep_freed_memory",
     "make_accelerator",

@@ -1,9 +1,10 @@
 """The one training loop, and evaluation. Builds nothing: state and batches come from outside; knows of no files."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,10 +69,11 @@ def fit(
       after `on_epoch`; never once the loss was not finite.
     stop: asked after each step (with several processes every 50); once true, `on_checkpoint`, then `Interrupted`.
 
-    FloatingPointError: the loss was not finite; it names epoch, step and layers.
+    NotFinite, a FloatingPointError: the loss was not finite; it names epoch, step and what is not finite by now.
+      `first_to_go` then finds the layer.
     """
     step = partial(train_step, state, accelerator=accelerator or make_accelerator(), clip_norm=clip_norm, task=task)
-    guard = FiniteGuard(state, step, batches, steps)
+    guard = FiniteGuard(state, steps)
     while state.step < epochs * steps:
         epoch, start = divmod(state.step, steps)
         if start == 0:
@@ -79,7 +81,7 @@ def fit(
         progress, before = state.progress, state.progress.seconds
         state.wrapped.train()
         clock = time.perf_counter()
-        for batch in batches(epoch, start):
+        for batch in epoch_batches(batches, epoch, start, steps):
             progress.lr = state.optimizer.param_groups[0]["lr"]
             sums = step(batch)
             guard.note(sums[0])
@@ -96,10 +98,16 @@ def fit(
                 on_checkpoint(state)
             if asked and state.step < epochs * steps:
                 raise Interrupted(state.step)
-            if last:
-                break
-        if progress.step < steps:
-            raise ValueError(f"the batches of epoch {epoch + 1} ended after {progress.step} steps; expected {steps}")
+
+
+def epoch_batches(batches: Batches, epoch: int, start: int, steps: int) -> Iterator[Any]:
+    """Of an epoch of `steps` steps those from step `start` on. ValueError at the end: there are fewer."""
+    done = start
+    for batch in islice(batches(epoch, start), steps - start):
+        yield batch
+        done += 1
+    if done < steps:
+        raise ValueError(f"the batches of epoch {epoch + 1} ended after {done} steps; expected {steps}")
 
 
 def train_step(
@@ -111,9 +119,8 @@ def train_step(
 ) -> Tensor:
     """One optimizer step on this process's part of a batch; (4,): total, task, distill (means over parts), hits."""
     task = task or Classification()
-    # Dropout's numbers are arithmetic, too: nothing of them has to be saved.
-    torch.manual_seed(int(np.random.SeedSequence((state.seed, state.step, rank())).generate_state(1)[0]))
-    parts = _split(batch, accelerator.gradient_accumulation_steps)
+    seed_step(state)
+    parts = parts_of(batch, accelerator.gradient_accumulation_steps)
     sums = torch.zeros(4, device=state.device)
     for part in parts:
         with accelerator.accumulate(state.wrapped):
@@ -138,12 +145,17 @@ def train_step(
     return sums
 
 
+def seed_step(state: TrainingState) -> None:
+    """Dropout's numbers in the step to come are arithmetic, too: nothing of them has to be saved."""
+    torch.manual_seed(int(np.random.SeedSequence((state.seed, state.step, rank())).generate_state(1)[0]))
+
+
 def samples(batch: Any) -> int:
     """How many samples there are in `batch`, tensors of one length, in a tuple or by name."""
     return len(next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0])
 
 
-def _split(batch: Any, parts: int) -> list[Any]:
+def parts_of(batch: Any, parts: int) -> list[Any]:
     """`batch` as `parts` batches of equal length."""
     if parts == 1:
         return [batch]
@@ -152,7 +164,7 @@ def _split(batch: Any, parts: int) -> list[Any]:
             f"a batch of {samples(batch)} does not split into {parts} equal parts; change train.accumulate"
         )
     if isinstance(batch, Mapping):
-        return [dict(zip(batch, part, strict=True)) for part in _split(tuple(batch.values()), parts)]
+        return [dict(zip(batch, part, strict=True)) for part in parts_of(tuple(batch.values()), parts)]
     return list(zip(*(x.chunk(parts) for x in batch), strict=True))
 
 
