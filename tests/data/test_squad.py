@@ -1,6 +1,7 @@
 """Reading SQuAD: its files, the hub's rows, what is left out and counted, what is damaged and named."""
 
 import json
+import re
 
 import pytest
 
@@ -65,14 +66,14 @@ def test_what_cannot_serve_is_left_out_and_counted(tmp_path):
     (message,) = [str(warning.message) for warning in caught]
     assert caught[0].filename == __file__
     for said in (
-        "x.json: 2 questions are read",
-        "1 with an empty question (blank)",
-        "6 without an answer that stands at answer_start (moved0, moved1, moved2 and 3 more)",
-        "1 with an id that came before (good)",
-        "1 with half a surrogate pair, which no tokenizer takes (half)",
-        "1 kept without some answers, which are empty or not where answer_start says (two)",
+        r"x\.json: 2 questions ",
+        r" 1 [^;]*empty question \(blank\)",
+        r" 6 [^;]*answer_start \(moved0, moved1, moved2 and 3 more\)",
+        r" 1 [^;]*id [^;]*\(good\)",
+        r" 1 [^;]*surrogate [^;]*\(half\)",
+        r" 1 kept [^;]*answer_start [^;]*\(two\)",
     ):
-        assert said in message
+        assert re.search(said, message), said
     with pytest.warns(UserWarning, match=r"7 questions .*: 1 with an empty question.*\(blank\).* 1 without .*\(n"):
         assert len(read_squad(path, answered=False)) == 7
     with (

@@ -1,5 +1,6 @@
 """Windows of tokens and their labels, against literal twins; batches of them, whose order is arithmetic."""
 
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -129,7 +130,7 @@ def test_questions_without_room_for_context_are_left_out_and_counted(questions):
     with pytest.warns(UserWarning) as caught:  # 21 tokens leave 8 of 32, no more than the stride
         windows = make_windows(mixed, small_tokenizer(), max_length=32, stride=8, offsets=True)
     (message,) = [str(warning.message) for warning in caught]
-    assert message.startswith("2 of 10 questions leave no room for more than 8 tokens (stride)")
+    assert message.startswith("2 of 10 questions ") and " 8 tokens (stride) " in message
     assert message.endswith("left out: long3, long4") and caught[0].filename == __file__
     assert set(windows.question.tolist()) == {0, 1, 2, 3, 4, 5, 8, 9}
     logits = [np.zeros(n) for n in windows.lengths]
@@ -252,10 +253,9 @@ def test_an_epoch_holds_every_window_once_and_a_batch_windows_of_near_length():
         (*windows.tokens[row(windows, i)].tolist(), int(windows.starts[i]), int(windows.ends[i]))
         for i in range(len(windows))
     ]
-    left = sorted(there)
-    for one in seen:
-        left.remove(one)
-    assert len(left) == len(windows) % size
+    left = Counter(there)
+    left.subtract(seen)
+    assert min(left.values()) == 0 and left.total() == len(windows) % size
     assert np.mean(spread) < 2 < np.ptp(windows.lengths) / 4
 
 

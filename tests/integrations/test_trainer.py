@@ -298,7 +298,7 @@ def test_a_task_for_other_batches_is_named(tmp_path):
         def logits(self, model, batch):
             return model(batch[0])
 
-    with pytest.raises(ValueError, match=r"Pairs .* by number"):
+    with pytest.raises(ValueError, match=r"Pairs .* by number .*input_ids"):
         trainer(tmp_path, method=spequant.SPEQ(task=Pairs())).train()
 
 

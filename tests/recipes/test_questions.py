@@ -296,7 +296,7 @@ def test_a_packed_file_that_does_not_tell_its_network_says_so(finished, tmp_path
     path = export_source(finished / "speq", "packed", tmp_path / "whole.packed", images=3).path
     facts, model = packed_about(path), load_run(finished / "speq")[1]
     for change, message in (
-        ({"network": None}, "does not say what network"),
+        ({"network": None}, r"other\.packed does not say .*its network is None"),
         ({"network": {"model_type": "nothing"}}, "configuration cannot be read"),
         ({"network": {**facts["network"], "num_hidden_layers": 0}}, r"bert\.encoder\.layer\.0"),
     ):
