@@ -1,82 +1,60 @@
-"""Any network: prepare, calibrate, a SPEQ step, a switch of precision, a round trip of the state; and how much of each
-is quantized, the table of docs/coverage.md (`SPEQUANT_WRITE=1 pytest tests/test_coverage.py` writes its rows)."""
-
-import os
-import warnings
-from pathlib import Path
+"""How much of a network is quantized: multiply-accumulates counted by hand, and what is named as float."""
 
 import pytest
 import torch
+from torch import nn
 
 import spequant
-from spequant.coverage import coverage
+from spequant.coverage import PRODUCTS, coverage
 from spequant.quantizers import PACT, SAWB
-from support.covered_networks import NAMES, QUICK, TOLD, shaken, side
-
-DOCS = Path(__file__).parent.parent / "docs" / "coverage.md"
-
-
-def cover(name: str) -> str:
-    """Everything that a user does with a network; its row of the table."""
-    network, x = shaken(name), torch.randn(2, 3, side(name), side(name))
-    before = {n: t.clone() for n, t in network.state_dict().items()}
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        model = spequant.prepare(network, weight=SAWB(4), act=PACT(4))
-    spequant.calibrate(model, [x], samples=2, reestimate=False)
-    losses = spequant.SPEQ()(model.train(), (x, torch.tensor([0, 1])))
-    losses.total.backward()
-    assert torch.isfinite(losses.total)
-    quantized = [m for m in model.modules() if isinstance(m, spequant.Quantizer)]
-    without = [m.name for m in quantized for p in m.parameters() if p.grad is None]
-    assert quantized and not without, f"no gradient reached {without}"
-    with torch.no_grad():
-        y = model.eval()(x)
-        with spequant.precision(model, spequant.Fixed(8)):
-            assert not torch.equal(model(x), y)
-        assert torch.equal(model(x), y)
-        again = spequant.prepare(shaken(name), weight=SAWB(4), act=PACT(4), **residual(told))
-        again.load_state_dict(model.state_dict())
-        assert torch.equal(again.eval()(x), y)
-    back = spequant.unprepare(model).state_dict()
-    assert back.keys() == before.keys()
-    assert all(torch.equal(back[n], before[n]) for n, _ in network.named_parameters())
-    found = coverage(model, x)
-    rest = ", ".join(f"{what} {100 * share:.1f}" for what, share in found.in_float.items() if share >= 0.0005)
-    additions = "not traced" if any(TOLD in str(w.message) for w in told) else str(found.additions)
-    return f"| {name} | {found.layers} | {additions} | {100 * found.share:.1f} | {rest} |"
+from support.additions import Block
+from support.attention import Attending
 
 
-def residual(told) -> dict:
-    return {"residual": None} if any(TOLD in str(w.message) for w in told) else {}
+def prepared(network, x, **options):
+    model = spequant.prepare(network, **({"weight": SAWB(4), "act": PACT(4)} | options))
+    spequant.calibrate(model, [x], samples=len(x))
+    return model
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.filterwarnings("ignore")  # the libraries' own
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
-def test_a_network_of_each_family_is_quantized_trained_and_restored(name):
-    row = cover(name)
-    if os.environ.get("SPEQUANT_WRITE"):
-        DOCS.write_text(DOCS.read_text().replace(documented()[name], row))
-    assert documented()[name] == row
+def test_layers_and_addends_are_counted_and_shares_add_up():
+    x = torch.randn(4, 3, 8, 8)
+    model = prepared(Block("x + f(x)"), x, overrides={"head": (4, None)})  # its input in float
+    found = coverage(model.train(), x)
+    stem, f, head = 4 * 64 * 3 * 4, 4 * 64 * 9 * 4 * 4, 4 * 4 * 3
+    assert (found.layers, found.additions, found.products) == (2, 2, 0) and model.training
+    assert found.share == pytest.approx((stem + f) / (stem + f + head))
+    assert found.in_float == {"layers with one side float": pytest.approx(head / (stem + f + head))}
 
 
-def documented() -> dict[str, str]:
-    """The rows of the table in docs, by network."""
-    rows = [line for line in DOCS.read_text().splitlines() if line.startswith(("| torchvision/", "| timm/"))]
-    return {row.split("|")[1].strip(): row for row in rows}
+def test_layers_in_float_are_named_for_why_they_are():
+    x = torch.randn(4, 3, 8, 8)
+    found = coverage(prepared(Block("x + f(x)"), x, act=None), x)
+    assert (found.layers, found.share) == (0, 0) and found.in_float == {"layers with one side float": 1}
+    found = coverage(prepared(Block("x + f(x)"), x, skip=["f"], residual=None), x)
+    assert found.additions == 0 and list(found.in_float) == ["layers left float"]
+    assert found.share + sum(found.in_float.values()) == pytest.approx(1)
 
 
-def test_the_table_in_docs_has_each_network_once():
-    assert list(documented()) == list(NAMES)
+def test_products_are_float_unless_they_are_asked_for():
+    x = torch.randn(4, 5, 8)
+    found = coverage(prepared(Attending(), x), x)
+    assert found.products == 0 and list(found.in_float) == [PRODUCTS]
+    found = coverage(prepared(Attending(), x, products=8), x)
+    assert found.products == 2 and found.in_float == {} and found.share == 1
+
+
+def test_a_network_without_products_has_nothing_to_cover():
+    with pytest.raises(ValueError, match="model ran no convolution"):
+        coverage(nn.ReLU(), torch.ones(2))
 
 
 def test_what_torchs_table_lacks_is_counted():
-    class Net(torch.nn.Module):
+    class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.rnn, self.head = torch.nn.LSTM(8, 16, batch_first=True), torch.nn.Linear(16, 16)
-            self.last, self.vector = torch.nn.Linear(16, 16), torch.nn.Parameter(torch.randn(16))
+            self.rnn, self.head = nn.LSTM(8, 16, batch_first=True), nn.Linear(16, 16)
+            self.last, self.vector = nn.Linear(16, 16), nn.Parameter(torch.randn(16))
 
         def forward(self, x):
             return self.last(self.head(self.rnn(x)[0])).flatten(0, 1) @ self.vector

@@ -32,6 +32,7 @@ USAGE = """usage: spequant COMMAND [ARGUMENTS]
       --resume                  go on where a run was killed or interrupted; --dry-run: what it would take
   sweep RECIPE ... --seeds 0 1  recipes with several seeds, runs side by side, then compared
   runs [FOLDER]                 runs with state, recipe and accuracy
+  layers RUN                    clipping, levels in use and codes that change, by layer and epoch; a picture
   evaluate RUN|FILE             accuracy on the test set; --engine onnxruntime ..., --act-bits 2 3 4
   export RUN --to FORMAT        a packed, onnx, mixed, openvino or qonnx file, verified against the run
   inspect RUN|FILE              bits, ranges, bytes and operations layer by layer, against fp32
@@ -175,6 +176,12 @@ def runs(args: list[str]) -> None:
     print_table(table)
 
 
+def layers(args: list[str]) -> None:
+    from spequant.studies.layers import Layers, show_layers
+
+    show_layers(tyro.cli(Layers, args=args, prog="spequant layers"))
+
+
 def evaluate(args: list[str]) -> None:
     from spequant.deployment import Evaluate, print_evaluation
     from spequant.train import keep_freed_memory
@@ -245,7 +252,8 @@ def study(args: list[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    f.__name__: f for f in (recipes, train, sweep, runs, evaluate, export, inspect, bench, demo, ladder, study, compare)
+    f.__name__: f
+    for f in (recipes, train, sweep, runs, layers, evaluate, export, inspect, bench, demo, ladder, study, compare)
 }
 
 

@@ -96,7 +96,7 @@ class _Counter(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         count = flop_registry.get(func.overloadpacket) or OTHERS.get(func.overloadpacket.__name__)
         if count is not None and self.stack:
-            why = None if any(_quantized(m) for m in self.stack) else _why(self.stack[-1], str(func))
+            why = None if any(_quantized(m) for m in self.stack) else _why(self.stack, str(func))
             self.counts[why] += count(*args, **(kwargs or {}), out_val=out)
         return out
 
@@ -106,8 +106,10 @@ def _quantized(module: nn.Module) -> bool:
     return both or isinstance(module, QuantizedProduct)
 
 
-def _why(module: nn.Module, operation: str) -> str:
-    if isinstance(module, QuantizedLayer):
+def _why(running: list[nn.Module], operation: str) -> str:
+    """running: the modules that run, the innermost last."""
+    module = running[-1]
+    if any(isinstance(m, QuantizedLayer) for m in running):
         return "layers with one side float"
     if isinstance(module, QUANTIZABLE):
         return "layers left float"

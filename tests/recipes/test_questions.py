@@ -105,7 +105,8 @@ def finished(place):
         train=replace(recipe(place).train, epochs=12, lr=5e-3),
     )
     run(floating, place / "float")
-    trained = recipe(place, network=replace(floating.network, weights=place / "float"))
+    train = replace(recipe(place).train, layers_every=1)
+    trained = recipe(place, network=replace(floating.network, weights=place / "float"), train=train)
     run(trained, place / "speq")
     return place
 

@@ -40,7 +40,7 @@ starnet_s050 swiftformer_xs swin_tiny_patch4_window7_224 swinv2_tiny_window8_256
 tnt_s_legacy_patch16_224 tresnet_m twins_svt_small visformer_tiny test_vit vit_tiny_r_s16_p8_224 test_vit_relpos
 vitamin_small_224 volo_d1_224 ese_vovnet19b_slim_dw legacy_xception xception41p xcit_nano_12_p8_224
 """.split()  # noqa: SIM905
-QUICK = ("torchvision/squeezenet1_1", "timm/test_vit", "timm/test_byobnet")
+QUICK = ("torchvision/squeezenet1_1", "timm/test_vit", "timm/test_nfnet")
 """In the quick suite."""
 NAMES = (*(f"torchvision/{n}" for n in TORCHVISION), *(f"timm/{n}" for n in TIMM))
 TOLD = "residual additions of"

@@ -13,6 +13,8 @@ from torch import Tensor
 from spequant.functional import fake_quantize
 from spequant.quantizers.base import Quantizer, Rule
 
+AT_ONCE = 2**15  # values that a sweep holds; of small tensors one operation after another would cost more than its work
+
 
 def largest(quantizer: Quantizer, values: Tensor) -> Tensor:
     """max|x|: nothing is clipped."""
@@ -51,17 +53,26 @@ def least_squares(quantizer: Quantizer, values: Tensor) -> Tensor:
     """
     top = largest(quantizer, values).clamp_min(1e-8)
 
-    def error(fraction: Tensor) -> Tensor:
-        low, high = quantizer.bounds_at(top * fraction)
-        return quantizer.reduce((fake_quantize(values, low, high, quantizer.levels) - values).square(), torch.mean)
+    def errors(fractions: Tensor) -> list[Tensor]:
+        """Of each row of `fractions`, which has the range's shape."""
+        ends = [quantizer.bounds_at(top * fraction) for fraction in fractions]
+        if len(ends) == 1:
+            rounded = fake_quantize(values, *ends[0], quantizer.levels)
+            return [quantizer.reduce((rounded - values).square(), torch.mean)]
+        shape, ranges = quantizer.shape, quantizer.shape or [1] * values.dim()
+        sides = ([end.expand(shape or end.shape) for end in side] for side in zip(*ends, strict=True))
+        low, high = (torch.stack(side).view(-1, *ranges) for side in sides)
+        rounded = fake_quantize(values.expand(len(ends), *values.shape), low, high, quantizer.levels)
+        return [quantizer.reduce(error, torch.mean) for error in (rounded - values).square()]
 
-    def best(fractions: list[Tensor]) -> Tensor:
-        errors = torch.stack([error(f) for f in fractions])
-        return torch.stack(fractions).gather(0, errors.argmin(0, keepdim=True))[0]
+    def best(fractions: Tensor) -> Tensor:
+        some = fractions.split(max(1, AT_ONCE // max(1, values.numel())))
+        found = torch.stack([error for rows in some for error in errors(rows)])
+        return fractions.gather(0, found.argmin(0, keepdim=True))[0]
 
-    ones = torch.ones_like(top)
-    coarse = best([ones * i / 100 for i in range(1, 101)])
-    return top * best([(coarse + i / 1000).clamp(0.001, 1.0) for i in range(-9, 10)])
+    spread = [-1] + [1] * top.dim()
+    coarse = best((torch.arange(1, 101, device=top.device) / 100).view(spread) * torch.ones_like(top))
+    return top * best((coarse + torch.arange(-9, 10, device=top.device).view(spread) / 1000).clamp(0.001, 1.0))
 
 
 def best_zero(values: Tensor, levels: int) -> int:

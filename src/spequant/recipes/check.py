@@ -95,6 +95,12 @@ def _of_training(recipe: Recipe) -> tuple[Row, ...]:
             train.checkpoint_every,
             "1 or more steps, or None",
         ),
+        (
+            train.layers_every is None or train.layers_every >= 1,
+            "train.layers_every",
+            train.layers_every,
+            "1 or more epochs, or None",
+        ),
         (recipe.data.measure_every >= 1, "data.measure_every", recipe.data.measure_every, "1 or more epochs"),
     )
 
@@ -166,6 +172,12 @@ def _of_effect(recipe: Recipe) -> tuple[Row, ...]:
                 ("percentile", quant.percentile),
                 ("per_channel", quant.per_channel),
             )
+        ),
+        (
+            train.layers_every is None or recipe.quantized,
+            "train.layers_every",
+            train.layers_every,
+            "None, since nothing is quantized",
         ),
         (
             not recipe.network.new_head or recipe.network.weights is not None or recipe.network.pretrained,

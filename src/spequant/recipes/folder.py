@@ -219,12 +219,18 @@ def listing(parent: Path) -> list[dict[str, Any]]:
 def _progress(folder: Path) -> dict[str, Any]:
     """The last epoch's row that can be read."""
     found: dict[str, Any] = {}
+    for row in rows_of(folder, "epoch"):
+        found = {"epoch": row["epoch"], **figures(row, "held_out_")}
+    return found
+
+
+def rows_of(folder: Path, kind: str) -> Iterator[dict[str, Any]]:
+    """The rows of metrics.jsonl of that kind, as far as they can be read; none where there is no such file."""
     path = folder / METRICS
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
         except ValueError:  # the end of a line that is being written
             continue
-        if row.get("kind") == "epoch":
-            found = {"epoch": row["epoch"], **figures(row, "held_out_")}
-    return found
+        if row.get("kind") == kind:
+            yield row

@@ -30,7 +30,17 @@ from spequant.recipes.folder import (
     start_files,
 )
 from spequant.recipes.schema import Recipe, differences, from_json, to_json
-from spequant.train import Diagnostics, Interrupted, NotFinite, Progress, Snapshot, TrainingState, first_to_go, fit
+from spequant.train import (
+    Diagnostics,
+    Interrupted,
+    NotFinite,
+    Progress,
+    Snapshot,
+    TrainingState,
+    first_to_go,
+    fit,
+    layers_row,
+)
 from spequant.train.checkpoint import checkpoints, read, write
 from spequant.train.interruption import interruptions
 
@@ -164,9 +174,11 @@ class _Run:
         self.main = rank() == 0
         self.earlier = float(facts.get("seconds", 0.0))
         self.begun = time.perf_counter()
-        self.diagnostics = Diagnostics()
         self.field = assembly.field
-        self.sample = self.field.sample()
+        self.diagnostics = Diagnostics() if self.main and self.recipe.train.layers_every is not None else None
+        self.sample = None if self.diagnostics is None else self.field.sample()
+        self.named = bool(facts.get("layers_named"))
+        """whether a row of this run has the layers' names"""
         self.here = start_files(folder, self.recipe, self.state.device) if self.main else {}
         known = {k: v for k, v in self.here.items() if v is not None}  # trackers take no None
         assembly.accelerator.init_trackers("tracker", known)
@@ -182,7 +194,8 @@ class _Run:
                 self.write({"kind": "calibrated", **self.held_out(self.state.model)})
             self.layers(0)
         else:
-            self.diagnostics.codes = {k: v.to(self.state.device) for k, v in snapshot.part("codes").items()}
+            if self.diagnostics is not None:
+                self.diagnostics.codes = {k: v.to(self.state.device) for k, v in snapshot.part("codes").items()}
             self.write({"kind": "resumed", "step": self.state.step, **self.here})
         with interruptions() as stop:  # before and after there is nothing to save: signals act as ever
             fit(
@@ -228,18 +241,25 @@ class _Run:
         self.layers(progress.epoch + 1)
 
     def layers(self, epoch: int) -> None:
-        if self.recipe.quantized and self.main:
-            found = self.diagnostics(self.state.model, self.sample, step=epoch, run=self.field.task.logits)
-            self.write({"kind": "layers", "epoch": epoch, **found})
+        """A look at the layers, if one is due after `epoch` epochs; on the last epoch in any case."""
+        settings = self.recipe.train
+        every = settings.layers_every
+        if self.diagnostics is None or every is None or (epoch % every and epoch < settings.epochs):
+            return
+        found = self.diagnostics(self.state.model, self.sample, step=epoch, run=self.field.task.logits)
+        self.write({"kind": "layers", "epoch": epoch, **layers_row(found, first=not self.named)})
+        self.named = True
 
     def save(self, state: TrainingState) -> None:
         snapshot = state.capture()
         if self.main:
-            codes = {f"codes.{k}": v for k, v in self.diagnostics.codes.items()}
+            known = {} if self.diagnostics is None else self.diagnostics.codes
+            codes = {f"codes.{k}": v for k, v in known.items()}
             facts = {
                 "recipe": json.loads(to_json(self.recipe)),
                 "metrics_bytes": self.metrics.size(),
                 "seconds": self.earlier + time.perf_counter() - self.begun,
+                "layers_named": self.named,
             }
             write(self.folder / CHECKPOINTS, Snapshot({**snapshot.tensors, **codes}, snapshot.numbers), facts)
 

@@ -201,6 +201,9 @@ class Training:
     """on a GPU: deterministic kernels alone, slower; a CPU is deterministic as it is"""
     checkpoint_every: int | None = None
     """steps from one checkpoint to the next within an epoch; None: at the end of each epoch alone"""
+    layers_every: int | None = None
+    """epochs from one look at the layers to the next, for `spequant layers RUN`: clipping, levels in use, codes that
+    change. Two forward passes each; the first before training, the last after it. None: none"""
     tracker: str | None = None
     """tensorboard, wandb ... or any other that accelerate knows; metrics.jsonl is written in any case"""
     seed: int = 0
@@ -233,6 +236,7 @@ ELSEWHERE = (
     "train.device",
     "train.threads",
     "train.checkpoint_every",
+    "train.layers_every",
     "train.tracker",
 )
 """Fields that say where and how a run is carried out; a resumed run may change them."""

@@ -1,11 +1,11 @@
 """Pictures: a blank one, and curves of runs."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from spequant.extras import needs
+from spequant.recipes.folder import rows_of
 
 
 def blank(width: float, height: float) -> Any:
@@ -24,8 +24,7 @@ def draw_curves(
     for axes, figure in zip(picture.subplots(1, len(figures), squeeze=False)[0], figures, strict=True):
         for colour, (arm, folders) in enumerate(arms.items()):
             for i, folder in enumerate(folders):
-                lines = (folder / "metrics.jsonl").read_text().splitlines()
-                rows = [row for row in map(json.loads, lines) if row["kind"] == "epoch" and figure in row]
+                rows = [row for row in rows_of(folder, "epoch") if figure in row]
                 x, y = [row["epoch"] for row in rows], [row[figure] for row in rows]
                 axes.plot(x, y, color=f"C{colour}", label=arm if i == 0 else None, linewidth=1)
         axes.set_xlabel("epoch")

@@ -4,6 +4,7 @@ from spequant.train.compiled import Compiled
 from spequant.train.diagnostics import Diagnostics
 from spequant.train.guard import NotFinite
 from spequant.train.launch import keep_freed_memory, make_accelerator, make_deterministic, wrap
+from spequant.train.looks import Looks, layers_row, read_looks
 from spequant.train.loop import Evaluation, Interrupted, evaluate, fit, samples, train_step
 from spequant.train.optimizers import make_optimizer, make_schedule, parameter_groups
 from spequant.train.replay import first_to_go
@@ -14,6 +15,7 @@ __all__ = [
     "Diagnostics",
     "Evaluation",
     "Interrupted",
+    "Looks",
     "NotFinite",
     "Progress",
     "Snapshot",
@@ -22,11 +24,13 @@ __all__ = [
     "first_to_go",
     "fit",
     "keep_freed_memory",
+    "layers_row",
     "make_accelerator",
     "make_deterministic",
     "make_optimizer",
     "make_schedule",
     "parameter_groups",
+    "read_looks",
     "samples",
     "train_step",
     "wrap",

@@ -1,13 +1,15 @@
-"""What a quantized network's layers do, sampled on one batch: clipping, levels in use, ranges, code changes."""
+"""What a quantized network's layers do, sampled on one batch: clipping, levels in use, ranges, code changes.
 
-from collections.abc import Callable
+How that is written to a file and read back: `looks.py`."""
+
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spequant.batch_norm import modes_kept, run_model
-from spequant.layers import QuantizedLayer, act_quantizers
+from spequant.layers import QuantizedLayer, act_quantizers, slots_of
 from spequant.precision import Policy, Stochastic, precision
 from spequant.quantizers import Quantizer
 
@@ -23,18 +25,17 @@ class Diagnostics:
     def __call__(
         self, model: nn.Module, batch: Any, *, step: int = 0, run: Callable[[nn.Module, Any], Tensor] = run_model
     ) -> dict[str, Any]:
-        """{"layers": {name: {...}}, "agreement": ...}, shares in [0, 1].
+        """{"layers": {name: {...}}, "agreement": ...}, layers in the model's order, shares in [0, 1].
 
-        Activations: `clipped` (share beyond the bounds), `levels` in use of `of` levels, `low`, `high`.
-        Weights: `changed` (share whose code changed since the last call), `clip`.
+        Activations: `act_bits`, `clipped` (share beyond the bounds), `levels` in use of `of` levels, `low`, `high`.
+        Weights: `weight_bits`, `changed` (share whose code changed since the last call; None: the first), `clip` (the
+        largest value; of several ranges the mean).
         agreement: share of the answers (samples, as a rule) in `batch` on which teacher (drawn by the policy) and
         student name one class. run: as in `calibrate`; its logits.
         """
-        layers: dict[str, dict[str, Any]] = {}
-        hooks = [
-            q.register_forward_pre_hook(_reader(layers.setdefault(name, {})))
-            for name, q in act_quantizers(model).items()
-        ]
+        quantizers = act_quantizers(model)
+        layers: dict[str, dict[str, Any]] = {name: {} for name in _names(model, quantizers)}
+        hooks = [q.register_forward_pre_hook(_reader(layers[name])) for name, q in quantizers.items()]
         row: dict[str, Any] = {"layers": layers}
         with modes_kept(model):
             model.eval()
@@ -43,7 +44,7 @@ class Diagnostics:
             finally:
                 for hook in hooks:
                     hook.remove()
-            if layers:
+            if quantizers:
                 with precision(model, self.policy, seed=1, step=step):
                     teacher = run(model, batch)
                 row["agreement"] = float((student.argmax(-1) == teacher.argmax(-1)).float().mean())
@@ -51,7 +52,7 @@ class Diagnostics:
             m.weight_quantizer: m for m in model.modules() if isinstance(m, QuantizedLayer) and m.weight_quantizer
         }
         for quantizer, module in weights.items():
-            layers.setdefault(quantizer.name, {}).update(self._weight(module))
+            layers[quantizer.name].update(self._weight(module))
         return row
 
     def _weight(self, layer: Any) -> dict[str, Any]:
@@ -59,7 +60,17 @@ class Diagnostics:
         codes = q.encode(layer.float_weight).to(torch.uint8)
         before, self.codes[q.name] = self.codes.get(q.name), codes
         changed = None if before is None else float((codes != before).float().mean())
-        return {"changed": changed, "clip": float(q.bounds(layer.float_weight)[1].mean())}
+        return {"weight_bits": q.bits, "changed": changed, "clip": float(q.bounds(layer.float_weight)[1].mean())}
+
+
+def _names(model: nn.Module, quantizers: Mapping[str, Quantizer]) -> Iterator[str]:
+    """Of all layers, weights' and activations', in the model's order; some more than once."""
+    known = {id(q): name for name, q in quantizers.items()}
+    for module in model.modules():
+        weight = module.weight_quantizer if isinstance(module, QuantizedLayer) else None
+        for q in (weight, *(getattr(module, slot) for slot in slots_of(module))):
+            if q is not None:
+                yield known.get(id(q), q.name)  # type: ignore[arg-type]
 
 
 def _reader(row: dict[str, Any]):
@@ -68,6 +79,7 @@ def _reader(row: dict[str, Any]):
         low, high = quantizer.bounds(x)
         row["clipped"] = float(((x < low) | (x > high)).float().mean())
         row["levels"] = len(torch.unique(quantizer.encode(x)))
+        row["act_bits"] = quantizer.bits
         row["of"] = int(quantizer.levels)
         row["low"], row["high"] = float(low), float(high)
 
