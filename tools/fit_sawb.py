@@ -29,7 +29,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import gamma, gammainc
 
 LEVELS = (3, 4, 7, 8, 15, 16, 31, 32, 63, 127, 255)
-EXCESS_BOUND = 0.005  # of FIT_SET, over LEVELS; tests/test_fit_sawb.py holds it
+EXCESS_BOUND = 0.005  # of FIT_SET, over LEVELS; tests/tools/test_fit_sawb.py holds it
 PUBLISHED = {
     3: (2.587, -1.693),
     4: (3.212, -2.178),
