@@ -83,8 +83,11 @@ class QuantizedLayer(nn.Module):
 
 
 def run_with(layer: nn.Module, weight: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """`layer`(input, *args, **kwargs) as if `weight` were its weight; `layer` itself is only read, so that several
-    threads may run it at once. Its hooks run."""
+    """`layer`(input, *args, **kwargs) as if `weight`, of the shape of its own, were its weight.
+
+    `layer` itself is only read, so that several threads may run it at once. Its hooks run, but for a layer that has a
+    `run_with` of its own, and see a module that shares everything with it but the weight.
+    """
     if hasattr(layer, "run_with"):
         return layer.run_with(input, weight)  # type: ignore[operator]
     if torch.compiler.is_compiling():  # where swapping the parameter is a matter of the graph alone

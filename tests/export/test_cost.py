@@ -8,7 +8,7 @@ import spequant
 from spequant.export import lower, model_costs, program_costs, totals
 from spequant.models import resnet8
 from spequant.precision import LowBit
-from support.integer_networks import prepared
+from support.integer_networks import Shared, prepared
 
 
 def test_costs_of_a_network_and_of_its_file_agree():
@@ -38,19 +38,6 @@ def test_costs_of_a_float_network():
     assert turned[0].macs == 3 * 5 * 2 * 2 * 16
     with pytest.raises(ValueError, match="nothing to count"):
         model_costs(nn.Sequential(nn.ReLU()), torch.randn(1, 3))
-
-
-class Shared(nn.Module):
-    """One convolution called twice, at two resolutions."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.again, self.last = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4 * 16, 3)
-
-    def forward(self, x):
-        y = torch.relu(self.again(self.first(x)))
-        y = torch.relu(self.again(nn.functional.max_pool2d(y, 2)))
-        return self.last(torch.flatten(y, 1))
 
 
 def test_a_layer_that_is_called_twice_counts_twice():

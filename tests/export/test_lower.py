@@ -12,7 +12,7 @@ from spequant.export import Twin, lower
 from spequant.export.program import Weighted
 from spequant.layers import QuantizedLayer
 from spequant.quantizers import PACT, SAWB, percentile
-from support.integer_networks import prepared, small
+from support.integer_networks import Shared, prepared, small
 
 
 def names(program) -> list[str]:
@@ -26,19 +26,6 @@ def test_another_activation_width_is_lowered_within_its_context():
         program, logits = lower(model, x[:1]), model(x)
     assert {op.grid.high for op in program.ops if op.grid and ".conv" in op.name and not op.grid.signed} == {15}
     assert (Twin(program)(x).argmax(1) == logits.argmax(1)).float().mean() >= 31 / 32
-
-
-class Shared(nn.Module):
-    """One convolution called twice, at two resolutions."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.again, self.last = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4 * 16, 3)
-
-    def forward(self, x):
-        y = torch.relu(self.again(self.first(x)))
-        y = torch.relu(self.again(nn.functional.max_pool2d(y, 2)))
-        return self.last(torch.flatten(y, 1))
 
 
 def test_a_layer_may_be_called_twice():

@@ -36,6 +36,19 @@ def small() -> CifarResNet:
     return CifarResNet(1, in_channels=1, widths=(4, 6, 8))
 
 
+class Shared(nn.Module):
+    """One convolution called twice, at two resolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.again, self.last = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4 * 16, 3)
+
+    def forward(self, x):
+        y = torch.relu(self.again(self.first(x)))
+        y = torch.relu(self.again(nn.functional.max_pool2d(y, 2)))
+        return self.last(torch.flatten(y, 1))
+
+
 def prepared(network: nn.Module, x: Tensor, weight=None, act=None, **options) -> nn.Module:
     """`network` at two bits unless told otherwise, calibrated on `x` by a rule that is fast and clips some values, with
     biases on integer arithmetic's grid."""
