@@ -68,14 +68,14 @@ def on_grid(q, x):
     ],
 )
 def test_the_modules_that_make_the_addends_are_found(form, found):
-    assert find_additions(Block(form)) == found
+    assert find_additions(Block(form)).found == found
 
 
 @pytest.mark.parametrize("drop", [nn.Dropout(0.5), nn.Dropout2d(0.5), StochasticDepth(0.5, "row"), DropPath(0.5)])
 @pytest.mark.parametrize("form", ["dropped branch", "dropped shortcut"])
 def test_what_is_dropped_is_quantized_before_it_is_scaled(form, drop):
     network, x = Block(form, drop), torch.randn(16, 3, 8, 8)
-    assert sorted(find_additions(network)[0]) == ["f", "stem"]
+    assert sorted(find_additions(network).found[0]) == ["f", "stem"]
     model = quantized(network, x)
     assert sorted(outputs(model)) == ["f", "stem"]
     seen = []
@@ -98,7 +98,7 @@ class Shared(nn.Module):
 
 
 def test_a_sequence_is_never_given_a_quantizer():
-    assert find_additions(Shared()) == []
+    assert find_additions(Shared()).found == []
 
 
 class Attending(nn.Module):
@@ -144,16 +144,16 @@ def test_a_dropped_input_is_an_addend_too(drop):
 
 
 def test_additions_of_well_known_networks():
-    found = find_additions(torchvision.models.resnet18())
+    found = find_additions(torchvision.models.resnet18()).found
     assert len(found) == 8 and found[:3] == [
         ("layer1.0.bn2", "maxpool"),
         ("layer1.1.bn2", "layer1.0"),
         ("layer2.0.bn2", "layer2.0.downsample.1"),
     ]
-    found = find_additions(torchvision.models.mobilenet_v2())
+    found = find_additions(torchvision.models.mobilenet_v2()).found
     assert len(found) == 10 and found[0] == ("features.2.conv.3", "features.3.conv.3")
     vit = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, embed_dim=32, num_heads=2)
-    found = find_additions(vit)
+    found = find_additions(vit).found
     assert found == [("norm_pre", "blocks.0.drop_path1"), ("blocks.0", "blocks.1.drop_path1")]  # not to own sums
 
 
@@ -184,7 +184,7 @@ def test_the_addition_is_given_values_of_the_8_bit_grid(training):
         grids = list(outputs(model).values())
         assert grids and {q.bits for q in grids} == {8}
         seen = addends(model, x)
-        pairs = find_additions(network)
+        pairs = find_additions(network).found
         assert len(seen) == len(pairs)
         for values, names in zip(seen, pairs, strict=True):
             for value, name in zip(values, names, strict=True):
@@ -307,4 +307,28 @@ def test_optional_arguments_are_as_when_nobody_gives_them():
             y = self.b(x if mask is None else x * mask)
             return x + (y if not twice else 2 * y)
 
-    assert find_additions(Masked()) == [("a", "b")]
+    assert find_additions(Masked()).found == [("a", "b")]
+
+
+class Functional(nn.Module):
+    """Two residual blocks whose activation is a function, as many networks are written."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.one, self.two, self.head = (nn.Linear(4, 4) for _ in range(4))
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        x = F.relu(self.norm(self.one(x)) + x)
+        return self.head(F.relu(self.two(x) + x))
+
+
+def test_additions_of_what_no_module_makes_are_told():
+    found = find_additions(Functional())
+    assert found.found == [] and len(found.missed) == 2
+    assert all("the result of relu" in missed for missed in found.missed)
+    inner = find_additions(nn.Sequential(Functional()))
+    assert all(missed.startswith("0: ") for missed in inner.missed)
+    twice = find_additions(Shared())
+    assert len(twice.missed) == 1

@@ -11,7 +11,7 @@ import spequant
 from spequant.layers import act_quantizers, weight_quantizers
 from spequant.methods.base import penalties
 from spequant.models import resnet8
-from spequant.quantizers import LSQ, PACT, SAWB, DoReFa, MinMax, percentile
+from spequant.quantizers import LSQ, PACT, SAWB, DoReFa, LSQPlus, MinMax, percentile
 
 
 class Attention(nn.Module):
@@ -125,7 +125,7 @@ def test_a_weight_read_past_its_layer_is_refused():
             return nn.functional.linear(x, self.inner.weight)
 
     model = prepare(Past(), ends=2, residual=None)
-    with pytest.raises(AttributeError, match=r"inner.*reading its weight directly.*skip=\['inner'\]"):
+    with pytest.raises(AttributeError, match=r"^inner is quantized.*skip=\['inner'\]"):
         spequant.calibrate(model, [torch.randn(8, 3, 4)], samples=8)
 
 
@@ -264,3 +264,108 @@ def test_one_batch_or_a_set_of_samples_is_no_list_of_batches():
             spequant.reestimate_batch_norm(model, wrong)
     with pytest.raises(ValueError, match="samples is -5; expected 1 or more"):
         spequant.calibrate(model, [x], samples=-5)
+
+
+class Experts(nn.Module):
+    """Each row goes to one of two layers, by the sign of its first number."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        out = torch.zeros(len(x), 4)
+        up = x[:, 0] > 0
+        out[up], out[~up] = self.one(x[up]), self.two(x[~up])
+        return self.head(out)
+
+
+def test_a_batch_that_leaves_a_layer_empty_counts_and_one_that_never_has_any_is_named():
+    x = torch.randn(64, 4)
+    up = x.clone()
+    up[:, 0] = up[:, 0].abs()
+    model = spequant.prepare(Experts(), weight=SAWB(8), act=PACT(8), residual=None)
+    spequant.calibrate(model, [up, x[:0], x], samples=128)
+    assert model(x).isfinite().all()
+    model = spequant.prepare(Experts(), weight=SAWB(8), act=PACT(8), residual=None)
+    with pytest.raises(RuntimeError, match="on no value: two"):
+        spequant.calibrate(model, [up], samples=64)
+
+
+def test_lists_of_images_are_counted_by_images():
+    class Detector(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, images):
+            return [self.conv(image.unsqueeze(0)).mean((2, 3)) for image in images]
+
+    batches = [([torch.rand(3, 8, 8 + i) for i in range(16)], [{}] * 16)] * 2
+    model = spequant.prepare(Detector(), weight=SAWB(8), act=PACT(8), residual=None)
+    spequant.calibrate(model, batches, samples=32)
+    with pytest.raises(ValueError, match=r"32 samples; .*samples=33"):
+        spequant.calibrate(model, batches, samples=33)
+
+
+FREEZES = {
+    "eval": lambda norm: norm.eval(),
+    "no gradient": lambda norm: norm.requires_grad_(False),
+    "momentum": lambda norm: setattr(norm, "momentum", 0.0),
+}
+
+
+@pytest.mark.parametrize("how", FREEZES)
+def test_a_frozen_batch_norm_keeps_its_statistics(how):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 6), nn.BatchNorm1d(6))
+    for norm in (net[1], net[4]):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    model = spequant.prepare(net, weight=SAWB(4), act=PACT(4))
+    FREEZES[how](model[1])
+    before = [b.clone() for b in (*model[1].buffers(), *model[4].buffers())]
+    mode, momentum = model[1].training, model[1].momentum
+    spequant.calibrate(model, [torch.randn(64, 4)], samples=64)
+    after = [*model[1].buffers(), *model[4].buffers()]
+    assert all(torch.equal(a, b) for a, b in zip(after[:3], before[:3], strict=True))
+    assert not torch.equal(after[3], before[3]) and not torch.equal(after[4], before[4])
+    assert model[1].training == mode and model[1].momentum == momentum and model[4].momentum == 0.1
+
+
+def test_a_network_in_eval_mode_has_its_statistics_measured():
+    model = spequant.prepare(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)), weight=SAWB(4), act=PACT(4)).eval()
+    spequant.calibrate(model, [torch.randn(64, 4)], samples=64)
+    assert model[1].running_mean.abs().sum() > 0 and not model.training and not model[1].training
+
+
+def test_a_last_batch_of_one_sample_is_named_and_changes_nothing():
+    model = spequant.prepare(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)), weight=SAWB(4), act=PACT(4))
+    before = [b.clone() for b in model[1].buffers()]
+    x = torch.randn(65, 4)
+    with pytest.raises(ValueError, match=r"^batch 2 .*single sample"):
+        spequant.calibrate(model, [x[:64], x[64:]], samples=65)
+    assert all(torch.equal(a, b) for a, b in zip(model[1].buffers(), before, strict=True))
+    spequant.calibrate(model, [x[:64], x[64:]], samples=65, reestimate=False)
+
+
+def test_frozen_offsets_stay_frozen():
+    def made(act):
+        return spequant.prepare(nn.Sequential(nn.Linear(4, 4)), weight=None, act=act, ends=4)
+
+    model, x = made(LSQPlus(4)), torch.randn(64, 4)
+    model[0].act_quantizer.offset.requires_grad_(False)
+    spequant.calibrate(model, [x], samples=64)
+    quantizer = model[0].act_quantizer
+    assert quantizer.signed and not quantizer.offset.requires_grad
+    other = made(LSQPlus(4))
+    other[0].act_quantizer.offset.requires_grad_(False)
+    other.load_state_dict(model.state_dict())
+    assert other[0].act_quantizer.signed and not other[0].act_quantizer.offset.requires_grad
+    spequant.calibrate(other, [x.abs()], samples=64)
+    spequant.calibrate(other, [x], samples=64)
+    assert other[0].act_quantizer.signed and not other[0].act_quantizer.offset.requires_grad
+    free = made(LSQPlus(4))
+    for values in (x.abs(), x):  # not trained while unsigned, and again afterwards
+        spequant.calibrate(free, [values], samples=64)
+    assert free[0].act_quantizer.offset.requires_grad

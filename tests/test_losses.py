@@ -1,9 +1,12 @@
 """Distillation losses against their twins, and the gradients that the method's notes give."""
 
+import inspect
 import math
+import re
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 
 from reference import losses as literal
 from spequant.losses import cosine, ensemble, kl
@@ -29,6 +32,31 @@ def test_cosine_gradient(temperature, logits):
     cosine(student, teacher, temperature).backward()
     expected = literal.cosine_gradient(student.detach().double().numpy(), teacher.double().numpy(), temperature)
     torch.testing.assert_close(student.grad.double(), torch.from_numpy(expected), rtol=1e-4, atol=1e-7)
+
+
+OTHER = pytest.mark.parametrize("shape", [(6, 1), (1, 10), (6, 12), (6, 2, 10)])
+
+
+@pytest.mark.parametrize("loss", [cosine, kl])
+@OTHER
+def test_a_teacher_of_other_classes_or_samples_is_refused(loss, shape):
+    """By the library, or before that where annotated shapes are checked, as in these tests."""
+    with pytest.raises((ValueError, TypeCheckError), match="teacher"):
+        loss(torch.randn(6, 10), torch.randn(shape), 1.0)
+
+
+@pytest.mark.parametrize("loss", [cosine, kl])
+@OTHER
+def test_it_is_refused_where_shapes_are_not_checked(loss, shape):
+    with pytest.raises(ValueError, match=rf"\(6, 10\), the teacher's {re.escape(str(shape))}"):
+        inspect.unwrap(loss)(torch.randn(6, 10), torch.randn(shape), 1.0)
+
+
+@pytest.mark.parametrize("loss", [cosine, kl])
+@pytest.mark.parametrize("shape", [(6, 1), (6, 2, 1)])
+def test_of_one_class_nothing_can_be_distilled(loss, shape):
+    with pytest.raises(ValueError, match=rf"{re.escape(str(shape))}, one class"):
+        loss(torch.randn(shape), torch.randn(shape), 1.0)
 
 
 def confident(p, classes=10):

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 from itertools import product
 
 import numpy as np
@@ -138,3 +139,54 @@ def test_the_layers_of_fewest_bits_alone_change_their_width(model):
     assert all((widths[name] == 31) == (bits == 2) for name, bits in home.items()) and set(home.values()) == {2, 8}
     with pytest.raises(ValueError, match=r"bits is 0; .* 1 to 8"):
         LowBit(0)
+
+
+def in_a_thread(function):
+    """What `function` returns in a thread of its own, or its exception."""
+    found = []
+
+    def run():
+        try:
+            found.append(function())
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_a_context_does_not_reach_the_forward_of_another_thread(model):
+    x = torch.randn(8, 3, 8, 8)
+    model.eval()
+    home = model(x)
+    with precision(model, Fixed(8)):
+        inside = model(x)
+        assert torch.equal(in_a_thread(lambda: model(x)), home)
+        assert not torch.equal(inside, home) and torch.equal(model(x), inside)
+    assert torch.equal(model(x), home)
+
+
+def test_a_context_in_one_thread_refuses_that_of_another_on_the_same_model(model):
+    x = torch.randn(8, 3, 8, 8)
+
+    def enter(other):
+        with precision(other, Fixed(4)):
+            return other(x)
+
+    other = copy.deepcopy(model)
+    expected = enter(other)
+    with precision(model, Fixed(8)):
+        before = levels(model)
+        assert "another thread" in str(in_a_thread(lambda: enter(model)))
+        assert levels(model) == before
+        assert torch.equal(in_a_thread(lambda: enter(other)), expected)
+    assert torch.equal(in_a_thread(lambda: enter(model)), expected)
+
+
+def test_replicas_of_data_parallel_run_at_their_models_widths(model):
+    quantizer = next(iter(act_quantizers(model).values()))
+    with precision(model, Fixed(3)):
+        replica = quantizer._replicate_for_data_parallel()
+        assert int(in_a_thread(lambda: replica.levels)) == int(quantizer.levels) != int(quantizer.home_levels)

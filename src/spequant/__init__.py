@@ -7,6 +7,7 @@ from spequant.methods import SPEQ, Distill, Retrain
 from spequant.precision import Fixed, Stochastic, precision
 from spequant.prepare import prepare, unprepare
 from spequant.quantizers import Quantizer
+from spequant.summary import summary
 from spequant.tasks import Classification
 
 __version__ = "0.1.0"
@@ -28,5 +29,6 @@ __all__ = [
     "precision",
     "prepare",
     "reestimate_batch_norm",
+    "summary",
     "unprepare",
 ]

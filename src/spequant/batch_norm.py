@@ -1,20 +1,19 @@
 """Batch norm: its running statistics kept out of the teacher's pass and measured anew for the quantized network, its
 batch statistics taken over all processes."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import chain
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
-from torch.optim.swa_utils import update_bn
-from torch.utils.data import Dataset
 
+from spequant.batches import check_batches, run_model
 from spequant.functional import all_reduce
 from spequant.processes import average_over_processes, world
+from spequant.recomputation import entered_again
 
 Mode = Literal["leave", "update", "eval"]
 MODES: tuple[Mode, ...] = ("leave", "update", "eval")
@@ -38,7 +37,8 @@ def batch_norm_mode(model: nn.Module, mode: Mode) -> Iterator[None]:
         if mode == "eval":
             for m in norms:
                 m.training = False
-        yield
+        with entered_again(lambda: batch_norm_mode(model, mode)):
+            yield
     finally:
         for m in norms:
             m.training = True
@@ -55,7 +55,8 @@ def batch_norm_untracked(model: nn.Module) -> Iterator[None]:
     try:
         for m in norms:
             m.track_running_stats = False
-        yield
+        with entered_again(lambda: batch_norm_untracked(model)):
+            yield
     finally:
         for m in norms:
             m.track_running_stats = True
@@ -72,32 +73,6 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
             m.training = training
 
 
-def check_batches(batches: Any, name: str) -> None:
-    """ValueError: one batch, or a set of samples, where batches are expected."""
-    if isinstance(batches, Tensor | Dataset | Mapping):
-        raise ValueError(
-            f"{name} is a {type(batches).__name__}; expected an iterable of batches, e.g. [x] or a DataLoader"
-        )
-
-
-def run_model(model: nn.Module, batch: Any) -> Any:
-    """The model's output for a batch: a tensor, a tuple or list that begins with the input, or a dict of keywords."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(batch[0] if isinstance(batch, tuple | list) else batch)
-
-
-class _Run(nn.Module):
-    """`run(model, batch)` as a module's forward, for `update_bn`."""
-
-    def __init__(self, model: nn.Module, run: Callable[[nn.Module, Any], Any]):
-        super().__init__()
-        self.model, self.run = model, run
-
-    def forward(self, holder: dict[str, Any]) -> Any:
-        return self.run(self.model, holder["batch"])
-
-
 @contextmanager
 def dropout_off(model: nn.Module) -> Iterator[None]:
     """Dropout and stochastic depth off, also in train mode."""
@@ -110,25 +85,66 @@ def dropout_off(model: nn.Module) -> Iterator[None]:
         yield
 
 
+def frozen(norm: _BatchNorm, model: nn.Module) -> bool:
+    """Whether the user of `model` froze the batch norm `norm` in it: it is in eval mode while `model` is not, or none
+    of its parameters learns, or its momentum is 0."""
+    parameters = list(norm.parameters(recurse=False))
+    still = bool(parameters) and not any(p.requires_grad for p in parameters)
+    return still or norm.momentum == 0 or (model.training and not norm.training)
+
+
+@torch.no_grad()
 def reestimate_batch_norm(
     model: nn.Module, batches: Iterable[Any], run: Callable[[nn.Module, Any], Any] = run_model
 ) -> None:
     """Replace running statistics by their mean over `batches`, each forwarded by `run(model, batch)`, dropout off.
 
-    The model runs at the precision in use; its modules' modes are kept. Without batch norm: nothing happens.
-    ValueError: no batches.
+    The model runs at the precision in use; its modules' modes are kept. Batch norm that is `frozen` keeps its
+    statistics and computes with them, and so does what ran on no batch. Without batch norm: nothing happens.
+    ValueError: no batches, or one of a single sample, which has no variance.
     Several processes: each gives batches of its own, equally many, and all end with the mean over everyone's.
     """
     check_batches(batches, "batches")
-    batches = iter(batches)
-    first = next(batches, None)
-    if first is None:
-        raise ValueError("batches are empty (an iterator that was read before?); expected at least one to measure on")
-    batches = chain([first], batches)
-    with dropout_off(model), modes_kept(model):
-        update_bn(({"batch": b} for b in batches), _Run(model, run))
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
-    average_over_processes(b for m in norms for b in m.buffers(recurse=False))
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms = [m for m in norms if not frozen(m, model)]
+    running = [b for m in norms for b in m.buffers(recurse=False)]
+    before, momenta = [b.clone() for b in running], [m.momentum for m in norms]
+    count = 0
+    try:
+        with dropout_off(model), modes_kept(model):
+            still = [m for m in model.modules() if isinstance(m, _BatchNorm) and m not in norms]
+            model.train()
+            for m in still:
+                m.eval()
+            for m in norms:
+                m.momentum = None  # the mean over all batches
+                m.num_batches_tracked.zero_()  # type: ignore[union-attr]
+            for count, batch in enumerate(batches, start=1):
+                _run_one(model, batch, count, run)
+        if not count:
+            raise ValueError(
+                "batches are empty (an iterator that was read before?); expected one at least to measure on"
+            )
+    except BaseException:
+        for b, value in zip(running, before, strict=True):
+            b.copy_(value)
+        raise
+    finally:
+        for m, momentum in zip(norms, momenta, strict=True):
+            m.momentum = momentum
+    average_over_processes(running)
+
+
+def _run_one(model: nn.Module, batch: Any, number: int, run: Callable[[nn.Module, Any], Any]) -> None:
+    try:
+        run(model, batch)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            f"batch {number} holds a single sample, as the last one may: batch norm has no variance of it. Leave it "
+            "out (drop_last=True of a DataLoader), or say reestimate=False"
+        ) from error
 
 
 class SyncBatchNorm(_BatchNorm):

@@ -1,15 +1,15 @@
 """`calibrate`: ranges from real data. Which rule picks a range is in `quantizers/ranges.py`."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spequant.batch_norm import check_batches, modes_kept, reestimate_batch_norm, run_model
+from spequant.batch_norm import modes_kept, reestimate_batch_norm
+from spequant.batches import check_batches, run_model, samples_in
 from spequant.layers import OUTPUT, act_quantizers, act_slots, weight_quantizers
-from spequant.prepare import share
 from spequant.processes import gathered, world
 from spequant.quantizers import Quantizer, Rule, least_squares
 
@@ -37,10 +37,10 @@ def calibrate(
 
     Several processes: each gives its part of the samples; ranges follow from all of them and are the same everywhere.
 
-    Decides which activations are signed (below -1/1000 of the largest magnitude). Layers found to read one and the same
-    tensor at the same bits come to share one quantizer, so build the optimizer afterwards.
+    Decides which activations are signed (below -1/1000 of the largest magnitude). No parameter is replaced: an
+    optimizer may be built before or after. Batch norm that its user froze keeps its statistics (`batch_norm.frozen`).
     ValueError: model not prepared, fewer samples than asked for, values that are not finite. RuntimeError: a quantized
-    layer that never ran.
+    layer that never ran, or never on any value.
     """
     with torch.inference_mode(False):  # where the caller is in it: what is made here is trained later
         _calibrate(model, batches, rule, samples, reestimate, run)
@@ -59,15 +59,9 @@ def _calibrate(
         raise ValueError("model holds no quantizer: call spequant.prepare first")
     if samples < 1:
         raise ValueError(f"samples is {samples!r}; expected 1 or more")
-    kept = _read(batches, -(-samples // world()))
+    kept = _read(batches, -(-samples // world()), run is run_model)
     watcher = _watch(model, [*acts.values(), *weights.values()], kept, run)
-    silent = [q.name for q in (*acts.values(), *weights.values()) if not watcher.saw(q)]
-    if silent:
-        raise RuntimeError(
-            f"quantized layers that never ran in {len(kept)} batches: {', '.join(silent)}. Other modules "
-            "read their weights past their forward, or nothing uses them; leave them float: prepare(..., skip=[...])"
-        )
-    share(model, _groups(model, watcher))
+    _check_all_ran(watcher, [*acts.values(), *weights.values()])
     outputs = {id(getattr(module, a)) for _, module, a in act_slots(model) if a == OUTPUT}
     for q in act_quantizers(model).values():
         values = watcher.kept[q].values
@@ -86,6 +80,21 @@ def _calibrate(
         q.fit(watcher.weights[q], rule)
     if reestimate:
         reestimate_batch_norm(model, kept, run)
+
+
+def _check_all_ran(watcher: "_Watcher", quantizers: list[Quantizer]) -> None:
+    empty = [q.name for q in quantizers if q in watcher.empty and q not in watcher.kept]
+    if empty:
+        raise RuntimeError(
+            f"layers that ran in {watcher.batches} batches, but on no value: {', '.join(empty)}. Give more or other "
+            "data, on which experts get tokens and detectors find something, or leave them float: skip=[...]"
+        )
+    silent = [q.name for q in quantizers if q not in watcher.weights and q not in watcher.kept]
+    if silent:
+        raise RuntimeError(
+            f"quantized layers that never ran in {watcher.batches} batches: {', '.join(silent)}. Other modules "
+            "read their weights past their forward, or nothing uses them; leave them float: prepare(..., skip=[...])"
+        )
 
 
 def _off_ties(rule: Rule) -> Rule:
@@ -109,25 +118,25 @@ def _watch(
             model.eval()
             for batch in kept:
                 run(model, batch)
-                watcher.next_batch()
     finally:
         for q in quantizers:
             q.watch = None
     return watcher
 
 
-def _read(batches: Iterable[Any], samples: int) -> list[Any]:
-    """The first batches that together hold `samples` samples."""
+def _read(batches: Iterable[Any], samples: int, inputs_first: bool) -> list[Any]:
+    """The first batches that together hold `samples` samples; those that hold none are left out."""
     check_batches(batches, "batches")
     kept, seen = [], 0
     for batch in batches:
-        tensor = _first_tensor(batch)
-        if tensor is None:
+        count = samples_in(batch, inputs_first=inputs_first)
+        if count is None:
             raise ValueError(
                 f"batches hold {type(batch).__name__}s without a tensor; expected one, with a sample a row"
             )
-        kept.append(batch)
-        seen += len(tensor)
+        if count:
+            kept.append(batch)
+            seen += count
         if seen >= samples:
             return kept
     raise ValueError(
@@ -136,33 +145,24 @@ def _read(batches: Iterable[Any], samples: int) -> list[Any]:
     )
 
 
-def _first_tensor(batch: Any) -> Tensor | None:
-    """The first one inside with a dimension, which tells how many samples there are."""
-    if isinstance(batch, Tensor):
-        return batch if batch.dim() else None
-    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
-    return next((found for part in parts if (found := _first_tensor(part)) is not None), None)
-
-
 class _Watcher:
-    """Keeps of each quantizer's input a part and its extremes, and which quantizers saw one and the same tensor."""
+    """Keeps of each quantizer's input a part and its extremes."""
 
     def __init__(self, batches: int):
         self.batches, self.per_batch = batches, max(1024, KEPT // batches)
         self.weights: dict[Quantizer, Tensor] = {}
         self.kept: dict[Quantizer, _Kept] = {}
         self.ends: dict[Quantizer, _Kept] = {}  # the least and largest value of each batch
-        self.inputs: list[Tensor] | None = []
-        self.sources: dict[Quantizer, tuple[tuple[int, int], ...]] = {}
+        self.empty: set[Quantizer] = set()  # of which some batch held no value
 
     def __call__(self, quantizer: Quantizer, x: Tensor) -> None:
         if quantizer.of_weight:
             self.weights.setdefault(quantizer, x.detach())
             return
-        if self.inputs is not None:
-            self.inputs.append(x)  # held, so that no other tensor takes its id within the batch
-            self.sources[quantizer] = (*self.sources.get(quantizer, ()), (id(x), 0 if x.is_inference() else x._version))
         flat = x.detach().float().flatten()
+        if not len(flat):
+            self.empty.add(quantizer)
+            return
         stride = max(1, flat.numel() // self.per_batch)
         while math.gcd(stride, flat.numel()) > 1:  # so that every channel and column is met
             stride += 1
@@ -174,12 +174,6 @@ class _Watcher:
         if quantizer not in where:
             where[quantizer] = _Kept(values.new_empty(self.batches * len(values)))
         where[quantizer].add(values)
-
-    def saw(self, quantizer: Quantizer) -> bool:
-        return quantizer in self.weights or quantizer in self.kept
-
-    def next_batch(self) -> None:
-        self.inputs = None  # the first batch tells who shares; its tensors can go
 
 
 class _Kept:
@@ -199,13 +193,3 @@ class _Kept:
     @property
     def values(self) -> Tensor:
         return self.block[: self.filled]
-
-
-def _groups(model: nn.Module, watcher: _Watcher) -> list[list[tuple[nn.Module, str]]]:
-    """Activation slots that read the same tensor, or tensors, with equal quantizers."""
-    groups: dict[Any, list[tuple[nn.Module, str]]] = {}
-    for _, module, attribute in act_slots(model):
-        q = getattr(module, attribute)
-        key = (watcher.sources.get(q, id(q)), type(q), tuple(sorted(q.config().items(), key=str)))
-        groups.setdefault(str(key), []).append((module, attribute))
-    return [g for g in groups.values() if len(g) > 1]

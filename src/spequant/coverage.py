@@ -8,9 +8,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from spequant.batch_norm import modes_kept, run_model
+from spequant.batch_norm import modes_kept
+from spequant.batches import run_model
 from spequant.kinds import QUANTIZABLE
 from spequant.layers import OUTPUT, QuantizedAdd, QuantizedLayer, QuantizedProduct
 
@@ -65,6 +67,7 @@ OTHERS: dict[str, Callable[..., int]] = {
     "mkldnn_rnn_layer": _recurrent,
     "mv": lambda matrix, vector, **_: 2 * matrix.numel(),
     "addmv": lambda own, matrix, vector, **_: 2 * matrix.numel(),
+    "_trilinear": lambda first, weight, second, *_, **__: 2 * (first.numel() // first.shape[-1]) * weight.numel(),
     "_grouped_mm": lambda a, b, *_, **__: 2 * a.numel() * b.shape[-1],
 }
 """Floating-point operations of what torch's own table lacks, by the operation's name."""
@@ -76,6 +79,9 @@ class _Counter(TorchDispatchMode):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model, self.stack, self.counts = model, [], Counter()
+        self.fixed: dict[int, Tensor] = {
+            _place(p): p for p in model.parameters()
+        }  # parameters, and what is made of them
 
     def __enter__(self) -> Self:
         self.handles = []
@@ -89,16 +95,34 @@ class _Counter(TorchDispatchMode):
         for handle in self.handles:
             handle.remove()
 
+    def _of_two(self, func: Any, args: Any) -> bool:
+        """Whether it multiplies two activations: batches of matrices, none of them a parameter."""
+        product = "bmm" in str(func) or "attention" in str(func)
+        return product and not any(_place(x) in self.fixed for x in tree_leaves(args) if isinstance(x, Tensor))
+
+    def _follow(self, args: Any, out: Any) -> None:
+        """What is made of parameters alone, as when one is laid out anew for a product; kept, so that no activation
+        takes its place in memory."""
+        given = [x for x in tree_leaves(args) if isinstance(x, Tensor)]
+        if given and all(_place(x) in self.fixed for x in given):
+            self.fixed |= {_place(x): x for x in tree_leaves(out) if isinstance(x, Tensor)}
+
     def _leave(self) -> None:  # a hook that returned the module would replace the output by it
         self.stack.pop()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        if not any(isinstance(m, QuantizedLayer) for m in self.stack):
+            self._follow(args, out)
         count = flop_registry.get(func.overloadpacket) or OTHERS.get(func.overloadpacket.__name__)
         if count is not None and self.stack:
-            why = None if any(_quantized(m) for m in self.stack) else _why(self.stack, str(func))
+            why = None if any(_quantized(m) for m in self.stack) else _why(self.stack, self._of_two(func, args))
             self.counts[why] += count(*args, **(kwargs or {}), out_val=out)
         return out
+
+
+def _place(x: Tensor) -> int:
+    return x.untyped_storage().data_ptr()
 
 
 def _quantized(module: nn.Module) -> bool:
@@ -106,13 +130,13 @@ def _quantized(module: nn.Module) -> bool:
     return both or isinstance(module, QuantizedProduct)
 
 
-def _why(running: list[nn.Module], operation: str) -> str:
-    """running: the modules that run, the innermost last."""
+def _why(running: list[nn.Module], of_two: bool) -> str:
+    """running: the modules that run, the innermost last. of_two: two activations are multiplied."""
     module = running[-1]
     if any(isinstance(m, QuantizedLayer) for m in running):
         return "layers with one side float"
     if isinstance(module, QUANTIZABLE):
         return "layers left float"
-    if "bmm" in operation or "attention" in operation:
+    if of_two:
         return PRODUCTS
     return f"{type(module).__name__}: weights that are no layer's"

@@ -51,11 +51,16 @@ class _FakeQuantize(torch.autograd.Function):
     """Saves `x` and computes everything again from it. Compiled, `x` itself is often not even saved: batch norm keeps
     its input in any case, and what lies between that and `x` is computed within the kernels of the backward pass."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x, low, high, levels, saturate: bool, inner: bool, ewgs: float):
-        ctx.save_for_backward(x, low, high, levels)
-        ctx.saturate, ctx.inner, ctx.ewgs = saturate, inner, ewgs
+    def forward(x, low, high, levels, saturate: bool, inner: bool, ewgs: float):
         return dequantize(quantize(x, low, high, levels), low, high, levels).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, low, high, levels, ctx.saturate, ctx.inner, ctx.ewgs = inputs
+        ctx.save_for_backward(x, low, high, levels)
 
     @staticmethod
     def backward(ctx, grad):
@@ -126,10 +131,15 @@ def fake_quantize(
 
 
 class _ScaleGradient(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x, factor: float):
-        ctx.factor = factor
+    def forward(x, factor: float):
         return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.factor = inputs[1]
 
     @staticmethod
     def backward(ctx, grad):
@@ -143,10 +153,14 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
 
 class _AllReduce(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x):
+    def forward(x):
         total = x.clone()
         dist.all_reduce(total)
         return total
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
 
     @staticmethod
     def backward(ctx, grad):

@@ -2,9 +2,12 @@
 
 from torch import nn
 
-QUANTIZABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+QUANTIZABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 EMBEDDINGS = (nn.Embedding,)
 """Quantized in their weight alone: what they read are indices."""
+LEFT_FLOAT = (nn.RNNBase, nn.RNNCellBase, nn.Bilinear, nn.EmbeddingBag)
+"""Modules of torch with weights that the library does not quantize, and says so."""
 
 
 def head_of(network: nn.Module) -> str:

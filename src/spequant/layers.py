@@ -3,50 +3,142 @@
 No policy here: which layer gets which quantizer is decided in `prepare.py`.
 """
 
-from typing import Any
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 
 from spequant.quantizers.base import Quantizer
 
+OUTPUT = "output_quantizer"
+"""Where a module keeps the quantizer of what it returns, an addend of an addition that its network does not mark."""
+
 
 class SealedWeight:
-    """The weight of the quantized layer `own` as the module around it may see it: networks ask for its type or device
-    to convert their input. AttributeError, or from torch's functions the same: a use of its values."""
+    """The weight of the quantized layer `own` as everyone outside may see it: its type, device, shape and gradient can
+    be read, as networks do to convert their input; it can be frozen, and its `data` and `grad` replaced.
 
-    TOLD = ("dtype", "device", "shape", "ndim", "requires_grad", "size", "dim", "numel", "is_floating_point")
+    AttributeError, or from torch's functions the same: any other use, which would read or change values that the
+    quantizers are to see first.
+    """
+
+    TOLD = ("dtype", "device", "layout", "shape", "ndim", "requires_grad", "grad", "size", "dim", "numel", "stride")
+    TOLD += ("is_floating_point", "is_contiguous", "element_size", "nbytes", "is_leaf", "is_cuda", "is_meta")
+    WRITTEN = ("data", "grad", "requires_grad")
     _own = "this layer"  # of a copy that is being made, which asks before it has its own
 
     def __init__(self, weight: Tensor, own: str):
-        self._weight, self._own = weight, own
+        vars(self).update(_weight=weight, _own=own)
 
     def __getattr__(self, name: str) -> Any:
         if name in self.TOLD:
             return getattr(self._weight, name)
         raise _bypass(self._own)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in self.WRITTEN:
+            raise _bypass(self._own)
+        if name == "data" and value.shape != self._weight.shape:
+            _refuse_weight(self._own, self._weight, value)
+        setattr(self._weight, name, value)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        self._weight.requires_grad_(requires_grad)
+        return self
+
+    def __len__(self) -> int:
+        return len(self._weight)
+
+    __hash__ = object.__hash__
+
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = (*args, *(kwargs or {}).values())
+        given = tree_leaves((args, kwargs or {}))
         raise _bypass(next((x._own for x in given if isinstance(x, SealedWeight)), "this layer"))
+
+
+def _refuse_operator(self: SealedWeight, *_: object) -> Any:
+    raise _bypass(self._own)
+
+
+BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
+OTHER = ("neg", "pos", "abs", "invert", "getitem", "setitem", "iter", "contains", "array", "float", "int", "index")
+OTHER += ("bool", "eq", "ne", "lt", "le", "gt", "ge")
+for _name in (*BINARY, *(f"r{name}" for name in BINARY), *(f"i{name}" for name in BINARY), *OTHER):
+    setattr(SealedWeight, f"__{_name}__", _refuse_operator)
 
 
 def _bypass(own: str) -> AttributeError:
     return AttributeError(
-        f"{own} is quantized: reading its weight directly, as the module around it does, would bypass the quantizers; "
-        f"leave the layer float with prepare(..., skip=[{own!r}])"
+        f"{own} is quantized: using the values of its weight directly, as the module around it may do, would bypass "
+        f"the quantizers. To look at or change the float values use .layer.weight of the quantized layer; to leave the "
+        f"layer float, prepare(..., skip=[{own!r}])"
     )
 
 
-class QuantizedLayer(nn.Module):
+def _refuse_weight(own: str, weight: Tensor, value: object) -> NoReturn:
+    given = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    raise ValueError(f"{own}: its weight was set to {given}; expected an nn.Parameter of shape {tuple(weight.shape)}")
+
+
+class Wrapper(nn.Module):
+    """A module of a network, under the attribute `INNER`, with quantizers around it, of activations under `ACTS`.
+    Whatever else the inner module has (bias, out_features, stride ...) is read and written through the wrapper."""
+
+    INNER: str
+    ACTS: tuple[str, ...]
+
+    def _holder(self, name: str) -> nn.Module | None:
+        """The inner module, if `name` is an attribute of its own rather than of the wrapper."""
+        inner = vars(self).get("_modules", {}).get(self.INNER)
+        own = name.startswith("_") or name.endswith("_quantizer") or name == self.INNER
+        if own or inner is None or name in vars(self) or hasattr(type(self), name) or not hasattr(inner, name):
+            return None
+        return inner
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            inner = self._holder(name)
+            if inner is None:
+                raise
+            return getattr(inner, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        inner = self._holder(name)
+        if inner is None:
+            super().__setattr__(name, value)
+        else:
+            setattr(inner, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        inner = self._holder(name)
+        if inner is None:
+            super().__delattr__(name)
+        else:
+            delattr(inner, name)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        inner = self._holder(name)
+        if inner is None:
+            super().register_parameter(name, param)
+        else:
+            inner.register_parameter(name, param)
+
+
+class QuantizedLayer(Wrapper):
     """`layer` (of `QUANTIZABLE` or `EMBEDDINGS`, or a subclass, with its own forward) on quantized weight and input. A
     subclass that computes with another weight than its own, such as a standardised one, offers the two halves of its
     forward: `effective_weight()` and `run_with(input, weight)`; else its own weight would be quantized before that.
 
     weight_quantizer, act_quantizer: None leaves that side float.
     """
+
+    INNER = "layer"
+    ACTS = ("act_quantizer",)
 
     def __init__(self, layer: nn.Module, weight_quantizer: Quantizer | None, act_quantizer: Quantizer | None):
         super().__init__()
@@ -68,31 +160,57 @@ class QuantizedLayer(nn.Module):
         return effective_weight(self.layer)
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever else the float layer has (bias, out_features ...); its weight, whose values would bypass
-        quantization, tells its type, device and shape alone."""
+        """The weight as a `SealedWeight`."""
         if name == "weight":
-            quantizer = self.weight_quantizer or self.act_quantizer
             layer: Any = self.layer
-            return SealedWeight(layer.weight, quantizer.name if quantizer is not None else "this layer")
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name in ("layer", "_modules", "_parameters", "_buffers"):
-                raise
-            return getattr(self.layer, name)
+            return SealedWeight(layer.weight, self._name())
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            self._set_weight(value)
+        else:
+            super().__setattr__(name, value)
+
+    def _set_weight(self, value: Any) -> None:
+        layer: Any = self.layer
+        if isinstance(value, SealedWeight):
+            if value._weight is not layer.weight:
+                raise ValueError(
+                    f"{self._name()}: its weight was set to that of {value._own}, which has another quantizer; tie the "
+                    "weights in the float model, then prepare: layers with one weight share its quantizer"
+                )
+        elif not isinstance(value, nn.Parameter) or value.shape != layer.weight.shape:
+            _refuse_weight(self._name(), layer.weight, value)
+        else:
+            layer.weight = value
+
+    def _name(self) -> str:
+        quantizer = self.weight_quantizer or self.act_quantizer
+        return quantizer.name if quantizer is not None else "this layer"
 
 
 def run_with(layer: nn.Module, weight: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """`layer`(input, *args, **kwargs) as if `weight`, of the shape of its own, were its weight.
 
     `layer` itself is only read, so that several threads may run it at once. Its hooks run, but for a layer that has a
-    `run_with` of its own, and see a module that shares everything with it but the weight.
+    `run_with` of its own, and see a module that shares everything with it but the weight. RuntimeError: a hook that
+    writes another weight.
     """
     if hasattr(layer, "run_with"):
         return layer.run_with(input, weight)  # type: ignore[operator]
     if torch.compiler.is_compiling():  # where swapping the parameter is a matter of the graph alone
         return functional_call(layer, {"weight": weight}, (input, *args), kwargs)
-    return _with_weight(layer, weight)(input, *args, **kwargs)
+    twin = _with_weight(layer, weight)
+    version = None if weight.is_inference() else weight._version
+    output = twin(input, *args, **kwargs)
+    kept = twin._parameters.get("weight") is weight and "weight" not in vars(twin)
+    if not kept or (version is not None and weight._version != version):
+        raise RuntimeError(
+            f"a hook of {layer!r} writes its weight as it runs, past the quantizer; remove the hook, or leave the "
+            "layer float: prepare(..., skip=[...])"
+        )
+    return output
 
 
 def _with_weight(layer: nn.Module, weight: Tensor) -> nn.Module:
@@ -110,8 +228,14 @@ def _check_own(layer: nn.Module, name: str) -> None:
     if "weight" not in layer._parameters and "weight" not in vars(layer).get("_former_parameters", ()):
         raise RuntimeError(
             f"{name}: its weight is computed from other tensors since prepare (pruning, weight or spectral norm, a "
-            "parametrization), which would bypass its quantizer; make it a plain parameter again (prune.remove, "
-            "remove_parametrizations), or do so before prepare and call prepare then"
+            f"parametrization, an adapter such as LoRA: the layer is now a {type(layer).__name__}), which would bypass "
+            "its quantizer; make it a plain parameter again (prune.remove, remove_parametrizations, merge_and_unload), "
+            "or change the float model and prepare that"
+        )
+    if any(kind.__name__ == "FSDPModule" for kind in type(layer).__mro__):
+        raise RuntimeError(
+            f"{name}: fully_shard was called on the float layer inside the quantized one, whose weight is whole only "
+            "after the quantizer has read it; call it on the quantized layer, on blocks of them, or on the whole model"
         )
 
 
@@ -122,8 +246,11 @@ def effective_weight(layer: nn.Module) -> Tensor:
     return own.effective_weight() if hasattr(layer, "effective_weight") else own.weight
 
 
-class QuantizedAdd(nn.Module):
+class QuantizedAdd(Wrapper):
     """A marked residual addition on quantized addends."""
+
+    INNER = "add"
+    ACTS = ("branch_quantizer", "shortcut_quantizer")
 
     def __init__(self, add: nn.Module, branch_quantizer: Quantizer, shortcut_quantizer: Quantizer):
         super().__init__()
@@ -135,8 +262,11 @@ class QuantizedAdd(nn.Module):
         return self.add(self.branch_quantizer(branch), self.shortcut_quantizer(shortcut))
 
 
-class QuantizedProduct(nn.Module):
+class QuantizedProduct(Wrapper):
     """A marked product of two activations (attention's q k and p v), both quantized."""
+
+    INNER = "product"
+    ACTS = ("left_quantizer", "right_quantizer")
 
     def __init__(self, product: nn.Module, left_quantizer: Quantizer, right_quantizer: Quantizer):
         super().__init__()
@@ -146,10 +276,6 @@ class QuantizedProduct(nn.Module):
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
         return self.product(self.left_quantizer(left), self.right_quantizer(right))
-
-
-OUTPUT = "output_quantizer"
-"""Where a module keeps the quantizer of what it returns, an addend of an addition that its network does not mark."""
 
 
 def quantize_output(module: nn.Module, quantizer: nn.Module) -> None:
@@ -169,16 +295,14 @@ def _quantize_output(module: nn.Module, args: Any, output: Tensor) -> Tensor:
     return module._modules[OUTPUT](output)  # type: ignore[misc]
 
 
-SLOTS = {
-    QuantizedLayer: ("act_quantizer",),
-    QuantizedAdd: ("branch_quantizer", "shortcut_quantizer"),
-    QuantizedProduct: ("left_quantizer", "right_quantizer"),
-}
+LEAVES = (Quantizer, Wrapper)
+"""What a tracer of torch.fx must not look into."""
 
 
 def slots_of(module: nn.Module) -> tuple[str, ...]:
     """The attributes of `module` that may hold an activation quantizer."""
-    return (*SLOTS.get(type(module), ()), *((OUTPUT,) if OUTPUT in module._modules else ()))
+    own = module.ACTS if isinstance(module, Wrapper) else ()
+    return (*own, *((OUTPUT,) if OUTPUT in module._modules else ()))
 
 
 def act_slots(model: nn.Module) -> list[tuple[str, nn.Module, str]]:

@@ -8,10 +8,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spequant.layers import act_quantizers
-from spequant.quantizers.base import check_bits
+from spequant.quantizers.base import Quantizer, check_bits
+from spequant.recomputation import entered_again
 
 
 class Policy(Protocol):
@@ -106,7 +107,11 @@ def precision(model: nn.Module, policy: Policy, *, seed: int = 0, step: int = 0,
     """Inside, the activation quantizers of `model` run at the widths that `policy` draws; their bounds do not move.
 
     The draw follows from (seed, step, rank) alone. Everything is put back at the end, after an exception too. Inside,
-    copying or pickling the model is refused.
+    copying or pickling the model is refused. What is checkpointed inside (torch.utils.checkpoint) is computed again at
+    the same widths, when backward runs outside, too.
+
+    Threads: the context holds for the thread that enters it; in others the model runs at its own widths. A compiled
+    model runs at the drawn ones in every thread. RuntimeError: another thread is inside a context of this model.
     """
     quantizers = act_quantizers(model)
     if not quantizers:
@@ -116,11 +121,21 @@ def precision(model: nn.Module, policy: Policy, *, seed: int = 0, step: int = 0,
     counts = [float(q.levels_at(b)) for q, b in zip(quantizers.values(), policy.draw(home, rng), strict=True)]
     # One small transfer for all layers, without waiting for it; each quantizer holds a view of its own number.
     levels = torch.tensor(counts).to(next(iter(quantizers.values())).levels.device, non_blocking=True).unbind()
-    before = [(q.levels, q.levels is q.home_levels) for q in quantizers.values()]
-    try:
-        for q, number in zip(quantizers.values(), levels, strict=True):
-            q.levels = number
+    with _switched(list(quantizers.values()), levels):
         yield
+
+
+@contextmanager
+def _switched(quantizers: Sequence[Quantizer], levels: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, each of `quantizers` has its number of `levels`."""
+    before: list[tuple[Tensor, bool]] = []
+    try:
+        with entered_again(lambda: _switched(quantizers, levels)):
+            for q, number in zip(quantizers, levels, strict=True):
+                earlier = q.levels, q.levels is q.home_levels
+                q.levels = number
+                before.append(earlier)
+            yield
     finally:
-        for q, (number, home) in zip(quantizers.values(), before, strict=True):
+        for q, (number, home) in zip(quantizers, before, strict=False):
             q.levels = q.home_levels if home else number  # after a move inside, the home grid is another tensor

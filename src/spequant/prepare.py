@@ -3,7 +3,6 @@
 Decides which layer gets which quantizer; how a quantizer rounds, and where its range comes from, does not belong here.
 """
 
-import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -15,17 +14,21 @@ from torch.nn.parameter import UninitializedParameter
 from spequant.adapters import adapt, makes_constants, restore
 from spequant.adapters.encoder import Addition
 from spequant.additions import find_additions
-from spequant.kinds import EMBEDDINGS, QUANTIZABLE
+from spequant.copies import copied
+from spequant.kinds import EMBEDDINGS, LEFT_FLOAT, QUANTIZABLE, TRANSPOSED
 from spequant.layers import (
     OUTPUT,
     QuantizedAdd,
     QuantizedLayer,
     QuantizedProduct,
+    Wrapper,
     act_slots,
     leave_output,
     quantize_output,
 )
 from spequant.quantizers import LeastSquares, Quantizer
+from spequant.sharing import Reader, readers_together
+from spequant.wording import some_of
 
 Choice = Quantizer | int | None
 """A quantizer to copy; or bits for the model's own kind of quantizer; or None, float."""
@@ -47,8 +50,8 @@ def prepare(
     skip: Sequence[str] = (),
     per_channel: bool = False,
 ) -> nn.Module:
-    """A copy of `model` whose Linear, Conv1d/2d/3d and ConvTranspose2d layers quantize their weights and inputs, and
-    whose embeddings their weights.
+    """A copy of `model` whose Linear, Conv1d/2d/3d and ConvTranspose1d/2d/3d layers quantize their weights and inputs,
+    and whose embeddings their weights.
 
     weight, act: a quantizer of the wanted kind and bits, copied for each layer; None leaves all weights, or all
       activations, float.
@@ -67,17 +70,17 @@ def prepare(
       `attention_product = True` and `forward(left, right)`).
     overrides: {pattern of layer names: bits, (weight, act) pair or None}; the last match wins, over `ends` and
       `depthwise` too. Patterns are those of the shell: "layer1.*".
-    skip: patterns of layers that stay as they are; the ends are the first and last of the others.
+    skip: patterns of layers that stay as they are, and of modules that do so anyway with a warning (recurrent ones,
+      nn.Bilinear, nn.EmbeddingBag); the ends are the first and last of the others.
     per_channel: one weight range an output channel, of embeddings a row, in place of one a layer.
 
-    The model given is left as it is. Layers with one weight share its quantizer. The result has to be calibrated
-    before it runs. ValueError: a pattern that matches no layer, nothing to quantize, bits out of range, a model that
-    is prepared already, products that the model does not have.
+    The model given is left as it is. Layers with one weight share its quantizer, and so do layers that read one tensor
+    at the same bits, as far as the network can be traced (and in transformers' attention). The result has to be
+    calibrated before it runs. ValueError: a pattern that matches no layer, nothing to quantize, bits out of range, a
+    model that is prepared already, products that the model does not have.
     """
     _check_arguments(model, weight, act, depthwise, skip)
     model, layers = _adapted(model, [*(overrides or {})], skip, products is not None)
-    if weight is None and act is None:
-        raise ValueError("nothing to quantize: weight and act are both None")
     kinds = _weight_kinds(layers, weight, depthwise)
     choices: dict[str, Override] = {n: (kind, act) for n, kind in kinds.items()}
     choices |= _exceptions(layers, ends, embeddings, overrides or {})
@@ -85,13 +88,12 @@ def prepare(
     of_two, outputs = _quantized_activations(model, residual, products, act)
     if not (made := made | of_two):
         raise ValueError("nothing to quantize: ends and overrides leave every layer float; give one of them bits")
+    together = [] if act is None else readers_together(model)
     model = replace_modules(model, made)
     for name, quantizer in outputs.items():
         quantize_output(model.get_submodule(name), quantizer)
-    for tag, (_, module, attribute) in enumerate(act_slots(model)):
-        getattr(module, attribute).tag = tag
+    _share(model, together)
     _place_quantizers(model, next(iter(layers.values())).weight.device)  # type: ignore[arg-type]
-    model.register_load_state_dict_pre_hook(_share_as_saved)
     return model
 
 
@@ -113,7 +115,7 @@ def unprepare(model: nn.Module) -> nn.Module:
 
 def without_quantizers(model: nn.Module) -> nn.Module:
     """The same, but for adapted modules (`spequant.adapters`), which stay adapted."""
-    model = copy.deepcopy(model)
+    model = copied(model)
     made: dict[int, nn.Module] = {}
     for module in list(model.modules()):
         if OUTPUT in module._modules:
@@ -126,18 +128,19 @@ def without_quantizers(model: nn.Module) -> nn.Module:
             made[id(module)] = module.product
     if not made:
         raise ValueError("model is not prepared: it holds no quantized layer")
-    hooks = model._load_state_dict_pre_hooks
-    for key in [k for k, hook in hooks.items() if getattr(hook, "hook", hook) is _share_as_saved]:
-        del hooks[key]
     return replace_modules(model, made)
 
 
-def share(model: nn.Module, groups: Sequence[Sequence[tuple[nn.Module, str]]]) -> None:
-    """Let the activation slots (layer, attribute) of each group hold one quantizer: the first one's."""
-    for (first, first_attribute), *others in groups:
-        quantizer = getattr(first, first_attribute)
-        for module, attribute in others:
-            setattr(module, attribute, quantizer)
+def _share(model: nn.Module, together: Sequence[Sequence[Reader]]) -> None:
+    """Let those that read the same tensor, by equal quantizers, have one: that of the first in the model's order."""
+    groups = {reader: number for number, readers in enumerate(together) for reader in readers}
+    first: dict[str, Quantizer] = {}
+    for name, module, attribute in act_slots(model):
+        reader = name, module.ACTS.index(attribute) if isinstance(module, Wrapper) and attribute in module.ACTS else -1
+        if reader in groups:
+            own = getattr(module, attribute)
+            kind = f"{groups[reader]} {type(own)} {sorted(own.config().items(), key=str)}"
+            setattr(module, attribute, first.setdefault(kind, own))
 
 
 def _adapted(
@@ -145,10 +148,18 @@ def _adapted(
 ) -> tuple[nn.Module, dict[str, nn.Module]]:
     """(a copy of `model` whose modules call their layers, the layers by name that can be quantized, `skip` aside)."""
     _check_weights({n: m for n, m in _layers(model).items() if not _matches(n, skip)})
-    model = copy.deepcopy(model)
+    model = copied(model)
     adapt(model, products=products)
     layers = _layers(model)
-    _check_patterns([*skip, *patterns], layers)
+    others = {n: m for n, m in model.named_modules() if isinstance(m, LEFT_FLOAT)}
+    _check_patterns([*skip, *patterns], layers, others)
+    told = [f"{n} ({type(m).__name__})" for n, m in others.items() if not _matches(n, skip)]
+    if told:
+        warnings.warn(
+            f"modules whose weights are not quantized and stay float: {some_of(told)}. Name them in skip to say that "
+            "this is meant",
+            stacklevel=3,
+        )
     layers = {n: m for n, m in layers.items() if not _matches(n, skip)}
     if not layers:
         raise ValueError("nothing to quantize: the model has no Linear, convolution or embedding outside skip")
@@ -272,7 +283,7 @@ def _quantized_outputs(model: nn.Module, residual: Choice, act: Quantizer) -> di
     if residual is None:
         return {}
     try:
-        found = find_additions(model)
+        found = find_additions(model).found
     except ValueError as error:
         warnings.warn(
             f"residual additions of {type(model).__name__} stay float: it cannot be traced ({error}). Mark them in the "
@@ -305,13 +316,13 @@ def _make(choice: Choice, template: Quantizer | None, name: str, *, of_weight: b
 def _range_shape(layer: nn.Module) -> tuple[int, ...]:
     """Shape of one range an output channel, broadcastable against the layer's weight."""
     weight: Tensor = layer.weight  # type: ignore[assignment]
-    transposed = isinstance(layer, nn.ConvTranspose2d)
+    transposed = isinstance(layer, TRANSPOSED)
     if transposed and layer.groups > 1 and not _is_depthwise(layer):
         raise ValueError(
             f"per_channel is True, but {layer!r} has the output channels of its {layer.groups} groups in one axis; "
             "prepare without per_channel, or leave this layer float with skip"
         )
-    axis = 1 if isinstance(layer, nn.ConvTranspose2d) and not _is_depthwise(layer) else 0
+    axis = 1 if transposed and not _is_depthwise(layer) else 0
     return tuple(size if d == axis else 1 for d, size in enumerate(weight.shape))
 
 
@@ -319,9 +330,9 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, p) for p in patterns)
 
 
-def _check_patterns(patterns: Sequence[str], layers: Mapping[str, nn.Module]) -> None:
+def _check_patterns(patterns: Sequence[str], layers: Mapping[str, nn.Module], others: Mapping[str, nn.Module]) -> None:
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in layers):
+        if not any(fnmatchcase(name, pattern) for name in (*layers, *others)):
             raise ValueError(
                 f"pattern {pattern!r} matches no layer; layers that can be quantized: {', '.join(layers) or 'none'}"
             )
@@ -335,6 +346,8 @@ def _check_arguments(model: nn.Module, weight: object, act: object, depthwise: o
     for argument, template in (("weight", weight), ("act", act), ("depthwise", depthwise)):
         if template is not None and not isinstance(template, Quantizer):
             raise ValueError(f"{argument} is {template!r}; expected a quantizer such as PACT(2), or None")
+    if weight is None and act is None:
+        raise ValueError("nothing to quantize: weight and act are both None")
     if depthwise is not None and weight is None:
         raise ValueError(f"depthwise is {depthwise!r}, but weight is None, which leaves all weights float")
 
@@ -366,13 +379,3 @@ def replace_modules(model: nn.Module, made: Mapping[int, nn.Module]) -> nn.Modul
             if id(child) in made:
                 setattr(parent, name, made[id(child)])
     return model
-
-
-def _share_as_saved(model: nn.Module, state: Mapping[str, Tensor], prefix: str, *_: object) -> None:
-    """Before loading: slots whose saved quantizers bear one tag share one, as they did when they were saved."""
-    groups: dict[int, list[tuple[nn.Module, str]]] = {}
-    for name, module, attribute in act_slots(model):
-        saved = state.get(f"{prefix}{name}.{attribute}._extra_state" if name else f"{prefix}{attribute}._extra_state")
-        if saved is not None:
-            groups.setdefault(int(saved[3]), []).append((module, attribute))
-    share(model, [g for g in groups.values() if len(g) > 1])

@@ -22,9 +22,18 @@ class Counted(Task, Protocol):
     def hits(self, logits: Tensor, batch: Any) -> Tensor: ...
 
 
+SUM_TOLERANCE = 0.01  # of soft labels, which may be half precision
+OTHER_TASKS = (
+    "For regression, several labels a sample or a single logit give the method a task of your own, with logits(model, "
+    "batch) and loss(logits, batch), and a loss between student and teacher that suits it"
+)
+
+
 class Classification:
     """Batches (inputs, labels), or dicts of what the network takes as keywords, with "labels" among it; labels int64
-    (batch,), or soft (batch, classes) as mixup makes them.
+    (batch,), or soft (batch, classes) as mixup makes them: shares of the classes, which sum to 1.
+
+    What else floats may mean (regression, several labels a sample, one logit) needs a task of its own.
 
     output: which part of what the model returns are the logits: a key or index; None: the tensor itself, or its
       `logits` (a dict's, a named tuple's or an object's, as torchvision's GoogLeNet and transformers return them).
@@ -34,6 +43,7 @@ class Classification:
 
     def __init__(self, output: str | int | None = None):
         self.output = output
+        self.looked = False  # at a batch of soft labels
 
     def logits(self, model: nn.Module, batch: Any) -> Tensor:
         """(batch, classes). TypeError where the model returns something else, or nothing under `output`. ValueError:
@@ -52,6 +62,11 @@ class Classification:
                     f"the model returned logits of shape {tuple(logits.shape)}; expected (batch, classes): give the "
                     "method a task of your own, whose logits have the classes last"
                 )
+            if logits.shape[1] == 1:
+                raise ValueError(
+                    f"the model returned logits of shape {tuple(logits.shape)}, one class, whose cross-entropy is 0 "
+                    f"whatever it says; expected two classes or more. {OTHER_TASKS}"
+                )
             return logits
         has = f" with {', '.join(map(str, found))}" if isinstance(found, Mapping) else ""
         raise TypeError(
@@ -60,14 +75,42 @@ class Classification:
         )
 
     def loss(self, logits: Tensor, batch: Any) -> Tensor:
-        """Cross-entropy in fp32, 0-dim."""
-        return F.cross_entropy(logits.float(), self._labels(batch))
+        """Cross-entropy in fp32, 0-dim. ValueError: labels that are neither classes nor shares of classes; whether
+        shares sum to 1 is looked at on a CPU always, and on a GPU, which would have to wait, once."""
+        labels = self._labels(batch)
+        self._check(logits, labels)
+        return F.cross_entropy(logits.float(), labels)
 
     def hits(self, logits: Tensor, batch: Any) -> Tensor:
         """How many samples have their label (soft ones: the largest) as arg-max; 0-dim."""
         labels = self._labels(batch)
         labels = labels.argmax(-1) if labels.is_floating_point() else labels
         return (logits.argmax(-1) == labels).sum()
+
+    def _check(self, logits: Tensor, labels: Tensor) -> None:
+        shape = tuple(labels.shape)
+        if not labels.is_floating_point():
+            if labels.dtype == torch.bool or shape != logits.shape[:1]:
+                raise ValueError(
+                    f"labels are {labels.dtype} of shape {shape}; expected int64 {tuple(logits.shape[:1])}, a class "
+                    f"each, or floats {tuple(logits.shape)}, shares of the classes. {OTHER_TASKS}"
+                )
+            return
+        if shape != logits.shape:
+            raise ValueError(
+                f"labels are floats of shape {shape}; expected shares of the classes, {tuple(logits.shape)}, or "
+                f"classes, int64 {tuple(logits.shape[:1])}. {OTHER_TASKS}"
+            )
+        if torch.compiler.is_compiling() or (self.looked and labels.device.type != "cpu"):
+            return
+        self.looked = True
+        sums = labels.detach().float().sum(-1)
+        if not (bool((labels >= 0).all()) and bool(((sums - 1).abs() < SUM_TOLERANCE).all())):
+            raise ValueError(
+                f"labels are floats that do not sum to 1 a row (sums from {float(sums.min()):.4g} to "
+                f"{float(sums.max()):.4g}, least value {float(labels.min()):.4g}); expected shares of the classes. "
+                f"{OTHER_TASKS}"
+            )
 
     def _labels(self, batch: Any) -> Tensor:
         return batch[self.LABELS] if isinstance(batch, Mapping) else batch[1]

@@ -6,7 +6,7 @@ from torch import nn
 
 from spequant.bench.peers import brevitas, low_bit, torch_ao
 from spequant.bench.subjects import make_subject
-from spequant.methods import Retrain
+from spequant.methods import Retrain, allow_float
 from spequant.models import resnet8
 
 
@@ -45,7 +45,7 @@ def test_torch_ao_is_low_bit_and_learns():
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_pre_hook(read(name))
-    Retrain()(model, subject.batch).total.backward()
+    Retrain()(allow_float(model), subject.batch).total.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     assert sorted(levels.values())[:-1] == [4] * (len(levels) - 1) and max(levels.values()) > 4
 
@@ -57,11 +57,11 @@ def test_brevitas_is_low_bit_and_learns():
     subject = make_subject("resnet8", 4, 8, torch.device("cpu"))
     model = brevitas(subject.network, 2)
     model(subject.batch[0])
-    Retrain()(model, subject.batch).total.backward()
+    Retrain()(allow_float(model), subject.batch).total.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     widths = [int(m.quant_weight().bit_width) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert widths == [8, *[2] * (len(widths) - 2), 8]
     model.zero_grad()
-    Retrain()(model, subject.batch).total.backward()  # from the second step on the bounds learn
+    Retrain()(allow_float(model), subject.batch).total.backward()  # from the second step on the bounds learn
     bounds = [p.grad.abs().max() for n, p in model.named_parameters() if "input_quant" in n or "act_quant" in n]
     assert len(bounds) > len(widths) and all(bounds)

@@ -12,7 +12,7 @@ from torch import nn
 import spequant
 from spequant.integrations import QATTrainer
 from spequant.layers import act_quantizers
-from spequant.methods import Losses, SPEQDistill
+from spequant.methods import Losses, SPEQDistill, allow_float
 from spequant.precision import Fixed
 from spequant.quantizers import PACT, SAWB, LSQPlus, Quantizer
 from spequant.tasks import Classification, SpanExtraction
@@ -192,7 +192,9 @@ class ById:
 @pytest.mark.parametrize("alone", [True, False])
 def test_networks_that_return_tensors_are_evaluated_whole(alone, tmp_path):
     model = Plain(alone).eval()
-    run = trainer(tmp_path, model, spequant.Retrain(task=ById()), rows=classified(), eval_dataset=classified(6))
+    run = trainer(
+        tmp_path, allow_float(model), spequant.Retrain(task=ById()), rows=classified(), eval_dataset=classified(6)
+    )
     found = run.predict(run.eval_dataset)
     ids = torch.stack([row["input_ids"] for row in run.eval_dataset])
     with torch.no_grad():
@@ -248,7 +250,7 @@ def test_a_range_rate_of_zero_holds_the_ranges(tmp_path):
     assert moved and not any(n.rpartition(".")[2] in ("step", "offset") for n in moved)
 
 
-def test_an_optimizer_of_ones_own_is_left_alone_unless_made_before_sharing(tmp_path):
+def test_an_optimizer_of_ones_own_is_left_alone_unless_it_moves_another_network(tmp_path):
     model = prepared()
     own = torch.optim.SGD(model.parameters(), lr=1e-2)
     run = trainer(tmp_path, model, optimizers=(own, None))
@@ -256,9 +258,9 @@ def test_an_optimizer_of_ones_own_is_left_alone_unless_made_before_sharing(tmp_p
     assert run.optimizer.optimizer is own and len(own.param_groups) == 1
     early = prepared(calibrate=False)
     own = torch.optim.SGD(early.parameters(), lr=1e-2)
-    calibrated(early)
-    with pytest.raises(ValueError, match=r"optimizer holds \d+ parameters .*spequant\.calibrate"):
-        trainer(tmp_path, early, optimizers=(own, None)).train()
+    trainer(tmp_path, calibrated(early), optimizers=(own, None)).train()
+    with pytest.raises(ValueError, match=r"optimizer holds \d+ parameters"):
+        trainer(tmp_path, prepared(), optimizers=(own, None)).train()
 
 
 # --- data, precision ---------------------------------------------------------------------------------------------
@@ -365,10 +367,12 @@ def test_a_network_without_activation_quantizers_is_refused(name, tmp_path):
     trainer(tmp_path, prepared(), method, changes={"max_steps": 1}).train()
 
 
-def test_a_float_network_is_fine_for_the_methods_that_need_no_quantizer(tmp_path):
+def test_a_float_network_is_trained_where_that_is_said(tmp_path):
     task, network = SpanExtraction(), answering()
     for method in (spequant.Retrain(task=task), spequant.Distill(network, task=task)):
-        run = trainer(tmp_path, answering(), method, changes={"max_steps": 2})
+        with pytest.raises(ValueError, match="allow_float"):
+            trainer(tmp_path, answering(), method, changes={"max_steps": 2}).train()
+        run = trainer(tmp_path, allow_float(answering()), method, changes={"max_steps": 2})
         run.train()
         assert len(run.optimizer.param_groups) == 2 and "distill" in run.state.log_history[0]
 

@@ -5,7 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import spequant
 from spequant import Retrain
+from spequant.methods import allow_float
+from spequant.models import resnet8
+from spequant.quantizers import PACT, SAWB
 from support.equations import cross_entropy, logits, near
 
 
@@ -29,6 +33,53 @@ def test_a_model_that_returns_no_tensor_asks_for_a_task():
 
     with pytest.raises(TypeError, match=r"dict with scores.* output is None"):
         Retrain()(Wrapped(4, 2), (torch.rand(3, 4), torch.zeros(3, dtype=torch.long)))
+
+
+def test_a_network_that_nothing_quantizes_is_refused_unless_that_is_said(batch):
+    network = resnet8()
+    spequant.prepare(network, weight=SAWB(2), act=PACT(2))  # whose result is dropped
+    for method in (Retrain(), spequant.Distill(network), spequant.methods.SQAKD(network)):
+        with pytest.raises(ValueError, match=r"model = spequant\.prepare\("):
+            method(network, batch)
+    assert torch.isfinite(Retrain()(allow_float(network), batch).total)
+
+
+OTHERS = {
+    "regression": (torch.randn(4, 1), torch.randn(4, 1), r"logits of shape \(4, 1\)"),
+    "one logit": (torch.randn(4, 1), torch.zeros(4, dtype=torch.int64), r"logits of shape \(4, 1\)"),
+    "floats of one column": (torch.randn(4, 3), torch.randn(4, 1), r"shape \(4, 1\).*\(4, 3\)"),
+    "classes as floats": (torch.randn(4, 3), torch.tensor([0.0, 1, 2, 1]), r"floats of shape \(4,\)"),
+    "several labels": (torch.randn(4, 3), torch.tensor([[1.0, 1, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]]), "sum to 1"),
+    "no label": (torch.randn(4, 3), torch.zeros(4, 3), "sum to 1"),
+    "negative": (torch.randn(4, 3), torch.tensor([[2.0, -1, 0]] * 4), "least value -1"),
+    "not a number": (torch.randn(4, 3), torch.full((4, 3), float("nan")), "sum to 1"),
+    "several labels as integers": (torch.randn(4, 3), torch.ones(4, 3, dtype=torch.int64), r"shape \(4, 3\)"),
+    "several labels as booleans": (torch.randn(4, 3), torch.ones(4, 3, dtype=torch.bool), "torch.bool"),
+    "classes in a column": (torch.randn(4, 3), torch.zeros(4, 1, dtype=torch.int64), r"shape \(4, 1\)"),
+}
+
+
+class Gives(nn.Module):
+    def __init__(self, found):
+        super().__init__()
+        self.found = nn.Parameter(found)
+
+    def forward(self, x):
+        return self.found
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_targets_that_are_no_classes_are_refused_by_what_they_are(case):
+    found, labels, message = OTHERS[case]
+    with pytest.raises(ValueError, match=message):
+        Retrain()(allow_float(Gives(found)), (torch.zeros(4, 2), labels))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_soft_labels_of_any_precision_are_taken(dtype):
+    soft = torch.softmax(torch.randn(64, 1000), 1).to(dtype).float()
+    losses = Retrain()(allow_float(Gives(torch.randn(64, 1000))), (torch.zeros(64, 2), soft))
+    assert losses.task > 0
 
 
 def test_dense_logits_are_refused_where_classes_are_last():

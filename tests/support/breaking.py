@@ -45,7 +45,7 @@ class Breaks:
 
 
 def gradient_of_a_range(model):
-    return torch.sqrt(act_quantizers(model)["layer2.0.conv1"].clip * 0)  # 0, its gradient NaN
+    return torch.sqrt(act_quantizers(model)["layer2.0.conv1"].clip * 0).sum()  # 0, its gradient NaN
 
 
 def gradient_of_a_weight(model):

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import spequant
 from spequant.data import eval_batches, load_digits, train_batches
+from spequant.methods import allow_float
 from spequant.quantizers import LSQ, PACT, SAWB
 from spequant.train import (
     TrainingState,
@@ -79,7 +80,7 @@ def test_gradients_add_up_over_parts_of_a_batch_and_are_clipped():
     weights = {}
     for parts in (1, 4):
         torch.manual_seed(0)
-        model = nn.Linear(6, 3)
+        model = allow_float(nn.Linear(6, 3))
         before = model.weight.detach().clone()
         opt = make_optimizer("sgd", [{"params": list(model.parameters()), "lr": 1.0, "weight_decay": 0.0}])
         state = TrainingState(model, spequant.Retrain(), opt, make_schedule("step", opt, 10))

@@ -1,5 +1,6 @@
 """torch's `nn.MultiheadAttention`, its projections as layers of their own."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +27,11 @@ class LayeredAttention(nn.MultiheadAttention):
     v: nn.Module
     mix: nn.Module
     makes_first = "out_proj"  # of the two things returned
+
+    def reads(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """{name of a layer: which argument of a call it reads}."""
+        named = (kwargs[name] for name in ("query", "key", "value") if name in kwargs)
+        return dict(zip(SPLIT, (*args[:3], *named), strict=True))
 
     def split(self) -> None:
         parameters: dict[str, Any] = self._parameters

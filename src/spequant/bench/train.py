@@ -19,7 +19,7 @@ from spequant.bench.peers import brevitas, torch_ao
 from spequant.bench.subjects import BERT, Subject, make_subject
 from spequant.calibrate import calibrate
 from spequant.data import Augment, ImageSet, train_batches
-from spequant.methods import SPEQ, Distill, Method, Retrain
+from spequant.methods import SPEQ, Distill, Method, Retrain, allow_float
 from spequant.prepare import prepare
 from spequant.quantizers import LSQ, PACT, SAWB, Quantizer
 from spequant.recipes.build import device_named
@@ -104,13 +104,13 @@ def _distill(subject: Subject, compile: bool) -> Method:
 
 _ours = _quantized(SAWB, PACT)
 _compiled = {
-    "float": Kind(lambda subject, bits: subject.network),
+    "float": Kind(lambda subject, bits: allow_float(subject.network)),
     "retrain": Kind(_ours),
     "speq": Kind(_ours, lambda subject, compile: SPEQ()),
     "distill": Kind(_ours, _distill),
     "lsq": Kind(_quantized(LSQ, LSQ)),
-    "torch.ao": Kind(lambda subject, bits: torch_ao(subject.network, bits)),
-    "brevitas": Kind(lambda subject, bits: brevitas(subject.network, bits)),
+    "torch.ao": Kind(lambda subject, bits: allow_float(torch_ao(subject.network, bits))),
+    "brevitas": Kind(lambda subject, bits: allow_float(brevitas(subject.network, bits))),
 }
 KINDS = _compiled | {f"{name} eager": replace(kind, compiled=False) for name, kind in _compiled.items()}
 

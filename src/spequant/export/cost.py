@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spequant.batch_norm import modes_kept, run_model
+from spequant.batch_norm import modes_kept
+from spequant.batches import run_model
 from spequant.export.onnx_quant import weight_codes
 from spequant.export.program import Float, Program, Weighted
 from spequant.kinds import EMBEDDINGS, QUANTIZABLE

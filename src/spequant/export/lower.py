@@ -14,7 +14,6 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from spequant.additions import shapes_unchecked
 from spequant.batch_norm import PLAIN, modes_kept
 from spequant.export.grids import act_grid, weight_grid
 from spequant.export.program import Add, Float, Grid, Input, MaxPool, Move, Op, Program, Quantize, Weighted
@@ -22,6 +21,7 @@ from spequant.export.reading import Step, read_step
 from spequant.kinds import QUANTIZABLE
 from spequant.layers import OUTPUT, QuantizedAdd, QuantizedLayer, effective_weight
 from spequant.quantizers import Quantizer
+from spequant.tracing import shapes_unchecked
 
 IMAGES = ("max_pool", "mean", "amax", "stride", "pad")
 """Kinds of steps that are read for (batch, channels, height, width) alone."""

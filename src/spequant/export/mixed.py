@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from spequant.batch_norm import modes_kept, run_model
+from spequant.batch_norm import modes_kept
+from spequant.batches import run_model
 from spequant.export import engines
 from spequant.export.integer_modules import Codes, IntegerModule, integer_form
 from spequant.export.lower import check_dtype

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spequant.batch_norm import check_batches
+from spequant.batches import check_batches
 from spequant.export import engines
 from spequant.export.lower import lower
 from spequant.export.onnx_file import Preprocessing, write_onnx

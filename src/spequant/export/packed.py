@@ -33,7 +33,7 @@ from spequant.adapters import adapt
 from spequant.export.bits import pack_bits, packed_size, unpack_bits
 from spequant.files import placed
 from spequant.functional import dequantize
-from spequant.layers import OUTPUT, SLOTS, QuantizedAdd, QuantizedLayer, QuantizedProduct, act_slots, quantize_output
+from spequant.layers import OUTPUT, QuantizedAdd, QuantizedLayer, QuantizedProduct, Wrapper, act_slots, quantize_output
 from spequant.prepare import replace_modules, without_quantizers
 from spequant.processes import innermost
 from spequant.quantizers.base import Quantizer
@@ -197,8 +197,8 @@ def _acts(model: nn.Module) -> tuple[list[Quantizer], dict[str, list[int | None]
             acts.append(q)
     slots: dict[str, list[int | None]] = {}
     for name, module in model.named_modules():
-        if type(module) in SLOTS:
-            held = [getattr(module, attribute) for attribute in SLOTS[type(module)]]
+        if isinstance(module, Wrapper):
+            held = [getattr(module, attribute) for attribute in module.ACTS]
             key = name + PRODUCTS if isinstance(module, QuantizedProduct) else name
             slots[key] = [None if q is None else number[id(q)] for q in held]
         if OUTPUT in module._modules:

@@ -287,11 +287,11 @@ def _separate_ranges(optimizer: torch.optim.Optimizer, model: nn.Module, lr: flo
 
 
 def _check_parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Calibrating and loading let layers share quantizers: an optimizer made before would move some that are gone."""
+    """ValueError: `optimizer` would move other parameters than those of `model`."""
     known = {id(p) for p in model.parameters()}
     strange = sum(id(p) not in known for group in optimizer.param_groups for p in group["params"])
     if strange:
         raise ValueError(
-            f"the optimizer holds {strange} parameters that are not the model's; make it after spequant.calibrate or "
-            "load_checkpoint, or leave optimizers out"
+            f"the optimizer holds {strange} parameters that are not the model's; make it of the prepared model, or "
+            "leave optimizers out"
         )

@@ -1,7 +1,7 @@
 """Training methods: callables (model, batch) -> Losses. One method a file, its equation in the docstring."""
 
 from spequant.methods.apprentice import Apprentice
-from spequant.methods.base import Losses, Method
+from spequant.methods.base import Losses, Method, allow_float
 from spequant.methods.block_replacement import BlockReplacement
 from spequant.methods.cmt_kd import CMTKD
 from spequant.methods.distill import Distill, SPEQDistill
@@ -32,4 +32,5 @@ __all__ = [
     "Method",
     "Retrain",
     "SPEQDistill",
+    "allow_float",
 ]

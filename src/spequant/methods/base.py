@@ -1,6 +1,5 @@
 """What a method returns, and what several methods share. The methods themselves have a file each."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -8,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from spequant.copies import copied
 from spequant.quantizers import Quantizer
 
 
@@ -48,15 +48,37 @@ def trained_by(method: object) -> nn.Module | None:
 
 def frozen(network: nn.Module) -> nn.Module:
     """A copy of `network` that learns nothing, in eval mode: a teacher."""
-    return copy.deepcopy(network).eval().requires_grad_(False)
+    return copied(network).eval().requires_grad_(False)
+
+
+ALLOWED = "spequant_allow_float"
+
+
+def allow_float(network: nn.Module) -> nn.Module:
+    """`network` itself, marked as one that methods may train though nothing in it is quantized."""
+    setattr(network, ALLOWED, True)
+    return network
 
 
 def penalties(model: nn.Module) -> Tensor | float:
-    """Sum of the quantizers' own loss terms (PACT's L2 term on its clip): some operations in all, not some a layer."""
+    """Sum of the quantizers' own loss terms (PACT's L2 term on its clip): some operations in all, not some a layer.
+
+    ValueError: `model` has no quantizer and `allow_float` was not said, as where the result of `prepare` was dropped.
+    """
     ranges: dict[float, list[Tensor]] = {}
+    known = False
     for module in model.modules():
+        known = known or isinstance(module, Quantizer) or hasattr(module, ALLOWED)
         if isinstance(module, Quantizer) and (decayed := module.decayed()) is not None:
-            ranges.setdefault(decayed[1], []).append(decayed[0].flatten())
+            stored: Any = decayed[0]
+            whole = stored.full_tensor() if hasattr(stored, "full_tensor") else stored  # sharded by fully_shard
+            ranges.setdefault(decayed[1], []).append(whole.flatten())
+    if not known:
+        raise ValueError(
+            f"{type(model).__name__} has no quantizer: what would be trained is a float network. spequant.prepare "
+            "leaves its argument as it is and returns the quantized model: model = spequant.prepare(model, ...). To "
+            "train a float network on purpose: spequant.methods.allow_float(model)"
+        )
     terms = [0.5 * factor * torch.cat(group).square().sum() for factor, group in ranges.items()]
     return torch.stack(terms).sum() if terms else 0.0
 

@@ -22,7 +22,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spequant.layers import act_quantizers
 from spequant.losses import kl
 from spequant.methods.base import Losses, check_temperature, check_weight, penalties
 from spequant.methods.parts import Recorder, given_stages, place, rounded
@@ -77,8 +76,6 @@ class CMTKD:
         for name in self.stages:
             widths = [None if name == self.stages[-1] else bits for bits in teachers]
             place(whole, name, Fused([teacher.get_submodule(name) for teacher in teachers.values()], widths))
-        for tag, quantizer in enumerate(act_quantizers(whole).values()):
-            quantizer.tag = tag  # each teacher counted its own from 0
         return whole.train()
 
     def __call__(self, model: nn.Module, batch: Any) -> Losses:

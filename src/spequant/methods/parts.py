@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from spequant.functional import fake_quantize
 from spequant.kinds import QUANTIZABLE
 from spequant.quantizers.base import level_tensor
+from spequant.recomputation import entered_again
 
 FEWEST = 3
 """stages; a network with fewer children that compute has those inside them for stages"""
@@ -111,7 +112,8 @@ def replaced(network: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[n
     try:
         for name, module in modules.items():
             place(network, name, module)
-        yield network
+        with entered_again(lambda: replaced(network, modules)):
+            yield network
     finally:
         for name, module in before.items():
             place(network, name, module)

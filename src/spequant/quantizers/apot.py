@@ -1,7 +1,7 @@
 """APoT: weights as sums of powers of two (Li, Dong and Wang, ICLR 2020, arXiv 1909.13144)."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spequant.functional import dequantize, positive
 from spequant.quantizers.base import Quantizer, Rule
@@ -61,7 +61,7 @@ class APoT(Quantizer):
         found = torch.tensor(magnitudes(bits or 2)).float()
         self.register_buffer("points", found, persistent=False)
         self.register_buffer("middles", (found[1:] + found[:-1]) / 2 / found[-1], persistent=False)
-        self.clip = nn.Parameter(torch.ones(shape))
+        self.clip = self.new_range()
 
     def level_count(self, bits: int | None = None) -> int:
         bits = self.bits if bits is None else bits
@@ -69,11 +69,11 @@ class APoT(Quantizer):
         return 2 * magnitudes(bits)[-1] + 1
 
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.bounds_at(positive(self.clip))
+        return self.bounds_at(positive(self.range_of(self.clip)))
 
     def set_clip(self, clip: Tensor) -> None:
         with torch.no_grad():
-            self.clip.copy_(clip)
+            self.clip.copy_(clip.reshape_as(self.clip))
 
     def at(self, bits: int | None) -> Quantizer:
         """APoT from 2 to 6 bits, LSQ at others, such as the first and last layer's 8."""
@@ -82,7 +82,7 @@ class APoT(Quantizer):
         return LSQ(bits, shape=self.shape, of_weight=self.of_weight)
 
     def quantized(self, x: Tensor) -> Tensor:
-        clip = positive(self.clip)
+        clip = positive(self.range_of(self.clip))
         share = (self.normalised(x) / clip).clamp(-1, 1)
         v = share.detach()
         smooth = clip * (share + (self._units(v) / self.points[-1] - v))
@@ -90,7 +90,7 @@ class APoT(Quantizer):
         return (values + (smooth - smooth.detach())).to(x.dtype)  # the very floats of the codes
 
     def nearest(self, x: Tensor) -> Tensor:
-        v = (self.normalised(x) / positive(self.clip)).clamp(-1, 1)
+        v = (self.normalised(x) / positive(self.range_of(self.clip))).clamp(-1, 1)
         return self._units(v) + self.points[-1]
 
     def normalised(self, w: Tensor) -> Tensor:

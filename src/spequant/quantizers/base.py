@@ -4,12 +4,13 @@ A paper's formula does not belong here; it has a file of its own beside this one
 """
 
 import inspect
+import threading
 import zlib
 from collections.abc import Callable
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from spequant.functional import dequantize, fake_quantize, quantize
 
@@ -39,9 +40,9 @@ def level_tensor(levels: int, like: Tensor | None = None) -> Tensor:
 class Quantizer(nn.Module):
     """Rounds a tensor to a few equally spaced values between two bounds.
 
-    A subclass says where the bounds are (`bounds`), and, where it stores a range, how a clip becomes one (`set_clip`,
-    `bounds_at`). `bits` fixes the home grid that it trains at; `levels` is the grid in use, which
-    `spequant.precision` replaces for a while without moving the bounds.
+    A subclass says where the bounds are (`bounds`), and, where it stores a range (`new_range`), how a clip becomes one
+    (`set_clip`, `bounds_at`). `bits` fixes the home grid that it trains at; `levels` is the grid in use, which
+    `spequant.precision` replaces for a while, in one thread, without moving the bounds.
 
     bits: 1 to 8, or None: the tensor passes as it is.
     signed: False: grid over [0, high]; True: zero or the middle of the range inside; None: calibration decides.
@@ -70,14 +71,32 @@ class Quantizer(nn.Module):
         )
         self.sign_open = self.signed is None  # calibration decides, each time
         self.name = ""  # where it sits in the model; written by prepare
-        self.tag = -1  # its number in the model; layers whose quantizers have one tag share it
         self.calibrated = not self.stored
         self.watch: Callable[[Quantizer, Tensor], None] | None = None
-        self.home_levels = self.levels = level_tensor(2 if bits is None else self.level_count())
+        self._switched_by: int | None = None  # the thread inside whose precision context it is
+        self.home_levels = self._levels = level_tensor(2 if bits is None else self.level_count())
         self.frozen: Tensor | None
         self.frozen_codes: Tensor | None
         self.register_buffer("frozen", None)  # bool: elements of a weight held at a code, by train/freezing.py;
         self.register_buffer("frozen_codes", None)  # uint8: that code, and where none is held anything
+
+    @property
+    def levels(self) -> Tensor:
+        """Number of levels of the grid in use, 0-dim fp32: that of the home grid, but where the running thread has
+        switched it. A compiled model has what any thread has set; a replica of DataParallel what its model had."""
+        if torch.compiler.is_compiling() or getattr(self, "_is_replica", False):
+            return self._levels
+        return self._levels if self._switched_by in (None, threading.get_ident()) else self.home_levels
+
+    @levels.setter
+    def levels(self, number: Tensor) -> None:
+        home, thread = number is self.home_levels, threading.get_ident()
+        if self._switched_by not in (None, thread):
+            raise RuntimeError(
+                f"{self.name or type(self).__name__}: another thread runs this model inside a precision context; give "
+                "each thread a copy of its own (copy.deepcopy), or enter one context after the other"
+            )
+        self._levels, self._switched_by = number, None if home else thread
 
     # --- the interface that a paper fills in -------------------------------------------------------------------
 
@@ -112,6 +131,15 @@ class Quantizer(nn.Module):
         """The arguments that make this quantizer again; a subclass adds its own."""
         signed = None if self.sign_open else self.signed
         return {"bits": self.bits, "signed": signed, "shape": self.shape, "of_weight": self.of_weight}
+
+    def new_range(self, value: float = 1.0) -> nn.Parameter:
+        """A range to store and train, of `self.shape`; of one element, (1,), where that is (): 0-dim parameters cannot
+        be sharded (torch's fully_shard). `range_of` gives it back in `self.shape`."""
+        return nn.Parameter(torch.full(self.shape or (1,), value))
+
+    def range_of(self, stored: Tensor) -> Tensor:
+        """What `new_range` made, in `self.shape`."""
+        return stored.reshape(self.shape)
 
     # --- what follows from it ----------------------------------------------------------------------------------
 
@@ -174,6 +202,12 @@ class Quantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_exporting():
             self._refuse_switched()
+        if isinstance(x, fx.Proxy):
+            raise TypeError(
+                f"{self.name or type(self).__name__}: torch.fx cannot look into quantizers; give its tracer "
+                "spequant.layers.LEAVES as leaf modules (torchvision's create_feature_extractor: "
+                'tracer_kwargs={"leaf_modules": [*LEAVES]})'
+            )
         if self.watch is not None:
             self.watch(self, x)
             return x
@@ -240,23 +274,23 @@ class Quantizer(nn.Module):
             moved = fn(t)
             return moved if moved.dtype == t.dtype else t.to(moved.device)
 
-        switched = self.levels is not self.home_levels
+        switched = self._levels is not self.home_levels
         super()._apply(keep_fp32, recurse)
         self.home_levels = keep_fp32(self.home_levels)
-        self.levels = keep_fp32(self.levels) if switched else self.home_levels
+        self._levels = keep_fp32(self._levels) if switched else self.home_levels
         return self
 
     def get_extra_state(self) -> Tensor:
-        """int64: (bits or 0, signed: 0 no, 1 yes, 2 undecided, calibrated, tag, sign open, kind, *shape)."""
+        """int64: (bits or 0, signed: 0 no, 1 yes, 2 undecided, calibrated, sign open, kind, *shape)."""
         signed = 2 if self.signed is None else int(self.signed)
-        own = [self.bits or 0, signed, int(self.calibrated), self.tag, int(self.sign_open), self._kind()]
+        own = [self.bits or 0, signed, int(self.calibrated), int(self.sign_open), self._kind()]
         return torch.tensor([*own, *self.shape])
 
     def _kind(self) -> int:
         return zlib.crc32(type(self).__qualname__.encode())
 
     def set_extra_state(self, state: Tensor) -> None:
-        signed, calibrated, self.tag, sign_open = (int(v) for v in state[1:5])
+        signed, calibrated, sign_open = (int(v) for v in state[1:4])
         self.calibrated, self.sign_open = bool(calibrated), bool(sign_open)
         if signed != 2:
             self.set_signed(bool(signed))
@@ -268,22 +302,25 @@ class Quantizer(nn.Module):
                 f"{prefix[:-1]}: the state holds a quantizer of {int(state[0]) or 'no'} bits, the model one of "
                 f"{self.bits or 'no'}; prepare the model with the bits that the state was trained at"
             )
-        if state is not None and int(state[5]) != self._kind():
+        if state is not None and int(state[4]) != self._kind():
             raise ValueError(
                 f"{prefix[:-1]}: the state holds another kind of quantizer than {type(self).__name__}; "
                 "prepare the model with the kind that the state was trained with"
             )
-        if state is not None and (shape := tuple(state[6:].tolist())) != self.shape:
+        if state is not None and (shape := tuple(state[5:].tolist())) != self.shape:
             raise ValueError(
                 f"{prefix[:-1]}: the state holds ranges of shape {shape}, the model of {self.shape}; "
                 "prepare the model with per_channel as the state was trained"
             )
+        for name, own in self._parameters.items():  # ranges of a tensor were 0-dim once
+            if own is not None and (saved := state_dict.get(prefix + name)) is not None and saved.dim() == 0:
+                state_dict[prefix + name] = saved.reshape(own.shape)
         if prefix + "frozen" in state_dict and self.frozen is None:
             self.hold_codes(state_dict[prefix + "frozen_codes"].to(self.home_levels.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _refuse_switched(self) -> None:
-        if self.levels is not self.home_levels:
+        if self._levels is not self.home_levels:
             raise RuntimeError(
                 f"{self.name or type(self).__name__}: the model is inside a precision context, whose draw would be "
                 "copied as if it were the model's own; leave the `with` block before copying, pickling or exporting"
@@ -295,7 +332,7 @@ class Quantizer(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.levels = self.home_levels
+        self._levels = self.home_levels
 
     def extra_repr(self) -> str:
         return ", ".join(f"{k}={v}" for k, v in {**self.config(), "signed": self.signed}.items() if v != ())

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spequant.functional import positive, scale_gradient
 from spequant.quantizers.base import Quantizer
@@ -30,7 +30,7 @@ class CSQ(Quantizer):
         if not signed:
             raise ValueError(f"signed is {signed!r}; CSQ's grid is symmetric around zero: use PACT or LSQ here")
         super().__init__(bits, signed=True, shape=shape, of_weight=of_weight)
-        self.step = nn.Parameter(torch.ones(shape))
+        self.step = self.new_range()
 
     def level_count(self, bits: int | None = None) -> int:
         bits = self.bits if bits is None else bits
@@ -40,9 +40,9 @@ class CSQ(Quantizer):
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
         half = (self.level_count() - 1) / 2
         shared = max(1, x.numel() // max(1, self.step.numel()))
-        step = scale_gradient(positive(self.step), 1 / math.sqrt(shared * half))
+        step = scale_gradient(positive(self.range_of(self.step)), 1 / math.sqrt(shared * half))
         return -half * step, half * step
 
     def set_clip(self, clip: Tensor) -> None:
         with torch.no_grad():
-            self.step.copy_(clip * 2 / (self.level_count() - 1))
+            self.step.copy_((clip * 2 / (self.level_count() - 1)).reshape_as(self.step))

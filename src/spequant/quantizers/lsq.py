@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spequant.functional import positive, scale_gradient
 from spequant.quantizers.base import Quantizer
@@ -28,7 +28,7 @@ class LSQ(Quantizer):
         self, bits: int | None, *, signed: bool | None = None, shape: tuple[int, ...] = (), of_weight: bool = False
     ):
         super().__init__(bits, signed=signed, shape=shape, of_weight=of_weight)
-        self.step = nn.Parameter(torch.ones(shape))
+        self.step = self.new_range()
 
     def level_count(self, bits: int | None = None) -> int:
         bits = self.bits if bits is None else bits
@@ -47,7 +47,7 @@ class LSQ(Quantizer):
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
         qn, qp = self.codes()
         shared = x.numel() // max(1, self.step.numel()) if self.of_weight else x.numel() // max(1, len(x))
-        step = scale_gradient(positive(self.step), 1 / math.sqrt(max(1, shared) * max(1.0, qp)))
+        step = scale_gradient(positive(self.range_of(self.step)), 1 / math.sqrt(max(1, shared) * max(1.0, qp)))
         return -qn * step, qp * step
 
     def bounds_at(self, clip: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,7 +56,7 @@ class LSQ(Quantizer):
 
     def set_clip(self, clip: Tensor) -> None:
         with torch.no_grad():
-            self.step.copy_(clip / self.codes()[1])
+            self.step.copy_((clip / self.codes()[1]).reshape_as(self.step))
 
 
 def paper_start(quantizer: Quantizer, values: Tensor) -> Tensor:

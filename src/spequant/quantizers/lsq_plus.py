@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spequant.functional import fake_quantize, positive, scale_gradient
 from spequant.quantizers.base import Quantizer, Rule
@@ -38,8 +38,9 @@ class LSQPlus(Quantizer):
                 "its paper does"
             )
         super().__init__(bits, signed=signed, shape=shape, of_weight=of_weight)
-        self.step = nn.Parameter(torch.ones(shape))
-        self.offset = nn.Parameter(torch.full(shape, -float(self.steps // 2)), requires_grad=signed is not False)
+        self.step = self.new_range()
+        self.offset = self.new_range(-float(self.steps // 2)).requires_grad_(signed is not False)
+        self.held_back = signed is False  # the offset, because the tensor is unsigned
 
     @property
     def steps(self) -> int:
@@ -53,15 +54,20 @@ class LSQPlus(Quantizer):
 
     def set_signed(self, signed: bool) -> None:
         super().set_signed(signed)
-        self.offset.requires_grad_(signed)  # a parameter that never gets a gradient is an error under DDP
+        if not signed and self.offset.requires_grad:  # a parameter that never gets a gradient is an error under DDP
+            self.offset.requires_grad_(False)
+            self.held_back = True
+        elif signed and self.held_back:  # and not frozen by its user
+            self.offset.requires_grad_(True)
+            self.held_back = False
 
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
         factor = 1 / math.sqrt(max(1, x.numel() // max(1, len(x))) * self.steps)
-        step = positive(self.step)
+        step = positive(self.range_of(self.step))
         width = scale_gradient(step, factor) * self.steps
         if not self.signed:
             return torch.zeros_like(width), width
-        offset = scale_gradient(self.offset, factor)
+        offset = scale_gradient(self.range_of(self.offset), factor)
         low = fake_quantize(offset, -width.detach(), torch.zeros_like(step), self.home_levels, saturate=False)
         return low, low + width
 
@@ -76,12 +82,13 @@ class LSQPlus(Quantizer):
     def set_clip(self, clip: Tensor) -> None:
         with torch.no_grad():
             low, high = self.bounds_at(clip)
-            self.step.copy_((high - low) / self.steps)
-            self.offset.copy_(low)
+            self.step.copy_(((high - low) / self.steps).reshape_as(self.step))
+            self.offset.copy_(low.reshape_as(self.offset))
 
     def zero(self) -> Tensor:
         """z: the code of zero on the home grid."""
-        return torch.round(-self.offset.detach() / positive(self.step.detach())).clamp(0, self.steps)
+        zero = torch.round(-self.offset.detach() / positive(self.step.detach())).clamp(0, self.steps)
+        return self.range_of(zero)
 
     def fit(self, values: Tensor, rule: Rule, ends: Tensor | None = None) -> None:
         if self.signed and self.bits is not None:
@@ -89,5 +96,5 @@ class LSQPlus(Quantizer):
             zeros = torch.tensor([best_zero(row, self.level_count()) for row in rows], device=values.device)
             with torch.no_grad():
                 self.step.fill_(1.0)
-                self.offset.copy_(-zeros.reshape(self.shape))
+                self.offset.copy_(-zeros.reshape_as(self.offset))
         super().fit(values, rule, ends)

@@ -1,7 +1,7 @@
 """PACT: activations clipped at a trained value (Choi et al. 2018, arXiv 1805.06085)."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spequant.functional import positive
 from spequant.quantizers.base import Quantizer
@@ -30,14 +30,14 @@ class PACT(Quantizer):
         if not decay >= 0:
             raise ValueError(f"decay is {decay!r}; expected 0 or more, the factor of the L2 penalty on the clip")
         self.decay = decay
-        self.clip = nn.Parameter(torch.ones(shape))
+        self.clip = self.new_range()
 
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.bounds_at(positive(self.clip))
+        return self.bounds_at(positive(self.range_of(self.clip)))
 
     def set_clip(self, clip: Tensor) -> None:
         with torch.no_grad():
-            self.clip.copy_(clip)
+            self.clip.copy_(clip.reshape_as(self.clip))
 
     def decayed(self) -> tuple[Tensor, float] | None:
         return (self.clip, self.decay) if self.decay else None

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from spequant.batch_norm import synchronise_batch_norm
-from spequant.methods.base import trained_by
+from spequant.methods.base import allow_float, trained_by
 from spequant.processes import world
 from spequant.quantizers import by_name
 from spequant.recipes.build import build_quantized, calibrated
@@ -87,6 +87,8 @@ def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | No
         whole = versioned(model, snapshot.part("model"))
         model.load_state_dict(whole)  # before the optimizer: layers come to share quantizers by it
         model = channels_last(model, device)
+    if not recipe.quantized:
+        allow_float(model)
     steps = settings.epochs * (field.sizes[0] // settings.batch_size)
 
     def quantized(bits: int) -> nn.Module:

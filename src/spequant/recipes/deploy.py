@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from spequant.batch_norm import run_model
+from spequant.batches import run_model
 from spequant.data import ImageSet, eval_windows
 from spequant.export import (
     Parity,

@@ -1,0 +1,56 @@
+"""Graphs of networks, and what is said of those that have none."""
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+from spequant.tracing import traced
+
+
+def decorated(forward):
+    @functools.wraps(forward)
+    def wrapper(self, *args, **kwargs):
+        return forward(self, *args, **kwargs)
+
+    return wrapper
+
+
+class Decorated(nn.Module):
+    @decorated
+    def forward(self, x, mask=None):
+        return x
+
+
+class Decides(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+class Loops(nn.Module):
+    def forward(self, images):
+        return [image.mean() for image in images]
+
+
+@pytest.mark.parametrize(
+    ("network", "said"), [(Decorated(), r"\*args"), (Decides(), "control flow"), (Loops(), "iterated")]
+)
+def test_why_a_network_cannot_be_traced_is_one_sentence(network, said):
+    with pytest.raises(ValueError, match=said) as error:
+        traced(network)
+    assert "\n" not in str(error.value) and "co_varnames" not in str(error.value) and len(str(error.value)) < 120
+
+
+def test_an_optional_argument_is_as_nobody_gives_it():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x, mask=None):
+            return self.layer(x) if mask is None else self.layer(x) * mask
+
+    tracer, graph = traced(Masked())
+    assert [node.target for node in graph.nodes if node.op == "call_module"] == ["layer"]
+    assert tracer.calls["layer"] == 1 and torch.is_tensor(tracer.root.layer.weight)
