@@ -191,10 +191,8 @@ class ById:
 
 @pytest.mark.parametrize("alone", [True, False])
 def test_networks_that_return_tensors_are_evaluated_whole(alone, tmp_path):
-    model = Plain(alone).eval()
-    run = trainer(
-        tmp_path, allow_float(model), spequant.Retrain(task=ById()), rows=classified(), eval_dataset=classified(6)
-    )
+    model = allow_float(Plain(alone).eval())
+    run = trainer(tmp_path, model, spequant.Retrain(task=ById()), rows=classified(), eval_dataset=classified(6))
     found = run.predict(run.eval_dataset)
     ids = torch.stack([row["input_ids"] for row in run.eval_dataset])
     with torch.no_grad():
