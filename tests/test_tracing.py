@@ -25,10 +25,12 @@ def test_why_a_network_cannot_be_traced_is_one_sentence(network, said):
 
 
 def test_what_hides_its_inputs_says_so():
-    from transformers import BertConfig, BertModel
+    from transformers import BertConfig, BertForSequenceClassification, BertModel
 
     config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     with pytest.raises(ValueError, match=r"takes \*args"):
+        traced(BertForSequenceClassification(config))
+    with pytest.raises(ValueError, match=r"placeholder for an input \(AttributeError"):
         traced(BertModel(config))
 
 

@@ -39,7 +39,10 @@ def _why(error: Exception) -> str:
         return (
             "its forward takes *args or **kwargs, as decorated ones do (transformers' networks), which hide its inputs"
         )
-    return said.partition(". ")[0]
+    said = said.partition(". ")[0]
+    if isinstance(error, fx.proxy.TraceError):
+        return said
+    return f"its forward does not run on a placeholder for an input ({type(error).__name__}: {said})"
 
 
 @contextmanager
