@@ -23,3 +23,31 @@ def test_a_share_that_does_not_divide_is_refused():
     assert portion(12, "train.batch_size", 4, 2) == slice(6, 9)
     with pytest.raises(ValueError, match=r"train\.batch_size is 10; expected a multiple of 4"):
         portion(10, "train.batch_size", 4, 0)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda net: net,
+        lambda net: torch.optim.swa_utils.AveragedModel(net),
+        lambda net: nn.DataParallel(net),
+        lambda net: torch.compile(net),
+        lambda net: torch.compile(torch.optim.swa_utils.AveragedModel(net)),
+    ],
+)
+def test_the_innermost_network_has_the_plain_ones_names(wrap):
+    network = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 2)))
+    found = innermost(wrap(network))
+    assert [name for name, _ in found.named_modules()] == [name for name, _ in network.named_modules()]
+    x = torch.randn(3, 4)
+    assert torch.equal(found(x), network(x))
+
+
+def test_a_compiled_part_is_seen_through_and_left_in_its_place():
+    network = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 2)))
+    names, shared = [name for name, _ in network.named_parameters()], network[0]
+    network[1] = torch.compile(network[1])
+    found = innermost(network)
+    assert [name for name, _ in found.named_parameters()] == names and found[0] is shared
+    assert all(a is b for a, b in zip(found.parameters(), network.parameters(), strict=True))
+    assert "_orig_mod" in network[1]._modules

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 
 def rank() -> int:
@@ -56,14 +57,28 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def innermost(model: nn.Module) -> nn.Module:
-    """The network inside what torch.compile, DataParallel and DistributedDataParallel make of it."""
-    while True:
-        if isinstance(model, DistributedDataParallel | nn.DataParallel):
-            model = model.module
-        elif isinstance(compiled := getattr(model, "_orig_mod", None), nn.Module):
-            model = compiled
+    """The network inside what torch.compile, DataParallel, DistributedDataParallel and AveragedModel make of it, its
+    compiled parts as they were before; parameters and quantizers are the very same ones."""
+    while isinstance(model, DistributedDataParallel | nn.DataParallel | AveragedModel):
+        model = model.module
+    if not any("_orig_mod" in m._modules for m in model.modules()):
+        return model
+    return innermost(_uncompiled(model, {}))
+
+
+def _uncompiled(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
+    """A module that shares everything with `module` but its compiled parts."""
+    if (inner := module._modules.get("_orig_mod")) is not None:  # which torch.compile calls it
+        return _uncompiled(inner, made)
+    if id(module) not in made:
+        own = {name: None if child is None else _uncompiled(child, made) for name, child in module._modules.items()}
+        if all(own[name] is child for name, child in module._modules.items()):
+            made[id(module)] = module
         else:
-            return model
+            twin = object.__new__(type(module))
+            vars(twin).update(vars(module), _modules=own)
+            made[id(module)] = twin
+    return made[id(module)]
 
 
 def portion(items: int, what: str, parts: int | None = None, part: int | None = None) -> slice:

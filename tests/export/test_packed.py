@@ -227,3 +227,23 @@ def test_held_levels_refine_as_those_they_came_from():
         held = Held(q.bits, levels=q.level_count(), signed=q.signed)
         counts = [held.levels_at(bits) for bits in range(2, 9)]
         assert counts == [q.levels_at(bits) for bits in range(2, 9)] and all(a <= b for a, b in pairwise(counts))
+
+
+WRAPPED = {
+    "averaged": lambda net: torch.optim.swa_utils.AveragedModel(net),
+    "data parallel": lambda net: nn.DataParallel(net),
+    "compiled": lambda net: torch.compile(net),
+    "a part compiled": lambda net: nn.Sequential(torch.compile(net[0]), *net[1:]),
+}
+
+
+@pytest.mark.parametrize("how", WRAPPED)
+def test_what_wraps_a_network_is_not_packed_with_it(how, tmp_path):
+    net = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 3))
+    x = torch.randn(16, 4)
+    model = spequant.prepare(net, weight=SAWB(2), act=PACT(2))
+    spequant.calibrate(model, [x], samples=16)
+    expected = model.eval()(x)
+    spequant.pack(WRAPPED[how](model), tmp_path / "model.packed")
+    for network in (net, WRAPPED[how](net)):
+        assert torch.equal(spequant.load_packed(tmp_path / "model.packed", network)(x), expected)

@@ -16,7 +16,6 @@ One safetensors file:
         about       what the writer said of the network: JSON
 """
 
-import copy
 import hashlib
 import json
 import math
@@ -30,6 +29,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from spequant.adapters import adapt
+from spequant.copies import copied
 from spequant.export.bits import pack_bits, packed_size, unpack_bits
 from spequant.files import placed
 from spequant.functional import dequantize
@@ -99,7 +99,7 @@ def load_packed(path: str | Path, network: nn.Module) -> nn.Module:
 
     FileNotFoundError. ValueError names what is damaged, of a newer format, or not that of `network`.
     """
-    path = Path(path)
+    path, network = Path(path), innermost(network)
     tensors, head = _read(path)
     _check_fit(path, tensors, head, network)
     model = _adapted(network, head)
@@ -129,7 +129,7 @@ def load_packed(path: str | Path, network: nn.Module) -> nn.Module:
 
 def _adapted(network: nn.Module, head: Mapping[str, Any]) -> nn.Module:
     """A copy of the float `network` with the layers that the file speaks of."""
-    model = copy.deepcopy(network)
+    model = copied(network)
     adapt(model, products=any(key.endswith(PRODUCTS) for key in head["slots"]))
     return model
 
@@ -137,7 +137,7 @@ def _adapted(network: nn.Module, head: Mapping[str, Any]) -> nn.Module:
 def check_packed(path: str | Path, network: nn.Module) -> None:
     """ValueError: the file is damaged or not one of `network`, which may be on the device "meta": nothing is copied."""
     path = Path(path)
-    _check_fit(path, *_read(path), network)
+    _check_fit(path, *_read(path), innermost(network))
 
 
 def _check_fit(path: Path, tensors: Mapping[str, Tensor], head: Mapping[str, Any], network: nn.Module) -> None:
