@@ -154,7 +154,7 @@ def test_what_cannot_be_exported_is_said_and_no_file_is_left(tmp_path):
             return self.layer(x) if float(x.sum()) > 0 else self.layer(-x)
 
     x, path = torch.randn(5, 6), tmp_path / "net.onnx"
-    with pytest.raises(ValueError, match="images is empty"):
+    with pytest.raises(ValueError, match="images hold no sample"):
         export_mixed(prepared(Each(nn.Linear(6, 4)), x), path, [])
     with pytest.raises(ValueError, match="network gives tuple"):
         export_mixed(prepared(Two(nn.Linear(6, 4)), x), path, [x])

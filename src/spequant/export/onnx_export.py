@@ -1,10 +1,11 @@
 """`export_onnx`: a network to a verified integer ONNX file, in one call."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -57,25 +58,33 @@ def export_onnx(
 def with_example(images: Inputs, preprocessing: Preprocessing | None) -> tuple[Any, Iterable[Batch]]:
     """(one input of the network, `as_batches` of all images). ValueError: there are none, or they are no batches."""
     check_batches(images, "images")
-    items = iter(images)
+    batches = as_batches(images, preprocessing)
     try:
-        first = next(items)
+        first = next(batches)
     except StopIteration:
-        raise ValueError("images is empty; expected at least one batch to verify the export with") from None
-    one = next(iter(as_batches([first], preprocessing)))[0]
-    one = {name: x[:1] for name, x in one.items()} if isinstance(one, Mapping) else one[:1]
-    return one, as_batches(chain([first], items), preprocessing)
+        raise ValueError("images hold no sample; expected at least one to verify the export with") from None
+    one = {name: x[:1] for name, x in first[0].items()} if isinstance(first[0], Mapping) else first[0][:1]
+    return one, chain([first], batches)
 
 
-def as_batches(images: Inputs, preprocessing: Preprocessing | None = None) -> Iterable[Batch]:
-    """What `compare` takes: inputs of the network, inputs of the graph, labels or None."""
+def as_batches(images: Inputs, preprocessing: Preprocessing | None = None) -> Iterator[Batch]:
+    """What `compare` takes: inputs of the network, inputs of the graph, labels or None.
+
+    A batch is a tensor or array, (inputs,), (inputs, labels, ...) or inputs by name; one without a sample is left out.
+    """
     for item in images:
         if isinstance(item, Mapping):
             if preprocessing is not None:
                 raise ValueError("preprocessing is given, but inputs have names; expected images alone")
-            yield item, {name: x.cpu().numpy() for name, x in item.items()}, None
+            named = {str(name): _tensor(x, f"images[{name!r}]") for name, x in item.items()}
+            if all(len(x) for x in named.values()):
+                yield named, {name: x.cpu().numpy() for name, x in named.items()}, None
             continue
-        x, labels = item if isinstance(item, tuple | list) else (item, None)
+        parts = list(item) if isinstance(item, tuple | list) else [item]
+        x = _tensor(parts[0] if parts else None, "images")
+        labels = _labels(parts[1], len(x)) if len(parts) > 1 else None
+        if not len(x):
+            continue
         if preprocessing is None:
             x = x if x.dtype in (torch.int32, torch.int64) else x.float()  # tokens stay what they are
             yield x, x.cpu().numpy(), labels
@@ -89,3 +98,22 @@ def as_batches(images: Inputs, preprocessing: Preprocessing | None = None) -> It
             )
         mean, std = (torch.tensor(v, dtype=torch.float32, device=x.device).view(-1, 1, 1) for v in preprocessing)
         yield (x.float() / 255 - mean) / std, x.cpu().numpy(), labels
+
+
+def _tensor(given: Any, argument: str) -> Tensor:
+    """`given` as a tensor without a graph."""
+    if isinstance(given, np.ndarray):
+        given = torch.from_numpy(given)
+    if not isinstance(given, Tensor) or not given.dim():
+        raise ValueError(
+            f"{argument} holds {type(given).__name__}; expected tensors or arrays with a sample a row, alone, as "
+            "(inputs, labels) or by name"
+        )
+    return given.detach()
+
+
+def _labels(given: Any, count: int) -> Tensor | None:
+    """Classes, one a sample; what else stands beside inputs (targets of a regression, masks) is not compared with."""
+    labels = torch.from_numpy(given) if isinstance(given, np.ndarray) else given
+    whole = isinstance(labels, Tensor) and not labels.is_floating_point() and labels.shape == (count,)
+    return labels.long() if whole else None
