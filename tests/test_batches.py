@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from spequant.batches import check_batches, run_model, samples_in
+from spequant.batches import check_batches, cloned, run_model, samples_in
 
 IMAGES = [torch.rand(3, 8, 9 + i) for i in range(16)]
 X = torch.rand(16, 4)
@@ -55,3 +55,11 @@ def test_a_model_is_called_with_the_inputs():
 def test_one_batch_is_not_taken_for_several(given):
     with pytest.raises(ValueError, match=f"data is a {type(given).__name__}"):
         check_batches(given, "data")
+
+
+def test_copies_are_of_tensors_by_name_as_well():
+    x = torch.zeros(2)
+    one, named = cloned(x), cloned({"a": x})
+    one += 1
+    named["a"] += 2
+    assert x.tolist() == [0, 0]

@@ -24,6 +24,13 @@ def run_model(model: nn.Module, batch: Any) -> Any:
     return model(batch[0] if isinstance(batch, tuple | list) else batch)
 
 
+def cloned(example: Any) -> Any:
+    """`example`, a tensor or tensors by name, for a network that may write to it."""
+    if isinstance(example, Mapping):
+        return {name: cloned(x) for name, x in example.items()}
+    return example.clone() if isinstance(example, Tensor) else example
+
+
 def samples_in(batch: Any, *, inputs_first: bool = True) -> int | None:
     """How many samples `batch` holds: rows of its first tensor with a dimension, or the length of a list of samples,
     which are images, (1, 3 or 4, height, width), or tensors of different lengths. None: it holds no tensor.

@@ -94,6 +94,8 @@ def _print_parity(parity: Parity, engine: str) -> None:
     what = "images" if parity.labelled else "answers, starts and ends apart"
     own = f"; torch's own with other last bits differs on {parity.own}" if parity.own else ""
     print(f"{engine}: arg-max equal on {100 * parity.agreement:.2f} % of {parity.images} {what}{right}{own}")
+    for values in parity.values:
+        print(f"{engine}: {values}")
 
 
 @dataclass(frozen=True)

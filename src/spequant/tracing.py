@@ -10,6 +10,7 @@ from typing import Any
 
 import jaxtyping
 from torch import fx, nn
+from torch.fx.proxy import TraceError
 
 from spequant import adapters
 from spequant.kinds import QUANTIZABLE
@@ -40,7 +41,7 @@ def _why(error: Exception) -> str:
             "its forward takes *args or **kwargs, as decorated ones do (transformers' networks), which hide its inputs"
         )
     said = said.partition(". ")[0]
-    if isinstance(error, fx.proxy.TraceError):
+    if isinstance(error, TraceError):
         return said
     return f"its forward does not run on a placeholder for an input ({type(error).__name__}: {said})"
 

@@ -55,9 +55,11 @@ def compared(logits, other, labels=None, own=None) -> Parity:
 
 
 def with_others(images: int, differ: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of ten classes, and others whose arg-max differs on the first so many images."""
-    logits = torch.eye(10)[torch.arange(images) % 10]
-    return logits, torch.cat([logits[:differ].roll(1, 1), logits[differ:]])
+    """Logits of ten classes, and others whose arg-max differs on the first so many images: the two largest are nearly
+    one, and change places."""
+    first = torch.eye(10)[torch.arange(images) % 10]
+    logits, other = first + 0.95 * first.roll(1, 1), 0.95 * first + first.roll(1, 1)
+    return logits, torch.cat([other[:differ], logits[differ:]])
 
 
 def test_other_answers_are_refused():
@@ -78,12 +80,44 @@ def test_answers_at_every_position_single_values_and_few_images_are_compared():
     with pytest.raises(ValueError, match="6 of 100 images"):
         parity.check("an engine")
     values = torch.linspace(-1, 1, 200).unsqueeze(1)  # one an image has no arg-max; a deviation is .58
-    for by, refused in ((0.1, False), (0.2, True)):
+    for by, equal, refused in ((0.03, 200, False), (0.1, 200, True), (0.2, 0, True)):
         parity = compared(values, values + by)
-        assert (parity.images, parity.equal) == (200, 0 if refused else 200)
+        assert (parity.images, parity.equal) == (200, equal)
         assert refuses(parity) is refused
     for images, differ, refused in ((1, 1, True), (2, 1, False), (2, 2, True), (3, 2, True), (4, 2, False)):
-        assert refuses(compared(*with_others(images, differ))) is refused
+        logits, other = with_others(images, differ)
+        assert refuses(compared(logits, other, logits.argmax(1))) is refused
+
+
+def test_without_labels_the_order_of_what_is_nearly_one_is_no_answer():
+    """Of boxes, colours, autoencoders; what the network holds apart is one."""
+    logits, other = with_others(200, 100)
+    assert compared(logits, other).equal == 200 and not refuses(compared(logits, other))
+    labels = torch.stack([logits.argmax(1), logits.argmax(1)], 1)  # of another shape: no labels of these answers
+    assert compared(logits, other, labels).equal == compared(logits, other, logits.argmax(1).float()).equal == 200
+    assert compared(logits, other, logits.argmax(1)).equal == 100
+    far = torch.cat([logits[:100].roll(3, 1), logits[100:]])
+    assert compared(logits, far).equal == 100
+
+
+def test_a_parity_says_the_verdict_first_and_then_what_came_of_it():
+    logits, other = with_others(200, 1)
+    good = compared(logits, other, logits.argmax(1))
+    good.codes, good.saturating = [Codes("conv1 [0, 3]", count=1000, twin=2, forced=1, ties=1)], ["conv1"]
+    assert str(good).splitlines() == [
+        "the engine answers as the network: 99.50 % of 200 images with the same answer",
+        f"output: {good.values[0].apart:.2g} deviations from the network's (limit of scores 0.1)",
+        "accuracy: 99.50 %, the network's 100.00 %",
+        "codes: 1 ops, 2 of 1,000 other than the integer twin's end to end; forced 1, 1 of them ties",
+        "sums that some processors clip: conv1",
+    ]
+    bad = compared(logits, -logits, logits.argmax(1), -logits)
+    verdict, same, values, own, accuracy = str(bad).splitlines()
+    assert verdict.startswith("refused: ") and same.startswith("0.00 % of 200 images")
+    assert "1 deviations" in values and own.endswith("on 200") and accuracy.startswith("accuracy: 0.00 %")
+    assert re.match(
+        r"Parity\(images=200, equal=0, .*values=\[Values\(output='output', kind='scores', apart=1\.0", repr(bad)
+    )
 
 
 def refuses(parity: Parity) -> bool:

@@ -17,6 +17,7 @@ from spequant import models
 from spequant.calibrate import calibrate
 from spequant.export import Program, at_width, integer_graph, lower, mixed_graph
 from spequant.export.engines import ENGINES, versions
+from spequant.export.mixed import float_graph
 from spequant.extras import needs
 from spequant.models.named import OWN
 from spequant.prepare import prepare, unprepare
@@ -136,7 +137,7 @@ def _questions(settings: Infer, source: Source) -> Subject:
     except (IndexError, RuntimeError) as error:
         raise ValueError(f"length is {settings.length}: the network does not run on it ({error})") from error
     graphs = _at_widths(settings, source, lambda model: mixed_graph(model, inputs).graph)
-    return Subject(mixed_graph(unprepare(source.model), inputs).graph, graphs, inputs)
+    return Subject(float_graph(unprepare(source.model), inputs), graphs, inputs)
 
 
 def _images(settings: Infer, source: Source) -> Subject:

@@ -1,5 +1,7 @@
 """Quantized linear layers and products as modules of ONNX's integer operations, for torch's exporter to write."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -7,7 +9,7 @@ from torch import Tensor, nn
 
 from spequant.adapters.products import Product
 from spequant.export.grids import act_grid, weight_grid
-from spequant.export.integers import PAIR
+from spequant.export.integers import PAIR, check_sum, largest_sums
 from spequant.export.onnx_integer import OPSET
 from spequant.export.program import Grid
 from spequant.export.reading import layer_attributes
@@ -74,7 +76,7 @@ class _InPlace(nn.Module):
 
 
 class IntegerLayer(_InPlace, IntegerModule):
-    """A linear layer, weight and input quantized: (..., inputs) -> (..., outputs).
+    """A linear layer, weight and input quantized: (..., inputs) -> (..., outputs). largest: of its sums, in magnitude.
 
     ValueError: another kind of layer, or codes that int8 does not hold.
     """
@@ -94,6 +96,7 @@ class IntegerLayer(_InPlace, IntegerModule):
         codes, scale = weight_grid(layer)
         largest = self.act.grid.high + self.act.grid.zero
         self.saturates = 2 * largest * int(codes.abs().max()) > PAIR
+        self.largest = int(largest_sums(codes, self.act.grid.low, self.act.grid.high).max())
         self.register_buffer("codes", codes.to(torch.int8).t().contiguous())
         self.register_buffer("codes_zero", torch.tensor(0, dtype=torch.int8))
         self.register_buffer("scale", (scale * self.act.grid.step).float())
@@ -108,13 +111,16 @@ class IntegerLayer(_InPlace, IntegerModule):
 
 
 class IntegerProduct(IntegerModule):
-    """A product of two activations, both quantized: (..., n, k), (..., k, m) -> (..., n, m)."""
+    """A product of two activations, both quantized: (..., n, k), (..., k, m) -> (..., n, m). largest: of its products
+    of two codes, in magnitude."""
 
     scale: Tensor
 
     def __init__(self, product: QuantizedProduct):
         super().__init__()
         self.left, self.right = Codes(product.left_quantizer), Codes(product.right_quantizer)
+        left, right = ((code.grid.low, code.grid.high) for code in (self.left, self.right))
+        self.largest = max(abs(a * b) for a in left for b in right)
         self.register_buffer("scale", (self.left.step.double() * self.right.step.double()).float())
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
@@ -167,21 +173,43 @@ class Simulated(_InPlace):
         return run_with(self.layer, self.weight, input, *args, **kwargs)
 
 
-def integer_form(model: nn.Module, above: str = "") -> None:
-    """Replace, in place, every quantized layer, product and quantizer below the prepared `model`.
+@contextmanager
+def summands(model: nn.Module) -> Iterator[dict[str, int]]:
+    """Inside, forwards leave here how many numbers each quantized product of `model` sums, by its name."""
+    found: dict[str, int] = {}
+    hooks = []
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedProduct):
 
-    ValueError: an activation quantizer that is no grid.
+            def note(_: nn.Module, sides: tuple[Tensor, ...], own: str = name) -> None:
+                found[own] = max(found.get(own, 0), sides[0].shape[-1])
+
+            hooks.append(module.register_forward_pre_hook(note))
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def integer_form(model: nn.Module, lengths: Mapping[str, int], above: str = "") -> None:
+    """Replace, in place, every quantized layer, product and quantizer below the prepared `model`. lengths: how many
+    numbers are summed in each product.
+
+    ValueError: an activation quantizer that is no grid; sums of products that int32 does not hold.
     """
     for own, child in list(model.named_children()):
         name = f"{above}{own}"
         if isinstance(child, QuantizedLayer):
             _put(model, own, _layer(child, name))
         elif isinstance(child, QuantizedProduct) and type(child.product) is Product:
-            _put(model, own, IntegerProduct(child))
+            made = IntegerProduct(child)
+            check_sum(name, lengths.get(name, 0) * made.largest)
+            _put(model, own, made)
         elif isinstance(child, Quantizer):
             setattr(model, own, Codes(child))
         else:
-            integer_form(child, f"{name}.")
+            integer_form(child, lengths, f"{name}.")
 
 
 def _put(model: nn.Module, own: str, new: nn.Module) -> None:
@@ -201,10 +229,12 @@ def _layer(layer: QuantizedLayer, name: str) -> nn.Module:
     if layer.act_quantizer is None or layer.weight_quantizer is None:
         return Simulated(layer)
     try:
-        return IntegerLayer(layer, name)
+        made = IntegerLayer(layer, name)
     except ValueError:
         act_grid(layer.act_quantizer)  # which `Simulated` needs as well
         return Simulated(layer)
+    check_sum(name, made.largest)
+    return made
 
 
 def _node(kind: str, inputs: tuple[Any, ...], dtype: torch.dtype, shape: Any, attributes: Any = None) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from spequant.export.program import Op, Program, Weighted
 
+SUM = 2**31 - 1  # the largest int32
 LARGEST_BIAS = 2**30  # of an int32, so that the sum stays one
 PAIR = 2**15 - 1  # the largest int16
 
@@ -59,20 +60,41 @@ def input_step(op: Op) -> Tensor:
     return torch.tensor(grid.step, dtype=torch.float32)
 
 
+def largest_sums(weight: Tensor, low: int, high: int) -> Tensor:
+    """The largest magnitude of each output's sum of products of `weight`, whole numbers of (outputs, ...), with codes
+    of low .. high: int64 (outputs,)."""
+    flat = weight.flatten(1).to(torch.int64)
+    above, below = flat.clamp_min(0).sum(1), flat.clamp_max(0).sum(1)
+    return torch.maximum(above * high + below * low, -(above * low + below * high))
+
+
+def check_sum(name: str, largest: int) -> None:
+    """ValueError: sums of the layer `name`, which reach `largest` in magnitude, do not fit an int32."""
+    if largest > SUM:
+        raise ValueError(
+            f"{name}: its sums of products may reach {largest:,}, by its weights and the range of its input; expected "
+            f"at most {SUM:,}, an int32. Give it fewer bits, fewer inputs, or leave it float: prepare(skip=...)"
+        )
+
+
 def integers(op: Weighted) -> Integers:
-    """int8 weights, int32 bias and fp32 scales of `op`.
+    """int8 weights, int32 bias and fp32 scales of `op`. ValueError: its sums may pass an int32.
 
     - Few codes are multiplied up to +-127, which costs nothing and makes the bias' unit finer: at 2 bits that unit
       would be some per cents of an output code. Where input codes are large, up to +-64 alone: processors without VNNI
-      add two products in 16 bits, and 2 * 255 * 64 is what fits. Codes that are int8 already, of an export read back,
-      stay.
+      add two products in 16 bits, and 2 * 255 * 64 is what fits; and no farther than sums of them fit an int32 beside
+      the bias. Codes that are int8 already, of an export read back, stay.
     - A negative scale flips the codes; only where -128 would become 128 the scale stays negative.
     - A channel whose scale vanishes, or is so small that its bias would overflow: zero weights, and a scale at which
       the bias fills half of its int32.
     """
     codes = op.weight.to(torch.int32)
     largest = int(codes.abs().max().clamp_min(1))
-    factor = 1 if op.weight.dtype == torch.int8 else max(1, min(127, PAIR // (2 * largest_stored(op))) // largest)
+    grid = op.inputs[0].grid
+    assert grid is not None
+    sums = max(1, int(largest_sums(codes, grid.low, grid.high).max()))
+    factor = min(127, PAIR // (2 * largest_stored(op))) // largest
+    factor = 1 if op.weight.dtype == torch.int8 else max(1, min(factor, (SUM - LARGEST_BIAS) // sums))
     step = input_step(op).double()
     flat = codes.flatten(1) * factor
     flip = (op.scale < 0) & (flat.amin(1) > -128)
@@ -84,5 +106,6 @@ def integers(op: Weighted) -> Integers:
     alone = (op.offset.abs() / (LARGEST_BIAS // 2) / step).clamp_min(torch.finfo(torch.float32).tiny * 2**40)
     scale = torch.where(vanishing, alone, scale).float()
     bias = torch.where(vanishing, op.offset / (step * scale.double()), bias)
-    flat = torch.where(vanishing[:, None], 0, flat)
-    return Integers(flat.reshape(op.weight.shape).to(torch.int8), bias.round().to(torch.int32), scale)
+    flat, bias = torch.where(vanishing[:, None], 0, flat), bias.round().to(torch.int32)
+    check_sum(op.name, int((largest_sums(flat, grid.low, grid.high) + bias.abs()).max()))
+    return Integers(flat.reshape(op.weight.shape).to(torch.int8), bias, scale)

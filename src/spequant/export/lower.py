@@ -11,13 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spequant.batch_norm import PLAIN, modes_kept
+from spequant.export.draws import run_without_draws
 from spequant.export.grids import act_grid, weight_grid
+from spequant.export.hooks import check_hooks
 from spequant.export.program import Add, Float, Grid, Input, MaxPool, Move, Op, Program, Quantize, Weighted
 from spequant.export.reading import Step, read_step
+from spequant.export.writes import WritingProxy, propagate
 from spequant.kinds import QUANTIZABLE
 from spequant.layers import OUTPUT, QuantizedAdd, QuantizedLayer, effective_weight
 from spequant.quantizers import Quantizer
@@ -28,7 +30,11 @@ IMAGES = ("max_pool", "mean", "amax", "stride", "pad")
 
 
 class _Tracer(fx.Tracer):
-    """Sees quantizers of outputs, and the activation that timm's batch norm has inside, as steps of their own."""
+    """Sees quantizers of outputs, and the activation that timm's batch norm has inside, as steps of their own; and
+    x += h as written in place, where fx would write x = x + h."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return WritingProxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         kept = isinstance(m, (QuantizedLayer, QuantizedAdd, Quantizer, *QUANTIZABLE))
@@ -54,13 +60,14 @@ def lower(model: nn.Module, example: Tensor) -> Program:
 
     RuntimeError: not calibrated. ValueError names what has no integer form: control flow that cannot be traced, an
     operation that is not known, a layer without a weight quantizer behind quantized activations, an activation
-    quantizer that is no grid.
+    quantizer that is no grid, a hook, random numbers in eval mode, a view of a tensor that is written to in place; a
+    network no layer of which computes on integers.
     """
     check_dtype(model)
+    check_hooks(model)
+    run_without_draws(model, example)  # what is wrong with the network itself, it says itself
     with modes_kept(model):
         model.eval()
-        with torch.no_grad():
-            model(example)  # what is wrong with the network itself, it says itself
         try:
             with shapes_unchecked():
                 graph = _Tracer().trace(model)
@@ -69,9 +76,7 @@ def lower(model: nn.Module, example: Tensor) -> Program:
                 f"{type(model).__name__} cannot be traced for export ({error}): its forward decides by the values of "
                 "tensors, or by what torch.fx does not follow; move that out of the network"
             ) from error
-        traced = fx.GraphModule(model, graph)
-        with torch.no_grad():
-            ShapeProp(traced).propagate(example.detach())
+        propagate(fx.GraphModule(model, graph), example.detach())
     return _Lowering(model, graph).program()
 
 
@@ -82,8 +87,20 @@ def check_dtype(model: nn.Module) -> None:
             raise ValueError(f"{name} is {parameter.dtype}; expected torch.float32: call model.float() before")
 
 
+def on_no_integers(model: nn.Module) -> ValueError:
+    """What to raise where nothing that the answer of `model` depends on computes on integers."""
+    name, layers = type(model).__name__, sum(isinstance(m, QuantizedLayer) for m in model.modules())
+    if not layers:
+        return ValueError(f"{name} is a float network: no layer of it is quantized; call spequant.prepare before")
+    return ValueError(
+        f"{name} computes nothing on integers, though {layers} of its layers are quantized: that takes a layer whose "
+        "weight and input both are, prepare(weight=..., act=...), and on which the output depends"
+    )
+
+
 class _Lowering:
     def __init__(self, model: nn.Module, graph: fx.Graph):
+        self.model = model
         self.ops: list[Op] = []
         self.done: dict[Any, Op] = {}
         self.steps = {node: read_step(node, model) for node in graph.nodes if node.op != "output"}
@@ -107,6 +124,8 @@ class _Lowering:
             for source, quantizer in self._quantized_inputs(self.steps[node]):
                 self.codes(source, act_grid(quantizer))
         output = self.value(self.out)
+        if not any(isinstance(op, Weighted | Add) for op in self.ops):
+            raise on_no_integers(self.model)
         return Program(self.ops, output)
 
     def _needed(self) -> list[fx.Node]:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spequant.batch_norm import modes_kept
-from spequant.batches import run_model
+from spequant.batches import cloned, run_model
 from spequant.export import engines
-from spequant.export.integer_modules import Codes, IntegerModule, integer_form
-from spequant.export.lower import check_dtype
+from spequant.export.draws import run_without_draws
+from spequant.export.hooks import check_hooks
+from spequant.export.integer_modules import Codes, IntegerModule, integer_form, summands
+from spequant.export.lower import check_dtype, on_no_integers
 from spequant.export.onnx_export import Inputs, with_example
 from spequant.export.onnx_file import Preprocessing, metadata, write_onnx
 from spequant.export.onnx_integer import OPSET
@@ -101,29 +102,51 @@ def mixed_graph(
     """
     needs("onnxscript", "deploy")
     check_dtype(model)
-    with modes_kept(model), torch.no_grad():
-        out = run_model(model.eval(), example)  # what is wrong with the network itself, it says itself
+    check_hooks(model, quantized=True)  # others run while torch traces
+    with summands(model) as lengths:
+        out = run_without_draws(model, example)  # what is wrong with the network itself, it says itself
     network = _copied(model)
-    integer_form(network)
+    integer_form(network, lengths)
+    outputs = _output_names(out)
+    given, exported, batch = _traced(network, example, outputs, preprocessing)
+    graph = _named(exported.model_proto, batch)
+    integers = {name: m for name, m in network.named_modules() if isinstance(m, IntegerModule)}
+    known = {name for name, m in network.named_modules() if isinstance(m, IntegerModule | Codes)}
+    if not _reached(exported.exported_program.graph, known):
+        raise on_no_integers(model)
+    islands = _islands(exported.exported_program.graph, known)
+    content = {"islands": islands, "batch": batch, "preprocessing": preprocessing, "about": dict(about or {})}
+    needs("onnx", "deploy").helper.set_model_props(graph, metadata("mixed", content))
+    clipped = [name for name, m in integers.items() if m.saturates]
+    return Mixed(graph, list(integers), islands, clipped, batch, tuple(given), outputs)
+
+
+def float_graph(network: nn.Module, example: Tensor | Mapping[str, Tensor]) -> Any:
+    """The onnx model of a float `network`, in the form of `mixed_graph`'s: what that is timed against."""
+    with modes_kept(network), torch.no_grad():
+        outputs = _output_names(run_model(network.eval(), cloned(example)))
+        _, exported, batch = _traced(network, example, outputs, None)
+    return _named(exported.model_proto, batch)
+
+
+def _traced(
+    network: nn.Module,
+    example: Tensor | Mapping[str, Tensor],
+    outputs: tuple[str, ...],
+    preprocessing: Preprocessing | None,
+) -> tuple[dict[str, Tensor], Any, int | None]:
+    """(inputs by name, what torch's exporter gives, None or the one size of a batch)."""
     if isinstance(example, Tensor):
         whole = _Whole(network, preprocessing)
         given = {"input": torch.zeros(2, *example.shape[1:], dtype=torch.uint8 if preprocessing else example.dtype)}
     else:
         whole = _Named(network, tuple(example))
         given = {name: x[:1].cpu().repeat(2, *[1] * (x.dim() - 1)) for name, x in example.items()}
-    outputs = _output_names(out)
     exported = _exported(whole, given, outputs)
-    batch = None
-    if not _takes_any_number(exported.model_proto, given):  # the network itself counts with the batch's size
-        exported, batch = _exported(whole, {name: x[:1] for name, x in given.items()}, outputs), 1
-    graph = _named(exported.model_proto, batch)
-    integers = {name: m for name, m in network.named_modules() if isinstance(m, IntegerModule)}
-    known = {name for name, m in network.named_modules() if isinstance(m, IntegerModule | Codes)}
-    islands = _islands(exported.exported_program.graph, known)
-    content = {"islands": islands, "batch": batch, "preprocessing": preprocessing, "about": dict(about or {})}
-    needs("onnx", "deploy").helper.set_model_props(graph, metadata("mixed", content))
-    clipped = [name for name, m in integers.items() if m.saturates]
-    return Mixed(graph, list(integers), islands, clipped, batch, tuple(given), outputs)
+    if _takes_any_number(exported.model_proto, given):
+        return given, exported, None
+    # The network itself counts with the batch's size.
+    return given, _exported(whole, {name: x[:1] for name, x in given.items()}, outputs), 1
 
 
 def _copied(model: nn.Module) -> nn.Module:
@@ -148,13 +171,13 @@ def answers(model: nn.Module, mixed: Mixed, run: engines.Run, batches: Iterable[
     parity = Parity(saturating=mixed.saturating)
     for x, given, labels in batches:
         with torch.no_grad(), modes_kept(model):
-            out = run_model(model.eval(), x)
+            out = run_model(model.eval(), cloned(x))
         if isinstance(given, np.ndarray) and isinstance(out, Tensor):
             parity.add(out, engines.run_in_parts(run, {"input": given}, mixed.batch)[0], labels)
             continue
         given = {"input": given} if isinstance(given, np.ndarray) else given
         with torch.no_grad(), modes_kept(model), other_last_bits(model.eval()):
-            moved = run_model(model, x)
+            moved = run_model(model, cloned(x))
         if isinstance(out, Tensor):
             out, moved = {mixed.outputs[0]: out}, {mixed.outputs[0]: moved}
         for name in mixed.outputs:
@@ -164,11 +187,8 @@ def answers(model: nn.Module, mixed: Mixed, run: engines.Run, batches: Iterable[
                 )
         padding = given["attention_mask"] == 0 if "attention_mask" in given else None
         for name, got in zip(mixed.outputs, engines.run_in_parts(run, given, mixed.batch), strict=True):
-            own = [out[name].float().cpu(), moved[name].float().cpu()]
-            if padding is not None and padding.shape == got.shape:
-                own = [logits.masked_fill(torch.from_numpy(padding), -inf) for logits in own]
-                got = np.where(padding, -inf, got)
-            parity.add(own[0], got, labels, own[1])
+            unread = torch.from_numpy(padding) if padding is not None and padding.shape == got.shape else None
+            parity.add(out[name], got, labels, moved[name], output=name, padding=unread)
     return parity
 
 
@@ -315,6 +335,25 @@ def _named(graph: Any, batch: int | None) -> Any:
     return graph
 
 
+def _module(node: Any) -> str:
+    """The name of the network's module that a node of the exported graph is in, "" the network."""
+    stack = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    return stack[-1].removeprefix("network").removeprefix(".") if stack else ""
+
+
+def _inside(name: str, known: set[str]) -> bool:
+    return any(name == i or name.startswith(f"{i}.") for i in known)
+
+
+def _reached(graph: Any, known: set[str]) -> bool:
+    """Whether an output of the exported graph depends on one of the modules that compute on codes."""
+    open_ = seen = set(graph.output_node().all_input_nodes)
+    while open_:
+        open_ = {i for node in open_ for i in node.all_input_nodes} - seen
+        seen = seen | open_
+    return any(node.op == "call_function" and _inside(_module(node), known) for node in seen)
+
+
 def _islands(graph: Any, known: set[str]) -> list[str]:
     """ "module: operation" of what the exported graph computes in float, each once, in its order. known: modules that
     compute on codes."""
@@ -322,11 +361,10 @@ def _islands(graph: Any, known: set[str]) -> list[str]:
     for node in graph.nodes:
         if node.op != "call_function" or "onnx_symbolic" in str(node.target):
             continue
-        stack = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
-        name = stack[-1].removeprefix("network").removeprefix(".") if stack else ""
+        name = _module(node)
         kind = getattr(node.target, "__name__", str(node.target)).removeprefix("aten.").partition(".")[0]
         kind = "batch_norm" if "batch_norm" in kind else kind
-        if kind in MOVES or kind.startswith("sym_") or any(name == i or name.startswith(f"{i}.") for i in known):
+        if kind in MOVES or kind.startswith("sym_") or _inside(name, known):
             continue
         found.append(f"{name or 'network'}: {kind}")
     return list(dict.fromkeys(found))

@@ -1,12 +1,13 @@
-"""Whether an engine answers as the network that was trained: arg-max, and codes layer by layer.
+"""Whether an engine answers as the network that was trained: arg-max, values, and codes layer by layer.
 
-Two comparisons, so that rounding ties and bugs part. Forced: each op alone is given the twin's codes, and has to give
-the twin's. End to end: the whole graph is given images; a tie in an early layer then shows in the later ones.
+Two comparisons of codes, so that rounding ties and bugs part. Forced: each op alone is given the twin's codes, and has
+to give the twin's. End to end: the whole graph is given images; a tie in an early layer then shows in the later ones.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from spequant.batch_norm import modes_kept
+from spequant.batches import cloned
 from spequant.export import engines
 from spequant.export.engines import Run
 from spequant.export.integers import saturating
@@ -21,19 +23,21 @@ from spequant.export.onnx_file import Preprocessing
 from spequant.export.onnx_integer import integer_graph, op_graph, stored
 from spequant.export.program import Add, Grid, Input, Op, Program, Weighted
 from spequant.export.twin import Twin
+from spequant.export.values import Values
 from spequant.functional import zero_point
 from spequant.layers import QuantizedAdd, QuantizedLayer
 from spequant.quantizers.base import Quantizer
 from spequant.wording import some_of
 
 AGREEMENT = 0.995
-"""Share of equal arg-max below which an export is refused."""
+"""Share of equal answers below which an export is refused."""
 POINTS = 0.1
 """Points of accuracy that it may differ by."""
 FEW = 2
 """Images that may differ in any case, ties, but no more than half of them."""
 NEAR = 0.25
-"""Deviations of the network's values that a single one an image, which has no arg-max, may be off by."""
+"""Deviations of the network's values by which a single one may be off, and by which the network has to hold two apart
+whose order is an answer."""
 
 FORCED = 64  # images that ops are forced to
 TIE = 2e-4  # codes: onnxruntime's QLinearAdd has factors of 22 bits, 2^-22 * (255 + 255); fp32 has some 3e-5 at 255
@@ -69,11 +73,17 @@ class Forced:
 
 @dataclass
 class Parity:
-    """images; equal: of them with the same arg-max, or the single value within `NEAR`; right: (network, engine) of
-    those with labels; codes by op. Where a network answers several questions an image or sentence, or at every
-    position, each counts as an image.
+    """What came of a comparison; its str says it in short, the verdict first.
 
-    own: images whose arg-max the network itself changes where its float values change by their last bits; counted of
+    images; equal: of them with the same answer: the same arg-max over dimension 1, or where that holds one number, the
+    value within `NEAR`. Where a network answers several questions an image or sentence, or at every position, each
+    counts as an image. Without labels nothing says that the largest is the answer (of boxes, colours), so that two
+    answers count as one where the network puts them less than `NEAR` apart.
+
+    values: of each output, how far all its numbers are from the network's, and the limit of that. right: (network,
+    engine) of those with labels; codes by op.
+
+    own: images that the network itself answers otherwise where its float values change by their last bits; counted of
     networks with inputs by name. saturating: layers whose sums of products may pass 16 bits, to which some processors
     clip them.
     """
@@ -85,6 +95,7 @@ class Parity:
     right: tuple[int, int] = (0, 0)
     codes: list[Codes] = field(default_factory=list)
     saturating: list[str] = field(default_factory=list)
+    values: list[Values] = field(default_factory=list)
 
     @property
     def agreement(self) -> float:
@@ -96,46 +107,112 @@ class Parity:
         network, engine = (100 * n / max(1, self.labelled) for n in self.right)
         return network, engine
 
-    def add(self, expected: Tensor, got: np.ndarray, labels: Tensor | None, moved: Tensor | None = None) -> None:
-        """Logits of one batch. moved: the network's own with other last bits."""
-        if expected.numel() == len(expected):
-            ours = None if moved is None else moved.float().cpu()
-            return self._add_values(expected.float().cpu(), torch.from_numpy(got), ours)
-        a, b = expected.argmax(1).cpu(), torch.from_numpy(got).argmax(1)
-        self.own += 0 if moved is None else int((a != moved.argmax(1).cpu()).sum())
-        self.images += a.numel()
-        self.equal += int((a == b).sum())
-        if labels is not None and labels.shape == a.shape:
-            self.labelled += a.numel()
-            self.right = self.right[0] + int((a == labels.cpu()).sum()), self.right[1] + int((b == labels.cpu()).sum())
+    def add(
+        self,
+        expected: Tensor,
+        got: np.ndarray,
+        labels: Tensor | None,
+        moved: Tensor | None = None,
+        *,
+        output: str = "output",
+        padding: Tensor | None = None,
+    ) -> None:
+        """One batch of an output: (samples,), (samples, channels) or (samples, channels, ...), the network's and the
+        engine's. labels: whole numbers, one an answer; others are left out. moved: the network's with other last bits.
+        padding: where True, nothing is compared. ValueError: another shape."""
+        a, b = expected.detach().float().cpu(), torch.from_numpy(np.asarray(got)).float()
+        own = None if moved is None else moved.detach().float().cpu()
+        if a.shape != b.shape:
+            raise ValueError(f"{output} has the shape {tuple(b.shape)} in the engine; expected {tuple(a.shape)}")
+        several = a.dim() > 1 and a.shape[1] > 1
+        answers = (len(a), *a.shape[2:]) if several else ()
+        if labels is not None and (labels.is_floating_point() or tuple(labels.shape) != answers):
+            labels = None
+        self._values(output, a, labels).add(a, b, own, padding)
+        if padding is not None:
+            a, b = a.masked_fill(padding, -inf), b.masked_fill(padding, -inf)
+            own = None if own is None else own.masked_fill(padding, -inf)
+        differ = _other_answers if several else _other_values
+        strict = labels is not None or own is not None
+        other = differ(a, b, strict)
+        self.images += other.numel()
+        self.equal += int((~other).sum())
+        self.own += 0 if own is None else int(differ(a, own, strict).sum())
+        if labels is not None:
+            network, engine = (int((x.argmax(1) == labels.cpu()).sum()) for x in (a, b))
+            self.labelled += labels.numel()
+            self.right = self.right[0] + network, self.right[1] + engine
 
-    def _add_values(self, expected: Tensor, got: Tensor, moved: Tensor | None) -> None:
-        near = NEAR * (expected.std() if len(expected) > 1 else expected.abs().max())
-        self.own += 0 if moved is None else int(((expected - moved).abs() > near).sum())
-        self.images += len(expected)
-        self.equal += int(((expected - got).abs() <= near).sum())
+    def _values(self, output: str, x: Tensor, labels: Tensor | None) -> Values:
+        found = next((v for v in self.values if v.output == output), None)
+        if found is None:
+            found = Values(output, "scores" if labels is not None else "map" if x.dim() > 2 else "values")
+            self.values.append(found)
+        return found
 
     def check(self, engine: str) -> None:
-        """ValueError: an op that computes other codes; more answers that differ than `AGREEMENT` leaves, or twice as
-        many as the network's own do with other last bits; accuracies apart by more than `POINTS`."""
+        """ValueError: an op that computes other codes; a value that is NaN or infinite; more answers that differ than
+        `AGREEMENT` leaves, or twice as many as the network's own do with other last bits; accuracies apart by more than
+        `POINTS`; an output whose values are farther from the network's than its `Values.limit`."""
+        for fault in self._faults(engine):
+            raise ValueError(fault)
+
+    def _faults(self, engine: str) -> Iterator[str]:
         wrong = [f"{c.name} ({c.forced - c.ties})" for c in self.codes if c.forced > c.ties]
         if wrong:
-            raise ValueError(
-                f"{engine} computes other codes than the integer twin in {', '.join(wrong)}{self._clipped()}"
-            )
+            yield f"{engine} computes other codes than the integer twin in {', '.join(wrong)}{self._clipped()}"
+        for v in self.values:
+            for who, count in zip(("the network", engine), v.infinite, strict=True):
+                if count:
+                    yield (
+                        f"{count} values of {v.output} are NaN or infinite in {who}; expected finite ones: look for "
+                        "them in the images, and in the network's weights and ranges"
+                    )
+        if not self.images:
+            yield f"nothing was compared with {engine}; expected at least one image"
         few = min(FEW, self.images // 2)
+        advice = (
+            "If its biases are as trained, call spequant.export.quantize_biases before measuring and exporting it"
+            f"{self._clipped()}"
+        )
         if self.images - self.equal > max(few, (1 - AGREEMENT) * self.images, 2 * self.own):
             twice = f", or twice the {self.own} on which the network does with other last bits" if self.own else ""
-            raise ValueError(
-                f"{engine} gives another arg-max than the network on {self.images - self.equal} of {self.images} "
-                f"images; expected at most {100 * (1 - AGREEMENT):.1f} %, or {few}{twice}. If its biases are as "
-                f"trained, call spequant.export.quantize_biases before measuring and exporting it{self._clipped()}"
+            yield (
+                f"{engine} gives another arg-max, or of one number another value, than the network on "
+                f"{self.images - self.equal} of {self.images} images; expected at most {100 * (1 - AGREEMENT):.1f} %, "
+                f"or {few}{twice}. {advice}"
             )
         if abs(self.right[0] - self.right[1]) > max(FEW, POINTS / 100 * self.labelled):
             network, other = self.accuracy
-            raise ValueError(
-                f"{engine} is right on {other:.2f} %, the network on {network:.2f} %; expected at most {POINTS} points"
+            right = f"{engine} is right on {other:.2f} %, the network on {network:.2f} %"
+            yield f"{right}; expected at most {POINTS} points"
+        for v in self.values:
+            if v.apart > v.limit:
+                yield (
+                    f"{engine}'s values of {v.output} are {v.apart:.2g} deviations from the network's; expected at "
+                    f"most {v.limit:.2g} of {v.kind}. {advice}"
+                )
+
+    def __str__(self) -> str:
+        fault = next(self._faults("the engine"), None)
+        same = f"{100 * self.agreement:.2f} % of {self.images:,} images with the same answer"
+        lines = [f"refused: {fault}" if fault else f"the engine answers as the network: {same}"]
+        lines += [same] if fault else []
+        lines += [str(v) for v in self.values]
+        if self.own:
+            lines.append(f"the network's own with other last bits differs on {self.own:,}")
+        if self.labelled:
+            lines.append("accuracy: {1:.2f} %, the network's {0:.2f} %".format(*self.accuracy))
+        if self.codes:
+            count, twin, ties = (sum(getattr(c, name) for c in self.codes) for name in ("count", "twin", "ties"))
+            forced = sum(c.forced for c in self.codes)
+            lines.append(
+                f"codes: {len(self.codes)} ops, {twin:,} of {count:,} other than the integer twin's end to end; forced "
+                f"{forced:,}, {ties:,} of them ties"
             )
+        if self.saturating:
+            lines.append(f"sums that some processors clip: {some_of(self.saturating)}")
+        return "\n".join(lines)
 
     def _clipped(self) -> str:
         """What this processor may have to do with it."""
@@ -186,7 +263,7 @@ def compare(
     first = True
     for x, given, labels in batches:
         with torch.no_grad(), modes_kept(model), _codes_read(model, program) as read:
-            logits = model.eval()(x)
+            logits = model.eval()(cloned(x))
         parity.add(logits, run({"input": given})[0], labels)
         if tapped is None or start is None:
             continue
@@ -221,6 +298,25 @@ def _given(value: Tensor, grid: Grid | None) -> np.ndarray:
 def _unequal(got: np.ndarray, expected: Tensor, op: Op) -> int:
     assert op.grid is not None
     return int((got != stored(expected, op.grid)).sum())
+
+
+def _other_answers(a: Tensor, b: Tensor, strict: bool) -> Tensor:
+    """Where the arg-max of `b` is another than that of `a`, which, unless `strict`, has to hold the two apart."""
+    first, second = a.argmax(1, keepdim=True), b.argmax(1, keepdim=True)
+    other = first != second
+    if not strict:
+        other &= a.gather(1, first) - a.gather(1, second) > NEAR * _deviation(a)
+    return other.squeeze(1)
+
+
+def _other_values(a: Tensor, b: Tensor, strict: bool) -> Tensor:
+    return ~((a - b).abs() <= NEAR * _deviation(a))
+
+
+def _deviation(x: Tensor) -> Tensor:
+    """Of all values; of one that is constant, its size."""
+    deviation = x.std() if x.numel() > 1 else x.new_zeros(())
+    return torch.where(deviation > 0, deviation, x.abs().max())
 
 
 @contextmanager

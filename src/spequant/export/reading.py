@@ -1,6 +1,7 @@
 """What a traced node computes, in a few words that `lower.py` knows: kinds, inputs, attributes.
 
-Each way of writing an operation (module, function, method) has one entry in one of three tables.
+Each way of writing an operation (module, function, method) has one entry in one of three tables. An operation in place
+is read as the same one that is not: `writes.py` has seen to who reads its result.
 """
 
 import math
@@ -51,6 +52,8 @@ def read_step(node: fx.Node, model: nn.Module) -> Step:
             "concatenation, slicing with a step and padding"
             f"{': write torch.flatten(x, 1)' if what in ('size', 'view', 'reshape') else ''}"
         )
+    if "out" in node.kwargs:
+        raise ValueError(f"{node.name}: out= has no integer form; expected the result that the operation returns")
     try:
         kind, attributes = table[node.target](*node.args[1:], **node.kwargs)
     except ValueError as error:
@@ -119,6 +122,12 @@ def _clamp(low: float | None = None, high: float | None = None) -> tuple[str, di
     return "clamp", {"low": -INF if low is None else float(low), "high": INF if high is None else float(high)}
 
 
+def _dropout(p: float = 0.5, training: bool = True, inplace: bool = False) -> tuple[str, dict[str, Any]]:
+    if training and p:
+        raise ValueError("it is active in eval mode, too; write F.dropout(x, p, training=self.training)")
+    return "same", {}
+
+
 def _over_positions(kind: str) -> Callable[..., tuple[str, dict[str, Any]]]:
     def read(dim: Any = None, keepdim: bool = False, **_: Any):
         if dim is None or {d % 4 for d in ((dim,) if isinstance(dim, int) else dim)} != {2, 3}:
@@ -174,30 +183,31 @@ MODULES: list[tuple[Any, Callable[[Any], tuple[str, dict[str, Any]]]]] = [
     (nn.Sigmoid, lambda m: ("sigmoid", {})),
 ]
 FUNCTIONS: dict[Any, Callable[..., tuple[str, dict[str, Any]]]] = {
-    **dict.fromkeys((F.relu, torch.relu), lambda **_: _clamp(0.0)),
-    F.relu6: lambda **_: _clamp(0.0, 6.0),
-    F.hardtanh: lambda min_val=-1.0, max_val=1.0, **_: _clamp(min_val, max_val),
-    torch.clamp: lambda min=None, max=None: _clamp(min, max),
+    **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_), lambda *_, **__: _clamp(0.0)),  # _: `inplace`
+    F.relu6: lambda *_, **__: _clamp(0.0, 6.0),
+    **dict.fromkeys((F.hardtanh, F.hardtanh_), lambda min_val=-1.0, max_val=1.0, *_, **__: _clamp(min_val, max_val)),
+    **dict.fromkeys((torch.clamp, torch.clamp_), lambda min=None, max=None: _clamp(min, max)),
     F.max_pool2d: _pool,
     F.adaptive_avg_pool2d: _adaptive,
     **dict.fromkeys((operator.add, operator.iadd, torch.add), lambda other: ("add", {})),
-    **dict.fromkeys((operator.mul, torch.mul), lambda other: ("mul", {})),
+    **dict.fromkeys((operator.mul, operator.imul, torch.mul), lambda other: ("mul", {})),
     torch.flatten: _flatten,
     torch.cat: _concat,
     operator.getitem: _sliced,
     F.pad: _pad,
-    F.dropout: lambda *_, **__: ("same", {}),
+    F.dropout: _dropout,
     torch.mean: _over_positions("mean"),
     torch.amax: _over_positions("amax"),
-    torch.sigmoid: lambda: ("sigmoid", {}),
+    **dict.fromkeys((torch.sigmoid, torch.sigmoid_), lambda: ("sigmoid", {})),
 }
 METHODS: dict[Any, Callable[..., tuple[str, dict[str, Any]]]] = {
-    "relu": lambda: _clamp(0.0),
-    "clamp": lambda min=None, max=None: _clamp(min, max),
+    **dict.fromkeys(("relu", "relu_"), lambda: _clamp(0.0)),
+    **dict.fromkeys(("clamp", "clamp_"), lambda min=None, max=None: _clamp(min, max)),
     "mean": _over_positions("mean"),
     "amax": _over_positions("amax"),
     "flatten": _flatten,
-    "add": lambda other: ("add", {}),
-    "mul": lambda other: ("mul", {}),
+    **dict.fromkeys(("add", "add_"), lambda other: ("add", {})),
+    **dict.fromkeys(("mul", "mul_"), lambda other: ("mul", {})),
+    **dict.fromkeys(("sigmoid", "sigmoid_"), lambda: ("sigmoid", {})),
     "contiguous": lambda **_: ("same", {}),
 }

@@ -25,6 +25,7 @@ from spequant.export import (
     write_onnx,
     write_openvino,
 )
+from spequant.export.draws import run_without_draws
 from spequant.export.engines import ENGINES, Run
 from spequant.export.onnx_export import as_batches
 from spequant.export.onnx_file import Preprocessing
@@ -155,6 +156,7 @@ class _Export:
     show: Callable[[Parity, str], None]
 
     def packed(self) -> Report:
+        run_without_draws(self.model, next(self._batches(first_samples(self.test, 1))))
         with placed(self.out) as temporary:
             pack(self.model, temporary, self.facts)
             loaded = channels_last(load_packed(temporary, self.network), torch.device("cpu"))

@@ -1,0 +1,44 @@
+"""What is hung on modules from outside, forward hooks and other forwards: graphs are made of modules as their classes
+have them, and would leave it out in silence."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from torch.nn.modules import module as every
+
+from spequant.layers import QuantizedAdd, QuantizedLayer, QuantizedProduct
+from spequant.quantizers import Quantizer
+
+KNOWN = ("spequant.layers", "torch.nn.utils.")
+"""Where hooks come from that graphs have: quantizers of outputs; what makes a layer's weight (pruning, weight norm)."""
+
+
+def check_hooks(model: nn.Module, quantized: bool = False) -> None:
+    """ValueError names a module of `model` with a forward hook or a forward of its own, or a hook of all modules.
+
+    quantized: look at quantized layers, additions and products alone and at what is in them, where all others are
+    exported as they run.
+    """
+    for name, module in _quantized(model) if quantized else model.named_modules():
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            if not str(getattr(hook, "__module__", "")).startswith(KNOWN):
+                raise _left_out(name or type(model).__name__, "forward hook", hook)
+        if "forward" in vars(module):
+            raise _left_out(name or type(model).__name__, "forward, put on the module itself,", module.forward)
+    for hook in (*every._global_forward_pre_hooks.values(), *every._global_forward_hooks.values()):
+        raise _left_out("all modules", "forward hook", hook)
+
+
+def _quantized(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedLayer | QuantizedAdd | QuantizedProduct | Quantizer):
+            yield from module.named_modules(prefix=name)
+
+
+def _left_out(name: str, what: str, function: Any) -> ValueError:
+    own = getattr(function, "__qualname__", type(function).__qualname__)
+    return ValueError(
+        f"{name}: the {what} {own} would not be in the exported file; remove it before (a hook by its handle: "
+        "handle.remove()), or write what it does into the network's forward"
+    )
