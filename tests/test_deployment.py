@@ -10,6 +10,7 @@ import pytest
 from spequant.cli import main
 from support.exported_run import exported
 from support.integer_networks import NEEDS_ONNXRUNTIME
+from support.special_files import PLACES
 
 pytestmark = NEEDS_ONNXRUNTIME
 
@@ -55,6 +56,15 @@ def test_evaluate_prints_and_writes_a_row_a_width(files, tmp_path, capsys):
     printed, rows = capsys.readouterr().out, json.loads((tmp_path / "rows.json").read_text())
     assert re.findall(r"A\d+", printed) == ["A3", "A4"] and [row["act_bits"] for row in rows] == [3, 4]
     assert all(f"{row['accuracy']:.2f} %" in printed for row in rows)
+
+
+@pytest.mark.parametrize("command", ["evaluate {packed}", "inspect {packed}", "bench infer {packed}", "bench train"])
+@pytest.mark.parametrize("what", ["a folder", "a socket", "no folder", "a circle of links"])
+def test_no_work_is_done_for_rows_that_have_no_place(files, command, what, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.nn.Module.__call__", lambda *_: pytest.fail("the work was done"))
+    path = PLACES[what].make(tmp_path, "rows.json")
+    with pytest.raises(SystemExit, match=PLACES[what].refused):
+        main([*command.format(**files).split(), "--json", str(path)])
 
 
 def test_inspect(files, tmp_path, capsys):

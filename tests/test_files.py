@@ -1,10 +1,27 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, wherever a user wants them; several writers at once."""
 
+import fcntl
 import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
-from spequant.files import TEMPORARY, check_parent, placed, placed_folder, remove, write_json, write_whole
+from spequant.files import (
+    TEMPORARY,
+    destination,
+    make_folder,
+    placed,
+    placed_folder,
+    placed_together,
+    remove,
+    write_json,
+    write_whole,
+)
+from support.special_files import OLD, PLACES, STREAMS, as_nobody, at_once, check_place, nodes
 
 
 def names(folder):
@@ -15,7 +32,7 @@ def test_a_file_takes_its_place_at_the_end(tmp_path):
     write_whole(tmp_path / "a", "old")
     with placed(tmp_path / "a") as temporary:
         temporary.write_text("new")
-        assert (tmp_path / "a").read_text() == "old" and temporary.parent == tmp_path
+        assert (tmp_path / "a").read_text() == "old" and temporary.is_relative_to(tmp_path)
     assert (tmp_path / "a").read_text() == "new" and names(tmp_path) == ["a"]
 
 
@@ -61,6 +78,225 @@ def test_json_is_written_where_a_path_is_given(tmp_path):
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     path = tmp_path / "nowhere" / "a"
-    for write in (check_parent, lambda p: write_whole(p, "")):
+    for write in (destination, lambda p: write_whole(p, "")):
         with pytest.raises(FileNotFoundError, match=r"a cannot be written: .*nowhere"):
             write(path)
+
+
+# ---- links, pipes, devices
+
+
+@pytest.mark.parametrize("what", PLACES)
+def test_what_is_no_plain_file_is_written_through_or_left_alone(what, tmp_path):
+    check_place(what, lambda path: write_whole(path, "new" * 100_000), tmp_path, "a", b"new" * 100_000)
+
+
+@pytest.mark.parametrize("what", PLACES)
+def test_the_place_is_looked_at_before_the_work(what, tmp_path):
+    """But for the reader of a pipe, which may come later."""
+    path = PLACES[what].make(tmp_path, "a")
+    before = nodes(tmp_path)
+    if PLACES[what].refused and what not in STREAMS:
+        with pytest.raises(OSError, match=PLACES[what].refused):
+            destination(path)
+        with pytest.raises(OSError, match=PLACES[what].refused), placed(path):
+            pytest.fail("the work was done")
+    else:
+        destination(path)
+    assert nodes(tmp_path) == before
+
+
+@pytest.mark.parametrize("what", [what for what in PLACES if what not in ("no folder", "below a file")])
+@pytest.mark.parametrize(("name", "one"), [("a.xml", "a.bin"), ("a.bin", "a.xml")])
+def test_two_files_of_which_one_is_somewhere_else(what, name, one, tmp_path):
+    def write(path):
+        with placed_together(path.with_name("a.xml"), path.with_name("a.bin")) as pair:
+            for file in pair:
+                file.write_text("new")
+        path.with_name(one).unlink()
+
+    if what not in STREAMS:
+        check_place(what, write, tmp_path, name, b"new")
+        return
+    path = PLACES[what].make(tmp_path, name)
+    before = nodes(tmp_path)
+    with pytest.raises(OSError, match=rf"{name} .* pipe or a device"):
+        write(path)
+    assert nodes(tmp_path) == before
+
+
+def test_two_names_of_one_file_are_refused(tmp_path):
+    (tmp_path / "a.bin").symlink_to("a.xml")
+    pair = placed_together(tmp_path / "a.xml", tmp_path / "a.bin")
+    with pytest.raises(OSError, match=r"a\.xml and .*a\.bin lead to one"), pair:
+        pytest.fail("the work was done")
+    assert names(tmp_path) == ["a.bin"]
+
+
+def test_other_names_of_a_file_keep_what_was_there_which_is_said(tmp_path):
+    (tmp_path / "a").write_bytes(OLD)
+    os.link(tmp_path / "a", tmp_path / "b")
+    with pytest.warns(UserWarning, match=r"a is written anew; another name .*hard link"):
+        write_whole(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "new" and (tmp_path / "b").read_bytes() == OLD
+    with pytest.raises(UserWarning, match="hard link"):  # an error where warnings are: then nothing is written
+        os.link(tmp_path / "b", tmp_path / "c")
+        write_whole(tmp_path / "b", "new")
+    assert (tmp_path / "b").read_bytes() == OLD
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644, 0o664, 0o755])
+def test_permissions_and_owner_stay(mode, tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(OLD)
+    path.chmod(mode)
+    if os.getuid() == 0:
+        os.chown(path, 12345, 23456)
+    before = path.stat()
+    write_whole(path, "new")
+    after = path.stat()
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+
+
+def test_what_is_read_only_stays_as_it_is():
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own lets nobody in
+        place = Path(folder)
+        (place / "folder").mkdir()
+        (place / "file").write_bytes(OLD)
+        (place / "link").symlink_to("file")
+        (place / "file").chmod(0o444)
+        place.chmod(0o777)
+        (place / "folder").chmod(0o555)
+        with as_nobody():
+            for name, locked in (("file", "file"), ("link", "file"), ("folder/a", "folder")):
+                with pytest.raises(PermissionError, match=rf"{name}.* {place / locked} is read-only"):
+                    write_whole(place / name, "new")
+        assert names(place) == ["file", "folder", "link"] and (place / "file").read_bytes() == OLD
+
+
+def alone(*lines: str) -> list[str]:
+    """A process that has the module under test and nothing else of the library: there at once."""
+    folder = str(Path(destination.__code__.co_filename).parent)
+    first = "import os, sys", f"sys.path.insert(0, {folder!r})", "from pathlib import Path", "from files import *"
+    return [sys.executable, "-c", "\n".join([*first, *lines])]
+
+
+def test_the_streams_of_the_process_are_written_to_and_never_replaced(tmp_path):
+    """/dev/stdout as a pipe; as a file, which the shell has open, it is refused."""
+    before = os.readlink("/dev/stdout")
+    command = alone("for name in sys.argv[1:]:", "    write_whole(Path(name), 'whole ' + name)")
+    done = subprocess.run([*command, "/dev/stdout", "/proc/self/fd/1"], capture_output=True, text=True, check=True)
+    assert done.stdout == "whole /dev/stdoutwhole /proc/self/fd/1"
+    with (tmp_path / "out").open("w") as out:
+        done = subprocess.run([*command, "/dev/stdout"], stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+    assert "/dev/stdout" in done.stderr and "open already" in done.stderr
+    assert names(tmp_path) == ["out"] and not (tmp_path / "out").read_bytes()
+    assert os.readlink("/dev/stdout") == before
+
+
+def test_a_name_may_be_as_long_as_the_file_system_lets_it(tmp_path):
+    for name in ("a" * 255, "ö" * 127):
+        write_whole(tmp_path / name, "new")
+    assert names(tmp_path) == ["a" * 255, "ö" * 127]
+
+
+# ---- folders
+
+
+FOLDERS = {
+    "a link to a folder": lambda at: (at / "other").mkdir() or (at / "f").symlink_to("other"),
+    "a dangling link": lambda at: (at / "f").symlink_to("deep/other"),
+}
+
+
+@pytest.mark.parametrize("what", FOLDERS)
+def test_links_to_folders_are_written_through(what, tmp_path):
+    FOLDERS[what](tmp_path)
+    link = os.readlink(tmp_path / "f")
+    for content in ("one", "two"):
+        with placed_folder(tmp_path / "f") as temporary:
+            (temporary / content).write_text("")
+        assert os.readlink(tmp_path / "f") == link and names(tmp_path / link) == [content]
+    make_folder(tmp_path / "f" / "below")
+    assert (tmp_path / link / "below").is_dir()
+
+
+@pytest.mark.parametrize("what", ["a file", "a link to a file", "a pipe", "a device", "a socket", "a block device"])
+def test_what_is_no_folder_is_left_alone(what, tmp_path):
+    path = PLACES[what].make(tmp_path, "f")
+    before = nodes(tmp_path)
+    with pytest.raises(NotADirectoryError, match=r"/f cannot be written"), placed_folder(path):
+        pytest.fail("the work was done")
+    for folder in (path, path / "below"):
+        with pytest.raises(NotADirectoryError, match=rf"{folder} cannot be made"):
+            make_folder(folder)
+    assert nodes(tmp_path) == before
+
+
+def test_of_a_linked_folder_the_link_is_removed_alone(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    remove(tmp_path / "link")
+    assert names(tmp_path) == ["real"]
+
+
+# ---- several writers at once
+
+
+def write_a(kind, folder, text):
+    if kind == "file":
+        write_whole(folder / "a", text)
+    elif kind == "folder":
+        with placed_folder(folder / "a") as temporary:
+            for name in "xy":
+                (temporary / name).write_text(text)
+    else:
+        with placed_together(folder / "a.xml", folder / "a.bin") as pair:
+            for file in pair:
+                file.write_text(text)
+
+
+def held_by(kind, folder):
+    """What the files of `kind` hold, each."""
+    paths = {"file": ["a"], "folder": ["a/x", "a/y"], "pair": ["a.xml", "a.bin"]}[kind]
+    return [(folder / path).read_text() for path in paths]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "pair"])
+def test_of_many_writers_at_once_one_leaves_its_own_whole(kind, tmp_path):
+    texts = [str(n) * 10_000 for n in range(8)]
+    for _ in range(2):
+        assert at_once([lambda text=text: write_a(kind, tmp_path, text) for text in texts]) == []
+        held = held_by(kind, tmp_path)
+        assert len(set(held)) == 1 and held[0] in texts
+        assert names(tmp_path) == (["a.bin", "a.xml"] if kind == "pair" else ["a"])
+
+
+def test_of_processes_at_once_too(tmp_path):
+    each = "for n in range(10): write_whole(Path('a'), sys.argv[1] * 10_000)"
+    started = [subprocess.Popen([*alone(each), str(n)], cwd=tmp_path) for n in range(3)]
+    assert [process.wait(60) for process in started] == [0, 0, 0]
+    assert (tmp_path / "a").read_text() in [str(n) * 10_000 for n in range(3)] and names(tmp_path) == ["a"]
+
+
+def test_what_a_killed_process_left_goes_and_what_another_is_at_stays(tmp_path):
+    lines = "with placed(Path('a')) as temporary:", "    temporary.write_text('half')", "    os.kill(os.getpid(), 9)"
+    for _ in range(2):
+        assert subprocess.run(alone(*lines), cwd=tmp_path, check=False).returncode == -9
+    assert [name.startswith(TEMPORARY) for name in names(tmp_path)] == [True]  # of the second: it cleared the first's
+    with placed(tmp_path / "a") as slow:
+        slow.write_text("slow")
+        write_whole(tmp_path / "a", "quick")
+        assert (tmp_path / "a").read_text() == "quick" and slow.exists()
+    assert (tmp_path / "a").read_text() == "slow" and names(tmp_path) == ["a"]
+
+
+def test_a_folder_that_somebody_holds_is_written_to_all_the_same(tmp_path):
+    """As `flock FOLDER COMMAND` does, a usual way to have one command at a time."""
+    handle = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    for kind in ("file", "folder"):
+        write_a(kind, tmp_path, "new")
+        assert set(held_by(kind, tmp_path)) == {"new"}
+        (tmp_path / "a").unlink() if kind == "file" else remove(tmp_path / "a")
+    os.close(handle)

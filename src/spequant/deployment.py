@@ -9,7 +9,7 @@ from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from spequant.export import Parity, model_costs, program_costs, totals
-from spequant.files import check_parent, write_json
+from spequant.files import destination, write_json
 from spequant.recipes import evaluate_source, export_source, open_source
 from spequant.recipes.deploy import Target
 from spequant.recipes.sources import example_of
@@ -119,7 +119,7 @@ class Evaluate:
 
 def print_evaluation(settings: Evaluate) -> None:
     if settings.json is not None:
-        check_parent(settings.json)
+        destination(settings.json)
     rows = evaluate_source(
         settings.source,
         engine=settings.engine,
@@ -150,6 +150,8 @@ class Inspect:
 
 
 def print_inspection(settings: Inspect) -> None:
+    if settings.json is not None:
+        destination(settings.json)
     source = open_source(settings.source, settings.root)
     if source.program is not None:
         costs = program_costs(source.program)

@@ -22,6 +22,7 @@ from support.clipping import clips
 from support.exported_run import accuracy, exported
 from support.image_folders import fill
 from support.integer_networks import NEEDS_ONNXRUNTIME
+from support.special_files import PLACES, STREAMS, nodes
 
 pytestmark = NEEDS_ONNXRUNTIME
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,9 +98,51 @@ def test_weights_of_openvino_do_not_take_the_place_of_what_they_are_made_of(pack
     source = tmp_path / "net.bin"
     shutil.copy(packed, source)
     before = source.read_bytes()
-    with pytest.raises(ValueError, match=r"net\.xml', .*net\.bin; .*--out"):
+    with pytest.raises(ValueError, match=r"net\.xml': .*net\.bin is .*--out"):
         export_source(source, "openvino")
     assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("to", "name", "target"),
+    [
+        ("packed", "net.packed", "run/model.safetensors"),
+        ("packed", "net.packed", "run/recipe.json"),
+        ("onnx", "net.onnx", "source.packed"),
+        ("qonnx", "net.onnx", "source.packed"),
+        ("openvino", "net.xml", "source.packed"),
+        ("openvino", "net.bin", "source.packed"),
+    ],
+)
+def test_no_link_leads_an_export_to_what_it_is_made_of(digits_run, packed, to, name, target, tmp_path):
+    shutil.copytree(digits_run, tmp_path / "run")
+    shutil.copy(packed, tmp_path / "source.packed")
+    (tmp_path / name).symlink_to(target)
+    before = nodes(tmp_path)
+    source = tmp_path / ("run" if target.startswith("run") else target)
+    with pytest.raises(ValueError, match=f"out is .*{target} is .*--out"):
+        export_source(source, to, (tmp_path / name).with_suffix(".xml" if to == "openvino" else Path(name).suffix))
+    assert nodes(tmp_path) == before
+
+
+def test_an_export_goes_through_links_and_to_devices(packed, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "net.onnx").symlink_to("other/end")
+    report = export_source(packed, "onnx", tmp_path / "net.onnx", images=50)
+    assert (tmp_path / "net.onnx").is_symlink() and (tmp_path / "other" / "end").stat().st_size == report.size
+    device = PLACES["a device"].make(tmp_path, "null")
+    report = export_source(packed, "packed", device, images=50)
+    assert report.size == packed.stat().st_size and device.is_char_device()
+
+
+@pytest.mark.parametrize("what", [what for what in PLACES if PLACES[what].refused and what not in STREAMS])
+def test_what_cannot_be_written_is_refused_before_the_work(packed, what, tmp_path, monkeypatch):
+    path = PLACES[what].make(tmp_path, "net.xml")
+    before = nodes(tmp_path)
+    monkeypatch.setattr("spequant.recipes.deploy.lower", lambda *_: pytest.fail("the work was done"))
+    with pytest.raises(OSError, match=PLACES[what].refused):
+        export_source(packed, "openvino", path)
+    assert nodes(tmp_path) == before
 
 
 def test_biases_as_trained_can_be_rounded(packed, tmp_path):

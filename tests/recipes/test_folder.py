@@ -11,6 +11,7 @@ from filelock import FileLock
 
 from spequant.recipes import folder as run_folder
 from spequant.recipes.folder import Metrics, environment, held, in_use
+from support.special_files import PLACES, nodes
 
 
 def test_folders_that_cannot_take_a_run(tmp_path):
@@ -39,6 +40,25 @@ def test_a_folder_of_which_nothing_came_is_removed(tmp_path):
         assert made.is_dir() and in_use(made)
         raise KeyError
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("what", ["a dangling link", "a link to a folder"])
+def test_a_link_to_a_folder_takes_a_run(what, tmp_path):
+    path = PLACES[what].make(tmp_path, "run")
+    with held(path / "first", resume=False), held(path, resume=False):
+        assert in_use(path) and path.is_symlink() and path.is_dir()
+        (path / "recipe.json").write_text("{}")
+    assert path.is_symlink() and (path / "recipe.json").is_file()
+
+
+@pytest.mark.parametrize("what", ["a file", "a pipe", "a device", "a socket", "a circle of links"])
+def test_what_is_no_folder_takes_none(what, tmp_path):
+    path = PLACES[what].make(tmp_path, "run")
+    before = nodes(tmp_path)
+    for folder in (path, path / "below"):
+        with pytest.raises(OSError, match=f"{folder} cannot be written to"), held(folder, resume=False):
+            pytest.fail("the run began")
+    assert nodes(tmp_path) == before
 
 
 def test_a_run_names_the_commit_of_its_own_code_alone(tmp_path, monkeypatch):

@@ -7,11 +7,13 @@ from rich.table import Table
 
 from spequant.bench.infer import Infer, bench_infer
 from spequant.bench.train import BenchTrain, bench_train
-from spequant.files import write_json
+from spequant.files import destination, write_json
 from spequant.terminal import print_table
 
 
 def print_bench_train(settings: BenchTrain) -> None:
+    if settings.json is not None:
+        destination(settings.json)
     rows = bench_train(settings)
     table = Table("step", "ms", "ratio to float", "peak, MiB", "graphs")
     for row in rows:
@@ -41,6 +43,8 @@ def print_bench_train(settings: BenchTrain) -> None:
 
 
 def print_bench_infer(settings: Infer) -> None:
+    if settings.json is not None:
+        destination(settings.json)
     rows = bench_infer(settings)
     table = Table("network", "engine", "ms", "times as fast as fp32", "file, bytes")
     for row in rows:

@@ -1,7 +1,7 @@
 """OpenVINO's own files, .xml with .bin beside it: written together, sealed together."""
 
 import json
-import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 
 from spequant.export.seal import OPEN, check_seal, sealed
 from spequant.extras import needs
-from spequant.files import sync
+from spequant.files import placed_together
 
 
 def write_openvino(
@@ -18,25 +18,27 @@ def write_openvino(
     """Convert what `integer_graph` made and write it to `path`, which ends in .xml, and its .bin.
 
     verify: called with the written .xml before it takes its place; after an exception nothing of it is left.
+
+    ValueError: another ending. OSError: as `spequant.files.placed`; nor may one of the two be a pipe or a device.
     """
     path = Path(path)
     if path.suffix != ".xml":
         raise ValueError(f"path is {str(path)!r}; expected one that ends in .xml: OpenVINO writes .xml and .bin")
-    openvino, plain = needs("openvino", "deploy"), type(model)()
-    plain.CopyFrom(model)
-    plain.ClearField("metadata_props")  # OpenVINO would keep them, the other seal too
-    converted = openvino.Core().read_model(plain.SerializeToString())
-    converted.set_rt_info(json.dumps(dict(about)), ["spequant", "about"])
-    converted.set_rt_info(OPEN, ["spequant", "seal"])
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".tmp-") as folder:
-        made = Path(folder) / path.name
-        openvino.save_model(converted, made, compress_to_fp16=False)
-        weights = made.with_suffix(".bin")
-        made.write_bytes(sealed(made.read_bytes(), weights.read_bytes()))
-        verify(made)
-        for file in (weights, made):  # the seal tells an .xml from another .bin
-            sync(file)
-            os.replace(file, path.with_suffix(file.suffix))
+    with placed_together(path, path.with_suffix(".bin")) as (xml, bin):  # the seal tells an .xml from another .bin
+        openvino, plain = needs("openvino", "deploy"), type(model)()
+        plain.CopyFrom(model)
+        plain.ClearField("metadata_props")  # OpenVINO would keep them, the other seal too
+        converted = openvino.Core().read_model(plain.SerializeToString())
+        converted.set_rt_info(json.dumps(dict(about)), ["spequant", "about"])
+        converted.set_rt_info(OPEN, ["spequant", "seal"])
+        with tempfile.TemporaryDirectory(dir=xml.parent) as folder:
+            made = Path(folder) / path.name
+            weights = made.with_suffix(".bin")
+            openvino.save_model(converted, made, compress_to_fp16=False)
+            made.write_bytes(sealed(made.read_bytes(), weights.read_bytes()))
+            verify(made)
+            shutil.move(weights, bin)
+            shutil.move(made, xml)
 
 
 def read_openvino(path: str | Path) -> dict[str, Any]:

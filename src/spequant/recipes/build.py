@@ -28,6 +28,7 @@ from spequant.data import (
     load_folder,
     load_torchvision,
 )
+from spequant.files import make_folder
 from spequant.prepare import prepare, unprepare
 from spequant.processes import world
 from spequant.quantizers import least_squares, percentile, set_ewgs
@@ -85,7 +86,7 @@ LOADERS: dict[str, Loader] = {
 @contextmanager
 def _alone(root: str | Path) -> Iterator[None]:
     """Inside, no other run downloads into `root`; one that cannot be written to takes no downloads."""
-    Path(root).mkdir(parents=True, exist_ok=True)
+    make_folder(Path(root))
     with FileLock(Path(root) / ".download.lock") if os.access(root, os.W_OK) else nullcontext():
         yield
 

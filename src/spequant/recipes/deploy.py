@@ -31,7 +31,7 @@ from spequant.export.onnx_export import as_batches
 from spequant.export.onnx_file import Preprocessing
 from spequant.export.parity import FEW
 from spequant.export.program import Program
-from spequant.files import placed
+from spequant.files import destination, placed
 from spequant.prepare import unprepare
 from spequant.recipes.evaluation import BATCH, answer_in, at_bits, first_samples
 from spequant.recipes.folder import ENVIRONMENT, METRICS, RECIPE, RESULT, STATE
@@ -129,18 +129,13 @@ def _check_place(out: Path, to: Target, source: Path) -> None:
     if not fits:
         expected = "any ending but .onnx and .xml" if to == "packed" else f"one that ends in {ending}"
         raise ValueError(f"out is {str(out)!r}; for --to {to} expected {expected}")
-    if to == "openvino" and out.with_suffix(".bin").resolve() == source.resolve():
-        raise ValueError(f"out is {str(out)!r}, whose weights would take the place of {source}; give another --out")
-    if (
-        source.is_dir()
-        and out.resolve().parent == source.resolve()
-        and out.name in (STATE, RECIPE, METRICS, RESULT, ENVIRONMENT)
-    ):
-        raise ValueError(f"out is {str(out)!r}, a file of the run itself; give another --out")
-    if out.is_dir():
-        raise IsADirectoryError(f"out is {str(out)!r}, a folder; expected a file's name")
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"out is {str(out)!r}, but the folder {out.parent} does not exist; make it first")
+    own = {source.resolve(): "what is exported"} if to != "packed" else {}
+    for name in (STATE, RECIPE, METRICS, RESULT, ENVIRONMENT):
+        own[(source / name).resolve()] = "a file of the run itself"
+    for place in (out, out.with_suffix(".bin")) if to == "openvino" else (out,):
+        end = destination(place).resolve()
+        if end in own:
+            raise ValueError(f"out is {str(out)!r}: {end} is {own[end]}; give another --out")
 
 
 @dataclass(frozen=True)
@@ -168,21 +163,24 @@ class _Export:
                         raise ValueError(
                             f"{self.out}: {int((a != b).sum())} of {a.numel()} logits differ from the network's"
                         )
+            size = temporary.stat().st_size
         what = "questions" if self._asks else "images"
-        return Report(self.out, self.out.stat().st_size, self._float_bytes(), len(self.test), what=what)
+        return Report(self.out, size, self._float_bytes(), len(self.test), what=what)
 
     def onnx(self) -> Report:
         program = self._program()
-        parity = export_onnx(self.model, self.out, self._batches(self.test), **self._options())
-        return self._report(parity, program, [self.out])
+        with placed(self.out) as temporary:
+            parity = export_onnx(self.model, temporary, self._batches(self.test), **self._options())
+            return self._report(parity, program, [temporary])
 
     def mixed(self) -> Report:
         with placed(self.out) as temporary:
             few = islice(self._batches(self.test), WINDOWS // EVAL_BATCH) if self._asks else self._batches(self.test)
             parity, found = export_mixed(self.model, temporary, few, **self._options())
             figures = self._figures(ENGINES["onnxruntime"](temporary), found.batch)
+            size = temporary.stat().st_size
         parts = parity.images, parity, found.islands, parity.saturating, found.batch, figures
-        return Report(self.out, self.out.stat().st_size, self._float_bytes(), *parts)
+        return Report(self.out, size, self._float_bytes(), *parts)
 
     @property
     def _asks(self) -> bool:
@@ -220,7 +218,7 @@ class _Export:
             write_onnx(quant_graph(program, about=self.facts), temporary)
             found = compare(self.model, program, ENGINES["qonnx"](temporary), as_batches(self._batches(few)))
             self._judge(found, "qonnx")
-        return self._report(found, program, [self.out])
+            return self._report(found, program, [temporary])
 
     def _options(self) -> dict[str, Any]:
         """Of `export_onnx` and `export_mixed`."""

@@ -25,7 +25,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from spequant import __version__
-from spequant.files import write_whole
+from spequant.files import make_folder, write_whole
 from spequant.processes import barrier, rank, world
 from spequant.processor import processor_name
 from spequant.recipes.schema import Recipe, from_json, to_json
@@ -59,9 +59,10 @@ def held(folder: Path, resume: bool) -> Iterator[None]:
         raise FileExistsError(
             f"{folder} holds a run that is not finished; go on with --resume, give another --out, or remove it"
         )
-    made = [p for p in (folder, *folder.parents) if not p.exists()]
+    real = Path(os.path.realpath(folder))
+    made = [p for p in (real, *real.parents) if not p.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         lock = FileLock(folder / LOCK)
         lock.acquire(timeout=0)
     except Timeout:
@@ -97,7 +98,7 @@ def in_use(folder: Path) -> bool:
 
 def start_files(folder: Path, recipe: Recipe, device: torch.device) -> dict[str, Any]:
     """Write recipe.json and add this start to environment.json; that entry."""
-    (folder / CHECKPOINTS).mkdir(exist_ok=True)
+    make_folder(folder / CHECKPOINTS)
     here = environment(device)
     path = folder / ENVIRONMENT
     before = json.loads(path.read_text()) if path.exists() else []

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from spequant.files import remove
+from spequant.files import make_folder, remove
 from spequant.recipes import RECIPES, run
 from spequant.recipes.build import with_seed
 from spequant.studies.compare import deviation, difference
@@ -39,7 +39,7 @@ def run_demo(settings: Demo) -> None:
         raise ValueError(
             f"out is {settings.out}, which holds something and was not made by a demo; name an empty or new folder"
         )
-    settings.out.mkdir(parents=True, exist_ok=True)
+    make_folder(settings.out)
     (settings.out / MARK).touch()
     for path in [path for pattern in OWN for path in settings.out.glob(pattern)]:
         remove(path) if path.is_dir() else path.unlink()

@@ -1,6 +1,5 @@
 """What each step down in bits costs, by calibration alone and after short training, and the worst layer."""
 
-import json
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -9,6 +8,7 @@ import torch
 from rich.table import Table
 
 from spequant.data import eval_batches, train_batches
+from spequant.files import write_json
 from spequant.recipes import RECIPES, Recipe, run
 from spequant.recipes.build import build_augment, build_data, build_network, calibrated, device_of
 from spequant.recipes.check import check
@@ -81,4 +81,4 @@ def run_ladder(settings: Ladder) -> None:
         figures = [f"{row[k]:.2f}" for k in ("calibrated", "calibrated_test", "trained", "trained_test")]
         table.add_row(row["rung"], *figures, f"{row['worst_layer']} ({row['worst_layer_loss']:.3f})")
     print_table(table)
-    (settings.out / "ladder.json").write_text(json.dumps({"float": floating, "rungs": rows}, indent=2))
+    write_json(settings.out / "ladder.json", {"float": floating, "rungs": rows})

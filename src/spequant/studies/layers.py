@@ -10,7 +10,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from spequant.extras import needs
-from spequant.files import check_parent
+from spequant.files import destination, placed
 from spequant.recipes.folder import RECIPE, rows_of
 from spequant.studies.pictures import blank
 from spequant.terminal import print_table
@@ -44,7 +44,7 @@ def show_layers(settings: Layers) -> None:
     out = settings.out or settings.run / "layers.png"
     if out.suffix.lower() != ".png":
         raise ValueError(f"out is {out}; expected a file that ends in .png")
-    check_parent(out)
+    destination(out)
     print_table(layers_table(looks))
     print(f"marked: {', '.join(marked(looks)) or 'none'}")
     if line := agreement_line(looks):
@@ -150,4 +150,5 @@ def draw_layers(looks: Looks, out: Path) -> None:
         picture.colorbar(shown, ax=axes, location="bottom", aspect=25).ax.tick_params(labelsize=8)
     all_axes[0].set_yticks(range(rows), looks.names, fontsize=7)
     picture.supxlabel("grey: not of this layer, or not known yet", fontsize=8, color="dimgrey")
-    picture.savefig(out, dpi=DPI)
+    with placed(out) as temporary:
+        picture.savefig(temporary, dpi=DPI, format="png")

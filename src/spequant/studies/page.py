@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spequant.files import placed, write_whole
+from spequant.files import make_folder, placed, write_whole
 from spequant.studies.pictures import blank
 
 Row = Mapping[str, Any]
@@ -46,7 +46,7 @@ class Report:
 
 def write_report(report: Report, folder: Path, name: str) -> None:
     """All files into `folder`, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for title, rows in report.tables.items():
         write_whole(folder / f"{name}{f'-{title}' if title else ''}.csv".replace(" ", "-"), _csv(rows))
     picture = None if report.draw is None else _picture(report.draw)

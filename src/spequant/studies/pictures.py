@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from spequant.extras import needs
+from spequant.files import placed
 from spequant.recipes.folder import rows_of
 
 
@@ -32,4 +33,5 @@ def draw_curves(
         if figure == "task":
             axes.set_yscale("log")
         axes.legend(frameon=False)
-    picture.savefig(out, dpi=150)
+    with placed(out) as temporary:
+        picture.savefig(temporary, dpi=150, format="png")
