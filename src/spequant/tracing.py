@@ -28,7 +28,7 @@ def traced(network: nn.Module) -> tuple["Tracer", fx.Graph]:
     tracer = Tracer()
     try:
         with shapes_unchecked():
-            return tracer, tracer.trace(network, concrete_args=_defaults(network))
+            return tracer, tracer.trace(network, concrete_args=defaults_of(network))
     except Exception as error:
         raise ValueError(_why(error)) from error
 
@@ -57,7 +57,7 @@ def shapes_unchecked() -> Iterator[None]:
         jaxtyping.config.update("jaxtyping_disable", before)
 
 
-def _defaults(model: nn.Module) -> dict[str, Any] | None:
+def defaults_of(model: nn.Module) -> dict[str, Any] | None:
     """The optional arguments of `model`, as they are when nobody gives them: a mask that is None is no tensor."""
     parameters = inspect.signature(model.forward).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty} or None

@@ -239,7 +239,7 @@ def test_the_activation_inside_a_batch_norm_is_kept(act, high, residual):
     ("network", "message"),
     [
         (OTHERS["BiT"], r"^stem\.pad: ConstantPad2d"),
-        (lambda: Standardised("ScaledStdConv2dSame"), "^c: LayeredScaledStdConv2dSame.*skip="),
+        (lambda: Standardised("ScaledStdConv2dSame"), "^c: LayeredScaledStdConv2dSame.*export_mixed"),
     ],
 )
 def test_what_has_no_integer_form_is_named(network, message):

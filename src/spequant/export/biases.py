@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from spequant.export.integers import input_step, integers
 from spequant.export.lower import lower
-from spequant.export.program import Weighted
+from spequant.export.program import Program, Weighted
 
 
 @torch.no_grad()
@@ -26,6 +26,20 @@ def quantize_biases(model: nn.Module, example: Tensor) -> None:
         exact = made.bias.double() * (input_step(op) * made.scale).double()
         assert op.bias is not None
         move(op.bias, exact - op.offset)
+
+
+@torch.no_grad()
+def off_grid(program: Program) -> list[str]:
+    """The integer layers whose bias `quantize_biases` would move."""
+    found = []
+    for op in program.ops:
+        if isinstance(op, Weighted) and op.bias is not None:
+            made = integers(op)
+            unit = (input_step(op) * made.scale).double()
+            apart = (made.bias.double() * unit - op.offset).abs()
+            if bool((apart > 0.01 * unit + 2**-22 * op.offset.abs()).any()):  # more than fp32 rounds by
+                found.append(op.name)
+    return list(dict.fromkeys(found))
 
 
 def move(bias: Tensor, by: Tensor) -> None:

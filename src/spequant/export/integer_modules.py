@@ -192,24 +192,40 @@ def summands(model: nn.Module) -> Iterator[dict[str, int]]:
             hook.remove()
 
 
-def integer_form(model: nn.Module, lengths: Mapping[str, int], above: str = "") -> None:
-    """Replace, in place, every quantized layer, product and quantizer below the prepared `model`. lengths: how many
-    numbers are summed in each product.
+def integer_form(model: nn.Module, lengths: Mapping[str, int]) -> None:
+    """Replace, in place, every quantized layer, product and quantizer below the prepared `model`, at each place where
+    it stands. lengths: how many numbers are summed in each product.
 
     ValueError: an activation quantizer that is no grid; sums of products that int32 does not hold.
     """
-    for own, child in list(model.named_children()):
-        name = f"{above}{own}"
-        if isinstance(child, QuantizedLayer):
-            _put(model, own, _layer(child, name))
-        elif isinstance(child, QuantizedProduct) and type(child.product) is Product:
-            made = IntegerProduct(child)
-            check_sum(name, lengths.get(name, 0) * made.largest)
-            _put(model, own, made)
-        elif isinstance(child, Quantizer):
-            setattr(model, own, Codes(child))
-        else:
-            integer_form(child, lengths, f"{name}.")
+    _below(model, "", lengths, {})
+
+
+def _below(model: nn.Module, above: str, lengths: Mapping[str, int], seen: dict[int, Any]) -> None:
+    """seen: {id of a module: (it, what takes its place)}; a module may stand in several."""
+    for own, child in list(model._modules.items()):
+        if child is None:
+            continue
+        if id(child) not in seen:
+            made = _integers(child, above + own, lengths)
+            seen[id(child)] = child, child if made is None else made
+            if made is None:
+                _below(child, f"{above}{own}.", lengths, seen)
+            else:
+                _put(model, own, made)
+        elif seen[id(child)][1] is not child:
+            setattr(model, own, seen[id(child)][1])
+
+
+def _integers(module: nn.Module, name: str, lengths: Mapping[str, int]) -> nn.Module | None:
+    """What computes as `module` on integers; None: it has to be looked into."""
+    if isinstance(module, QuantizedLayer):
+        return _layer(module, name)
+    if isinstance(module, QuantizedProduct) and type(module.product) is Product:
+        made = IntegerProduct(module)
+        check_sum(name, lengths.get(name, 0) * made.largest)
+        return made
+    return Codes(module) if isinstance(module, Quantizer) else None
 
 
 def _put(model: nn.Module, own: str, new: nn.Module) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spequant.batch_norm import PLAIN, modes_kept
+from spequant.export.autocast import without_autocast
 from spequant.export.draws import run_without_draws
 from spequant.export.grids import act_grid, weight_grid
 from spequant.export.hooks import check_hooks
@@ -23,7 +24,7 @@ from spequant.export.writes import WritingProxy, propagate
 from spequant.kinds import QUANTIZABLE
 from spequant.layers import OUTPUT, QuantizedAdd, QuantizedLayer, effective_weight
 from spequant.quantizers import Quantizer
-from spequant.tracing import shapes_unchecked
+from spequant.tracing import defaults_of, shapes_unchecked
 
 IMAGES = ("max_pool", "mean", "amax", "stride", "pad")
 """Kinds of steps that are read for (batch, channels, height, width) alone."""
@@ -53,6 +54,7 @@ class _Tracer(fx.Tracer):
         return self.create_proxy("call_module", f"{name}.{OUTPUT}", (out,), {}) if OUTPUT in m._modules else out
 
 
+@without_autocast
 def lower(model: nn.Module, example: Tensor) -> Program:
     """The integer program of a prepared and calibrated `model` at the precision in use.
 
@@ -70,7 +72,7 @@ def lower(model: nn.Module, example: Tensor) -> Program:
         model.eval()
         try:
             with shapes_unchecked():
-                graph = _Tracer().trace(model)
+                graph = _Tracer().trace(model, concrete_args=defaults_of(model))
         except Exception as error:
             raise ValueError(
                 f"{type(model).__name__} cannot be traced for export ({error}): its forward decides by the values of "
@@ -98,44 +100,46 @@ def on_no_integers(model: nn.Module) -> ValueError:
     )
 
 
+def _needed(out: fx.Node) -> set[fx.Node]:
+    """`out` and the nodes that it depends on."""
+    needed, open_ = {out}, [out]
+    while open_:
+        new = set(open_.pop().all_input_nodes) - needed
+        needed |= new
+        open_ += new
+    return needed
+
+
 class _Lowering:
     def __init__(self, model: nn.Module, graph: fx.Graph):
         self.model = model
         self.ops: list[Op] = []
         self.done: dict[Any, Op] = {}
-        self.steps = {node: read_step(node, model) for node in graph.nodes if node.op != "output"}
+        (out,) = next(node for node in graph.nodes if node.op == "output").args
+        if not isinstance(out, fx.Node):
+            raise ValueError(f"the network gives {type(out).__name__}; expected one tensor: wrap it")
+        self.out = out
+        needed = _needed(out)
+        self.steps = {node: read_step(node, model) for node in graph.nodes if node in needed}
         for step in self.steps.values():
             if step.kind in IMAGES and len(shape_of(step.inputs[0])) != 4:
                 raise ValueError(
                     f"{step.name}: {step.kind} on {len(shape_of(step.inputs[0]))} dimensions has no form here; "
                     "expected 4, (batch, channels, height, width)"
                 )
-        (out,) = next(node for node in graph.nodes if node.op == "output").args
-        if not isinstance(out, fx.Node):
-            raise ValueError(f"the network gives {type(out).__name__}; expected one tensor: wrap it")
-        self.out = out
-        inputs = [node for node in graph.nodes if node.op == "placeholder" and node.users]
+        inputs = [node for node in self.steps if node.op == "placeholder"]
         if len(inputs) != 1:
             raise ValueError(f"the network reads {len(inputs)} inputs; expected one tensor")
         self.value(inputs[0])
 
     def program(self) -> Program:
-        for node in self._needed():  # in order, so that no read goes back farther than to the quantizers before it
-            for source, quantizer in self._quantized_inputs(self.steps[node]):
+        for step in self.steps.values():  # in order, so that no read goes back farther than to the quantizers before it
+            for source, quantizer in self._quantized_inputs(step):
                 self.codes(source, act_grid(quantizer))
         output = self.value(self.out)
         if not any(isinstance(op, Weighted | Add) for op in self.ops):
             raise on_no_integers(self.model)
         return Program(self.ops, output)
-
-    def _needed(self) -> list[fx.Node]:
-        """The nodes that the output depends on, in their order."""
-        needed, open_ = {self.out}, [self.out]
-        while open_:
-            new = set(self.steps[open_.pop()].inputs) - needed
-            needed |= new
-            open_ += new
-        return [node for node in self.steps if node in needed]
 
     def _quantized_inputs(self, step: Step) -> list[tuple[fx.Node, Quantizer]]:
         """What `step` reads as codes: (node, quantizer)."""

@@ -22,12 +22,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from spequant.batch_norm import modes_kept
 from spequant.batches import cloned, run_model
 from spequant.export import engines
+from spequant.export.autocast import without_autocast
 from spequant.export.draws import run_without_draws
 from spequant.export.hooks import check_hooks
 from spequant.export.integer_modules import Codes, IntegerModule, integer_form, summands
 from spequant.export.lower import check_dtype, on_no_integers
 from spequant.export.onnx_export import Inputs, with_example
-from spequant.export.onnx_file import Preprocessing, metadata, write_onnx
+from spequant.export.onnx_file import Preprocessing, check_size, metadata, write_onnx
 from spequant.export.onnx_integer import OPSET
 from spequant.export.parity import Batch, Parity
 from spequant.extras import needs
@@ -62,6 +63,7 @@ class Mixed:
     outputs: tuple[str, ...] = ("output",)
 
 
+@without_autocast
 def export_mixed(
     model: nn.Module,
     path: str | Path,
@@ -84,6 +86,7 @@ def export_mixed(
     return parity, mixed
 
 
+@without_autocast
 def mixed_graph(
     model: nn.Module,
     example: Tensor | Mapping[str, Tensor],
@@ -107,11 +110,13 @@ def mixed_graph(
         out = run_without_draws(model, example)  # what is wrong with the network itself, it says itself
     network = _copied(model)
     integer_form(network, lengths)
-    outputs = _output_names(out)
+    check_size(sum(x.numel() * x.element_size() for x in (*network.parameters(), *network.buffers())))
+    outputs = _output_names(out, ("input",) if isinstance(example, Tensor) else tuple(example))
     given, exported, batch = _traced(network, example, outputs, preprocessing)
     graph = _named(exported.model_proto, batch)
     integers = {name: m for name, m in network.named_modules() if isinstance(m, IntegerModule)}
-    known = {name for name, m in network.named_modules() if isinstance(m, IntegerModule | Codes)}
+    places = network.named_modules(remove_duplicate=False)  # a module may stand in several
+    known = {name for name, m in places if isinstance(m, IntegerModule | Codes)}
     if not _reached(exported.exported_program.graph, known):
         raise on_no_integers(model)
     islands = _islands(exported.exported_program.graph, known)
@@ -124,7 +129,8 @@ def mixed_graph(
 def float_graph(network: nn.Module, example: Tensor | Mapping[str, Tensor]) -> Any:
     """The onnx model of a float `network`, in the form of `mixed_graph`'s: what that is timed against."""
     with modes_kept(network), torch.no_grad():
-        outputs = _output_names(run_model(network.eval(), cloned(example)))
+        inputs = ("input",) if isinstance(example, Tensor) else tuple(example)
+        outputs = _output_names(run_model(network.eval(), cloned(example)), inputs)
         _, exported, batch = _traced(network, example, outputs, None)
     return _named(exported.model_proto, batch)
 
@@ -180,15 +186,16 @@ def answers(model: nn.Module, mixed: Mixed, run: engines.Run, batches: Iterable[
             moved = run_model(model, cloned(x))
         if isinstance(out, Tensor):
             out, moved = {mixed.outputs[0]: out}, {mixed.outputs[0]: moved}
-        for name in mixed.outputs:
-            if out[name].dim() == 0:
+        for name, value in out.items():
+            if value.dim() == 0:
                 raise ValueError(
                     f"the network returns {name!r} without a batch, a loss; leave labels out of its inputs"
                 )
         padding = given["attention_mask"] == 0 if "attention_mask" in given else None
-        for name, got in zip(mixed.outputs, engines.run_in_parts(run, given, mixed.batch), strict=True):
+        found = engines.run_in_parts(run, given, mixed.batch)
+        for name, value, other, got in zip(mixed.outputs, out.values(), moved.values(), found, strict=True):
             unread = torch.from_numpy(padding) if padding is not None and padding.shape == got.shape else None
-            parity.add(out[name], got, labels, moved[name], output=name, padding=unread)
+            parity.add(value, got, labels, other, output=name, padding=unread)
     return parity
 
 
@@ -211,11 +218,12 @@ def other_last_bits(model: nn.Module) -> Iterator[None]:
             hook.remove()
 
 
-def _output_names(out: Any) -> tuple[str, ...]:
+def _output_names(out: Any, inputs: tuple[str, ...]) -> tuple[str, ...]:
+    """Of the graph; one that an input has, too, with "_output" behind it."""
     if isinstance(out, Tensor):
-        return ("output",)
+        return ("output",) if "output" not in inputs else ("output_output",)
     if isinstance(out, Mapping) and out and all(isinstance(value, Tensor) for value in out.values()):
-        return tuple(out)
+        return tuple(f"{name}_output" if name in inputs else str(name) for name in out)
     raise ValueError(f"the network gives {type(out).__name__}; expected one tensor, or tensors by name: wrap it")
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from spequant.batches import check_batches
 from spequant.export import engines
+from spequant.export.autocast import without_autocast
 from spequant.export.lower import lower
 from spequant.export.onnx_file import Preprocessing, write_onnx
 from spequant.export.onnx_integer import integer_graph
@@ -24,6 +25,7 @@ Inputs = Iterable[Tensor | tuple[Tensor, Tensor] | Mapping[str, Tensor]]
 """The same, or of inputs by name."""
 
 
+@without_autocast
 def export_onnx(
     model: nn.Module,
     path: str | Path,
@@ -44,6 +46,8 @@ def export_onnx(
     """
     model = innermost(model)
     one, batches = with_example(images, preprocessing)
+    if isinstance(one, Mapping):
+        raise ValueError("images have names; an integer graph has one input: give it alone, or use export_mixed")
     program = lower(model, one)
     graph = integer_graph(program, preprocessing=preprocessing, about=about)
     with placed(Path(path)) as temporary:

@@ -59,8 +59,23 @@ def describe(program: Program, tensors: Mapping[Op, Sequence[str]]) -> list[dict
     return [*rows, {"output": numbers[program.output]}]
 
 
+LARGEST = 2**31 - 2**20
+"""Bytes of weights that one ONNX file holds: protobuf counts in 31 bits."""
+
+
+def check_size(weights: int) -> None:
+    """ValueError: `weights`, bytes, are more than an ONNX file can hold."""
+    if weights > LARGEST:
+        raise ValueError(
+            f"the graph's weights take {weights:,} bytes; an ONNX file holds at most {LARGEST:,}. Export a smaller "
+            "network, or parts of it; spequant.pack has no such limit"
+        )
+
+
 def write_onnx(model: Any, path: str | Path) -> None:
-    """Write what `integer_graph` or `quant_graph` made to `path`, whole or not at all (OSError)."""
+    """Write what `integer_graph` or `quant_graph` made to `path`, whole or not at all (OSError). ValueError: too large
+    for one file."""
+    check_size(sum(len(tensor.raw_data) for tensor in model.graph.initializer))
     with placed(Path(path)) as temporary:
         temporary.write_bytes(sealed(model.SerializeToString()))
 

@@ -27,11 +27,13 @@ def stored(codes: Tensor, grid: Grid) -> np.ndarray:
 class Emitter:
     """Nodes and constants of one graph, op by op.
 
-    names: of each op's result, codes or float. tensors: names of the constants that an op consists of.
+    names: of each op's result, codes or float. tensors: names of the constants that an op consists of. once: equal
+    weights are written once, as of a layer that is called several times.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, once: bool = False) -> None:
         self.onnx = needs("onnx", "deploy")
+        self.once, self.written = once, dict[Any, str]()
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
         self.names: dict[Op, str] = {}
@@ -39,8 +41,12 @@ class Emitter:
         self.sums: set[tuple[Op, ...]] = set()
 
     def constant(self, value: Any, name: str) -> str:
-        name = f"{name}.{len(self.constants)}"
-        self.constants.append(self.onnx.numpy_helper.from_array(np.asarray(value, order="C"), name))
+        array = np.asarray(value, order="C")
+        key = (array.dtype.str, array.shape, array.tobytes()) if self.once and array.ndim > 1 else len(self.constants)
+        if key in self.written:
+            return self.written[key]
+        name = self.written[key] = f"{name}.{len(self.constants)}"
+        self.constants.append(self.onnx.numpy_helper.from_array(array, name))
         return name
 
     def tensor(self, op: Op, value: Any, name: str) -> str:
@@ -241,7 +247,7 @@ def integer_graph(
 
     ModuleNotFoundError: the extra `deploy` is not installed.
     """
-    e = Emitter()
+    e = Emitter(once=True)
     helper, kinds = e.onnx.helper, e.onnx.TensorProto
     source = program.input
     e.names[source] = "input"

@@ -22,7 +22,7 @@ def write_openvino(
     ValueError: another ending. OSError: as `spequant.files.placed`; nor may one of the two be a pipe or a device.
     """
     path = Path(path)
-    if path.suffix != ".xml":
+    if path.suffix.lower() != ".xml":
         raise ValueError(f"path is {str(path)!r}; expected one that ends in .xml: OpenVINO writes .xml and .bin")
     with placed_together(path, path.with_suffix(".bin")) as (xml, bin):  # the seal tells an .xml from another .bin
         openvino, plain = needs("openvino", "deploy"), type(model)()
@@ -32,7 +32,7 @@ def write_openvino(
         converted.set_rt_info(json.dumps(dict(about)), ["spequant", "about"])
         converted.set_rt_info(OPEN, ["spequant", "seal"])
         with tempfile.TemporaryDirectory(dir=xml.parent) as folder:
-            made = Path(folder) / path.name
+            made = Path(folder) / f"{path.stem}.xml"  # OpenVINO asks for small letters
             weights = made.with_suffix(".bin")
             openvino.save_model(converted, made, compress_to_fp16=False)
             made.write_bytes(sealed(made.read_bytes(), weights.read_bytes()))

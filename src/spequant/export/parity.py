@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from spequant.batch_norm import modes_kept
 from spequant.batches import cloned
 from spequant.export import engines
+from spequant.export.autocast import without_autocast
+from spequant.export.biases import off_grid
 from spequant.export.engines import Run
 from spequant.export.integers import saturating
 from spequant.export.onnx_file import Preprocessing
@@ -84,8 +86,9 @@ class Parity:
     engine) of those with labels; codes by op.
 
     own: images that the network itself answers otherwise where its float values change by their last bits; counted of
-    networks with inputs by name. saturating: layers whose sums of products may pass 16 bits, to which some processors
-    clip them.
+    networks with inputs by name.
+    saturating: layers whose sums of products may pass 16 bits, to which some processors clip them.
+    off_grid: layers whose biases `quantize_biases` would move.
     """
 
     images: int = 0
@@ -96,6 +99,7 @@ class Parity:
     codes: list[Codes] = field(default_factory=list)
     saturating: list[str] = field(default_factory=list)
     values: list[Values] = field(default_factory=list)
+    off_grid: list[str] = field(default_factory=list)
 
     @property
     def agreement(self) -> float:
@@ -171,16 +175,13 @@ class Parity:
         if not self.images:
             yield f"nothing was compared with {engine}; expected at least one image"
         few = min(FEW, self.images // 2)
-        advice = (
-            "If its biases are as trained, call spequant.export.quantize_biases before measuring and exporting it"
-            f"{self._clipped()}"
-        )
+        advice = self._biases() + self._clipped()
         if self.images - self.equal > max(few, (1 - AGREEMENT) * self.images, 2 * self.own):
             twice = f", or twice the {self.own} on which the network does with other last bits" if self.own else ""
             yield (
                 f"{engine} gives another arg-max, or of one number another value, than the network on "
                 f"{self.images - self.equal} of {self.images} images; expected at most {100 * (1 - AGREEMENT):.1f} %, "
-                f"or {few}{twice}. {advice}"
+                f"or {few}{twice}{advice}"
             )
         if abs(self.right[0] - self.right[1]) > max(FEW, POINTS / 100 * self.labelled):
             network, other = self.accuracy
@@ -190,7 +191,7 @@ class Parity:
             if v.apart > v.limit:
                 yield (
                     f"{engine}'s values of {v.output} are {v.apart:.2g} deviations from the network's; expected at "
-                    f"most {v.limit:.2g} of {v.kind}. {advice}"
+                    f"most {v.limit:.2g} of {v.kind}{advice}"
                 )
 
     def __str__(self) -> str:
@@ -213,6 +214,14 @@ class Parity:
         if self.saturating:
             lines.append(f"sums that some processors clip: {some_of(self.saturating)}")
         return "\n".join(lines)
+
+    def _biases(self) -> str:
+        if not self.off_grid:
+            return ""
+        return (
+            f". Biases of {some_of(self.off_grid)} lie between the codes of integer arithmetic: call "
+            "spequant.export.quantize_biases before measuring and exporting"
+        )
 
     def _clipped(self) -> str:
         """What this processor may have to do with it."""
@@ -241,6 +250,7 @@ def forced(program: Program, x: Tensor, start: Callable[[bytes], Run]) -> dict[O
     return found
 
 
+@without_autocast
 def compare(
     model: nn.Module,
     program: Program,
@@ -254,7 +264,8 @@ def compare(
     start: of `engines.ENGINES`; with it, the codes of every op too, forced on the first batch and end to end.
     preprocessing: as the engine's graph has it.
     """
-    parity, twin, ops = Parity(saturating=saturating(program)), Twin(program), integer_ops(program)
+    parity = Parity(saturating=saturating(program), off_grid=off_grid(program))
+    twin, ops = Twin(program), integer_ops(program)
     tapped = None
     if start is not None:
         graph = integer_graph(program, preprocessing=preprocessing, taps=ops)

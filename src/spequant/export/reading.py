@@ -33,10 +33,18 @@ class Step:
     module: nn.Module | None = None
 
 
+def named(node: fx.Node) -> str:
+    """The name of `node` behind that of the module whose forward it stands in: "layer1.0.add"."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    inside = next((path for path, _ in reversed(stack) if path), "")
+    return f"{inside}.{node.name}" if inside and node.op != "placeholder" else node.name
+
+
 def read_step(node: fx.Node, model: nn.Module) -> Step:
     """ValueError: an operation that no table has."""
+    own = named(node)
     if node.op == "placeholder":
-        return Step(node.name, "input")
+        return Step(own, "input")
     inputs = tuple(a for a in (*node.args, *node.kwargs.values()) if isinstance(a, fx.Node))  # one may be there twice
     if node.op == "call_module":
         module = model.get_submodule(str(node.target))
@@ -47,24 +55,24 @@ def read_step(node: fx.Node, model: nn.Module) -> Step:
     if node.op == "get_attr" or node.target not in table:
         what = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
         raise ValueError(
-            f"{node.name}: the operation {what} has no integer form; known are convolutions and linear layers, batch "
+            f"{own}: the operation {what} has no integer form; known are convolutions and linear layers, batch "
             "norm, ReLU and clamps, max pooling, the mean and maximum of all positions, additions, flattening, "
             "concatenation, slicing with a step and padding"
             f"{': write torch.flatten(x, 1)' if what in ('size', 'view', 'reshape') else ''}"
         )
     if "out" in node.kwargs:
-        raise ValueError(f"{node.name}: out= has no integer form; expected the result that the operation returns")
+        raise ValueError(f"{own}: out= has no integer form; expected the result that the operation returns")
     try:
         kind, attributes = table[node.target](*node.args[1:], **node.kwargs)
     except ValueError as error:
-        raise ValueError(f"{node.name}: {error}") from None
+        raise ValueError(f"{own}: {error}") from None
     except TypeError as error:  # arguments that the reading does not know, or that are tensors
-        raise ValueError(f"{node.name}: called so it has no integer form ({error})") from error
+        raise ValueError(f"{own}: called so it has no integer form ({error})") from error
     if kind in ("add", "mul") and len(inputs) != 2:
-        raise ValueError(f"{node.name}: an addition or product with a number has no form here; expected two tensors")
+        raise ValueError(f"{own}: an addition or product with a number has no form here; expected two tensors")
     if kind == "concat":
         inputs = tuple(node.args[0])  # type: ignore[arg-type]
-    return Step(node.name, kind, inputs, attributes)
+    return Step(own, kind, inputs, attributes)
 
 
 def _module(module: nn.Module, name: str) -> tuple[str, dict[str, Any]]:
@@ -94,7 +102,7 @@ def layer_attributes(layer: nn.Module, name: str) -> dict[str, Any]:
     plain = next((k for k in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(layer, k)), None)
     standardised = hasattr(layer, "effective_weight") and not getattr(layer, "same_pad", False)
     if plain is None or not (type(layer).forward is plain.forward or standardised):
-        raise ValueError(f"{name}: {type(layer).__name__} has no integer form; leave it float with prepare(skip=...)")
+        raise ValueError(f"{name}: {type(layer).__name__} has no integer form; spequant.export.export_mixed takes it")
     if plain is nn.Linear:
         return {}
     if own.padding_mode != "zeros":

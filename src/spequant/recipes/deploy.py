@@ -125,7 +125,8 @@ def export_source(
 def _check_place(out: Path, to: Target, source: Path) -> None:
     """Before the work: ValueError, a name by which the file would not be known again; OSError, no place for it."""
     ending = "." + SUFFIX[to].rpartition(".")[2]
-    fits = out.suffix not in (".onnx", ".xml") if to == "packed" else out.suffix == ending
+    own_ending = out.suffix.lower()
+    fits = own_ending not in (".onnx", ".xml") if to == "packed" else own_ending == ending
     if not fits:
         expected = "any ending but .onnx and .xml" if to == "packed" else f"one that ends in {ending}"
         raise ValueError(f"out is {str(out)!r}; for --to {to} expected {expected}")

@@ -87,10 +87,10 @@ def open_source(path: Path, root: Path | None = None) -> Source:
         return Source(path, "run", recipe, shape, recipe.quant.act_bits, model.eval(), loaded=test)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; expected a run's folder or a file of `spequant export`")
-    if path.suffix == ".xml":
+    if path.suffix.lower() == ".xml":
         told = read_openvino(path)
         return _source(path, "openvino", told, preprocessing=told.get("preprocessing"))
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         model, head = read_onnx(path)
         if head["kind"] == "qonnx":
             return _source(path, "qonnx", head["about"])
