@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from spequant.export import Program, Twin, lower
-from spequant.export.integers import integers, saturates, saturating
+from spequant.export.integers import SUM, check_sum, integers, largest_sums, saturates, saturating
 from spequant.export.onnx_integer import op_graph, stored
 from spequant.export.program import Grid, Op, Weighted
 from spequant.quantizers import PACT, SAWB
@@ -55,3 +55,39 @@ def test_where_16_bits_are_too_few():
     assert saturating(program) == ["conv1", "linear"]
     x = torch.randn(16, 1, 8, 8)
     assert saturating(lower(prepared(small(), x, SAWB(4), PACT(4), ends=7), x[:1])) == []
+
+
+def test_the_largest_sum_is_that_of_the_worst_codes():
+    weight = torch.randint(-8, 8, (5, 3, 2))
+    for low, high in ((0, 3), (-3, 3), (1, 2), (-2, 0)):
+        codes = torch.cartesian_prod(*[torch.tensor([low, high])] * 6)
+        assert largest_sums(weight, low, high).tolist() == (codes @ weight.flatten(1).T).abs().amax(0).tolist()
+    check_sum("layer", SUM)
+    with pytest.raises(ValueError, match=r"^layer: .* 2,147,483,648, .* 2,147,483,647, an int32.*skip="):
+        check_sum("layer", SUM + 1)
+
+
+def wide(code: int, inputs: int, largest: int = 255) -> Weighted:
+    """One output, its weights all `code`; each input code up to `largest`."""
+    source = Op("x", (), Grid(0.1, 0, largest), (1, inputs))
+    numbers = torch.tensor([1e-4], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    return Weighted("wide", (source,), Grid(1000.0, 0, 255), (1, 1), torch.full((1, inputs), code).short(), *numbers)
+
+
+@NEEDS_ONNXRUNTIME
+def test_sums_fit_an_int32_or_are_refused_by_name():
+    """Codes are multiplied up no farther than their sums allow; once they were, the engine's sums overflowed."""
+    op = wide(3, 270_000)
+    made = integers(op)
+    assert 3 < int(made.weight.max()) < 63 and made.bound <= SUM
+    x = torch.full((1, 270_000), 255, dtype=torch.int32)
+    expected = Twin(Program([*op.inputs, op], op)).step(op, [x])
+    (got,) = session(op_graph(op)).run(None, {"in0": stored(x, op.inputs[0].grid)})
+    assert got.item() == expected.item() == 2
+    at_most = SUM // (255 * 127)
+    assert int(integers(wide(127, at_most)).weight.max()) == 127
+    with pytest.raises(ValueError, match=r"^wide: .* int32"):
+        integers(wide(127, at_most + 1))
+    assert int(integers(wide(127, at_most + 1, 127)).weight.max()) == 127
+    with pytest.raises(ValueError, match=r"^wide: .* int32"):
+        integers(replace(wide(127, at_most), offset=torch.tensor([10.0], dtype=torch.float64)))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import spequant
-from spequant.export import Twin, lower
+from spequant.export import Twin, export_onnx, lower, quantize_biases
 from spequant.export.program import Weighted
 from spequant.layers import QuantizedLayer
 from spequant.quantizers import PACT, SAWB, percentile
@@ -87,3 +87,40 @@ def test_a_network_that_is_not_calibrated_or_not_fp32_is_refused():
     spequant.calibrate(model, [x], samples=64)
     with pytest.raises(ValueError, match=r"0\.layer\.weight is torch\.float16; expected torch\.float32"):
         lower(model.half(), x[:1])
+
+
+class Sides(nn.Module):
+    """A quantized layer beside a float one; which of them the answer is made of."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.quantized, self.plain, self.read = nn.Linear(6, 3), nn.Linear(6, 3), read
+
+    def forward(self, x):
+        return {"quantized": self.quantized(x), "plain": self.plain(x)}[self.read]
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "message"),
+    [
+        (lambda: Sides("plain"), None, "^Sides is a float network"),
+        (lambda: Sides("plain"), {"skip": ["plain"]}, "^Sides .* 1 of its"),
+        (lambda: nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3)), {"act": None}, "^Sequential .* 2 of its .*act="),
+    ],
+)
+def test_a_network_that_computes_nothing_on_integers_is_no_integer_program(network, options, message, tmp_path):
+    model, x = network().eval(), torch.randn(64, 6)
+    if options is not None:
+        model = spequant.prepare(model, **{"weight": SAWB(4), "act": PACT(4), **options})
+        spequant.calibrate(model, [x], samples=64)
+    for way in (lower, quantize_biases, lambda model, x: export_onnx(model, tmp_path / "net.onnx", [x])):
+        with pytest.raises(ValueError, match=message):
+            way(model, x)
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_layer_on_integers_is_enough():
+    x = torch.randn(64, 6)
+    model = spequant.prepare(Sides("quantized"), weight=SAWB(4), act=PACT(4), skip=["plain"])
+    spequant.calibrate(model, [x], samples=64)
+    assert names(lower(model, x)) == ["quantized"]

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import spequant
+from spequant.adapters.products import Product
 from spequant.export import export_mixed, mixed_graph
 from spequant.export.engines import onnxruntime
 from spequant.export.mixed import answers, other_last_bits
@@ -165,6 +166,85 @@ def test_what_cannot_be_exported_is_said_and_no_file_is_left(tmp_path):
     with pytest.raises(ValueError, match=r"expected torch\.float32"):
         export_mixed(prepared(Each(nn.Linear(6, 4)), x).half(), path, [x])
     assert list(tmp_path.iterdir()) == []
+
+
+class Sides(nn.Module):
+    """A quantized layer beside a float one; which of them the answer is made of."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.quantized, self.plain, self.read = nn.Linear(6, 3), nn.Linear(6, 3), read
+
+    def forward(self, x):
+        return {"quantized": self.quantized(x), "plain": self.plain(x)}[self.read]
+
+
+def test_a_network_that_computes_nothing_on_integers_is_no_mixed_one(tmp_path):
+    x, path = torch.randn(64, 6), tmp_path / "net.onnx"
+    with pytest.raises(ValueError, match=r"^Sides is a float network"):
+        export_mixed(Sides("plain").eval(), path, [x])
+    with pytest.raises(ValueError, match=r"^Sides .* 1 of its layers"):
+        export_mixed(prepared(Sides("plain"), x, skip=["plain"]), path, [x])
+    with pytest.raises(ValueError, match=r"^Sequential .* 2 of its layers.*act="):
+        export_mixed(prepared(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3)), x, act=None), path, [x])
+    assert not list(tmp_path.iterdir())
+
+
+class Squares(nn.Module):
+    """The sum of squares of all inputs, as a product of two activations."""
+
+    def __init__(self):
+        super().__init__()
+        self.product, self.head = Product(), nn.Linear(1, 2)
+
+    def forward(self, x):
+        return self.head(self.product(x.unsqueeze(1), x.unsqueeze(2)).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("network", "inputs", "message"),
+    [
+        (lambda: nn.Sequential(nn.Linear(270_000, 2), nn.Linear(2, 2)), 270_000, "^0: .* int32"),
+        (Squares, 40_000, "^product: .* int32"),
+    ],
+)
+def test_sums_that_an_int32_does_not_hold_are_refused_by_name(network, inputs, message):
+    x, made = torch.rand(4, inputs), network()
+    with torch.no_grad():
+        for layer in made.modules():
+            if isinstance(layer, nn.Linear):
+                layer.weight.abs_()
+    options = {"products": 8} if network is Squares else {}
+    model = prepared(made, x, weight=LSQ(8), act=PACT(8), **options)
+    with pytest.raises(ValueError, match=message):
+        mixed_graph(model, x[:1])
+
+
+def test_writes_in_place_are_in_the_graph_and_images_stay_what_they_were(tmp_path):
+    class Writing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+            self.relu, self.drop = nn.ReLU(inplace=True), nn.Dropout(0.5, inplace=True)
+
+        def forward(self, x):
+            x.clamp_(-1.0, 1.0)
+            f = self.drop(self.a(x))
+            alias, view = f, f[:, ::2]
+            h = self.b(self.relu(f)) + f + x
+            f += h
+            view.mul_(h[:, ::2])
+            torch.add(f, h, out=h)
+            return self.c(alias + F.hardtanh_(h, -0.5, 0.5))
+
+    images = torch.randn(64, 6)
+    x = images.clone()
+    model = prepared(Writing(), x.clone())
+    parity, _ = export_mixed(model, tmp_path / "net.onnx", [x])
+    assert torch.equal(x, images) and parity.values[0].apart < 1e-5
+    (got,) = onnxruntime(tmp_path / "net.onnx", 1)({"input": images.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(got), model(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import spequant
 from spequant.cli import main
@@ -85,6 +86,20 @@ def test_images_go_in_as_they_are(packed, expected, tmp_path):
         assert accuracy(path, engine=engine) == pytest.approx(expected, abs=NEAR)
     with pytest.raises(ValueError, match=r"preprocessing .* not qonnx"):
         export_source(packed, "qonnx", tmp_path / "x.onnx", preprocessing=True)
+
+
+@pytest.mark.parametrize("to", ["packed", "onnx", "mixed", "qonnx", "openvino"])
+def test_a_network_that_answers_at_random_is_exported_in_no_format(packed, to, tmp_path, monkeypatch):
+    def noisy(path, root=None):
+        source = open_source(path, root)
+        plain = type(source.model)
+        source.model.__class__ = type("Noisy", (plain,), {"forward": lambda m, x: F.dropout(plain.forward(m, x))})
+        return source
+
+    monkeypatch.setattr("spequant.recipes.deploy.open_source", noisy)
+    with pytest.raises(ValueError, match=r"^Noisy \(bernoulli\): .*training=self\.training"):
+        export_source(packed, to, tmp_path / f"net{'.xml' if to == 'openvino' else '.onnx' if to != 'packed' else ''}")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

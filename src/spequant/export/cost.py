@@ -12,6 +12,7 @@ from spequant.batch_norm import modes_kept
 from spequant.batches import run_model
 from spequant.export.onnx_quant import weight_codes
 from spequant.export.program import Float, Program, Weighted
+from spequant.export.writes import copied
 from spequant.kinds import EMBEDDINGS, QUANTIZABLE
 from spequant.layers import QuantizedLayer
 from spequant.quantizers.base import Quantizer
@@ -72,7 +73,7 @@ def model_costs(model: nn.Module, example: Tensor | Mapping[str, Tensor]) -> lis
     handles = [module.register_forward_hook(hook(name)) for name, module in layers.items()]
     try:
         with modes_kept(model), torch.no_grad():
-            run_model(model.eval(), one)
+            run_model(model.eval(), copied(one))
     finally:
         for handle in handles:
             handle.remove()
