@@ -181,7 +181,7 @@ class Sides(nn.Module):
 
 def test_a_network_that_computes_nothing_on_integers_is_no_mixed_one(tmp_path):
     x, path = torch.randn(64, 6), tmp_path / "net.onnx"
-    with pytest.raises(ValueError, match=r"^Sides is a float network"):
+    with pytest.raises(ValueError, match=r"^Sides .*float network"):
         export_mixed(Sides("plain").eval(), path, [x])
     with pytest.raises(ValueError, match=r"^Sides .* 1 of its layers"):
         export_mixed(prepared(Sides("plain"), x, skip=["plain"]), path, [x])

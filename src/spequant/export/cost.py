@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from spequant.batch_norm import modes_kept
-from spequant.batches import run_model
+from spequant.batches import cloned, run_model
 from spequant.export.onnx_quant import weight_codes
 from spequant.export.program import Float, Program, Weighted
-from spequant.export.writes import copied
 from spequant.kinds import EMBEDDINGS, QUANTIZABLE
 from spequant.layers import QuantizedLayer
 from spequant.quantizers.base import Quantizer
@@ -73,7 +72,7 @@ def model_costs(model: nn.Module, example: Tensor | Mapping[str, Tensor]) -> lis
     handles = [module.register_forward_hook(hook(name)) for name, module in layers.items()]
     try:
         with modes_kept(model), torch.no_grad():
-            run_model(model.eval(), copied(one))
+            run_model(model.eval(), cloned(one))
     finally:
         for handle in handles:
             handle.remove()

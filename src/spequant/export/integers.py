@@ -73,7 +73,7 @@ def check_sum(name: str, largest: int) -> None:
     if largest > SUM:
         raise ValueError(
             f"{name}: its sums of products may reach {largest:,}, by its weights and the range of its input; expected "
-            f"at most {SUM:,}, an int32. Give it fewer bits or fewer inputs, or leave it float for export_mixed"
+            f"at most {SUM:,}, an int32. Give it fewer bits or inputs; for export_mixed it may be float: skip=[{name!r}]"
         )
 
 
