@@ -72,7 +72,7 @@ def check_sum(name: str, largest: int) -> None:
     """ValueError: sums of the layer `name`, which reach `largest` in magnitude, do not fit an int32."""
     if largest > SUM:
         raise ValueError(
-            f"{name}: its sums of products may reach {largest:,}, by its weights and the range of its input; expected at "
+            f"{name}: its sums of products may reach {largest:,}, by its weights and its input's range; expected at "
             f"most {SUM:,}, an int32. Give it fewer bits or inputs; of export_mixed it may be float: skip=[{name!r}]"
         )
 
