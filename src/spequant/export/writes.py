@@ -35,6 +35,7 @@ def copied(example: Any) -> Any:
     return example.clone() if isinstance(example, Tensor) else example
 
 
+@torch.inference_mode(False)  # inside, torch counts no writes
 @torch.no_grad()
 def propagate(traced: fx.GraphModule, example: Tensor) -> None:
     """Note the shape of each step of `traced`, as ShapeProp does, and let each read the step that made its value last:
