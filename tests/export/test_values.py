@@ -102,10 +102,12 @@ def test_the_formula_over_batches_channels_and_positions():
         assert compared(x, got, batch=batch).values[0].apart == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("constant", [3.0, -200.0])
+@pytest.mark.parametrize("constant", [3.0, -200.0, 0.1])
 def test_a_constant_output_is_measured_by_its_size(constant):
     x = torch.full((32, 1), constant)
-    compared(x, 1.001 * x).check("an engine")
+    for near in (1.001 * x, x + 1e-7 * constant * torch.randn_like(x)):
+        compared(x, near).check("an engine")
+        compared(near, x).check("an engine")
     for wrong in (1.5 * x, torch.zeros_like(x), -x):
         with pytest.raises(ValueError, match="an engine"):
             compared(x, wrong).check("an engine")

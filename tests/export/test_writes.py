@@ -154,3 +154,10 @@ def test_a_network_that_writes_to_its_input_leaves_the_users_alone():
 
     x = torch.randn(8, 2, 2, 2)
     assert as_the_network(exact(Views(forward), x.clone()), x)
+
+
+def test_inside_inference_mode_writes_are_followed_as_well():
+    x = torch.randn(8, 2, 4, 4)
+    model = exact(Writing([("conv", 0, 0), ("relu_", 0, 0), ("conv", 2, 0), ("iadd", 0, 3), ("add", 0, 1)]), x)
+    with torch.inference_mode():
+        assert as_the_network(model, x) and as_the_network(model, x.clone())

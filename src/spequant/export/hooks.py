@@ -24,7 +24,7 @@ def check_hooks(model: nn.Module, quantized: bool = False) -> None:
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
             if not str(getattr(hook, "__module__", "")).startswith(KNOWN):
                 raise _left_out(name or type(model).__name__, "forward hook", hook)
-        if "forward" in vars(module):
+        if "forward" in vars(module) and not hasattr(module, "_orig_mod"):  # which torch.compile's wrapper has
             raise _left_out(name or type(model).__name__, "forward, put on the module itself,", module.forward)
     for hook in (*every._global_forward_pre_hooks.values(), *every._global_forward_hooks.values()):
         raise _left_out("all modules", "forward hook", hook)

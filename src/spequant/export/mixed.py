@@ -101,7 +101,9 @@ def mixed_graph(
     each, any number of both. preprocessing, about: as `integer_graph`'s.
 
     RuntimeError: not calibrated. ValueError: an activation quantizer that is no grid, a network that torch cannot
-    export, or that gives neither a tensor nor tensors by name. ModuleNotFoundError: the extra `deploy` is missing.
+    export, that gives neither a tensor nor tensors by name, that computes nothing on integers or answers at random; a
+    hook of a quantized layer; sums of products, at the example's length, that an int32 does not hold.
+    ModuleNotFoundError: the extra `deploy` is missing.
     """
     needs("onnxscript", "deploy")
     check_dtype(model)

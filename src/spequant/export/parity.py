@@ -25,7 +25,7 @@ from spequant.export.onnx_file import Preprocessing
 from spequant.export.onnx_integer import integer_graph, op_graph, stored
 from spequant.export.program import Add, Grid, Input, Op, Program, Weighted
 from spequant.export.twin import Twin
-from spequant.export.values import Values
+from spequant.export.values import CONSTANT, Values
 from spequant.functional import zero_point
 from spequant.layers import QuantizedAdd, QuantizedLayer
 from spequant.quantizers.base import Quantizer
@@ -179,7 +179,7 @@ class Parity:
         if self.images - self.equal > max(few, (1 - AGREEMENT) * self.images, 2 * self.own):
             twice = f", or twice the {self.own} on which the network does with other last bits" if self.own else ""
             yield (
-                f"{engine} gives another arg-max, or of one number another value, than the network on "
+                f"{engine} gives another arg-max (of one number: another value) than the network on "
                 f"{self.images - self.equal} of {self.images} images; expected at most {100 * (1 - AGREEMENT):.1f} %, "
                 f"or {few}{twice}{advice}"
             )
@@ -325,9 +325,9 @@ def _other_values(a: Tensor, b: Tensor, strict: bool) -> Tensor:
 
 
 def _deviation(x: Tensor) -> Tensor:
-    """Of all values; of one that is constant, its size."""
-    deviation = x.std() if x.numel() > 1 else x.new_zeros(())
-    return torch.where(deviation > 0, deviation, x.abs().max())
+    """Of all values; where they do not vary, their size."""
+    deviation, size = x.std() if x.numel() > 1 else x.new_zeros(()), x.abs().max()
+    return torch.where(deviation > CONSTANT * size, deviation, size)
 
 
 @contextmanager

@@ -57,14 +57,14 @@ class Values:
         network, engine = (int((used & ~f).sum()) for f in finite)
         self.infinite = self.infinite[0] + network, self.infinite[1] + engine
         used = _columns(used & finite[0] & finite[1])
-        moved = expected if moved is None else torch.where(moved.isfinite(), moved, expected)
-        given = (expected, got, moved)
-        a, b, own = (torch.where(used, _columns(x).double(), 0.0) for x in given)
+        a, b = (torch.where(used, _columns(x).double(), 0.0) for x in (expected, got))
         count = used.sum(1).double()
         mean = a.sum(1) / count.clamp(min=1)
-        around = torch.where(used, a - mean[:, None], 0.0)
-        errors = (a - b).square().sum(1), (a - own).square().sum(1)
-        self.sums = _together(self.sums, torch.stack([count, mean, around.square().sum(1), *errors]))
+        squares = torch.where(used, a - mean[:, None], 0.0).square().sum(1)
+        errors, own = (a - b).square().sum(1), torch.zeros_like(count)
+        if moved is not None:
+            own = torch.where(used & _columns(moved.isfinite()), a - _columns(moved), 0.0).square().sum(1)
+        self.sums = _together(self.sums, torch.stack([count, mean, squares, errors, own]))
         self.apart, self.own = (_apart(self.sums[:3], off) for off in self.sums[3:])
 
 

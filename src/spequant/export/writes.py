@@ -30,6 +30,7 @@ for _name in inplace_methods:  # iadd, isub ...
     setattr(WritingProxy, f"__{_name}__", _in_place(_name))
 
 
+@torch.inference_mode(False)  # inside, torch counts no writes
 @torch.no_grad()
 def propagate(traced: fx.GraphModule, example: Tensor) -> None:
     """Note the shape of each step of `traced`, as ShapeProp does, and let each read the step that made its value last:
