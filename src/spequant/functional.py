@@ -168,5 +168,5 @@ def all_reduce(x: Tensor) -> Tensor:
 
 
 def positive(x: Tensor) -> Tensor:
-    """|x|, at least `LEAST_END`: a stored range that a training step carries below zero stays one and is pushed back."""
+    """|x|, at least `LEAST_END`: a stored range that a step carries below zero stays one, and is pushed back."""
     return x.abs().clamp_min(LEAST_END)

@@ -253,8 +253,9 @@ def _tell_lost_zeros(made: Mapping[int, nn.Module]) -> None:
     if lost:
         warnings.warn(
             f"weights that are exactly zero, as pruning leaves them, would come back in {some_of([*lost.values()])}: "
-            "these grids have no level at zero; choose one that has, such as LeastSquares, LSQ or MinMax at 2 bits and "
-            f"more or SAWB at 5 and more: weight=, or overrides={{{next(iter(lost))!r}: (LeastSquares(2), bits of act)}}",
+            "these grids have no level at zero. Choose one that has, LeastSquares, LSQ or MinMax at 2 bits and more, "
+            "SAWB at 5 and more: by weight=, or of single layers by overrides="
+            f"{{{next(iter(lost))!r}: (LeastSquares(2), bits of the input)}}",
             stacklevel=3,
         )
 

@@ -96,12 +96,15 @@ class APoT(Quantizer):
         return self._units(v) + self.points[-1]
 
     def normalised(self, w: Tensor) -> Tensor:
-        """(w - mean) / deviation of what shares a range, fp32; of equal weights w - mean, whose slope is 1."""
+        """(w - mean) / deviation of what shares a range, fp32; of equal weights w - mean, whose slope is 1. A row of
+        padding that is zero stays as it is, and gets no gradient through the others' mean."""
         w = w.float()
-        centred = w - self.reduce(w, torch.mean)
+        seen = w if self.padding is None else torch.where(self.something(w), w, w.detach())
+        centred = seen - self.reduce(seen, torch.mean)
         variance = self.reduce(centred.square(), torch.mean)
         differ = variance > ROUNDING**2 * self.reduce(w.detach().square(), torch.mean)
-        return centred / torch.where(differ, variance, 1.0).sqrt()
+        normalised = centred / torch.where(differ, variance, 1.0).sqrt()
+        return normalised if self.padding is None else torch.where(self.something(w), normalised, w)
 
     def _units(self, v: Tensor) -> Tensor:
         """The nearest level of `v`, in [-1, 1], as a signed whole number of units."""

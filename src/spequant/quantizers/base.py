@@ -57,6 +57,7 @@ class Quantizer(nn.Module):
     saturate = True
     inner = False
     ewgs: float | None = 0.0  # see ewgs.py; None: not to be had
+    padding: int | None = None  # of an embedding's table: the row that stands for padding; written by prepare
 
     def __init__(
         self, bits: int | None, *, signed: bool | None = None, shape: tuple[int, ...] = (), of_weight: bool = False
@@ -72,7 +73,6 @@ class Quantizer(nn.Module):
         self.sign_open = self.signed is None  # calibration decides, each time
         self.name = ""  # where it sits in the model; written by prepare
         self.tag = -1  # its number in the model; layers whose quantizers have one tag share it
-        self.padding: int | None = None  # of an embedding's table: the row that stands for padding; written by prepare
         self.calibrated = not self.stored
         self.watch: Callable[[Quantizer, Tensor], None] | None = None
         self.home_levels = self.levels = level_tensor(2 if bits is None else self.level_count())

@@ -10,7 +10,7 @@ from spequant.quantizers.base import Quantizer
 from spequant.quantizers.ranges import FEW, ROUNDS, grouped
 
 CLIPPED = 24  # steps tried at which the largest weight lies beyond the last level, down to a clip of rms / 2
-NEAR = torch.arange(-9, 10) / 100  # then tried: shares by which to leave the best of them
+NEAR = 9  # hundredths by which then to leave the best of them, up and down
 READ = 2**18  # values that are rounded in the first sweep, over all its steps and ranges, unless that leaves fewer ...
 LEAST_READ = {True: 256, False: 64}  # ... than these of each range, at up to 16 levels and at more
 AT_ONCE = 2**20  # values that a sweep holds
@@ -76,7 +76,7 @@ def nearest_step(rows: Tensor, half: float) -> Tensor:
     steps = _first_steps(w, half)
     sample, counts = _sample(w, max(READ // steps.numel(), LEAST_READ[half < 8]))
     step = _best(sample, counts, steps, half)
-    step = _best(sample, counts, step * (1 + NEAR.to(w.device)), half)
+    step = _best(sample, counts, step * (1 + torch.arange(-NEAR, NEAR + 1, device=w.device) / 100), half)
     for _ in range(ROUNDS):
         z = _codes(w, step, half)
         fitted = (w * z).sum(1, keepdim=True) / z.square().sum(1, keepdim=True).clamp_min(1e-8)

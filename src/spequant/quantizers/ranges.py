@@ -94,11 +94,11 @@ def _onto_levels(quantizer: Quantizer, values: Tensor) -> Tensor:
     """The fractions of max|x| as clips at which max|x| lies on each level, or half-way between two, of the outer half
     of the grid; a finer grid has the levels of a coarser one among its own, or without zero, of one of a third."""
     low, high = (float(end) for end in quantizer.bounds_at(torch.ones(())))
-    steps = float(quantizer.levels) - 1
-    last = max(-low, high) * steps / (high - low)
-    lowest = last / 3 if quantizer.leaves_zero_out() else last / 2
+    per_step = (float(quantizer.levels) - 1) / (high - low)
+    last = max(-low, high) * per_step
+    lowest = min(-low, high) * per_step / (3 if quantizer.leaves_zero_out() else 2)
     spacing = 0.5 if grouped(quantizer, values).shape[1] < FEW else 1.0
-    return steps / (high - low) / (last - torch.arange(0, last - lowest, spacing))
+    return per_step / (last - torch.arange(0, last - lowest, spacing))
 
 
 def best_zero(values: Tensor, levels: int) -> int:

@@ -7,7 +7,12 @@ from spequant.quantizers.base import Quantizer
 from spequant.quantizers.least_squares import nearest_step
 from spequant.quantizers.ranges import FEW, grouped
 
-COEFFICIENTS: dict[int, tuple[float, float]] = {2: (0.0, 1.0), 4: (3.212, -2.178), 8: (7.509, -6.892), 16: (12.68, -12.8)}
+COEFFICIENTS: dict[int, tuple[float, float]] = {
+    2: (0.0, 1.0),
+    4: (3.212, -2.178),
+    8: (7.509, -6.892),
+    16: (12.68, -12.8),
+}
 """{levels: (c1, c2)}, published by the paper or in its authors' later code. What they give for more levels nearly
 cancels (31.76 and -35.04 at 255): right for one shape of distribution alone."""
 
