@@ -8,6 +8,11 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
+LEAST_END = 1e-30
+"""Of a range, so that it stays one."""
+LEAST_WIDTH = 1e-36
+"""That a range is divided by: one from 0 to 0, of weights that are zero throughout, gives zeros and no NaN."""
+
 
 def zero_point(low: Tensor | None, high: Tensor, levels: Tensor) -> Tensor:
     """Code of the value zero on the grid of `levels` levels over [low, high]; low None: [0, high].
@@ -28,7 +33,8 @@ def _scaled(x: Tensor, low: Tensor | None, high: Tensor, levels: Tensor) -> tupl
         return x.float() * (steps / high), 0.0
     zero = zero_point(low, high, levels)
     half = torch.where(zero == zero.round(), 0.0, zero)  # an integer is added after rounding, and loses no bits
-    return x.float() * (steps / (high - low)) + half, zero - half
+    rate = steps / (high - low).clamp_min(LEAST_WIDTH)
+    return x.float() * rate + half, zero - half
 
 
 def quantize(x: Tensor, low: Tensor | None, high: Tensor, levels: Tensor) -> Tensor:
@@ -117,7 +123,8 @@ def fake_quantize(
     """`x` rounded to the nearest of `levels` equally spaced values over [low, high], clipped beyond.
 
     Computed in fp32 whatever the dtype of `x`, which the result has. `low` and `high` broadcast against `x`
-    (0-dim: one range a tensor; (channels, 1, 1, 1): one a channel); low None: [0, high]. Backward:
+    (0-dim: one range a tensor; (channels, 1, 1, 1): one a channel); low None: [0, high], high above zero. Where both
+    are zero, so is the result. Backward:
 
     - to `x`, straight-through (Bengio et al., arXiv 1308.3432): 1 on low <= x <= high, else 0; 1 everywhere where
       `saturate` is False.
@@ -175,5 +182,5 @@ def all_reduce(x: Tensor) -> Tensor:
 
 
 def positive(x: Tensor) -> Tensor:
-    """|x|, at least 1e-8: a stored range that a training step carries below zero stays one and is pushed back."""
-    return x.abs().clamp_min(1e-8)
+    """|x|, at least `LEAST_END`: a stored range that a step carries below zero stays one, and is pushed back."""
+    return x.abs().clamp_min(LEAST_END)

@@ -1,12 +1,14 @@
-"""SAWB: values and gradients; where its coefficients give no clip."""
+"""SAWB: values and gradients; where it keeps the published clip to the bit, and where it does not."""
 
+import numpy as np
 import pytest
 import torch
 
 from reference import quantizers as literal
-from spequant.quantizers import SAWB
+from spequant.quantizers import SAWB, LeastSquares
 from spequant.quantizers.sawb import COEFFICIENTS
 from support.quantizing import BITS, close, tensors
+from support.weights import SPREAD
 
 
 @pytest.mark.parametrize("clip_gradient", [False, True])
@@ -17,16 +19,48 @@ def test_values_and_gradients(bits, clip_gradient):
     levels = 2**bits if bits <= 4 else 2**bits - 1
     y = q(leaf)
     y.backward(grad)
-    expected, to_w = literal.sawb(w, grad.double().numpy(), *COEFFICIENTS[levels], levels, clip_gradient)
+    clip = literal.sawb_clip(w, *COEFFICIENTS[levels], levels) if bits <= 4 else float(q.bounds(leaf)[1])
+    expected, to_w = literal.sawb(w, grad.double().numpy(), clip, levels, clip_gradient)
     close(y, expected)
     close(leaf.grad, to_w)
 
 
-def test_it_falls_back_to_the_largest_magnitude():
-    w = torch.full((64,), 0.5)
+@pytest.mark.parametrize("name", ["gauss", "laplace"])
+@pytest.mark.parametrize("shape", [(1, 32), (1, 144), (1, 5120), (16, 64), (64, 576)])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+def test_of_bell_shaped_weights_the_clip_is_the_published_one(bits, shape, name):
+    """To the bit; of few values and from 3 bits on unless it lies beyond the largest of them, or far too low."""
+    w = SPREAD[name](*shape) * 0.05
+    c1, c2 = COEFFICIENTS[2**bits]
+    published = c1 * w.square().mean(1, keepdim=True).sqrt() + c2 * w.abs().mean(1, keepdim=True)
+    clip, top = SAWB(bits, shape=(shape[0], 1)).bounds(w)[1], w.abs().amax(1, keepdim=True)
+    kept = clip == published
+    assert kept.all() if shape[1] > 500 or bits < 3 else (clip[published >= top] == top[published >= top]).all()
+    assert (kept | (published >= top)).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.parametrize("name", ["positive", "shifted", "two lumps", "sparse", "cauchy", "uniform"])
+def test_of_others_it_follows_the_literal_rule(name, bits):
+    for values in (40, 144, 5120):
+        w = SPREAD[name](1, values)
+        clip = literal.sawb_clip(w.double().numpy(), *COEFFICIENTS[2**bits], 2**bits)
+        np.testing.assert_allclose(float(SAWB(bits).bounds(w)[1]), clip, rtol=1e-5)
+
+
+@pytest.mark.parametrize("values", [4, 64])
+@pytest.mark.parametrize("bits", BITS)
+def test_weights_all_of_one_size_are_exact(bits, values):
+    w = torch.full((values,), 0.5)
     w[::2] *= -1
-    low, high = SAWB(8).bounds(w)  # 31.76 - 35.04 < 0
-    assert (float(low), float(high)) == (-0.5, 0.5)
+    torch.testing.assert_close(SAWB(bits)(w), w)
+
+
+@pytest.mark.parametrize(("bits", "values"), [(2, 9), (4, 31), (5, 9), (6, 500), (8, 5000)])
+def test_it_is_least_squares_of_few_values_and_from_5_bits_on(bits, values):
+    w = torch.randn(3, values)
+    expected = LeastSquares(bits, zero=False, shape=(3, 1))
+    torch.testing.assert_close(SAWB(bits, shape=(3, 1))(w), expected(w), rtol=0, atol=0)
 
 
 def test_its_grid_is_symmetric():

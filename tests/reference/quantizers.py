@@ -15,10 +15,15 @@ def pact(x, grad, a, bits, signed=False):
     return y, grad * inside, (grad * to_a).sum()
 
 
-def sawb(w, grad, c1, c2, levels, clip_gradient):
+def sawb_clip(w, c1, c2, levels):
+    """a, the published one, or max|w| where that is less, or where a cuts off more than rounding up to max|w| loses."""
+    a, top = c1 * np.sqrt((w**2).mean()) + c2 * np.abs(w).mean(), np.abs(w).max()
+    cut_off = (np.maximum(np.abs(w) - a, 0) ** 2).mean()
+    return a if 0 < a < top and cut_off <= (2 * top / (levels - 1)) ** 2 / 12 else top
+
+
+def sawb(w, grad, a, levels, clip_gradient):
     """(w_q, dL/dw)."""
-    a = c1 * np.sqrt((w**2).mean()) + c2 * np.abs(w).mean()
-    a = a if a > 0 else np.abs(w).max()
     u = np.clip(w / a, -1, 1) / 2 + 0.5
     r = np.round(u * (levels - 1)) / (levels - 1)
     return (2 * r - 1) * a, grad * (np.abs(w) <= a) if clip_gradient else grad
@@ -70,6 +75,26 @@ def least_squares_error(w, bits, zero=True):
     codes = lambda d: np.minimum(np.round(np.abs(w) / d - shift) + shift, half)  # noqa: E731
     steps = np.linspace(1e-3, 1, 3000) * np.abs(w).max() / half
     return min(((w - d * np.sign(w) * codes(d)) ** 2).mean() for d in steps)
+
+
+def least_error(rows, low, high, clips=600):
+    """Of each row the L2 error on the best of many grids: step times the codes `low` .. `high`, whole numbers or halves
+    of odd ones. Tried are steps at which the largest value takes each code, `clips` others evenly spaced up to twice
+    it and as many in equal ratios, each as it is and as least squares fits it to the codes that it gives."""
+    rows, whole = np.abs(rows) if low == -high else rows, float(high).is_integer()
+    top, last = np.abs(rows).max(1, keepdims=True), max(-low, high)
+    sizes = np.concatenate([np.linspace(2 / clips, 2, clips), np.geomspace(1e-4, 2, clips)])
+    sizes = np.concatenate([sizes, last / np.arange(last, 0, -0.5)])
+    best = np.full(len(rows), np.inf)
+    for size in np.array_split(sizes, 1 + rows.size * len(sizes) // 2**20):
+        step = np.where(top > 0, top, 1.0) * size[:, None, None] / last
+        codes = lambda d: np.clip(np.round(rows / d) if whole else np.floor(rows / d) + 0.5, low, high)  # noqa: E731
+        z = codes(step)
+        energy = (z**2).sum(2, keepdims=True)
+        fitted = (rows * z).sum(2, keepdims=True) / np.where(energy > 0, energy, 1.0)
+        for d in (step, np.where(fitted > 0, fitted, step)):
+            best = np.minimum(best, np.sqrt(((rows - d * codes(d)) ** 2).sum(2)).min(0))
+    return best
 
 
 def symmetric(x, clip, bits):

@@ -137,10 +137,9 @@ class IntegerEmbedding(_InPlace, IntegerModule):
     def __init__(self, layer: QuantizedLayer):
         super().__init__()
         codes, scale = weight_grid(layer)
-        q = layer.weight_quantizer
-        self.by_row = q is not None and q.shape != ()
-        self.register_buffer("codes", codes.to(torch.int8))
-        self.register_buffer("scale", (scale[:, None] if self.by_row else scale[0]).float())
+        self.by_row = bool((scale[scale > 0] != scale.max()).any())
+        self.register_buffer("codes", torch.where(scale[:, None] > 0, codes, 0).to(torch.int8))
+        self.register_buffer("scale", (scale[:, None] if self.by_row else scale.max()).float())
         self.stand_for(layer.layer)
 
     def forward(self, indices: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def _weighted(e: Emitter, op: Weighted) -> str:
         return _result(e, e.node("Add", [sums, e.constant(bias.reshape(column), f"{op.name}.bias")], op.name), op)
     scale = scale.reshape(-1, *[1] * (codes.ndim - 1))
     weight = e.constant((codes * scale).astype(np.float32), name)
-    bits, _, narrow = fewest_bits(min(-1, int(codes.min())), int(codes.max()))
+    bits, _, narrow = fewest_bits(min(-1, int(codes.min())), max(1, int(codes.max())))
     weight = _quant_node(e, weight, scale, bits, 1, narrow, name)
     return _result(e, _layer(e, op, [e.names[op.inputs[0]], weight, e.constant(bias, f"{op.name}.bias")]), op)
 

@@ -157,16 +157,19 @@ def packed_about(path: str | Path) -> dict[str, Any]:
 
 
 def weight_codes(layer: QuantizedLayer) -> tuple[Tensor, Tensor, Tensor]:
-    """(codes uint8, low, high) of a layer's quantized weight; ValueError where its values are not equally spaced."""
+    """(codes uint8, low, high) of a layer's quantized weight; ValueError where its values are not equally spaced.
+
+    low, high: of the quantizer's shape; one a row where a row of padding has its own, (0, 0)."""
     q = layer.weight_quantizer
     assert q is not None
     weight: Any = layer.float_weight
     with torch.no_grad():
         values = q(weight)
-        codes, (low, high) = q.encode(weight), q.bounds(weight)
+        codes, (low, high) = q.encode(weight), q.span(weight)
         if not torch.equal(dequantize(codes, low, high, q.levels).to(values.dtype), values):
             raise ValueError(f"{q.name}: the values of {type(q).__name__} are not equally spaced codes; leave it float")
-    return codes.to(torch.uint8), low.expand(q.shape).contiguous(), high.expand(q.shape).contiguous()
+    shape = torch.broadcast_shapes(low.shape, q.shape)
+    return codes.to(torch.uint8), low.expand(shape).contiguous(), high.expand(shape).contiguous()
 
 
 def act_bounds(q: Quantizer) -> tuple[Tensor, Tensor]:

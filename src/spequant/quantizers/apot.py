@@ -16,6 +16,8 @@ TERMS: dict[int, tuple[tuple[int, ...], ...]] = {
     5: ((0, 2, 16, 64), (0, 1, 8, 32), (0, 4)),
 }
 
+ROUNDING = 1e-6  # of the mean of fp32 numbers, as a share of them
+
 
 def magnitudes(bits: int) -> list[int]:
     """The 2^(bits - 1) magnitudes of a weight of `bits` bits, sorted, in units: {0, 1, 2, 4} at 3 bits."""
@@ -94,10 +96,15 @@ class APoT(Quantizer):
         return self._units(v) + self.points[-1]
 
     def normalised(self, w: Tensor) -> Tensor:
-        """(w - mean) / deviation of what shares a range, fp32."""
+        """(w - mean) / deviation of what shares a range, fp32; of equal weights w - mean, whose slope is 1. A row of
+        padding that is zero stays as it is, and gets no gradient through the others' mean."""
         w = w.float()
-        centred = w - self.reduce(w, torch.mean)
-        return centred / self.reduce(centred.square(), torch.mean).clamp_min(1e-16).sqrt()  # whose slope ends at 0
+        seen = w if self.padding is None else torch.where(self.something(w), w, w.detach())
+        centred = seen - self.reduce(seen, torch.mean)
+        variance = self.reduce(centred.square(), torch.mean)
+        differ = variance > ROUNDING**2 * self.reduce(w.detach().square(), torch.mean)
+        normalised = centred / torch.where(differ, variance, 1.0).sqrt()
+        return normalised if self.padding is None else torch.where(self.something(w), normalised, w)
 
     def _units(self, v: Tensor) -> Tensor:
         """The nearest level of `v`, in [-1, 1], as a signed whole number of units."""

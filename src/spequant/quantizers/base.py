@@ -52,11 +52,13 @@ class Quantizer(nn.Module):
 
     stored = True  # a range kept between forwards; False: the bounds follow from the tensor alone
     fits_few = True  # False: bounds right for many values alone, so that a depthwise weight gets another quantizer
+    vanishes = False  # True: the bounds of a weight that is zero throughout are zero
     rule: Rule | None = None  # the quantizer's own way to choose its clip; None: the one given to calibrate
     weights_only = False  # for weights alone: the grid leaves zero out, or the range follows from each tensor anew
     saturate = True
     inner = False
     ewgs: float | None = 0.0  # see ewgs.py; None: not to be had
+    padding: int | None = None  # of an embedding's table: the row that stands for padding; written by prepare
 
     def __init__(
         self, bits: int | None, *, signed: bool | None = None, shape: tuple[int, ...] = (), of_weight: bool = False
@@ -123,6 +125,10 @@ class Quantizer(nn.Module):
             )
         return 2**bits - bool(self.signed)
 
+    def leaves_zero_out(self) -> bool:
+        """Whether zero lies half-way between two levels: a grid around zero with an even number of them."""
+        return bool(self.signed) and self.level_count() % 2 == 0
+
     def decayed(self) -> tuple[Tensor, float] | None:
         """(trained range r, factor d) of an L2 penalty on it, d / 2 sum(r^2), that methods add to the loss; or None."""
         return None
@@ -142,6 +148,23 @@ class Quantizer(nn.Module):
         return stored.reshape(self.shape)
 
     # --- what follows from it ----------------------------------------------------------------------------------
+
+    def span(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`bounds`, but (0, 0) where a grid that leaves zero out would make something of nothing: of a weight's ranges
+        that are zero throughout, and of its row of padding while that is zero; of `self.shape`, or one a row."""
+        low, high = self.bounds(x)
+        if not self.of_weight or not self.leaves_zero_out() or (self.vanishes and self.padding is None):
+            return low, high
+        some = self.something(x)
+        return torch.where(some, low, 0.0), torch.where(some, high, 0.0)
+
+    def something(self, x: Tensor) -> Tensor:
+        """Which ranges of the weight `x` are not zero throughout; with a row of padding, of which rows."""
+        some = self.reduce(x.detach().abs(), torch.amax) > 0
+        if self.padding is None:
+            return some
+        rows = torch.arange(len(x), device=x.device).view(-1, *[1] * (x.dim() - 1))
+        return some & ((rows != self.padding) | (x.detach()[self.padding] != 0).any())
 
     def like(self, **changes: Any) -> Self:
         """A new, uncalibrated quantizer of this kind with some arguments changed.
@@ -167,7 +190,7 @@ class Quantizer(nn.Module):
         """Set the range from `values`: a sample (n,) of an activation, or a whole weight where shape is not ().
 
         ends: least and largest values that a sample may have missed, for rules that have to know of them (`largest`).
-        All zero: clip 1, from where training can move it.
+        All zero, from where training can move it: clip 1; of a weight 1 / sqrt(inputs of an output), as layers start.
         """
         if self.stored:
             own = inspect.getattr_static(self, "rule", None)  # a plain function in a class is not to be bound
@@ -177,7 +200,8 @@ class Quantizer(nn.Module):
                 x = torch.cat([x, ends.float()])
             clip = rule(self, x).to(values.device).reshape(self.shape)
             nothing = self.reduce(x.abs(), torch.amax).reshape(self.shape) == 0
-            self.set_clip(torch.where(nothing, torch.ones_like(clip), clip))
+            start = values[0].numel() ** -0.5 if self.of_weight else 1.0
+            self.set_clip(torch.where(nothing, start, clip))
         self.calibrated = True
 
     def set_signed(self, signed: bool) -> None:
@@ -227,11 +251,11 @@ class Quantizer(nn.Module):
 
     def _held(self, x: Tensor, codes: Tensor) -> Tensor:
         """What `codes`, of the home grid, stand for; of the weight `x`, where ranges follow from it."""
-        return dequantize(codes.float(), *self.bounds(x), self.home_levels).to(x.dtype)
+        return dequantize(codes.float(), *self.span(x), self.home_levels).to(x.dtype)
 
     def quantized(self, x: Tensor) -> Tensor:
         """`x` on the grid in use."""
-        low, high = self.bounds(x)
+        low, high = self.span(x)
         return fake_quantize(
             x,
             low if self.signed else None,
@@ -244,7 +268,7 @@ class Quantizer(nn.Module):
 
     def nearest(self, x: Tensor) -> Tensor:
         """Codes, fp32 whole numbers, of the levels nearest to `x`."""
-        return quantize(x, *self.bounds(x), self.levels)
+        return quantize(x, *self.span(x), self.levels)
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes of `x`, fp32 whole numbers from 0 to levels - 1, on the grid in use; frozen weights keep theirs."""

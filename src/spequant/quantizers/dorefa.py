@@ -29,13 +29,14 @@ class DoReFa(Quantizer):
 
     def quantized(self, x: Tensor) -> Tensor:
         if not self.of_weight:
-            return fake_quantize(x, *self.bounds(x), self.levels, ewgs=self.ewgs or 0.0)
-        return fake_quantize(self.squashed(x), *self.bounds(x), self.levels, ewgs=self.ewgs or 0.0).to(x.dtype)
+            return fake_quantize(x, *self.span(x), self.levels, ewgs=self.ewgs or 0.0)
+        return fake_quantize(self.squashed(x), *self.span(x), self.levels, ewgs=self.ewgs or 0.0).to(x.dtype)
 
     def nearest(self, x: Tensor) -> Tensor:
-        return quantize(self.squashed(x) if self.of_weight else x, *self.bounds(x), self.levels)
+        return quantize(self.squashed(x) if self.of_weight else x, *self.span(x), self.levels)
 
     def squashed(self, w: Tensor) -> Tensor:
-        """tanh(w) / max|tanh(w)|, in [-1, 1], fp32."""
+        """tanh(w) / max|tanh(w)|, in [-1, 1], fp32; of zeros tanh(w) itself."""
         squashed = torch.tanh(w.float())
-        return squashed / self.reduce(squashed.abs(), torch.amax).clamp_min(1e-8)
+        largest = self.reduce(squashed.abs(), torch.amax)
+        return squashed / torch.where(largest > 0, largest, 1.0)

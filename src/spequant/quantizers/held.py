@@ -12,6 +12,8 @@ class Held(Quantizer):
     levels: of the home grid, 2 to 2^bits. At another width 2^b or 2^b - 1, as even or odd as they are.
     """
 
+    vanishes = True
+
     def __init__(
         self,
         bits: int | None,

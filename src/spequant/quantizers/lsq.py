@@ -37,6 +37,9 @@ class LSQ(Quantizer):
             return super().level_count(bits)
         return 2**bits
 
+    def leaves_zero_out(self) -> bool:
+        return bool(self.signed) and self.level_count() == 2
+
     def codes(self) -> tuple[float, float]:
         """(Qn, Qp) at the home precision."""
         steps = self.level_count() - 1

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from spequant.functional import LEAST_END
 from spequant.quantizers import ranges
 from spequant.quantizers.base import Quantizer, Rule
 
@@ -35,7 +36,7 @@ class MinMax(Quantizer):
 
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
         clip = self.get_buffer("clip") if self.stored else self.rule(self, x.detach().float())
-        return self.bounds_at(clip.clamp_min(1e-8))
+        return self.bounds_at(clip.clamp_min(LEAST_END))
 
     def set_clip(self, clip: Tensor) -> None:
         self.get_buffer("clip").copy_(clip)

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spequant.functional import fake_quantize
+from spequant.functional import LEAST_END, fake_quantize
 from spequant.quantizers.base import Quantizer, Rule
 
+FEW = 32  # values; of as many or more, two steps by which the largest differs by half a code hardly differ
+ROUNDS = 2  # of least squares, each of which only lowers the error
+CLEARLY = 0.8  # of the squared error
 AT_ONCE = 2**15  # values that a sweep holds; of small tensors one operation after another would cost more than its work
 
 
@@ -49,21 +52,24 @@ def quantile(quantizer: Quantizer, magnitudes: Tensor, q: float) -> Tensor:
 def least_squares(quantizer: Quantizer, values: Tensor) -> Tensor:
     """The clip, to 1/1000 of max|x|, at which the squared error of `quantizer`'s home grid is least.
 
-    Two sweeps over fractions of max|x|: 1/100 apart, then 1/1000 apart around the best. Each channel its own.
+    Two sweeps over fractions of max|x|: 1/100 apart, then 1/1000 apart around the best. Each channel its own. Of a
+    weight also those at which its largest value lies on a level, or half-way between two, and the least squares of the
+    best of them, which counts where it loses clearly less: of few values, or of few different ones.
     """
-    top = largest(quantizer, values).clamp_min(1e-8)
+    top = largest(quantizer, values).clamp_min(LEAST_END)
+    unit = torch.exp2(top.log2().floor())  # errors in it have squares, whatever the scale
 
     def errors(fractions: Tensor) -> list[Tensor]:
         """Of each row of `fractions`, which has the range's shape."""
         ends = [quantizer.bounds_at(top * fraction) for fraction in fractions]
         if len(ends) == 1:
             rounded = fake_quantize(values, *ends[0], quantizer.levels)
-            return [quantizer.reduce((rounded - values).square(), torch.mean)]
+            return [quantizer.reduce(((rounded - values) / unit).square(), torch.mean)]
         shape, ranges = quantizer.shape, quantizer.shape or [1] * values.dim()
         sides = ([end.expand(shape or end.shape) for end in side] for side in zip(*ends, strict=True))
         low, high = (torch.stack(side).view(-1, *ranges) for side in sides)
         rounded = fake_quantize(values.expand(len(ends), *values.shape), low, high, quantizer.levels)
-        return [quantizer.reduce(error, torch.mean) for error in (rounded - values).square()]
+        return [quantizer.reduce((lost / unit).square(), torch.mean) for lost in rounded - values]
 
     def best(fractions: Tensor) -> Tensor:
         some = fractions.split(max(1, AT_ONCE // max(1, values.numel())))
@@ -72,7 +78,27 @@ def least_squares(quantizer: Quantizer, values: Tensor) -> Tensor:
 
     spread = [-1] + [1] * top.dim()
     coarse = best((torch.arange(1, 101, device=top.device) / 100).view(spread) * torch.ones_like(top))
-    return top * best((coarse + torch.arange(-9, 10, device=top.device).view(spread) / 1000).clamp(0.001, 1.0))
+    fraction = best((coarse + torch.arange(-9, 10, device=top.device).view(spread) / 1000).clamp(0.001, 1.0))
+    if quantizer.of_weight:
+        onto = best(_onto_levels(quantizer, values).to(top).view(spread) * torch.ones_like(top))
+        for _ in range(ROUNDS):
+            rounded = fake_quantize(values, *quantizer.bounds_at(top * onto), quantizer.levels) / unit
+            fitted = quantizer.reduce(values / unit * rounded, torch.sum)
+            onto = onto * torch.where(fitted > 0, fitted / quantizer.reduce(rounded.square(), torch.sum), 1.0)
+        ((before,), (after,)) = errors(fraction[None]), errors(onto[None])
+        fraction = torch.where(after < CLEARLY * before, onto, fraction)
+    return top * fraction
+
+
+def _onto_levels(quantizer: Quantizer, values: Tensor) -> Tensor:
+    """The fractions of max|x| as clips at which max|x| lies on each level, or half-way between two, of the outer half
+    of the grid; a finer grid has the levels of a coarser one among its own, or without zero, of one of a third."""
+    low, high = (float(end) for end in quantizer.bounds_at(torch.ones(())))
+    per_step = (float(quantizer.levels) - 1) / (high - low)
+    last = max(-low, high) * per_step
+    lowest = min(-low, high) * per_step / (3 if quantizer.leaves_zero_out() else 2)
+    spacing = 0.5 if grouped(quantizer, values).shape[1] < FEW else 1.0
+    return per_step / (last - torch.arange(0, last - lowest, spacing))
 
 
 def best_zero(values: Tensor, levels: int) -> int:
