@@ -15,6 +15,7 @@ from spequant.batch_norm import modes_kept
 from spequant.batches import run_model
 from spequant.kinds import QUANTIZABLE
 from spequant.layers import OUTPUT, QuantizedAdd, QuantizedLayer, QuantizedProduct
+from spequant.quantizers import Quantizer
 
 PRODUCTS = "products of two activations"
 """Attention's q k and p v, and gates made of matrices."""
@@ -115,7 +116,7 @@ class _Counter(TorchDispatchMode):
         if not any(isinstance(m, QuantizedLayer) for m in self.stack):
             self._follow(args, out)
         count = flop_registry.get(func.overloadpacket) or OTHERS.get(func.overloadpacket.__name__)
-        if count is not None and self.stack:
+        if count is not None and self.stack and not isinstance(self.stack[-1], Quantizer):  # how a range is found
             why = None if any(_quantized(m) for m in self.stack) else _why(self.stack, self._of_two(func, args))
             self.counts[why] += count(*args, **(kwargs or {}), out_val=out)
         return out
