@@ -27,11 +27,9 @@ from spequant.layers import (
     quantize_output,
 )
 from spequant.quantizers import LeastSquares, Quantizer
+from spequant.quantizers.pruned import tell_lost_zeros
 from spequant.sharing import Reader, readers_together
 from spequant.wording import some_of
-
-LOST_ZEROS = 0.01
-"""Share of a weight, exactly zero on a grid without zero, above which `prepare` warns."""
 
 Choice = Quantizer | int | None
 """A quantizer to copy; or bits for the model's own kind of quantizer; or None, float."""
@@ -80,8 +78,8 @@ def prepare(
     The model given is left as it is. Layers with one weight share its quantizer, and so do layers that read one tensor
     at the same bits, as far as the network can be traced (and in transformers' attention). The result has to be
     calibrated before it runs. ValueError: a pattern that matches no layer, nothing to quantize, bits out of range, a
-    model that is prepared already, products that the model does not have. UserWarning: additions
-    that cannot be found, modules that stay float, pruned weights on a grid that leaves zero out.
+    model that is prepared already, products that the model does not have. UserWarning: what stays float though it has
+    weights, additions that cannot be looked for, pruned weights that would come back.
     """
     _check_arguments(model, weight, act, depthwise, skip)
     model, layers = _adapted(model, [*(overrides or {})], skip, products is not None)
@@ -89,7 +87,6 @@ def prepare(
     choices: dict[str, Override] = {n: (kind, act) for n, kind in kinds.items()}
     choices |= _exceptions(layers, ends, embeddings, overrides or {})
     made = _quantized_layers(layers, choices, kinds, act, per_channel)
-    _tell_lost_zeros(made)
     of_two, outputs = _quantized_activations(model, residual, products, act)
     if not (made := made | of_two):
         raise ValueError("nothing to quantize: ends and overrides leave every layer float; give one of them bits")
@@ -221,9 +218,9 @@ def _quantized_layers(
     weights: Mapping[str, Quantizer | None],
     act: Quantizer | None,
     per_channel: bool,
-) -> dict[int, nn.Module]:
+) -> dict[int, QuantizedLayer]:
     """{id of the float layer: its quantized layer}, of those that any quantizer was chosen for."""
-    made: dict[int, nn.Module] = {}
+    made: dict[int, QuantizedLayer] = {}
     by_weight: dict[int, Quantizer] = {}
     for name, layer in layers.items():
         choice = choices[name]
@@ -246,28 +243,8 @@ def _quantized_layers(
             w.padding = getattr(layer, "padding_idx", w.padding)
         if w is not None or a is not None:
             made[id(layer)] = QuantizedLayer(layer, w, a)
+    tell_lost_zeros((m.weight_quantizer, m.float_weight) for m in made.values())
     return made
-
-
-def _tell_lost_zeros(made: Mapping[int, nn.Module]) -> None:
-    """A warning that names the layers whose exact zeros, as pruning leaves them, no level of their grid stands for."""
-    lost: dict[str, str] = {}
-    for layer in made.values():
-        q = layer.weight_quantizer
-        if isinstance(q, Quantizer) and q.bits is not None and q.leaves_zero_out():
-            weight: Tensor = layer.float_weight  # type: ignore[assignment]
-            with torch.no_grad():
-                share = float(((weight == 0) & q.something(weight)).float().mean()) if not weight.is_meta else 0.0
-            if share > LOST_ZEROS:
-                lost[q.name] = f"{q.name} ({share:.0%}, {type(q).__name__} at {q.bits} bits)"
-    if lost:
-        warnings.warn(
-            f"weights that are exactly zero, as pruning leaves them, would come back in {some_of([*lost.values()])}: "
-            "these grids have no level at zero. Choose one that has, LeastSquares, LSQ or MinMax at 2 bits and more, "
-            "SAWB at 5 and more: by weight=, or of single layers by overrides="
-            f"{{{next(iter(lost))!r}: (LeastSquares(2), bits of the input)}}",
-            stacklevel=3,
-        )
 
 
 def _quantized_activations(
