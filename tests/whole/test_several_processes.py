@@ -37,7 +37,8 @@ def test_several_processes_mean_the_same_as_one(world):
     for arm, rounding in (("float", 1e-5), ("retrain", 1e-4)):
         for a, b in zip(one[arm]["losses"], several[arm]["losses"], strict=True):
             assert b == pytest.approx(a, rel=rounding)
-        assert several[arm]["moved"] == pytest.approx(one[arm]["moved"], rel=1e-3)
+        # abs: how far a few numbers of about 1 went is known to their fp32 rounding, some 1e-7 each
+        assert several[arm]["moved"] == pytest.approx(one[arm]["moved"], rel=1e-3, abs=5e-7)
         assert several[arm]["accuracy"] == pytest.approx(one[arm]["accuracy"], abs=0.4)  # two images of 500
     for arm in ("float", "retrain", "accumulated", "unsynchronised", "speq"):
         assert several[arm]["equal"], f"{arm}: weights differ by rank"

@@ -16,6 +16,8 @@ COEFFICIENTS: dict[int, tuple[float, float]] = {
 """{levels: (c1, c2)}, published by the paper or in its authors' later code. What they give for more levels nearly
 cancels (31.76 and -35.04 at 255): right for one shape of distribution alone."""
 
+MUCH = 1.2  # times the error
+
 
 class SAWB(Quantizer):
     """A clip that follows from the weight's first two absolute moments; nothing is trained or stored.
@@ -30,9 +32,10 @@ class SAWB(Quantizer):
 
     - max|w| where `a` is no clip between 0 and max|w|, or where what it cuts off, E[(|w| - a)+^2], is more than
       rounding up to max|w| loses on average, (max|w| / (L - 1))^2 / 3: weights all alike or far from zero;
-    - the clip of least squared error, `LeastSquares`', from 5 bits on, where `a` is a small difference of large numbers
-      (at 8 bits it lost 1.4 times the least error on 5,120 Gaussian values and 28 times on uniform ones), and of ranges
-      of fewer than `FEW` values.
+    - the clip of least squared error, `LeastSquares`', of ranges of fewer than `FEW` values;
+    - from 5 bits on, where `a` is a small difference of large numbers (at 8 bits it lost 1.4 times the least error on
+      5,120 Gaussian values and 28 times on uniform ones), max|w|, unless it loses `MUCH` times what that clip does: the
+      least of many nearly equal errors jumps from step to step as the weight moves, max|w| moves with it.
     """
 
     stored = False
@@ -63,13 +66,26 @@ class SAWB(Quantizer):
         levels = self.level_count()
         with torch.no_grad():
             w = x.float()
-            rows = grouped(self, w)
-            if levels in COEFFICIENTS and rows.shape[1] >= FEW:
+            rows, half = grouped(self, w), (levels - 1) / 2
+            many = rows.shape[1] >= FEW
+            if many and levels in COEFFICIENTS:
                 clip = self._published(w, levels)
             else:
-                half = (levels - 1) / 2
                 clip = half * nearest_step(rows, half).reshape(self.shape)
+                clip = self._steady(w, clip, half) if many else clip
             return -clip, clip
+
+    def _steady(self, w: Tensor, nearest: Tensor, half: float) -> Tensor:
+        """max|w| unless `nearest`, whose choice may jump from step to step, loses clearly less."""
+        top = self.reduce(w.abs(), torch.amax)
+        unit = torch.where(top > 0, top, 1.0)
+
+        def lost(clip: Tensor) -> Tensor:
+            step = torch.where(clip > 0, clip, unit) / half
+            rounded = torch.round(w / step).clamp(-half, half) * step
+            return self.reduce(((rounded - w) / unit).square(), torch.mean)
+
+        return torch.where(lost(top) <= MUCH**2 * lost(nearest), top, nearest)
 
     def _published(self, w: Tensor, levels: int) -> Tensor:
         c1, c2 = COEFFICIENTS[levels]
