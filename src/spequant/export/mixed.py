@@ -109,13 +109,15 @@ def mixed_graph(
         out = run_without_draws(model, example)  # what is wrong with the network itself, it says itself
     network = _copied(model)
     integer_form(network, lengths)
-    outputs = _output_names(out)
-    given, exported, batch = _traced(network, example, outputs, preprocessing)
-    graph = _named(exported.model_proto, batch)
     integers = {name: m for name, m in network.named_modules() if isinstance(m, IntegerModule)}
     known = {name for name, m in network.named_modules() if isinstance(m, IntegerModule | Codes)}
+    outputs = _output_names(out)
+    if not known:
+        raise on_no_integers(model)
+    given, exported, batch = _traced(network, example, outputs, preprocessing)
     if not _reached(exported.exported_program.graph, known):
         raise on_no_integers(model)
+    graph = _named(exported.model_proto, batch)
     islands = _islands(exported.exported_program.graph, known)
     content = {"islands": islands, "batch": batch, "preprocessing": preprocessing, "about": dict(about or {})}
     needs("onnx", "deploy").helper.set_model_props(graph, metadata("mixed", content))
