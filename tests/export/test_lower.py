@@ -103,7 +103,7 @@ class Sides(nn.Module):
 @pytest.mark.parametrize(
     ("network", "options", "message"),
     [
-        (lambda: Sides("plain"), None, "^Sides is a float network"),
+        (lambda: Sides("plain"), None, "^Sides is a float "),
         (lambda: Sides("plain"), {"skip": ["plain"]}, "^Sides .* 1 of its"),
         (lambda: nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3)), {"act": None}, "^Sequential .* 2 of its .*act="),
     ],

@@ -11,7 +11,7 @@ import spequant
 from spequant.adapters.products import Product
 from spequant.export import export_mixed, mixed_graph
 from spequant.export.engines import onnxruntime
-from spequant.export.mixed import answers, other_last_bits
+from spequant.export.mixed import answers, float_graph, other_last_bits
 from spequant.export.onnx_export import as_batches
 from spequant.quantizers import LSQ, PACT, SAWB
 from support.clipping import clips
@@ -107,6 +107,7 @@ def test_a_network_that_returns_a_dict_and_one_that_returns_a_loss(tmp_path):
     model = prepared(Named(), x)
     parity, mixed = export_mixed(model, tmp_path / "a.onnx", [x])
     assert (parity.images, mixed.outputs) == (40, ("logits",)) and parity.agreement > 0.9
+    assert [v.output for v in parity.values] == ["logits"] and parity.values[0].apart < 1e-3
     with pytest.raises(ValueError, match="images is a Tensor"):
         export_mixed(model, tmp_path / "b.onnx", x)
     with pytest.raises(ValueError, match=r"'loss' .* labels"):  # as `export_mixed` calls it, once there is a graph
@@ -188,6 +189,14 @@ def test_a_network_that_computes_nothing_on_integers_is_no_mixed_one(tmp_path):
     with pytest.raises(ValueError, match=r"^Sequential .* 2 of its layers.*act="):
         export_mixed(prepared(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3)), x, act=None), path, [x])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow  # the quick tier has graphs enough, of the same code
+def test_the_float_network_that_is_timed_beside_it():
+    x, network = torch.randn(5, 6), Each(nn.Linear(6, 4))
+    (got,) = onnxruntime(float_graph(network, {"x": x}).SerializeToString(), 1)({"x": x.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(got), network(x))
 
 
 class Squares(nn.Module):

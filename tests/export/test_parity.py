@@ -58,7 +58,7 @@ def with_others(images: int, differ: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of ten classes, and others whose arg-max differs on the first so many images: the two largest are nearly
     one, and change places."""
     first = torch.eye(10)[torch.arange(images) % 10]
-    logits, other = first + 0.95 * first.roll(1, 1), 0.95 * first + first.roll(1, 1)
+    logits, other = first + 0.99 * first.roll(1, 1), 0.99 * first + first.roll(1, 1)
     return logits, torch.cat([other[:differ], logits[differ:]])
 
 

@@ -156,6 +156,31 @@ def test_a_network_that_writes_to_its_input_leaves_the_users_alone():
     assert as_the_network(exact(Views(forward), x.clone()), x)
 
 
+class Into(nn.Module):
+    """A marked addition that writes to its branch."""
+
+    residual_addition = True
+
+    def forward(self, branch, shortcut):
+        branch += shortcut
+        return branch
+
+
+class Marked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.add, self.last = nn.Conv2d(2, 3, 1), Into(), nn.Conv2d(3, 2, 1)
+
+    def forward(self, x):
+        y = self.first(x)
+        return self.last(self.add(torch.relu(y), y) + y)
+
+
+def test_a_marked_addition_may_write_to_its_branch():
+    x = torch.randn(8, 2, 4, 4)
+    assert as_the_network(exact(Marked(), x, residual=True), x)
+
+
 def test_inside_inference_mode_writes_are_followed_as_well():
     x = torch.randn(8, 2, 4, 4)
     model = exact(Writing([("conv", 0, 0), ("relu_", 0, 0), ("conv", 2, 0), ("iadd", 0, 3), ("add", 0, 1)]), x)

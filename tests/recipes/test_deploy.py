@@ -88,7 +88,9 @@ def test_images_go_in_as_they_are(packed, expected, tmp_path):
         export_source(packed, "qonnx", tmp_path / "x.onnx", preprocessing=True)
 
 
-@pytest.mark.parametrize("to", ["packed", "onnx", "mixed", "qonnx", "openvino"])
+@pytest.mark.parametrize(
+    "to", ["packed", "onnx", *(pytest.param(to, marks=pytest.mark.slow) for to in ("mixed", "qonnx", "openvino"))]
+)
 def test_a_network_that_answers_at_random_is_exported_in_no_format(packed, to, tmp_path, monkeypatch):
     def noisy(path, root=None):
         source = open_source(path, root)

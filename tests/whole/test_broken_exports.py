@@ -97,15 +97,10 @@ def test_a_right_export_of_every_kind_passes_and_a_wrong_one_leaves_no_file(kind
     assert parity.values[0].apart < 0.02 and str(parity).startswith("the engine answers as the network")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    ("engine", "width"),
-    [
-        ("onnxruntime", "W2A2"),
-        *(pytest.param("onnxruntime", width, marks=pytest.mark.slow) for width in ("W4A4", "W8A8")),
-        *(pytest.param(engine, width, marks=pytest.mark.slow) for engine in ("openvino", "qonnx") for width in WIDTHS),
-    ],
-)
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "qonnx"])
 def test_every_engine_is_held_to_it_at_every_width(kind, engine, width):
     """Also where an inner layer is wrong, and the outputs follow the network's more or less."""
     pytest.importorskip(engine)

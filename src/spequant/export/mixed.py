@@ -113,14 +113,16 @@ def mixed_graph(
     network = _copied(model)
     integer_form(network, lengths)
     check_size(sum(x.numel() * x.element_size() for x in (*network.parameters(), *network.buffers())))
-    outputs = _output_names(out, ("input",) if isinstance(example, Tensor) else tuple(example))
-    given, exported, batch = _traced(network, example, outputs, preprocessing)
-    graph = _named(exported.model_proto, batch)
     integers = {name: m for name, m in network.named_modules() if isinstance(m, IntegerModule)}
     places = network.named_modules(remove_duplicate=False)  # a module may stand in several
     known = {name for name, m in places if isinstance(m, IntegerModule | Codes)}
+    if not known:
+        raise on_no_integers(model)
+    outputs = _output_names(out, ("input",) if isinstance(example, Tensor) else tuple(example))
+    given, exported, batch = _traced(network, example, outputs, preprocessing)
     if not _reached(exported.exported_program.graph, known):
         raise on_no_integers(model)
+    graph = _named(exported.model_proto, batch)
     islands = _islands(exported.exported_program.graph, known)
     content = {"islands": islands, "batch": batch, "preprocessing": preprocessing, "about": dict(about or {})}
     needs("onnx", "deploy").helper.set_model_props(graph, metadata("mixed", content))

@@ -25,7 +25,7 @@ from spequant.export.onnx_file import Preprocessing
 from spequant.export.onnx_integer import integer_graph, op_graph, stored
 from spequant.export.program import Add, Grid, Input, Op, Program, Weighted
 from spequant.export.twin import Twin
-from spequant.export.values import CONSTANT, Values
+from spequant.export.values import CONSTANT, LIMITS, Values
 from spequant.functional import zero_point
 from spequant.layers import QuantizedAdd, QuantizedLayer
 from spequant.quantizers.base import Quantizer
@@ -38,8 +38,7 @@ POINTS = 0.1
 FEW = 2
 """Images that may differ in any case, ties, but no more than half of them."""
 NEAR = 0.25
-"""Deviations of the network's values by which a single one may be off, and by which the network has to hold two apart
-whose order is an answer."""
+"""Deviations of the network's values that a single one an image, which has no arg-max, may be off by."""
 
 FORCED = 64  # images that ops are forced to
 TIE = 2e-4  # codes: onnxruntime's QLinearAdd has factors of 22 bits, 2^-22 * (255 + 255); fp32 has some 3e-5 at 255
@@ -80,7 +79,7 @@ class Parity:
     images; equal: of them with the same answer: the same arg-max over dimension 1, or where that holds one number, the
     value within `NEAR`. Where a network answers several questions an image or sentence, or at every position, each
     counts as an image. Without labels nothing says that the largest is the answer (of boxes, colours), so that two
-    answers count as one where the network puts them less than `NEAR` apart.
+    answers count as one where the network puts them no farther apart than values may be off by (`LIMITS`).
 
     values: of each output, how far all its numbers are from the network's, and the limit of that. right: (network,
     engine) of those with labels; codes by op.
@@ -132,16 +131,17 @@ class Parity:
         answers = (len(a), *a.shape[2:]) if several else ()
         if labels is not None and (labels.is_floating_point() or tuple(labels.shape) != answers):
             labels = None
-        self._values(output, a, labels).add(a, b, own, padding)
+        values = self._values(output, a, labels)
+        values.add(a, b, own, padding)
         if padding is not None:
             a, b = a.masked_fill(padding, -inf), b.masked_fill(padding, -inf)
             own = None if own is None else own.masked_fill(padding, -inf)
         differ = _other_answers if several else _other_values
-        strict = labels is not None or own is not None
-        other = differ(a, b, strict)
+        apart = NEAR if not several else LIMITS[values.kind] if labels is None and own is None else 0.0
+        other = differ(a, b, apart)
         self.images += other.numel()
         self.equal += int((~other).sum())
-        self.own += 0 if own is None else int(differ(a, own, strict).sum())
+        self.own += 0 if own is None else int(differ(a, own, apart).sum())
         if labels is not None:
             network, engine = (int((x.argmax(1) == labels.cpu()).sum()) for x in (a, b))
             self.labelled += labels.numel()
@@ -311,17 +311,17 @@ def _unequal(got: np.ndarray, expected: Tensor, op: Op) -> int:
     return int((got != stored(expected, op.grid)).sum())
 
 
-def _other_answers(a: Tensor, b: Tensor, strict: bool) -> Tensor:
-    """Where the arg-max of `b` is another than that of `a`, which, unless `strict`, has to hold the two apart."""
+def _other_answers(a: Tensor, b: Tensor, apart: float) -> Tensor:
+    """Where the arg-max of `b` is another than that of `a`; if `apart` is not 0, one so many deviations below it."""
     first, second = a.argmax(1, keepdim=True), b.argmax(1, keepdim=True)
     other = first != second
-    if not strict:
-        other &= a.gather(1, first) - a.gather(1, second) > NEAR * _deviation(a)
+    if apart:
+        other &= a.gather(1, first) - a.gather(1, second) > apart * _deviation(a)
     return other.squeeze(1)
 
 
-def _other_values(a: Tensor, b: Tensor, strict: bool) -> Tensor:
-    return ~((a - b).abs() <= NEAR * _deviation(a))
+def _other_values(a: Tensor, b: Tensor, apart: float) -> Tensor:
+    return ~((a - b).abs() <= apart * _deviation(a))
 
 
 def _deviation(x: Tensor) -> Tensor:
