@@ -17,7 +17,8 @@ and 2 (Gauss), the shapes between which trained weights lie: there the refit cos
 error than the best clip, at every L below. No line serves everything: logistic has moments like beta = 1.6 but a longer
 tail, and pays 4 % at L = 32, 9 % at 63; uniform, as layers start, pays 6 to 20 % up to 8 levels, and at 255 its squared
 error is 75 times the least with the refit, 400 times with the published line. So the library takes published lines up
-to 16 levels alone, and beyond them the clip of least squared error of the very weight; the refit is a measurement.
+to 16 levels alone, beyond them the largest weight, or where that loses much the clip of least squared error of the very
+weight; the refit is a measurement.
 Fitted over PAPER_SET, the same code gives the coefficients of the authors' later code for 4 levels (3.12, -2.064).
 
 usage: fit_sawb.py     (a minute at most on one core; prints a Markdown table and a dict literal)
