@@ -67,6 +67,7 @@ def diverges_beside_the_other(tmp_path: Path, at_once: int) -> list[Arm]:
     return arms
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_is_a_row_that_says_so(tmp_path):
     _, bad = diverges_beside_the_other(tmp_path, 1)
     again = with_seed(bad.recipe, 0)
