@@ -31,27 +31,32 @@ def lost(q, rows) -> np.ndarray:
 def around_zero(rows, bits):
     """Quantizers on 2^b - 1 levels, zero among them."""
     shape = {"shape": (len(rows), 1), "of_weight": True}
-    made = {"LeastSquares": LeastSquares(bits, **shape), "PACT": fitted(PACT(bits, signed=True, **shape), rows, rule)}
+    made = {
+        "LeastSquares": LeastSquares(bits, **shape),
+        "PACT": fitted(PACT(bits, signed=True, **shape), rows, least_squares),
+    }
     if bits > 4:
-        made |= {"SAWB": SAWB(bits, **shape), "CSQ": fitted(CSQ(bits, **shape), rows, rule)}
+        made |= {"SAWB": SAWB(bits, **shape), "CSQ": fitted(CSQ(bits, **shape), rows, least_squares)}
     return made
 
 
 def without_zero(rows, bits):
     """Quantizers on 2^b levels, half of them below zero."""
     shape = {"shape": (len(rows), 1), "of_weight": True}
-    made = {"LeastSquares": LeastSquares(bits, zero=False, **shape), "CSQ": fitted(CSQ(bits, **shape), rows, rule)}
-    return made | ({"LSQ": fitted(LSQ(bits, **shape), rows, rule)} if bits == 1 else {})
+    made = {
+        "LeastSquares": LeastSquares(bits, zero=False, **shape),
+        "CSQ": fitted(CSQ(bits, **shape), rows, least_squares),
+    }
+    return made | ({"LSQ": fitted(LSQ(bits, **shape), rows, least_squares)} if bits == 1 else {})
 
 
-rule = least_squares
 GRIDS = {
     "zero in the middle": (2, 8, around_zero, lambda b: (-(2 ** (b - 1) - 1), 2 ** (b - 1) - 1)),
     "no zero": (1, 4, without_zero, lambda b: (-(2**b - 1) / 2, (2**b - 1) / 2)),
     "one more below zero": (
         2,
         8,
-        lambda rows, bits: {"LSQ": fitted(LSQ(bits, of_weight=True, shape=(len(rows), 1)), rows, rule)},
+        lambda rows, bits: {"LSQ": fitted(LSQ(bits, of_weight=True, shape=(len(rows), 1)), rows, least_squares)},
         lambda b: (-(2 ** (b - 1)), 2 ** (b - 1) - 1),
     ),
 }
@@ -68,7 +73,7 @@ def check(kind, rows, bits, clips=300):
 
 
 @pytest.mark.parametrize("kind", GRIDS)
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(
     name=st.sampled_from([*SPREAD, *LUMPED]),
     values=st.sampled_from([1, 2, 3, 4, 5, 8, 9, 16, 27, 31, 32, 64, 144]),
@@ -103,12 +108,12 @@ def test_no_fresh_layer_does(shape, bits):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", GRIDS)
 @pytest.mark.parametrize("name", [*SPREAD, *LUMPED])
-@pytest.mark.parametrize("values", [1, 2, 3, 5, 9, 40, 432, 5120, 70_001])
+@pytest.mark.parametrize("values", [6, 432, 20_011])
 def test_no_weight_of_any_size_does(values, name, kind):
     """Those read in part, too."""
     fewest, most, _, _ = GRIDS[kind]
     for bits in range(fewest, most + 1):
-        check(kind, (SPREAD | LUMPED)[name](1 if values > 500 else 8, values), bits, 100 if values > 500 else 400)
+        check(kind, (SPREAD | LUMPED)[name](1 if values > 500 else 8, values), bits, 40 if values > 500 else 200)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -135,3 +140,17 @@ def test_where_sawb_keeps_the_published_line_neither_does_it(name, values, bits,
         assert (found <= TIMES * least + EXACT * rows.double().norm(dim=1).numpy()).all()
     largest = rows.abs().amax(1).double().numpy() * values**0.5
     assert bits == 1 or (found <= (4 / 3) ** 0.5 * largest / (2**bits - 1) * (1 + EXACT)).all()
+
+
+@pytest.mark.parametrize("kind", GRIDS)
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+    numbers=st.lists(st.floats(-1, 1, width=32) | st.integers(-130, 130).map(float), min_size=1, max_size=6),
+    width=st.integers(0, 7),
+    times=st.sampled_from([1, 30]),
+)
+def test_no_few_numbers_do(kind, numbers, width, times):
+    """However they lie to each other; what is less than 1e-25 is nothing."""
+    fewest, most, _, _ = GRIDS[kind]
+    rows = torch.tensor([numbers * times])
+    check(kind, torch.where(rows.abs() < 1e-25, 0.0, rows), fewest + width % (most - fewest + 1))
