@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import spequant
-from spequant.export import export_onnx, lower, mixed_graph, quantize_biases
+from spequant.export import Twin, export_onnx, lower, mixed_graph, quantize_biases
 from spequant.export.hooks import check_hooks
 from spequant.quantizers import LSQ, PACT, SAWB
 from support.integer_networks import NEEDS_ONNXRUNTIME, prepared
@@ -90,12 +90,33 @@ def test_a_forward_put_on_a_module_and_hooks_of_all_modules_are_refused():
     del model[0].act.forward
     handle = nn.modules.module.register_module_forward_hook(watching)
     try:
-        for quantized in (False, True):
+        for check in (lambda: lower(model, x[:1]), lambda: check_hooks(())):
             with pytest.raises(ValueError, match=r"^all modules: .* watching "):
-                check_hooks(model, quantized)
+                check()
     finally:
         handle.remove()
-    check_hooks(model)
+    lower(model, x[:1])
+
+
+class Chosen(nn.Module):
+    """Which of its ways it goes, it decides when it is made, as some of timm's do."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.act, self.head = nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)
+        self.forward = self.second
+
+    def second(self, x):
+        return self.head(self.act(self.fc(x)))
+
+
+def test_a_forward_that_runs_while_it_is_traced_is_in_the_file():
+    x = torch.randn(64, 6)
+    model = prepared(nn.Sequential(Chosen(), nn.Flatten()), x)
+    torch.testing.assert_close(Twin(lower(model, x[:1]))(x), model(x), rtol=1e-3, atol=1e-3)
+    model.forward = lambda x: 2 * x
+    with pytest.raises(ValueError, match=r"^Sequential: .*forward"):
+        lower(model, x[:1])
 
 
 def test_the_librarys_own_hooks_and_those_that_make_weights_are_in_the_file():

@@ -76,6 +76,7 @@ def test_whole_networks(name, tmp_path):
 INTEGER = """
 torchvision/mnasnet0_5 torchvision/mobilenet_v2 torchvision/regnet_y_400mf torchvision/resnet18 timm/dla46x_c
 timm/convmixer_768_32 timm/regnetx_002 timm/resnetv2_18 timm/selecsls42 timm/legacy_xception timm/xception41p
+timm/lcnetv2_small
 """.split()  # noqa: SIM905
 
 

@@ -1,7 +1,7 @@
 """What is hung on modules from outside, forward hooks and other forwards: graphs are made of modules as their classes
 have them, and would leave it out in silence."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -14,23 +14,28 @@ KNOWN = ("spequant.layers", "torch.nn.utils.")
 """Where hooks come from that graphs have: quantizers of outputs; what makes a layer's weight (pruning, weight norm)."""
 
 
-def check_hooks(model: nn.Module, quantized: bool = False) -> None:
-    """ValueError names a module of `model` with a forward hook or a forward of its own, or a hook of all modules.
+Named = Iterable[tuple[str, nn.Module]]
 
-    quantized: look at quantized layers, additions and products alone and at what is in them, where all others are
-    exported as they run.
-    """
-    for name, module in _quantized(model) if quantized else model.named_modules():
+
+def check_hooks(modules: Named) -> None:
+    """ValueError names one of `modules` that has a forward hook, or a hook of all modules that there are."""
+    for name, module in modules:
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
             if not str(getattr(hook, "__module__", "")).startswith(KNOWN):
-                raise _left_out(name or type(model).__name__, "forward hook", hook)
-        if "forward" in vars(module) and not hasattr(module, "_orig_mod"):  # which torch.compile's wrapper has
-            raise _left_out(name or type(model).__name__, "forward, put on the module itself,", module.forward)
+                raise _left_out(name or type(module).__name__, "forward hook", hook)
     for hook in (*every._global_forward_pre_hooks.values(), *every._global_forward_hooks.values()):
         raise _left_out("all modules", "forward hook", hook)
 
 
-def _quantized(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def check_forwards(modules: Named) -> None:
+    """ValueError names one of `modules` that has been given another forward than its class has."""
+    for name, module in modules:
+        if "forward" in vars(module) and not hasattr(module, "_orig_mod"):  # which torch.compile's wrapper has
+            raise _left_out(name or type(module).__name__, "forward, put on the module itself,", module.forward)
+
+
+def quantized_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Quantized layers, additions, products and quantizers of `model`, and all that is in them, by name."""
     for name, module in model.named_modules():
         if isinstance(module, QuantizedLayer | QuantizedAdd | QuantizedProduct | Quantizer):
             yield from module.named_modules(prefix=name)

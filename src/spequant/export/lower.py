@@ -17,7 +17,7 @@ from spequant.batch_norm import PLAIN, modes_kept
 from spequant.export.autocast import without_autocast
 from spequant.export.draws import run_without_draws
 from spequant.export.grids import act_grid, weight_grid
-from spequant.export.hooks import check_hooks
+from spequant.export.hooks import check_forwards, check_hooks
 from spequant.export.program import Add, Float, Grid, Input, MaxPool, Move, Op, Program, Quantize, Weighted
 from spequant.export.reading import Step, read_step
 from spequant.export.writes import WritingProxy, propagate
@@ -66,7 +66,9 @@ def lower(model: nn.Module, example: Tensor) -> Program:
     network no layer of which computes on integers.
     """
     check_dtype(model)
-    check_hooks(model)
+    check_hooks(model.named_modules())
+    leaf = _Tracer().is_leaf_module  # whatever is none runs while it is traced
+    check_forwards((n, m) for n, m in model.named_modules() if m is model or leaf(m, n))
     run_without_draws(model, example)  # what is wrong with the network itself, it says itself
     with modes_kept(model):
         model.eval()

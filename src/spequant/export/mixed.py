@@ -24,7 +24,7 @@ from spequant.batches import cloned, run_model
 from spequant.export import engines
 from spequant.export.autocast import without_autocast
 from spequant.export.draws import run_without_draws
-from spequant.export.hooks import check_hooks
+from spequant.export.hooks import check_forwards, check_hooks, quantized_modules
 from spequant.export.integer_modules import Codes, IntegerModule, integer_form, summands
 from spequant.export.lower import check_dtype, on_no_integers
 from spequant.export.onnx_export import Inputs, with_example
@@ -107,7 +107,8 @@ def mixed_graph(
     """
     needs("onnxscript", "deploy")
     check_dtype(model)
-    check_hooks(model, quantized=True)  # others run while torch traces
+    for check in check_hooks, check_forwards:
+        check(quantized_modules(model))  # all others run while torch traces
     with summands(model) as lengths:
         out = run_without_draws(model, example)  # what is wrong with the network itself, it says itself
     network = _copied(model)
