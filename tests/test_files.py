@@ -182,16 +182,17 @@ def alone(*lines: str) -> list[str]:
 
 
 def test_the_streams_of_the_process_are_written_to_and_never_replaced(tmp_path):
-    """/dev/stdout as a pipe; as a file, which the shell has open, it is refused."""
-    before = os.readlink("/dev/stdout")
-    command = alone("for name in sys.argv[1:]:", "    write_whole(Path(name), 'whole ' + name)")
-    done = subprocess.run([*command, "/dev/stdout", "/proc/self/fd/1"], capture_output=True, text=True, check=True)
-    assert done.stdout == "whole /dev/stdoutwhole /proc/self/fd/1"
+    """A link like /dev/stdout: a pipe gets the content, a file that the shell has open is refused."""
+    (tmp_path / "stdout").symlink_to("/proc/self/fd/1")
+    command = [*alone("for name in sys.argv[1:]:", "    write_whole(Path(name), 'whole ' + name)"), "stdout"]
+    options = {"cwd": tmp_path, "text": True, "check": False}
+    done = subprocess.run([*command, "/proc/self/fd/1"], capture_output=True, **options)
+    assert done.stdout == "whole stdoutwhole /proc/self/fd/1"
     with (tmp_path / "out").open("w") as out:
-        done = subprocess.run([*command, "/dev/stdout"], stdout=out, stderr=subprocess.PIPE, text=True, check=False)
-    assert "/dev/stdout" in done.stderr and "open already" in done.stderr
-    assert names(tmp_path) == ["out"] and not (tmp_path / "out").read_bytes()
-    assert os.readlink("/dev/stdout") == before
+        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, **options)
+    assert "stdout" in done.stderr and "open already" in done.stderr
+    assert names(tmp_path) == ["out", "stdout"] and not (tmp_path / "out").read_bytes()
+    assert os.readlink(tmp_path / "stdout") == "/proc/self/fd/1"
 
 
 def test_a_name_may_be_as_long_as_the_file_system_lets_it(tmp_path):
