@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from spequant.adapters.products import Product
 from spequant.export.grids import act_grid, weight_grid
 from spequant.export.integers import PAIR, check_sum, largest_sums
-from spequant.export.onnx_integer import OPSET
+from spequant.export.onnx_versions import TRACED
 from spequant.export.program import Grid
 from spequant.export.reading import layer_attributes
 from spequant.layers import OUTPUT, QuantizedLayer, QuantizedProduct, quantize_output, run_with
@@ -253,4 +253,4 @@ def _layer(layer: QuantizedLayer, name: str) -> nn.Module:
 
 
 def _node(kind: str, inputs: tuple[Any, ...], dtype: torch.dtype, shape: Any, attributes: Any = None) -> Tensor:
-    return torch.onnx.ops.symbolic(kind, inputs, attributes or {}, dtype=dtype, shape=shape, version=OPSET)
+    return torch.onnx.ops.symbolic(kind, inputs, attributes or {}, dtype=dtype, shape=shape, version=TRACED)

@@ -29,7 +29,7 @@ from spequant.export.integer_modules import Codes, IntegerModule, integer_form, 
 from spequant.export.lower import check_dtype, on_no_integers
 from spequant.export.onnx_export import Inputs, with_example
 from spequant.export.onnx_file import Preprocessing, check_size, metadata, write_onnx
-from spequant.export.onnx_integer import OPSET
+from spequant.export.onnx_versions import TRACED, declare_lowest
 from spequant.export.parity import Batch, Parity
 from spequant.extras import needs
 from spequant.files import placed
@@ -123,7 +123,7 @@ def mixed_graph(
     given, exported, batch = _traced(network, example, outputs, preprocessing)
     if not _reached(exported.exported_program.graph, known):
         raise on_no_integers(model)
-    graph = _named(exported.model_proto, batch)
+    graph = declare_lowest(_named(exported.model_proto, batch))
     islands = _islands(exported.exported_program.graph, known)
     content = {"islands": islands, "batch": batch, "preprocessing": preprocessing, "about": dict(about or {})}
     needs("onnx", "deploy").helper.set_model_props(graph, metadata("mixed", content))
@@ -279,7 +279,7 @@ def _exported(network: nn.Module, given: Mapping[str, Tensor], outputs: tuple[st
                 tuple(given.values()),
                 dynamo=True,
                 verbose=False,
-                opset_version=OPSET,
+                opset_version=TRACED,
                 dynamic_shapes=shapes,
                 input_names=list(given),
                 output_names=list(outputs),

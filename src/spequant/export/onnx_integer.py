@@ -13,10 +13,9 @@ from torch import Tensor
 
 from spequant.export.integers import input_step, integers
 from spequant.export.onnx_file import Preprocessing, describe, metadata
+from spequant.export.onnx_versions import WRITTEN, declare_lowest
 from spequant.export.program import Add, Float, Grid, Input, MaxPool, Move, Op, Program, Quantize, Weighted
 from spequant.extras import needs
-
-OPSET, IR_VERSION = 19, 10
 
 
 def stored(codes: Tensor, grid: Grid) -> np.ndarray:
@@ -27,8 +26,8 @@ def stored(codes: Tensor, grid: Grid) -> np.ndarray:
 class Emitter:
     """Nodes and constants of one graph, op by op.
 
-    names: of each op's result, codes or float. tensors: names of the constants that an op consists of. once: equal
-    weights are written once, as of a layer that is called several times.
+    names: of each op's result, codes or float; values: of codes as float. tensors: names of the constants that an op
+    consists of. once: equal weights are written once, as of a layer that is called several times.
     """
 
     def __init__(self, once: bool = False) -> None:
@@ -37,6 +36,7 @@ class Emitter:
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
         self.names: dict[Op, str] = {}
+        self.values: dict[Op, str] = {}
         self.tensors: dict[Op, list[str]] = {}
         self.sums: set[tuple[Op, ...]] = set()
 
@@ -93,14 +93,25 @@ class Emitter:
         about: Mapping[str, str],
         domains: Mapping[str, int] | None = None,
     ) -> Any:
-        """The checked model. outputs: {name in the graph: its value_info}; domains: {of other operators: version}."""
+        """The checked model. outputs: {name in the graph: its value_info}; domains: {of other operators: version}.
+
+        Outputs are called as they are to be: a node that renames them OpenVINO before 2025.1 has no operation for, and
+        hls4ml takes for a layer. An input that is an output, too, has no other way.
+        """
         helper = self.onnx.helper
-        nodes = [*self.nodes]
-        for inner, info in outputs.items():
-            nodes.append(helper.make_node("Identity", [inner], [info.name], name=info.name))
-        graph = helper.make_graph(nodes, "spequant", list(inputs), list(outputs.values()), self.constants)
-        opsets = [helper.make_opsetid(name, version) for name, version in {"": OPSET, **(domains or {})}.items()]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="spequant")
+        names = {inner: info.name for inner, info in outputs.items()}
+        nodes = []
+        for info in inputs:
+            if info.name in names:
+                nodes.append(helper.make_node("Identity", [info.name], [names.pop(info.name)]))
+        for node in self.nodes:
+            for tensors in (node.input, node.output):
+                tensors[:] = [names.get(name, name) for name in tensors]
+        graph = helper.make_graph(
+            [*nodes, *self.nodes], "spequant", list(inputs), list(outputs.values()), self.constants
+        )
+        opsets = [helper.make_opsetid(name, version) for name, version in {"": WRITTEN, **(domains or {})}.items()]
+        model = declare_lowest(helper.make_model(graph, opset_imports=opsets, producer_name="spequant"))
         helper.set_model_props(model, dict(about))
         self.onnx.checker.check_model(model, full_check=True)
         return model
@@ -167,8 +178,7 @@ def moved(e: Emitter, op: Move) -> str:
 
 def _reduced(e: Emitter, kind: str, inputs: list[str], source: Op, name: str, keep: bool) -> str:
     """Over all positions."""
-    axes = e.constant(np.arange(2, len(source.shape)), f"{name}.axes")
-    return e.node(kind, [*inputs, axes], name, keepdims=int(keep))
+    return e.node(kind, inputs, name, axes=list(range(2, len(source.shape))), keepdims=int(keep))
 
 
 def _float(e: Emitter, op: Float) -> str:
