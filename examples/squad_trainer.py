@@ -22,8 +22,8 @@ from spequant.data.answers import best_answers, exact_match_and_f1
 from spequant.data.squad import load_squad
 from spequant.data.windows import make_windows
 from spequant.integrations import QATTrainer
+from spequant.methods.tasks import SpanExtraction
 from spequant.quantizers import LSQ, LSQPlus
-from spequant.tasks import SpanExtraction
 
 
 class Items(Dataset):

@@ -57,7 +57,7 @@ DIGITS = ["--train.batch-size", "128", "--train.threads", "1", "--train.no-compi
 
 
 def _train_digits(folder: Path) -> None:
-    from spequant.cli import main
+    from spequant.app.cli import main
     from support.processor import END_BITS
 
     float_run, low = folder / "digits-float", folder / "digits-w2a2-speq"

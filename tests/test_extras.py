@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from spequant import export
-from spequant.bench.infer import float_onnx
-from spequant.export import engines
+from spequant import deploy as export
+from spequant.app.bench.infer import float_onnx
+from spequant.deploy import engines
 from spequant.extras import needs
 from support.integer_networks import lowered
 

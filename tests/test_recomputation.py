@@ -10,10 +10,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import spequant
-from spequant.batch_norm import batch_norm_mode, batch_norm_untracked
+from spequant.calibration.batch_norm import batch_norm_mode, batch_norm_untracked
 from spequant.methods import BlockReplacement, JointBits, MemberEnsemble, Retrain
 from spequant.methods.parts import replaced
-from spequant.precision import Fixed, Mix, precision
+from spequant.policies import Fixed, Mix, precision
 from spequant.quantizers import LSQ, PACT, SAWB, LSQPlus
 
 X, LABELS = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 5

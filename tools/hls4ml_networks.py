@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import spequant
 from old_engines import environment
-from spequant.export import lower, quant_graph, quantize_biases, write_onnx
+from spequant.deploy import lower, quant_graph, quantize_biases, write_onnx
 from spequant.models.resnet_cifar import CifarResNet
 from spequant.quantizers import LSQ, PACT, SAWB, percentile
 

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import spequant
-from spequant.export import export_mixed, integer_graph, lower, quantize_biases, write_onnx, write_openvino
+from spequant.deploy import export_mixed, integer_graph, lower, quantize_biases, write_onnx, write_openvino
 from spequant.models.resnet_cifar import CifarResNet
 from spequant.quantizers import LSQ, PACT, SAWB, percentile
 

@@ -1,14 +1,14 @@
 """spequant: neural networks at 2 to 8 bits, trained by SPEQ. The public names and the version; no code."""
 
-from spequant.batch_norm import reestimate_batch_norm
-from spequant.calibrate import calibrate
-from spequant.export import export_onnx, load_packed, pack
+from spequant.calibration.batch_norm import reestimate_batch_norm
+from spequant.calibration.ranges import calibrate
+from spequant.deploy import export_onnx, load_packed, pack
 from spequant.methods import SPEQ, Distill, Retrain
-from spequant.precision import Fixed, Stochastic, precision
-from spequant.prepare import prepare, unprepare
+from spequant.methods.tasks import Classification
+from spequant.policies import Fixed, Stochastic, precision
+from spequant.preparation.placement import prepare, unprepare
+from spequant.preparation.summary import summary
 from spequant.quantizers import Quantizer
-from spequant.summary import summary
-from spequant.tasks import Classification
 
 __version__ = "0.1.0"
 """The one place of it that is read at building; CITATION.cff and CHANGELOG.md repeat it."""

@@ -1,6 +1,6 @@
 """Quantized layers, made from float ones: the float layer stays inside, its weight and input pass a quantizer first.
 
-No policy here: which layer gets which quantizer is decided in `prepare.py`.
+No policy here: which layer gets which quantizer is decided in `preparation`.
 """
 
 from typing import Any, NoReturn, Self

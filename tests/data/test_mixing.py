@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from spequant.data import Mixing
-from spequant.tasks import Classification
+from spequant.methods.tasks import Classification
 
 
 def batch(n=8, classes=5):

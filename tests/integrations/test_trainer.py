@@ -13,9 +13,9 @@ import spequant
 from spequant.integrations import QATTrainer
 from spequant.layers import act_quantizers
 from spequant.methods import Losses, SPEQDistill, allow_float
-from spequant.precision import Fixed
+from spequant.methods.tasks import Classification, SpanExtraction
+from spequant.policies import Fixed
 from spequant.quantizers import PACT, SAWB, LSQPlus, Quantizer
-from spequant.tasks import Classification, SpanExtraction
 from support.trainers import (
     STILL,
     At,

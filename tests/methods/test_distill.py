@@ -4,9 +4,9 @@ import pytest
 
 from reference import losses as literal
 from spequant import SPEQ, Distill
-from spequant.losses import cosine
 from spequant.methods import SPEQDistill
-from spequant.precision import Stochastic
+from spequant.methods.losses import cosine
+from spequant.policies import Stochastic
 from support.equations import at, cross_entropy, grads, logits, near, same, small_network, statistics
 
 

@@ -13,7 +13,7 @@ import spequant
 from reference import losses as literal
 from spequant.methods import ExtendedSPEQ
 from spequant.methods.base import trained_by
-from spequant.precision import Mix, Stochastic, precision
+from spequant.policies import Mix, Stochastic, precision
 from spequant.train import TrainingState, make_accelerator, make_optimizer, make_schedule, parameter_groups, train_step
 from support.equations import cross_entropy
 

@@ -5,7 +5,7 @@ import pytest
 
 from reference import losses as literal
 from spequant.methods import JointBits
-from spequant.precision import LowBit
+from spequant.policies import LowBit
 from support.equations import at, cross_entropy, logits, near, quantized
 
 

@@ -7,7 +7,7 @@ import torch
 import spequant
 from reference import losses as literal
 from spequant.methods import MemberEnsemble
-from spequant.precision import LowBit
+from spequant.policies import LowBit
 from support.equations import at, cross_entropy, logits, near
 
 

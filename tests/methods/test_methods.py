@@ -24,8 +24,8 @@ from spequant.methods import (
     MemberEnsemble,
 )
 from spequant.methods.base import trained_by
+from spequant.methods.tasks import SpanExtraction
 from spequant.quantizers import LSQ
-from spequant.tasks import SpanExtraction
 from spequant.train import (
     TrainingState,
     make_accelerator,

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from reference import quantizers as literal
-from spequant.kinds import head_of
 from spequant.methods.parts import Recorder, replaced, rounded, stages_of
 from spequant.models import vgg16_bn
+from spequant.networks import head_of
 
 
 def test_stages_and_head_are_found():

@@ -9,8 +9,8 @@ import spequant
 from reference import losses as literal
 from spequant import SPEQ, Retrain
 from spequant.layers import act_quantizers
-from spequant.losses import kl
-from spequant.precision import Fixed, Mix, Stochastic
+from spequant.methods.losses import kl
+from spequant.policies import Fixed, Mix, Stochastic
 from spequant.quantizers import LSQ, PACT, SAWB, Quantizer
 from support.equations import at, calibrated, cross_entropy, gradients, logits, near, same, small_network, statistics
 
@@ -101,7 +101,7 @@ def test_an_inf_in_the_teachers_pass_leaves_the_statistics(model, batch):
 
 @pytest.mark.parametrize("mode", ["leave", "eval"])
 def test_statistics_are_put_back_after_an_exception(model, batch, mode):
-    class Fails(spequant.tasks.Classification):
+    class Fails(spequant.methods.tasks.Classification):
         def logits(self, model, batch):
             raise RuntimeError(f"after {super().logits(model, batch).shape}")
 

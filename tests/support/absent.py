@@ -17,7 +17,7 @@ PACKAGES = (
 )
 ABSENT = {name for name in PACKAGES if find_spec(name) is None}
 SAID = re.compile(r"(?:No module named '|line needs )(\w+)|(\w+)[\w.]* is not installed: pip")
-"""Python's words, and those of `spequant.cli` and `spequant.extras`"""
+"""Python's words, and those of `spequant.app.cli` and `spequant.extras`"""
 
 
 def lacks(said: str) -> str | None:
@@ -52,7 +52,7 @@ def pytest_runtest_call(item):
 def pytest_make_collect_report(collector):
     try:
         report = yield
-    except SystemExit as error:  # of `spequant.cli` as it is imported
+    except SystemExit as error:  # of `spequant.app.cli` as it is imported
         if (name := lacks(str(error))) is None:
             raise
     else:

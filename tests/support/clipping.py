@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 import spequant
-from spequant.export import lower
-from spequant.export.integers import saturates
-from spequant.export.onnx_integer import op_graph, stored
-from spequant.export.program import Program, Weighted
-from spequant.export.twin import Twin
+from spequant.deploy import lower
+from spequant.deploy.integers import saturates
+from spequant.deploy.onnx_integer import op_graph, stored
+from spequant.deploy.program import Program, Weighted
+from spequant.deploy.twin import Twin
 from spequant.quantizers import PACT, MinMax
 
 

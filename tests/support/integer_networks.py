@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import spequant
-from spequant.export import Program, Twin, lower, quantize_biases
-from spequant.export.onnx_integer import op_graph, stored
-from spequant.export.program import Input
+from spequant.deploy import Program, Twin, lower, quantize_biases
+from spequant.deploy.onnx_integer import op_graph, stored
+from spequant.deploy.program import Input
 from spequant.models.resnet_cifar import CifarResNet
 from spequant.quantizers import LSQ, PACT, SAWB, DoReFa, LeastSquares, MinMax, percentile
 from support.clipping import clipped

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from spequant import files
-from spequant.recipes import RECIPES, run
+from spequant.app.recipes import RECIPES, run
 
 
 def recipe():

@@ -1,5 +1,5 @@
 """Runs that nothing trained: folders as a run leaves them, with figures that a test chooses; and what stands in for
-`spequant.recipes.run` and for runs in processes of their own, so that a study is carried out in no time."""
+`spequant.app.recipes.run` and for runs in processes of their own, so that a study is carried out in no time."""
 
 import hashlib
 import json
@@ -7,11 +7,11 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from spequant.recipes import Recipe
-from spequant.recipes.folder import DIVERGED, ENVIRONMENT, METRICS, RECIPE, RESULT
-from spequant.recipes.schema import to_json
-from spequant.studies.arms import digest
-from spequant.studies.side_by_side import Job
+from spequant.app.recipes import Recipe
+from spequant.app.recipes.folder import DIVERGED, ENVIRONMENT, METRICS, RECIPE, RESULT
+from spequant.app.recipes.schema import to_json
+from spequant.app.studies.arms import digest
+from spequant.app.studies.side_by_side import Job
 
 
 def written(folder: Path, recipe: Recipe, *commits: str) -> Path:
@@ -32,8 +32,8 @@ def finished(folder: Path, recipe: Recipe, **figures: float) -> dict:
 
 
 class Run:
-    """Called as `spequant.recipes.run`. accuracy: of a recipe, test and held out alike; not finite: it diverges; None:
-    one that follows from all that is trained, so that equal runs have equal ones, and others others. trained: the
+    """Called as `spequant.app.recipes.run`. accuracy: of a recipe, test and held out alike; not finite: it diverges;
+    None: one that follows from all that is trained, so that equal runs have equal ones, and others others. trained: the
     folders of all calls, in their order."""
 
     def __init__(self, accuracy: Callable[[Recipe], float] | None = None):
@@ -57,7 +57,7 @@ def drawn(text: str) -> float:
 
 def in_this_process(jobs: Sequence[Job], at_once: int) -> list[int]:
     """In place of `side_by_side`: the very same commands, one after another, here; the exit status of each."""
-    from spequant.cli import main
+    from spequant.app.cli import main
 
     codes = []
     for job in jobs:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import spequant
-from spequant.export import mixed_graph
-from spequant.export.engines import onnxruntime
+from spequant.deploy import mixed_graph
+from spequant.deploy.engines import onnxruntime
 from spequant.quantizers import PACT, SAWB
 from spequant.quantizers.ranges import largest
 

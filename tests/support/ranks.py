@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 
 import spequant
+from spequant.app.recipes import RECIPES, Recipe
+from spequant.app.recipes.assembly import assemble, start_processes
 from spequant.data import load_digits, train_batches
 from spequant.layers import act_quantizers
 from spequant.models import resnet8
-from spequant.precision import Stochastic, precision
+from spequant.policies import Stochastic, precision
 from spequant.processes import gathered, portion, rank, sum_over_processes, world
 from spequant.quantizers import PACT, SAWB
-from spequant.recipes import RECIPES, Recipe
-from spequant.recipes.assembly import assemble, start_processes
 from spequant.train import make_accelerator, train_step
 
 STEPS = 8

@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from spequant.cli import main
+from spequant.app.cli import main
 
 SMALL = ("--recipe", "digits-w2a2-speq")
 """for a study: ResNet-8 in place of ResNet-20"""

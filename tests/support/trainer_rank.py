@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 import spequant
+from spequant.methods.tasks import SpanExtraction
 from spequant.processes import gathered
-from spequant.tasks import SpanExtraction
 from support.trainers import STILL, Questions, prepared, trainer
 
 

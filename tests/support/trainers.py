@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 
 import spequant
 from spequant.integrations import QATTrainer
+from spequant.methods.tasks import SpanExtraction
 from spequant.quantizers import LSQ, LSQPlus, percentile
-from spequant.tasks import SpanExtraction
 from support.transformers_networks import LENGTH, answering, inputs, tokens
 
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

@@ -7,7 +7,7 @@ import pytest
 
 from hls4ml_networks import NETWORKS, REQUIREMENTS, equal, write
 from old_engines import environment
-from spequant.export import read_onnx
+from spequant.deploy import read_onnx
 from support.integer_networks import NEEDS_ONNXRUNTIME
 
 pytestmark = NEEDS_ONNXRUNTIME

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from old_engines import environment, run_in, write_files
-from spequant.export import integer_graph, write_onnx
+from spequant.deploy import integer_graph, write_onnx
 from support.integer_networks import NEEDS_ONNXRUNTIME, lowered
 from support.mixed_networks import NEEDS_ONNXSCRIPT
 

@@ -40,8 +40,8 @@ def test_an_error_of_the_network_is_its_own(monkeypatch):
 
 FALLBACK = """
 import warnings, torch
-from spequant.recipes.methods import Given, build_method
-from spequant.recipes.schema import MethodChoice
+from spequant.app.recipes.methods import Given, build_method
+from spequant.app.recipes.schema import MethodChoice
 from spequant.train import wrap
 model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ReLU())
 wrapped, x = wrap(model, compile=True), torch.randn(2, 3)

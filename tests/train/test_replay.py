@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import spequant
-from spequant.recipes import RECIPES, assembly, run
+from spequant.app.recipes import RECIPES, assembly, run
 from spequant.train import (
     NotFinite,
     TrainingState,

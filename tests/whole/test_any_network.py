@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import spequant
-from spequant.coverage import coverage
+from spequant.preparation.coverage import coverage
 from spequant.quantizers import PACT, SAWB
 from support.covered_networks import NAMES, QUICK, TOLD, shaken, side
 

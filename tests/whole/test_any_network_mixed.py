@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 import spequant
-from spequant.export import export_mixed, lower, mixed_graph, read_onnx
-from spequant.export.engines import onnxruntime, run_in_parts
+from spequant.deploy import export_mixed, lower, mixed_graph, read_onnx
+from spequant.deploy.engines import onnxruntime, run_in_parts
 from spequant.quantizers import LSQ, PACT, SAWB
 from support.clipping import clips
 from support.covered_networks import NAMES, shaken, side

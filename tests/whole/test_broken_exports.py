@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from spequant.export import compare, export_onnx, integer_graph, lower, mixed_graph, quant_graph
-from spequant.export.engines import ENGINES, onnxruntime
-from spequant.export.mixed import answers
-from spequant.export.onnx_export import as_batches
-from spequant.export.program import Program, Weighted
+from spequant.deploy import compare, export_onnx, integer_graph, lower, mixed_graph, quant_graph
+from spequant.deploy.engines import ENGINES, onnxruntime
+from spequant.deploy.mixed import answers
+from spequant.deploy.onnx_export import as_batches
+from spequant.deploy.program import Program, Weighted
 from spequant.quantizers import LSQ, PACT, SAWB
 from support.integer_networks import NEEDS_ONNXRUNTIME, prepared
 from support.mixed_networks import NEEDS_ONNXSCRIPT
@@ -90,7 +90,7 @@ def test_a_right_export_of_every_kind_passes_and_a_wrong_one_leaves_no_file(kind
         def wrong(program, how=how, **rest):
             return integer_graph(broken(program, how), **rest)
 
-        monkeypatch.setattr("spequant.export.onnx_export.integer_graph", wrong)
+        monkeypatch.setattr("spequant.deploy.onnx_export.integer_graph", wrong)
         with pytest.raises(ValueError, match=r"^onnxruntime.*(values of output|another arg-max)"):
             export_onnx(model, tmp_path / "net.onnx", [x])
         assert [path.name for path in tmp_path.iterdir()] == ["right.onnx"], how

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 import spequant
+from spequant.app.recipes.build import build_quantized
+from spequant.app.recipes.schema import Quantization
 from spequant.layers import weight_quantizers
 from spequant.models import mobilenet_v2
 from spequant.quantizers import LSQ, PACT, SAWB, DoReFa, LeastSquares, MinMax
-from spequant.recipes.build import build_quantized
-from spequant.recipes.schema import Quantization
 
 
 def network(depthwise=None):

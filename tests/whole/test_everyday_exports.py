@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import spequant
-from spequant.export import export_mixed, export_onnx, lower
-from spequant.export.onnx_file import LARGEST, check_size
+from spequant.deploy import export_mixed, export_onnx, lower
+from spequant.deploy.onnx_file import LARGEST, check_size
 from spequant.quantizers import PACT, SAWB
 from support.integer_networks import NEEDS_ONNXRUNTIME
 
@@ -156,7 +156,7 @@ def test_what_an_onnx_file_cannot_hold_is_refused(export, tmp_path, monkeypatch)
     check_size(LARGEST)
     with pytest.raises(ValueError, match=r"2,146,435,073 bytes"):
         check_size(LARGEST + 1)
-    monkeypatch.setattr(sys.modules["spequant.export.onnx_file"], "LARGEST", 50)
+    monkeypatch.setattr(sys.modules["spequant.deploy.onnx_file"], "LARGEST", 50)
     with pytest.raises(ValueError, match=r"at most 50\b.*spequant\.pack"):
         export(prepared(Masked()), tmp_path / "net.onnx", [X])
     assert not list(tmp_path.iterdir())
@@ -166,5 +166,5 @@ def test_biases_are_spoken_of_where_rounding_them_would_help(tmp_path):
     torch.manual_seed(0)
     model = prepared(Masked())
     assert export_onnx(model, tmp_path / "net.onnx", [X]).off_grid == ["first", "last"]
-    spequant.export.quantize_biases(model, X[:1])
+    spequant.deploy.quantize_biases(model, X[:1])
     assert export_onnx(model, tmp_path / "net.onnx", [X]).off_grid == []

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 METHOD, QUANTIZERS = "tests/methods/test_speq.py", "tests/quantizers"
-LOSSES, PACKED = "tests/test_losses.py", "tests/export/test_packed.py"
+LOSSES, PACKED = "tests/methods/test_losses.py", "tests/deploy/test_packed.py"
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ MUTANTS = {
         "functional.py", "grad32 * reached(x - bottom) * reached(high - x)", "grad32 * 0", METHOD
     ),
     "the teacher's pass moves batch norm": Mutant(
-        "batch_norm.py", 'if mode == "leave" else []', 'if mode == "never" else []', METHOD
+        "calibration/batch_norm.py", 'if mode == "leave" else []', 'if mode == "never" else []', METHOD
     ),
     "a gradient to the teacher": Mutant(
         "methods/speq.py",
@@ -48,13 +48,13 @@ MUTANTS = {
         METHOD,
     ),
     "student and teacher swapped in the loss": Mutant(
-        "losses.py",
+        "methods/losses.py",
         'def kl(\n    student: Float[Tensor, "batch *parts classes"],\n    teacher:',
         'def kl(\n    teacher: Float[Tensor, "batch *parts classes"],\n    student:',
         LOSSES,
     ),
     "codes packed off by one": Mutant(
-        "export/packed.py",
+        "deploy/packed.py",
         "pack_bits(codes.reshape(-1).cpu().numpy(), bits)",
         "pack_bits(codes.reshape(-1).cpu().numpy().clip(1) - 1, bits)",
         PACKED,

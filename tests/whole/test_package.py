@@ -23,8 +23,8 @@ EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
 MODULES = {"scikit-learn": "sklearn"}  # distributions whose module has another name
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 
-APPLICATION = ("__main__", "cli", "deployment", "terminal", "studies", "bench")
-FOREIGN = ("integrations", "adapters.")
+APPLICATION = ("__main__", "app.cli", "app.exports", "app.terminal", "app.studies", "app.bench")
+FOREIGN = ("integrations", "preparation.adapters.")
 """rooms that are about other libraries: imported where those are in use"""
 
 ABSENT = """

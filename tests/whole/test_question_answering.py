@@ -12,8 +12,8 @@ from torch import nn
 import spequant
 from reference.attention import attention
 from spequant.layers import QuantizedLayer, QuantizedProduct, weight_quantizers
+from spequant.methods.tasks import SpanExtraction
 from spequant.quantizers import LSQ, PACT, SAWB, LSQPlus, MinMax, percentile
-from spequant.tasks import SpanExtraction
 from support.transformers_networks import CONFIGS, LENGTH, answering, inputs, tokens
 
 
@@ -198,7 +198,7 @@ def test_its_attention_equals_the_literal_twin():
 
 
 def test_what_changes_attention_and_is_not_known_is_refused():
-    from spequant.adapters.transformers_attention import attention as function
+    from spequant.preparation.adapters.transformers_attention import attention as function
 
     x = torch.randn(1, 2, 3, 4)
     with pytest.raises(ValueError, match=r"Linear .*softcap.*products=None"):
@@ -278,7 +278,7 @@ def test_exported_it_answers_alike_for_any_number_of_any_length(kind, settings, 
     pytest.importorskip("onnxscript")
     import onnx
 
-    from spequant.export import engines, export_mixed
+    from spequant.deploy import engines, export_mixed
 
     batch = tokens(16)
     model = quantized(answering(kind), batch, **settings).eval()
@@ -308,7 +308,7 @@ def test_exported_it_answers_alike_for_any_number_of_any_length(kind, settings, 
 
 
 def test_an_exported_table_holds_the_very_values():
-    from spequant.export.integer_modules import IntegerEmbedding
+    from spequant.deploy.integer_modules import IntegerEmbedding
 
     batch = tokens()
     for per_channel in (False, True):
@@ -323,7 +323,7 @@ def test_an_exported_table_holds_the_very_values():
 
 def test_what_an_export_cannot_be_given_is_named(tmp_path):
     pytest.importorskip("onnxscript")
-    from spequant.export import export_mixed
+    from spequant.deploy import export_mixed
 
     batch = inputs(tokens())
     model = quantized(answering(), batch | {"start_positions": torch.zeros(8)})
@@ -347,7 +347,7 @@ def test_packed_it_answers_bit_for_bit(tmp_path):
 
 
 def test_its_cost_counts_tables_without_multiplications():
-    from spequant.export import model_costs
+    from spequant.deploy import model_costs
 
     batch = inputs(tokens())
     costs = {c.name: c for c in model_costs(quantized(answering(), batch), batch)}

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import spequant
-from spequant.export import (
+from spequant.app.studies.layers import draw_layers
+from spequant.app.studies.pictures import draw_curves
+from spequant.deploy import (
     export_mixed,
     export_onnx,
     integer_graph,
@@ -22,8 +24,6 @@ from spequant.export import (
     write_openvino,
 )
 from spequant.files import write_json
-from spequant.studies.layers import draw_layers
-from spequant.studies.pictures import draw_curves
 from spequant.train import Looks
 from spequant.train.checkpoint import read, write
 from spequant.train.state import Snapshot

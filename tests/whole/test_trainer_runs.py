@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 import spequant
 from spequant.integrations import load_checkpoint
+from spequant.methods.tasks import SpanExtraction
 from spequant.quantizers import LSQPlus, Quantizer
-from spequant.tasks import SpanExtraction
 from support.tokenizer import VOCABULARY, entry, file_of, small_tokenizer
 from support.trainers import At, copied, equal_states, interrupt, little_garbage, prepared, trainer
 from support.transformers_networks import answering, inputs, tokens

@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 import spequant
-from spequant.export import Twin, integer_graph, load_packed, lower, pack, quantize_biases
-from spequant.export.engines import ENGINES
-from spequant.export.onnx_integer import op_graph, stored
-from spequant.export.program import Grid, Home, Input
-from spequant.export.width import at_width
+from spequant.deploy import Twin, integer_graph, load_packed, lower, pack, quantize_biases
+from spequant.deploy.engines import ENGINES
+from spequant.deploy.onnx_integer import op_graph, stored
+from spequant.deploy.program import Grid, Home, Input
+from spequant.deploy.width import at_width
 from spequant.methods import SPEQ
 from spequant.models import resnet8
 from spequant.models.residual import ResidualAdd
-from spequant.precision import LowBit
+from spequant.policies import LowBit
 from spequant.quantizers import SAWB, LSQPlus
 
 

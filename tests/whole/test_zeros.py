@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import spequant
-from spequant.export import Twin, integer_graph, load_packed, lower, pack, quant_graph, quantize_biases, write_onnx
-from spequant.export.engines import ENGINES
+from spequant.deploy import Twin, integer_graph, load_packed, lower, pack, quant_graph, quantize_biases, write_onnx
+from spequant.deploy.engines import ENGINES
 from spequant.layers import weight_quantizers
 from spequant.quantizers import (
     CSQ,

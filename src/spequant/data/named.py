@@ -15,7 +15,7 @@ from spequant.data.configuration import Configuration
 from spequant.data.image_files import Crop, ImageFiles, Source
 from spequant.data.images import HOLD_OUT_SEED, ImageSet, hold_out
 from spequant.data.vision import vision
-from spequant.wording import some_of
+from spequant.names import some_of
 
 TRAIN, TEST = ("train",), ("val", "test")  # folders below a root; of the second the first that is there
 SPLITS = {True: ("train", "trainval"), False: ("test", "val")}  # torchvision's names, train or not

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from spequant.extras import needs
-from spequant.wording import some_of
+from spequant.names import some_of
 
 TRAIN, DEV = "train-v1.1.json", "dev-v1.1.json"
 FOLDER = "squad"

@@ -16,7 +16,7 @@ from jaxtyping import Int32, Int64, UInt8
 from torch import Tensor
 
 from spequant.data.squad import Question
-from spequant.wording import some_of
+from spequant.names import some_of
 
 EVERYTHING = slice(None)
 CHUNK = 1000  # questions tokenised at a time: the tokenizer's lists take far more memory than the arrays made of them

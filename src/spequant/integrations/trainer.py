@@ -19,10 +19,10 @@ from spequant.files import placed, write_whole
 from spequant.layers import act_quantizers
 from spequant.methods import SPEQ, Losses, Method, SPEQDistill
 from spequant.methods.base import trained_by
+from spequant.methods.tasks import Task
+from spequant.networks import versioned
 from spequant.processes import sum_over_processes
 from spequant.quantizers import Quantizer
-from spequant.states import versioned
-from spequant.tasks import Task
 
 try:
     from transformers import Trainer, TrainingArguments

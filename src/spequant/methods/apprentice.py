@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from spequant.methods.base import Losses, check_weight, frozen, penalties
-from spequant.tasks import Classification, Task
+from spequant.methods.tasks import Classification, Task
 
 
 class Apprentice:

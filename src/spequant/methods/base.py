@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from spequant.copies import copied
+from spequant.networks import copied
 from spequant.quantizers import Quantizer
 
 

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from spequant.batch_norm import batch_norm_untracked
-from spequant.losses import kl
+from spequant.calibration.batch_norm import batch_norm_untracked
 from spequant.methods.base import CountsCalls, Losses, check_temperature, check_weight, frozen, penalties
+from spequant.methods.losses import kl
 from spequant.methods.parts import given_stages, part_of, replaced
-from spequant.tasks import Classification, Task
+from spequant.methods.tasks import Classification, Task
 
 
 class BlockReplacement(CountsCalls):

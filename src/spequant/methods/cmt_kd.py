@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spequant.losses import kl
 from spequant.methods.base import Losses, check_temperature, check_weight, penalties
+from spequant.methods.losses import kl
 from spequant.methods.parts import Recorder, given_stages, place, rounded
+from spequant.methods.tasks import Classification, Task
 from spequant.quantizers.base import check_bits
-from spequant.tasks import Classification, Task
 
 
 class Fused(nn.Module):

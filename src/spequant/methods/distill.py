@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spequant.losses import DistillLoss, kl
 from spequant.methods.base import Losses, check_temperature, check_weight, frozen, penalties
+from spequant.methods.losses import DistillLoss, kl
 from spequant.methods.speq import SPEQ
-from spequant.tasks import Classification, Task
+from spequant.methods.tasks import Classification, Task
 
 
 class Distill:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from spequant.methods.base import Losses, check_steps, check_temperature, check_weight, penalties
 from spequant.methods.parts import Recorder, tokens
 from spequant.methods.speq import SPEQ
-from spequant.precision import Stochastic
+from spequant.policies import Stochastic
 
 
 class ExtendedSPEQ:

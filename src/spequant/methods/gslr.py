@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from spequant.losses import kl
 from spequant.methods.base import CountsCalls, Losses, check_steps, check_temperature, frozen, penalties
-from spequant.tasks import Classification, Task
+from spequant.methods.losses import kl
+from spequant.methods.tasks import Classification, Task
 
 
 class GSLR(CountsCalls):

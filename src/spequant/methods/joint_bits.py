@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from spequant.losses import kl
 from spequant.methods.base import Losses, check_temperature, check_weight, penalties
+from spequant.methods.losses import kl
+from spequant.methods.tasks import Classification, Task
 from spequant.methods.widths import at_widths, fewest_bits
 from spequant.processes import unwrapped
 from spequant.quantizers.base import check_bits
-from spequant.tasks import Classification, Task
 
 
 class JointBits:

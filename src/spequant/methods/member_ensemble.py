@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spequant.losses import kl
 from spequant.methods.base import Losses, check_temperature, check_weight, penalties
+from spequant.methods.losses import kl
+from spequant.methods.tasks import Classification, Task
 from spequant.methods.widths import at_widths
 from spequant.quantizers.base import check_bits
-from spequant.tasks import Classification, Task
 
 
 class MemberEnsemble:

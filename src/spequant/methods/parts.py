@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spequant.functional import fake_quantize
-from spequant.kinds import QUANTIZABLE
+from spequant.networks import QUANTIZABLE
 from spequant.quantizers.base import level_tensor
 from spequant.recomputation import entered_again
 

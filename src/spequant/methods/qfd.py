@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from spequant.kinds import head_of
 from spequant.methods.base import Losses, check_weight, frozen, penalties
 from spequant.methods.parts import Recorder, rounded, tokens
+from spequant.methods.tasks import Classification, Task
+from spequant.networks import head_of
 from spequant.quantizers.base import check_bits
-from spequant.tasks import Classification, Task
 
 
 class QFD:

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from spequant.losses import kl
 from spequant.methods.base import CountsCalls, Losses, check_steps, check_temperature, penalties
-from spequant.tasks import Classification, Task
+from spequant.methods.losses import kl
+from spequant.methods.tasks import Classification, Task
 
 
 class QKD(CountsCalls):

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from spequant.methods.base import Losses, penalties
-from spequant.tasks import Classification, Task
+from spequant.methods.tasks import Classification, Task
 
 
 class Retrain:

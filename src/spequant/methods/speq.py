@@ -18,12 +18,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from spequant.batch_norm import MODES, Mode, batch_norm_mode
-from spequant.losses import DistillLoss, cosine, ensemble
+from spequant.calibration.batch_norm import MODES, Mode, batch_norm_mode
 from spequant.methods.base import CountsCalls, Losses, check_temperature, check_weight, penalties
-from spequant.precision import Policy, Stochastic, precision
+from spequant.methods.losses import DistillLoss, cosine, ensemble
+from spequant.methods.tasks import Classification, Task
+from spequant.policies import Policy, Stochastic, precision
 from spequant.processes import rank, unwrapped
-from spequant.tasks import Classification, Task
 
 
 class SPEQ(CountsCalls):

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spequant.losses import kl
 from spequant.methods.base import Losses, check_temperature, frozen, penalties
-from spequant.tasks import Classification, Task
+from spequant.methods.losses import kl
+from spequant.methods.tasks import Classification, Task
 
 
 class SQAKD:

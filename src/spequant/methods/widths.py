@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from spequant.batch_norm import batch_norm_untracked
+from spequant.calibration.batch_norm import batch_norm_untracked
 from spequant.layers import act_quantizers
-from spequant.precision import LowBit, precision
+from spequant.methods.tasks import Task
+from spequant.policies import LowBit, precision
 from spequant.processes import unwrapped
-from spequant.tasks import Task
 
 
 def fewest_bits(model: nn.Module) -> int:

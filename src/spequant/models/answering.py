@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from spequant.extras import needs
-from spequant.kinds import head_of
-from spequant.wording import some_of
+from spequant.names import some_of
+from spequant.networks import head_of
 
 TRANSFORMERS = "transformers/"
 

@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from spequant.kinds import head_of
-from spequant.states import versioned
+from spequant.networks import head_of, versioned
 
 
 def load_weights(model: nn.Module, path: str | Path, *, new_head: bool = False) -> None:

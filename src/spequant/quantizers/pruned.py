@@ -6,8 +6,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from spequant.names import some_of
 from spequant.quantizers.base import Quantizer
-from spequant.wording import some_of
 
 FEW = 0.01
 """Share of a weight that may be zero without a word."""

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spequant.batch_norm import modes_kept
-from spequant.batches import run_model
+from spequant.calibration.batch_norm import modes_kept
+from spequant.calibration.batches import run_model
 from spequant.layers import QuantizedLayer, act_quantizers, slots_of
-from spequant.precision import Policy, Stochastic, precision
+from spequant.policies import Policy, Stochastic, precision
 from spequant.quantizers import Quantizer
 
 

@@ -6,10 +6,10 @@ Which layer went first is found by training those steps once more: `replay.py`.
 import torch
 from torch import Tensor, nn
 
+from spequant.names import some_of
 from spequant.processes import gathered, sum_over_processes
 from spequant.quantizers import Quantizer
 from spequant.train.state import TrainingState
-from spequant.wording import some_of
 
 ADVICE = ": lower the learning rate, or clip gradients (train.clip_norm)"
 HINT = (

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spequant.batch_norm import modes_kept
+from spequant.calibration.batch_norm import modes_kept
+from spequant.methods.tasks import Classification, Counted
 from spequant.processes import anyone, rank, sum_over_processes, world
-from spequant.tasks import Classification, Counted
 from spequant.train.guard import FiniteGuard
 from spequant.train.launch import make_accelerator
 from spequant.train.state import Progress, TrainingState

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from spequant.methods.tasks import Counted
+from spequant.names import some_of
 from spequant.processes import sum_over_processes
-from spequant.tasks import Counted
 from spequant.train.guard import ADVICE, NotFinite, all_finite, in_any_process, in_words, not_finite
 from spequant.train.launch import make_accelerator
 from spequant.train.loop import Batches, epoch_batches, parts_of, seed_step, train_step
 from spequant.train.state import TrainingState
-from spequant.wording import some_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -12,8 +12,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from spequant.methods import Method
 from spequant.methods.base import trained_by
+from spequant.networks import versioned
 from spequant.processes import sum_over_processes, world
-from spequant.states import versioned
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,184 @@
+"""What the commands export, evaluate and inspect take and print; no arithmetic."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.table import Table
+from tyro.conf import FlagCreatePairsOff, Positional
+
+from spequant.app.recipes import evaluate_source, export_source, open_source
+from spequant.app.recipes.deploy import Target
+from spequant.app.recipes.sources import example_of
+from spequant.app.terminal import print_table
+from spequant.deploy import Parity, model_costs, program_costs, totals
+from spequant.files import destination, write_json
+from spequant.names import some_of
+
+__all__ = ["Evaluate", "Export", "Inspect", "print_evaluation", "print_export"]
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write what a run or a packed file holds as a file to ship, verified against the run on its test set."""
+
+    source: Positional[Path]
+    """a run's folder, or a packed file"""
+    to: Target
+    out: Path | None = None
+    """None: model.packed, .onnx, .mixed.onnx, .qonnx.onnx or .xml in the run's folder, or beside the packed file"""
+    act_bits: int | None = None
+    """width of the activations that were trained at the recipe's act_bits; None: as trained"""
+    round_biases: FlagCreatePairsOff[bool] = False
+    """put biases on integer arithmetic's grid first; a recipe's run has done that at its end"""
+    preprocessing: FlagCreatePairsOff[bool] = False
+    """the graph takes uint8 images, and scales and normalises them itself"""
+    images: int | None = None
+    """verify on the first so many test images; None: on all"""
+    root: Path | None = None
+    """folder of the data set; None: the recipe's, or SPEQUANT_DATA"""
+
+
+def print_export(settings: Export) -> None:
+    report = export_source(
+        settings.source,
+        settings.to,
+        settings.out,
+        act_bits=settings.act_bits,
+        round_biases=settings.round_biases,
+        preprocessing=settings.preprocessing,
+        images=settings.images,
+        root=settings.root,
+        show=_print_parity,
+    )
+    if settings.to == "packed":
+        print(f"verified: loaded again, the logits of {report.images} {report.what} are equal, bit for bit")
+    for name, (network, other) in report.figures.items():
+        print(f"onnxruntime: {name} {other:.2f} %, torch {network:.2f} %")
+    if report.islands:
+        print(f"in float: {'; '.join(_by_operation(report.islands))}")
+    if report.batch is not None:
+        print(f"takes {report.batch} image at a time: the network itself counts with the number of images")
+    if report.saturating:
+        print(
+            f"processors without VNNI or dot products may clip sums in {some_of(report.saturating)} "
+            "(7 bits in training, of the ends --quant.end-bits 7, avoid it)"
+        )
+    times = report.float_size / report.size
+    print(f"{report.path}  {report.size:,} bytes, {times:.1f} times smaller than in fp32 ({report.float_size:,})")
+
+
+def _by_operation(islands: list[str]) -> list[str]:
+    """Each operation with the modules that do it, the first three by name."""
+    found: dict[str, list[str]] = {}
+    for island in islands:
+        module, _, operation = island.rpartition(": ")
+        found.setdefault(operation, []).append(module)
+    return [f"{operation} in {some_of(names)}" for operation, names in found.items()]
+
+
+def _print_parity(parity: Parity, engine: str) -> None:
+    if parity.codes:
+        table = Table("codes", "number", f"{engine} / torch", f"{engine} / twin", "forced", "of them ties")
+        for c in parity.codes:
+            numbers = c.count, c.torch, c.twin, c.forced, c.ties
+            table.add_row(c.name, *("-" if n is None else f"{n:,}" for n in numbers))
+        print_table(table)
+        print(
+            "unequal codes, end to end, against the network and against its integer twin; "
+            "forced: each layer on the twin's inputs"
+        )
+    network, other = parity.accuracy
+    right = f"; accuracy {other:.2f} %, torch {network:.2f} %" if parity.labelled else ""
+    what = "images" if parity.labelled else "answers, starts and ends apart"
+    own = f"; torch's own with other last bits differs on {parity.own}" if parity.own else ""
+    print(f"{engine}: arg-max equal on {100 * parity.agreement:.2f} % of {parity.images} {what}{right}{own}")
+    for values in parity.values:
+        print(f"{engine}: {values}")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Accuracy of a run or an exported file on its test set."""
+
+    source: Positional[Path]
+    """a run's folder, or a file of `spequant export`"""
+    engine: str | None = None
+    """torch, onnxruntime, openvino or qonnx; None: the file's own"""
+    act_bits: tuple[int, ...] = ()
+    """widths of the activations that were trained at the recipe's act_bits, one row each; none: as trained"""
+    images: int | None = None
+    """the first so many test images; None: all"""
+    root: Path | None = None
+    """folder of the data set; None: the recipe's, or SPEQUANT_DATA"""
+    threads: int | None = None
+    json: Path | None = None
+    """rows as JSON"""
+
+
+def print_evaluation(settings: Evaluate) -> None:
+    if settings.json is not None:
+        destination(settings.json)
+    rows = evaluate_source(
+        settings.source,
+        engine=settings.engine,
+        act_bits=settings.act_bits,
+        images=settings.images,
+        root=settings.root,
+        threads=settings.threads,
+    )
+    for row in rows:
+        width = "float activations" if row["act_bits"] is None else f"A{row['act_bits']}"
+        head = f"{row['recipe']}  {row['engine']}  {width}"
+        if "f1" in row:
+            print(f"{head}  exact match {row['exact_match']:.2f} %  F1 {row['f1']:.2f} %  questions {row['samples']}")
+        else:
+            print(f"{head}  accuracy {row['accuracy']:.2f} %  loss {row['loss']:.4f}  images {row['samples']}")
+    write_json(settings.json, rows)
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Bits, ranges, bytes, multiply-accumulates and bit operations, layer by layer."""
+
+    source: Positional[Path]
+    """a run's folder, a packed file or one of --to onnx"""
+    root: Path | None = None
+    """folder of the data set, for a run; None: the recipe's, or SPEQUANT_DATA"""
+    json: Annotated[Path | None, tyro.conf.arg(help="layers and totals as JSON")] = None
+
+
+def print_inspection(settings: Inspect) -> None:
+    if settings.json is not None:
+        destination(settings.json)
+    source = open_source(settings.source, settings.root)
+    if source.program is not None:
+        costs = program_costs(source.program)
+    elif source.model is not None:
+        costs = model_costs(source.model, example_of(source))
+    else:
+        raise ValueError(
+            f"{source.path} is a file of --to {source.kind}; expected a run, a packed file or one of --to onnx"
+        )
+    table = Table("layer", "kind", "W", "A", "weights", "activations", "bytes", "MACs", "bit operations")
+    for c in costs:
+        numbers = (f"{n:,}" for n in (c.size, c.macs, c.bit_operations))
+        table.add_row(
+            c.name, c.kind, str(c.weight_bits), str(c.act_bits), _range(c.weight_range), _range(c.act_range), *numbers
+        )
+    total = totals(costs)
+    table.add_section()
+    numbers = (f"{total[k]:,}" for k in ("size", "macs", "bit_operations"))
+    table.add_row("total", "", "", "", f"{total['weights']:,}", "", *numbers)
+    print_table(table)
+    print(
+        f"these layers in fp32: {total['times_smaller_than_fp32']:.1f} times the bytes, "
+        f"{total['times_fewer_bit_operations_than_fp32']:.1f} times the bit operations "
+        "(MACs x weight bits x input bits)"
+    )
+    write_json(settings.json, {"source": str(settings.source), "layers": [c.row() for c in costs], "total": total})
+
+
+def _range(ends: tuple[float, float] | None) -> str:
+    return "float" if ends is None else f"{ends[0]:.3g} .. {ends[1]:.3g}"

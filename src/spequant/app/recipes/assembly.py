@@ -1,0 +1,159 @@
+"""Everything that a recipe trains with, made and brought together: data, network, method, optimizer, processes."""
+
+import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from spequant.app.recipes.build import build_quantized, calibrated
+from spequant.app.recipes.fields import Field, make_field
+from spequant.app.recipes.images import channels_last
+from spequant.app.recipes.methods import Given, build_method
+from spequant.app.recipes.schema import Recipe, Training
+from spequant.calibration.batch_norm import synchronise_batch_norm
+from spequant.methods.base import allow_float, trained_by
+from spequant.networks import versioned
+from spequant.processes import world
+from spequant.quantizers import by_name
+from spequant.train import (
+    Snapshot,
+    TrainingState,
+    keep_freed_memory,
+    make_accelerator,
+    make_deterministic,
+    make_optimizer,
+    make_schedule,
+    parameter_groups,
+    wrap,
+)
+from spequant.train.freezing import OscillationFreezer, annealed
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass
+class Assembly:
+    """What `assemble` made."""
+
+    recipe: Recipe
+    accelerator: "Accelerator"
+    field: Field
+    state: TrainingState
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of an epoch."""
+        return self.field.sizes[0] // self.recipe.train.batch_size
+
+
+def start_processes(recipe: Recipe, folder: Path) -> "Accelerator":
+    """Join the other processes, if a launcher started some; threads and kernels as `recipe` says."""
+    settings = recipe.train
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    if settings.deterministic:
+        make_deterministic()
+    keep_freed_memory()
+    return make_accelerator(
+        settings.precision,
+        device=settings.device,
+        accumulate=settings.accumulate,
+        tracker=settings.tracker,
+        folder=folder,
+    )
+
+
+def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | None = None) -> Assembly:
+    """Load, prepare and calibrate as `recipe` says; or, with a `snapshot`, stand where it was taken.
+
+    ValueError: a batch that does not split evenly over processes and train.accumulate, or what the recipe's data,
+    network and method refuse; the same in every process.
+    """
+    settings = recipe.train
+    _check_parts(settings)
+    torch.manual_seed(settings.seed)
+    device = accelerator.device if settings.device == "auto" else torch.device(settings.device)
+    field = make_field(recipe, device)
+    network = field.network()
+    start = network if recipe.quantized else copy.deepcopy(network)  # a float student is it; `network` teaches
+    if snapshot is None:
+        model = calibrated(start, recipe.quant, field.calibration())
+    else:
+        model = build_quantized(start, recipe.quant)
+        whole = versioned(model, snapshot.part("model"))
+        model.load_state_dict(whole)  # before the optimizer: layers come to share quantizers by it
+        model = channels_last(model, device)
+    if not recipe.quantized:
+        allow_float(model)
+    steps = settings.epochs * (field.sizes[0] // settings.batch_size)
+
+    def quantized(bits: int) -> nn.Module:
+        kind = type(by_name[recipe.quant.weight](None).at(bits))  # another one where its own does not reach so far
+        name: Any = next(name for name, known in by_name.items() if known is kind)
+        quant = replace(recipe.quant, weight=name, weight_bits=bits, act_bits=bits)
+        return calibrated(network, quant, field.calibration())
+
+    parts = settings.accumulate
+    given = Given(network, settings.seed, steps * parts, quantized, model, field.task, parts)
+    method = build_method(recipe.method, given, compile=settings.compile)
+    partner = trained_by(method)
+    _check_alone(recipe, partner)
+    if world() > 1 and settings.sync_batch_norm:
+        synchronise_batch_norm(model)
+    optimizer = make_optimizer(
+        settings.optimizer,
+        parameter_groups(
+            model if partner is None else nn.ModuleList([model, partner]),
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            range_lr=settings.range_lr,
+        ),
+        momentum=settings.momentum,
+    )
+    state = TrainingState(
+        model,
+        method,
+        optimizer,
+        make_schedule(settings.schedule, optimizer, steps),
+        wrapped=wrap(model, compile=settings.compile),
+        ema=settings.ema,
+        freezer=_freezer(model, settings, steps),
+        seed=settings.seed,
+    )
+    if snapshot is not None:
+        state.restore(snapshot)
+    return Assembly(recipe, accelerator, field, state)
+
+
+def _check_alone(recipe: Recipe, partner: nn.Module | None) -> None:
+    """ValueError where several processes would each train a `partner` of their own."""
+    if partner is not None and world() > 1:
+        raise ValueError(
+            f"method.name is {recipe.method.name!r}, which trains a network beside the student; there are {world()} "
+            "processes, expected one"
+        )
+
+
+def _check_parts(settings: Training) -> None:
+    """ValueError unless each process's share of a batch splits evenly into train.accumulate parts."""
+    size, parts, processes = settings.batch_size, settings.accumulate, world()
+    together = processes * parts
+    if size % together:
+        raise ValueError(
+            f"train.batch_size is {size} and train.accumulate {parts}, on {processes} process(es); expected a batch "
+            f"that splits evenly into {processes} x {parts} parts: give --train.batch-size "
+            f"{-(-size // together) * together}, or another --train.accumulate or number of processes"
+        )
+
+
+def _freezer(model: nn.Module, settings: Training, steps: int) -> OscillationFreezer | None:
+    first, last = settings.freeze_threshold, settings.freeze_threshold_end
+    if first is None:
+        return None
+    return OscillationFreezer(
+        model, threshold=first if last is None else lambda number: annealed(first, last, number / steps)
+    )

@@ -1,0 +1,192 @@
+"""A recipe on questions about texts, SQuAD 1.1: the network marks where in a text the answer stands."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from spequant.app.recipes.folder import NETWORK, weight_file
+from spequant.app.recipes.schema import Data, Recipe
+from spequant.calibration.batch_norm import modes_kept
+from spequant.data import (
+    Question,
+    Windows,
+    best_answers,
+    check_tokenizer,
+    eval_windows,
+    exact_match_and_f1,
+    load_squad,
+    make_windows,
+    train_windows,
+)
+from spequant.methods.tasks import SpanExtraction
+from spequant.models import configuration, load_tokenizer, load_weights, make_answering
+from spequant.processes import gathered, portion, rank, world
+
+ORDER_SEED = 2009_14502  # fixed, so that every run trains on and holds out the same questions
+CALIBRATION = 256  # windows
+SAMPLE = 16
+EVAL_BATCH = 32
+
+Answer = Callable[[dict[str, Tensor]], Tensor]
+"""A batch of windows -> logits (batch, 2, length) of start and end"""
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """Questions, and their windows with offsets."""
+
+    questions: list[Question]
+    windows: Windows
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def first(self, count: int) -> "QuestionSet":
+        """The first so many questions."""
+        return QuestionSet(self.questions[:count], self.windows.part(count))
+
+
+class Questions:
+    """See `fields.Field`; samples are windows in training and questions in tests."""
+
+    example: Tensor | None = None
+
+    def __init__(self, recipe: Recipe, device: torch.device):
+        self.recipe, self.device, self.task = recipe, device, SpanExtraction()
+        name, data = recipe.network.name, recipe.data
+        self.tokenizer, self.config = load_tokenizer(name), configuration(name)
+        check_tokenizer(self.tokenizer, self.config, max_length=data.max_length)
+        train, self.dev = _load(data)
+        chosen, held = divided(train, data.images, data.held_out)
+        self.train = make_windows(chosen, self.tokenizer, max_length=data.max_length, stride=data.stride)
+        self.held = question_set(held, self.tokenizer, data) if held else None
+
+    @cached_property
+    def test(self) -> QuestionSet:
+        """Made when it is first read."""
+        return question_set(self.dev, self.tokenizer, self.recipe.data)
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        return len(self.train), 0 if self.held is None else len(self.held), len(self.dev)
+
+    def network(self) -> nn.Module:
+        choice = self.recipe.network
+        whole = choice.weights is None and choice.pretrained
+        model = make_answering(choice.name, pretrained=whole, new_head=choice.new_head)
+        if choice.weights is not None:
+            load_weights(model, weight_file(choice.weights), new_head=choice.new_head)
+        return model.to(self.device)
+
+    def batches(self, epoch: int, start: int) -> Iterator[Any]:
+        settings = self.recipe.train
+        part = portion(settings.batch_size, "train.batch_size")
+        batches = train_windows(
+            self.train, settings.batch_size, seed=settings.seed, epoch=epoch, start=start, part=part
+        )
+        return (on_device(batch, self.device) for batch in batches)
+
+    def calibration(self) -> list[Any]:
+        size = min(self.recipe.train.batch_size, len(self.train))
+        batches = train_windows(self.train, size, seed=0, epoch=0)
+        return [on_device(_inputs(batch), self.device) for batch in islice(batches, -(-CALIBRATION // size))]
+
+    def statistics(self) -> Iterator[Any]:
+        return iter(self.calibration())
+
+    def sample(self) -> dict[str, Tensor]:
+        return {name: values[:SAMPLE] for name, values in self.calibration()[0].items()}
+
+    def measure(self, model: nn.Module, *, held: bool = False) -> dict[str, float]:
+        """Exact match and F1."""
+        chosen = self.held if held else self.test
+        if chosen is None:
+            return {}
+        with modes_kept(model):
+            return score(chosen, answer_by(model.eval(), self.device))
+
+    def keep(self, folder: Path) -> None:
+        self.config.save_pretrained(folder / NETWORK)
+        self.tokenizer.save_pretrained(folder / NETWORK)
+
+
+def _load(data: Data) -> tuple[list[Question], list[Question]]:
+    named = data.root or os.environ.get("SPEQUANT_DATA")
+    return load_squad(Path(named) if named else None, data.download)
+
+
+def divided(questions: list[Question], count: int | None, held_out: int) -> tuple[list[Question], list[Question]]:
+    """(the first `count` questions of an order drawn once, or all but those held out; the last `held_out` of it). What
+    is drawn are texts, whose questions stay together; the others of a text that is held out in part are in neither."""
+    texts: dict[str, list[Question]] = {}
+    for question in questions:
+        texts.setdefault(question.context, []).append(question)
+    groups = list(texts.values())
+    order = np.random.default_rng(ORDER_SEED).permutation(len(groups))
+    drawn = [question for i in order for question in groups[i]]
+    if not 0 <= held_out < len(drawn):
+        raise ValueError(f"data.held_out is {held_out!r}; expected 0 to {len(drawn) - 1}, fewer than the questions")
+    rest, held = drawn[: len(drawn) - held_out], drawn[len(drawn) - held_out :]
+    while rest and held and rest[-1].context == held[0].context:
+        rest.pop()
+    if count is not None and not 1 <= count <= len(rest):
+        raise ValueError(f"data.images is {count!r}; expected 1 to {len(rest)} questions, those that are not held out")
+    return rest[:count], held
+
+
+def dev_questions(data: Data, tokenizer: Any, config: Any) -> QuestionSet:
+    """The questions that `data` tests on."""
+    check_tokenizer(tokenizer, config, max_length=data.max_length)
+    return question_set(_load(data)[1], tokenizer, data)
+
+
+def question_set(questions: list[Question], tokenizer: Any, data: Data) -> QuestionSet:
+    windows = make_windows(questions, tokenizer, max_length=data.max_length, stride=data.stride, offsets=True)
+    return QuestionSet(questions, windows)
+
+
+def score(found: QuestionSet, answer: Answer) -> dict[str, float]:
+    """Exact match and F1, per cent, of the answers that `answer` marks; shared among the processes."""
+    rows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    lengths = found.windows.lengths
+    size = min(EVAL_BATCH, len(found.windows))
+    for numbers, batch in eval_windows(found.windows, size, turn=rank(), turns=world()):
+        logits = answer(batch).float().cpu().numpy()
+        rows |= {
+            i: (start[: lengths[i]], end[: lengths[i]])
+            for i, (start, end) in zip(numbers.tolist(), logits, strict=True)
+        }
+    whole: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    for part in gathered(rows):
+        whole |= part
+    ordered = [whole[i] for i in range(len(found.windows))]
+    starts, ends = [start for start, _ in ordered], [end for _, end in ordered]
+    exact, f1 = exact_match_and_f1(best_answers(found.windows, found.questions, starts, ends), found.questions)
+    return {"exact_match": exact, "f1": f1}
+
+
+def answer_by(model: nn.Module, device: torch.device) -> Answer:
+    """By `model`, as it is, on `device`."""
+    task = SpanExtraction()
+
+    def answer(batch: dict[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            return task.logits(model, on_device(batch, device))
+
+    return answer
+
+
+def _inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: values for name, values in batch.items() if name not in SpanExtraction.LABELS}
+
+
+def on_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: values.to(device, non_blocking=True) for name, values in batch.items()}

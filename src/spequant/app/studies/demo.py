@@ -1,0 +1,80 @@
+"""The demo: a small float ResNet on handwritten digits, made W2A2, trained from there as Retrain and as SPEQ."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from rich.table import Table
+
+from spequant.app.recipes import RECIPES, run
+from spequant.app.recipes.build import with_seed
+from spequant.app.studies.compare import deviation, difference
+from spequant.app.studies.pictures import draw_curves
+from spequant.app.terminal import Terminal, print_table
+from spequant.files import make_folder, remove
+
+MARK = ".demo"
+"""a file that says that a demo made this folder"""
+OWN = ("digits-float", "digits-w2a2-retrain-seed*", "digits-w2a2-speq-seed*", "curves.png")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Handwritten digits: a small float ResNet, then W2A2 from it by Retrain and by SPEQ."""
+
+    out: Path = Path("runs/demo")
+    """an empty or new folder, or an earlier demo's, whose runs are removed first; other files in it stay"""
+    seeds: int = 3
+    epochs: int | None = None
+    """of each run; None: as the recipes have it"""
+
+
+def run_demo(settings: Demo) -> None:
+    """Train, print one table, write curves, metrics and networks below `settings.out`."""
+    if settings.seeds < 1:
+        raise ValueError(f"seeds is {settings.seeds}; expected 1 or more")
+    if settings.out.exists() and not (settings.out / MARK).exists() and any(settings.out.iterdir()):
+        raise ValueError(
+            f"out is {settings.out}, which holds something and was not made by a demo; name an empty or new folder"
+        )
+    make_folder(settings.out)
+    (settings.out / MARK).touch()
+    for path in [path for pattern in OWN for path in settings.out.glob(pattern)]:
+        remove(path) if path.is_dir() else path.unlink()
+    arms: dict[str, list[dict[str, Any]]] = {}
+    folders: dict[str, list[Path]] = {}
+    start = settings.out / "digits-float"
+    for arm, name in (
+        ("float", "digits-float"),
+        ("Retrain W2A2", "digits-w2a2-retrain"),
+        ("SPEQ W2A2", "digits-w2a2-speq"),
+    ):
+        for seed in range(1 if arm == "float" else settings.seeds):
+            recipe = with_seed(RECIPES[name](), seed)
+            if settings.epochs is not None:
+                recipe = replace(recipe, train=replace(recipe.train, epochs=settings.epochs))
+            if arm != "float":
+                recipe = replace(recipe, network=replace(recipe.network, weights=start))
+            folder = start if arm == "float" else settings.out / f"{name}-seed{seed}"
+            with Terminal(f"{arm}, seed {seed}") as reporter:
+                result = run(recipe, folder, reporter)
+            arms.setdefault(arm, []).append(result)
+            folders.setdefault(arm, []).append(folder)
+    print_table(_table(arms))
+    if settings.seeds > 1:
+        retrain, speq = ({r["seed"]: r["test_accuracy"] for r in arms[a]} for a in ("Retrain W2A2", "SPEQ W2A2"))
+        print(f"SPEQ - Retrain, paired: {difference(retrain, speq)} points, 95 %, 500 test images")
+    draw_curves(folders, settings.out / "curves.png")
+    print(f"curves, metrics (JSON lines) and networks are in {settings.out}/")
+
+
+def _table(arms: dict[str, list[dict[str, Any]]]) -> Table:
+    table = Table("network", "test accuracy, %", "deviation", "weights, KiB", "seconds a run")
+    for arm, results in arms.items():
+        accuracy: Sequence[float] = [r["test_accuracy"] for r in results]
+        spread = f"{deviation(accuracy):.2f}" if len(accuracy) > 1 else "-"
+        size, seconds = results[0]["weight_bytes"] / 1024, mean(r["seconds"] for r in results)
+        table.add_row(arm, f"{mean(accuracy):.2f}", spread, f"{size:.1f}", f"{seconds:.1f}")
+    return table

@@ -1,0 +1,59 @@
+"""fig3: how hard KL and cosine pull at the student, by its confidence and the teacher's."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spequant.app.recipes.folder import environment
+from spequant.app.studies.arms import ran_on
+from spequant.app.studies.page import Report
+from spequant.methods import losses
+
+CLASSES = 10
+CONFIDENCES = [round(0.05 * i, 2) for i in range(3, 20)]  # .15 to .95; .1 is no preference
+
+
+def pull(loss: Callable[..., Tensor], student: float, teacher: float, temperature: float = 1.0) -> float:
+    """L1 norm of dL/dz_S where both are sure of one and the same class by so much, the rest being spread evenly."""
+    z = _logits(student).requires_grad_()
+    loss(z, _logits(teacher), temperature).backward()
+    assert z.grad is not None
+    return float(z.grad.abs().sum())
+
+
+def _logits(confidence: float) -> Tensor:
+    p = torch.full((1, CLASSES), (1 - confidence) / (CLASSES - 1), dtype=torch.float64)
+    p[0, 0] = confidence
+    return p.log()
+
+
+def fig3(confidences: Sequence[float] = CONFIDENCES) -> Report:
+    rows = [
+        {
+            "student confidence": s,
+            "teacher confidence": t,
+            "KL": pull(losses.kl, s, t),
+            "cosine": pull(losses.cosine, s, t),
+            "command": "spequant study fig3",
+        }
+        for s in confidences
+        for t in confidences
+    ]
+
+    def draw(figure: Any) -> None:
+        for axes, name in zip(figure.subplots(1, 2), ("KL", "cosine"), strict=True):
+            values = torch.tensor([row[name] for row in rows]).view(len(confidences), -1)
+            shown = axes.contourf(confidences, confidences, values, levels=12)
+            figure.colorbar(shown, ax=axes)
+            axes.set_xlabel("teacher confidence")
+            axes.set_ylabel("student confidence")
+            axes.set_title(f"{name}: L1 norm of the gradient to the logits", fontsize=10)
+
+    about = (
+        f"{CLASSES} classes, T = 1, one sample. Where the teacher is unsure, cosine hardly pulls at a sure student; "
+        "KL pulls the more, the more sure it is."
+    )
+    facts = ran_on([environment(torch.device("cpu"))])
+    return Report("Gradients of KL and cosine (figure 3)", about, rows, draw, facts)

@@ -1,0 +1,154 @@
+"""`spequant layers RUN`: what the layers of a run did, as a table of the last look and a picture of all looks."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from tyro.conf import Positional
+
+from spequant.app.recipes.folder import RECIPE, rows_of
+from spequant.app.studies.pictures import blank
+from spequant.app.terminal import print_table
+from spequant.extras import needs
+from spequant.files import destination, placed
+from spequant.train import Looks, read_looks
+from spequant.train.freezing import MAX_BITS
+
+CLIPPED, USED, CHANGED = 0.05, 0.5, 0.01
+"""a layer is marked that clips a larger share, uses a smaller share of its levels, or has a larger share of codes of
+`MAX_BITS` bits or fewer that still change"""
+LEAST = 1e-4
+"""the share of changed codes at which the picture's colours begin"""
+TOLD = 12
+"""epochs whose agreement is printed, at most"""
+DPI = 150
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What the layers of a run did: clipping, levels in use, ranges, codes that change; a table and a picture."""
+
+    run: Positional[Path]
+    """the folder of a run, finished or not, trained with --train.layers-every 1 (or more)"""
+    out: Path | None = None
+    """the picture, PNG; None: layers.png in the run's folder"""
+
+
+def show_layers(settings: Layers) -> None:
+    """Print the table, write the picture. FileNotFoundError: no run, or no folder for the picture. ValueError: a run
+    that did not look at its layers, or a picture that is no PNG."""
+    looks = looks_of(settings.run)
+    out = settings.out or settings.run / "layers.png"
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"out is {out}; expected a file that ends in .png")
+    destination(out)
+    print_table(layers_table(looks))
+    print(f"marked: {', '.join(marked(looks)) or 'none'}")
+    if line := agreement_line(looks):
+        print(line)
+    draw_layers(looks, out)
+    print(f"by layer and epoch: {out}")
+
+
+def looks_of(run: Path) -> Looks:
+    """What the run in the folder `run` saw of its layers. FileNotFoundError; ValueError: nothing."""
+    if not (run / RECIPE).is_file():
+        raise FileNotFoundError(f"{run / RECIPE} does not exist; expected the folder of a run")
+    looks = read_looks(rows_of(run, "layers"))
+    if looks is None:
+        raise ValueError(f"{run} did not look at its layers; expected a run trained with --train.layers-every 1")
+    return looks
+
+
+def layers_table(looks: Looks) -> Table:
+    """A row a layer, as it was at the last look."""
+    table = Table(title=f"layers after epoch {looks.epochs[-1]}")
+    since = f"since epoch {looks.epochs[-2]}" if len(looks.epochs) > 1 else "yet"
+    for head in ("layer", "W", "A", "clipped, %", "levels", "low", "high", "largest weight"):
+        table.add_column(head, justify="left" if head == "layer" else "right")
+    table.add_column(f"codes changed {since}, %", justify="right")
+    table.add_column("look at")
+    last = {what: column[:, -1] for what, column in looks.values.items()}
+    notes = remarks(looks)
+    for i, name in enumerate(looks.names):
+        row = {what: float(column[i]) for what, column in last.items()}
+        bits = ["-" if b[i] is None else str(b[i]) for b in (looks.weight_bits, looks.act_bits)]
+        levels = "-" if math.isnan(row["levels"]) else f"{row['levels']:.0f} of {looks.of[i]}"
+        ranges = (_number(row[what]) for what in ("low", "high", "clip"))
+        note = "; ".join(notes[i])
+        style = "yellow" if note else None
+        table.add_row(name, *bits, _share(row["clipped"]), levels, *ranges, _share(row["changed"]), note, style=style)
+    return table
+
+
+def _share(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.2f}"
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3g}"
+
+
+def remarks(looks: Looks) -> list[list[str]]:
+    """Of each layer what deserves attention at the last look; see `CLIPPED`."""
+    found: list[list[str]] = []
+    for i, weight_bits in enumerate(looks.weight_bits):
+        clipped, levels, changed = (float(looks.values[what][i, -1]) for what in ("clipped", "levels", "changed"))
+        of, notes = looks.of[i], []
+        if clipped > CLIPPED:
+            notes.append("much is clipped")
+        if of is not None and levels < USED * of:
+            notes.append("half the levels unused")
+        if changed > CHANGED and weight_bits is not None and weight_bits <= MAX_BITS:
+            notes.append("codes still change")
+        found.append(notes)
+    return found
+
+
+def marked(looks: Looks) -> list[str]:
+    """How many layers there are of each remark, in words."""
+    flat = [note for notes in remarks(looks) for note in notes]
+    return [f"{note} ({flat.count(note)} of {len(looks.names)} layers)" for note in dict.fromkeys(flat)]
+
+
+def agreement_line(looks: Looks) -> str:
+    """Agreement of teacher and student by epoch, of `TOLD` looks at most, the last among them; "": there is none."""
+    known = [(e, a) for e, a in zip(looks.epochs, looks.agreement, strict=True) if a is not None]
+    if not known:
+        return ""
+    places = np.unique(np.linspace(0, len(known) - 1, TOLD).round().astype(int))
+    pairs = (f"{known[i][0]}: {100 * known[i][1]:.1f}" for i in places)
+    return f"teacher and student agree, % of answers, by epoch: {', '.join(pairs)}"
+
+
+def draw_layers(looks: Looks, out: Path) -> None:
+    """Three heat maps, layers downwards and epochs to the right: clipping, levels in use, codes changed (PNG)."""
+    colors = needs("matplotlib.colors", "report")
+    of = np.array([math.nan if n is None else n for n in looks.of])[:, None]
+    clipped, changed = looks.values["clipped"], looks.values["changed"]
+    most = max(CLIPPED, float(np.nanmax(clipped, initial=0)))
+    panels: tuple[tuple[str, np.ndarray, Any, str], ...] = (
+        ("clipped, %", 100 * clipped, colors.Normalize(0, 100 * most), "magma_r"),
+        ("levels in use, %", 100 * looks.values["levels"] / of, colors.Normalize(0, 100), "magma"),
+        ("codes changed, %", 100 * np.maximum(changed, LEAST), colors.LogNorm(100 * LEAST, 100), "magma_r"),
+    )
+    rows, columns = clipped.shape
+    names = max(map(len, looks.names))
+    width = min(12, max(6.6, 0.12 * 3 * columns))
+    picture = blank(1 + 0.075 * names + width, 1.6 + 0.15 * rows)
+    all_axes = picture.subplots(1, len(panels), sharey=True)
+    ticks = np.unique(np.linspace(0, columns - 1, min(columns, 6)).round().astype(int))
+    for axes, (title, values, norm, colours) in zip(all_axes, panels, strict=True):
+        axes.set_facecolor("lightgrey")
+        shown = axes.imshow(values, norm=norm, cmap=colours, aspect="auto", interpolation="nearest")
+        axes.set_title(title, fontsize=9)
+        axes.set_xticks(ticks, [str(looks.epochs[i]) for i in ticks], fontsize=8)
+        axes.set_xlabel("epoch", fontsize=8)
+        picture.colorbar(shown, ax=axes, location="bottom", aspect=25).ax.tick_params(labelsize=8)
+    all_axes[0].set_yticks(range(rows), looks.names, fontsize=7)
+    picture.supxlabel("grey: not of this layer, or not known yet", fontsize=8, color="dimgrey")
+    with placed(out) as temporary:
+        picture.savefig(temporary, dpi=DPI, format="png")

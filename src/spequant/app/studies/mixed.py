@@ -1,0 +1,192 @@
+"""sensitivity: what each layer costs at few bits, mixed precision from it, and how that stands against uniform bits."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from spequant.app.recipes import RECIPES, Recipe
+from spequant.app.recipes.build import calibrated, device_of
+from spequant.app.recipes.fields import make_field
+from spequant.app.recipes.images import Images
+from spequant.app.recipes.schema import MethodChoice
+from spequant.app.studies.arms import RETRAIN, Arm, arms_report, equal_terms, facts_of, folders_of
+from spequant.app.studies.page import Report, Row
+from spequant.app.studies.sensitivity import assign, losses_alone, losses_raised, low_bit_layers
+from spequant.app.studies.tables import method
+from spequant.app.studies.workshop import Workshop, about, low_bits
+from spequant.deploy import LayerCost, model_costs
+from spequant.preparation.placement import unprepare
+
+WIDTHS = (2, 3, 4, 8)
+"""from which each layer's is chosen, its weight's and its input's alike"""
+UNIFORM = (2, 3, 4)
+IMAGES = 1000
+"""that each measurement of a layer sees"""
+UNITS = {"size": ("KiB", 1024), "bit-operations": ("million bit operations", 10**6)}
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What was found of a network's layers. alone: {bits: {layer: loss above the float network's with it alone
+    quantized}}; raised: {layer: loss above the trained network's with its input at 8 bits}; costs: {bits: {layer: its
+    cost}}, the layers that keep their bits among them; images: on which."""
+
+    alone: Mapping[int, Mapping[str, float]]
+    raised: Mapping[str, float]
+    costs: Mapping[int, Mapping[str, LayerCost]]
+    images: str
+
+    def cost(self, widths: Mapping[str, int], what: str) -> int:
+        """Of the whole network with each layer at its bits in `widths`."""
+        fixed = next(iter(self.costs.values()))
+        return sum(_of(self.costs[widths[n]][n] if n in widths else c, what) for n, c in fixed.items())
+
+    def best(self, budget: float, what: str) -> dict[str, int]:
+        """The bits of each layer that lose least while the whole network stays within `budget`."""
+        names = list(self.raised)
+        fixed = sum(_of(c, what) for n, c in next(iter(self.costs.values())).items() if n not in self.raised)
+        return assign(
+            {n: {bits: self.alone[bits][n] for bits in self.alone} for n in names},
+            {n: {bits: _of(self.costs[bits][n], what) for bits in self.alone} for n in names},
+            budget - fixed,
+        )
+
+
+def _of(cost: LayerCost, what: str) -> int:
+    return cost.size if what == "size" else cost.bit_operations
+
+
+def sensitivity(shop: Workshop) -> Report:
+    """What each layer costs at few bits; mixed precision from it, by SPEQ, against uniform bits. Takes a RUN."""
+    base, recipe, folder = _subject(shop)
+    layers = measured(recipe, shop.finished(folder)[1])
+    arms = _arms(base, recipe, layers, shop)
+    equal_terms(arms)
+    done = shop.train(arms)
+    report = arms_report("Sensitivity of layers, and mixed precision", "", arms, done)
+    table = [
+        {
+            "layer": n,
+            **{f"alone at {bits} bits": f"{layers.alone[bits][n]:.4f}" for bits in WIDTHS},
+            "input raised to 8": f"{layers.raised[n]:.4f}",
+            **{a.label: bits[n] for a in arms if n in (bits := _own_bits(a))},
+        }
+        for n in layers.raised
+    ]
+    text = (
+        f"{about(shop, base)} The network is that of {folder}, on the first {layers.images}. Layers: loss above the "
+        "float network's with one layer alone quantized, weight and input, batch norm on batch statistics; and loss "
+        "above the trained network's with one layer's input at 8 bits. Mixed: each layer at one of "
+        f"{', '.join(map(str, WIDTHS))} bits, for the least sum of the former within the {shop.settings.budget}."
+    )
+    return replace(
+        report,
+        about=text,
+        facts=facts_of([folder, *folders_of(done)]),
+        more={"layers": table},
+        draw=lambda f: _draw(f, layers, report.rows, shop.settings.budget),
+    )
+
+
+def _subject(shop: Workshop) -> tuple[str, Recipe, Path]:
+    """(the catalogue's recipe, the recipe, the run's folder): of the run given, or of SPEQ's, trained here."""
+    folder = shop.settings.run
+    if folder is None:
+        network = low_bits(shop, {"SPEQ": method("speq")}, shop.seeds[:1])["SPEQ"]
+        (folder,) = network.folders.values()
+        return network.base, network.recipe, folder
+    if shop.settings.smoke:
+        raise ValueError(f"run is {folder}, which --smoke does not take: it trains a network of its own")
+    if shop.settings.recipe is not None:
+        raise ValueError(f"recipe is {shop.settings.recipe!r}, which has no effect beside run; expected None")
+    recipe = shop.finished(folder)[0]
+    if recipe.name not in RECIPES or not recipe.quantized:
+        raise ValueError(
+            f"run is {folder}, of recipe {recipe.name!r}; expected a low-bit one that spequant recipes lists"
+        )
+    return recipe.name, shop.shared()(recipe), folder
+
+
+def measured(recipe: Recipe, model: nn.Module) -> Layers:
+    """Of a trained network, on held-out images of `recipe`, or where there are none, on training images."""
+    field = make_field(recipe, device_of(recipe))
+    assert isinstance(field, Images) and field.example is not None
+    names = low_bit_layers(model, recipe.quant.weight_bits, recipe.quant.act_bits)
+    if not names:
+        raise ValueError("run is a network no layer of which has the bits of its recipe; expected low bits")
+    kind, data = ("training", field.train) if field.held is None else ("held-out", field.held)
+    data = data.part(slice(0, IMAGES))
+    from_float = recipe.network.weights is not None or recipe.network.pretrained
+    floating = field.network() if from_float else unprepare(model)
+    alone, costs = {}, {}
+    for bits in WIDTHS:
+        quantized = calibrated(floating, _uniform(recipe, bits).quant, field.calibration())
+        costs[bits] = {c.name: c for c in model_costs(quantized, field.example)}
+        without, losses = losses_alone(quantized, data)
+        alone[bits] = {n: losses[n] - without for n in names}
+    trained, raised = losses_raised(model, names, data)
+    return Layers(alone, {n: loss - trained for n, loss in raised.items()}, costs, f"{len(data)} {kind} images")
+
+
+def _uniform(recipe: Recipe, bits: int) -> Recipe:
+    return replace(recipe, quant=replace(recipe.quant, weight_bits=bits, act_bits=bits))
+
+
+def _arms(base: str, recipe: Recipe, layers: Layers, shop: Workshop) -> list[Arm]:
+    """Retrain and SPEQ at uniform bits; and SPEQ at mixed ones, within what the inner widths and the middles take."""
+    taught = recipe if recipe.method.name == "speq" else replace(recipe, method=MethodChoice("speq"))
+    what, widths = shop.settings.budget, UNIFORM[:2] if shop.settings.smoke else UNIFORM
+    group = recipe.network.name
+
+    def arm(label: str, made: Recipe, bits: Mapping[str, int], note: str = "") -> Arm:
+        more = {title: layers.cost(bits, name) / per for name, (title, per) in UNITS.items()}
+        return Arm(group, label, base, made, note=note, changes=("quant.",), more=more)
+
+    found = []
+    for bits in widths:
+        everywhere, made = dict.fromkeys(layers.raised, bits), _uniform(taught, bits)
+        if not found:
+            found.append(arm(RETRAIN, method("retrain")(made), everywhere))
+        found.append(arm(f"W{bits}A{bits}", made, everywhere, note="uniform"))
+    spent = [layers.cost(dict.fromkeys(layers.raised, bits), what) for bits in widths]
+    for budget in sorted({*spent[1:-1], *((a + b) / 2 for a, b in pairwise(spent))}):
+        chosen = layers.best(budget, what)
+        texts = (f"{name}={bits}" for name, bits in chosen.items())
+        made = replace(taught, quant=replace(taught.quant, overrides=(*taught.quant.overrides, *texts)))
+        title, per = UNITS[what]
+        found.append(arm(f"mixed, {budget / per:.4g}", made, chosen, note=f"within {budget / per:.4g} {title}"))
+    return found
+
+
+def _own_bits(arm: Arm) -> dict[str, str]:
+    """{layer: bits} that the arm was given for single layers."""
+    return dict(text.rsplit("=", 1) for text in arm.recipe.quant.overrides)
+
+
+def _draw(figure: Any, layers: Layers, rows: Sequence[Row], what: str) -> None:
+    left, middle, right = figure.subplots(1, 3)
+    places, size = range(len(layers.raised)), min(8.0, 150 / len(layers.raised))
+    for bits in WIDTHS[:3]:
+        left.plot(list(layers.alone[bits].values()), places, "o", markersize=3, label=f"{bits} bits")
+    left.legend(frameon=False, fontsize=8)
+    left.set_title("quantized alone: loss above float", fontsize=9)
+    middle.barh(places, list(layers.raised.values()))
+    middle.set_title("input raised to 8 bits: change of loss", fontsize=9)
+    for axes in (left, middle):
+        axes.invert_yaxis()
+        axes.axvline(0, color="grey", linewidth=0.5)
+        axes.tick_params(axis="x", labelsize=7)
+        axes.locator_params(axis="x", nbins=5)
+    left.set_yticks(places, list(layers.raised), fontsize=size)
+    middle.set_yticks([])
+    title, name = UNITS[what][0], next(n for n in rows[0] if n.startswith("test "))
+    for kind, mark in (("uniform", "o-"), ("within", "s--")):
+        own = sorted((row[title], row[name]) for row in rows if row["note"].startswith(kind))
+        right.plot([x for x, _ in own], [y for _, y in own], mark, label={"within": "mixed"}.get(kind, kind))
+    right.set_xlabel(title)
+    right.set_title(name + ", %, SPEQ", fontsize=9)
+    right.legend(frameon=False, fontsize=8)

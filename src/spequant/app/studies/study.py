@@ -1,0 +1,247 @@
+"""The command `study`: the paper's tables and figures, re-runnable. What is done is kept, and the rest goes on."""
+
+import dataclasses
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from spequant.app.recipes import Recipe
+from spequant.app.recipes.build import device_of
+from spequant.app.recipes.fields import make_field
+from spequant.app.recipes.images import Images
+from spequant.app.studies.arms import (
+    RETRAIN,
+    Arm,
+    arms_report,
+    chosen,
+    equal_terms,
+    facts_of,
+    options,
+    over_seeds,
+    same_columns,
+)
+from spequant.app.studies.beyond import beyond
+from spequant.app.studies.gradients import CONFIDENCES, fig3
+from spequant.app.studies.greedy import greedy_order, held_or_test, soft_labels
+from spequant.app.studies.mixed import sensitivity
+from spequant.app.studies.page import Report, write_report
+from spequant.app.studies.tables import CIFAR, IMAGENET, Change, Family, method, table2, table3, table4, table5
+from spequant.app.studies.widths import at_activation_widths, every_pair
+from spequant.app.studies.workshop import Study, Workshop, about, about_one, folders_in, low_bits, once
+from spequant.extras import needs
+
+KINDS = ("bounds held", "refitted")
+TRAINED = "trained at this width"
+IMAGES = 2000
+"""of the greedy choice: each of its measurements runs the network on so many"""
+
+
+def _compared(
+    title: str, families: Sequence[Family] | None, table: Callable[..., list[Arm]], size: int = 16
+) -> Callable[[Workshop], Report]:
+    """A study that trains arms. families: on these networks, or the settings' own; None: on that alone."""
+
+    def study(shop: Workshop) -> Report:
+        one = families is None or shop.settings.recipe is not None
+        if not one and shop.settings.weights is not None:
+            raise ValueError(
+                f"weights is {str(shop.settings.weights)!r}, which has no effect on several networks; choose one with "
+                "--recipe, or leave it out"
+            )
+        known = families if families is not None and not one else [shop.family(families or CIFAR)]
+        plain = {family: table(family, lambda recipe: recipe) for family in known}
+        names = {(a.group, a.label) for a in chosen([a for arms in plain.values() for a in arms], shop.settings.only)}
+        asked = [family for family, arms in plain.items() if any((a.group, a.label) in names for a in arms)]
+        shared = once(shop.shared(size, one=one))  # which trains the float networks: of those asked for alone
+        arms = [a for family in asked for a in table(family, shared) if (a.group, a.label) in names]
+        equal_terms(arms)
+        return arms_report(title, about(shop, *(a.base for a in arms)), arms, shop.train(arms))
+
+    study.__doc__ = table.__doc__
+    return study
+
+
+def table1(shop: Workshop) -> Report:
+    """Networks trained at few bits, at every pair of weight and activation widths."""
+    widths = shop.widths
+    networks = low_bits(shop, {RETRAIN: method("retrain"), "SPEQ": method("speq")})
+    found = {n: {s: every_pair(*shop.finished(f), widths) for s, f in m.folders.items()} for n, m in networks.items()}
+    rows = []
+    for label, network in networks.items():
+        for weight, act in product(widths, widths):
+            row = {"network": label, "weights": weight, "activations": act, "seeds": len(network.folders)}
+            for kind in KINDS:
+                values = {n: {s: pairs[weight, act][kind] for s, pairs in own.items()} for n, own in found.items()}
+                against = {} if label == RETRAIN else {RETRAIN: values[RETRAIN]}
+                row |= over_seeds(kind, values[label], against)
+            rows.append({**row, "command": network.command})
+
+    def draw(figure: Any) -> None:
+        for axes, (label, kind) in zip(figure.subplots(1, 4), product(networks, KINDS), strict=True):
+            values = [[r[kind] for r in rows if r["network"] == label and r["weights"] == w] for w in widths]
+            axes.imshow(values, vmin=min(map(min, values)), vmax=max(map(max, values)))
+            for i, line in enumerate(values):
+                for j, value in enumerate(line):
+                    axes.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=7, color="white")
+            axes.set_xticks(range(len(widths)), widths)
+            axes.set_yticks(range(len(widths)), widths)
+            axes.set_xlabel("activation bits")
+            axes.set_ylabel("weight bits")
+            axes.set_title(f"{label}, {kind}", fontsize=9)
+
+    text = f"{about(shop)} Test accuracy, %, of trained networks at other widths; ends and addends keep theirs."
+    facts = facts_of(folders_in(networks))
+    return Report("Other widths than trained (table 1)", text, same_columns(rows), draw, facts)
+
+
+def any_precision(shop: Workshop) -> Report:
+    """One SPEQ network at each activation width against networks trained at it."""
+    widths = shop.widths
+    one = {"SPEQ": method("speq"), "joint bits": method("joint-bits"), RETRAIN: method("retrain")}
+    networks = low_bits(shop, one | {f"{RETRAIN} at {bits}": _retrain_at(bits) for bits in widths})
+    single = {
+        label: {s: at_activation_widths(*shop.finished(f), widths) for s, f in networks[label].folders.items()}
+        for label in one
+    }
+    rows = []
+    for bits in widths:
+        own = networks[f"{RETRAIN} at {bits}"]
+        trained = {seed: float(result["test_accuracy"]) for seed, result in own.results.items()}
+        row: dict[str, Any] = {"activations": bits, "seeds": len(trained), **over_seeds(TRAINED, trained, {})}
+        for label, values in single.items():
+            at_bits = {seed: found[bits] for seed, found in values.items()}
+            row |= over_seeds(f"one network, {label}", at_bits, {"it": trained})
+        rows.append({**row, "command": own.command})
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        for name in (TRAINED, *(f"one network, {label}" for label in one)):
+            axes.plot(widths, [row[name] for row in rows], marker="o", label=name)
+        axes.set_xlabel("activation bits")
+        axes.set_ylabel("test accuracy, %")
+        axes.legend(frameon=False)
+
+    facts = facts_of(folders_in(networks))
+    for label in one:
+        facts[f"command of the one network, {label}"] = networks[label].command
+    text = f'{about(shop)} Test accuracy, %; "it" is a network trained at the width.'
+    return Report("Any precision: one network at each activation width", text, same_columns(rows), draw, facts)
+
+
+def _retrain_at(act_bits: int) -> Change:
+    def change(recipe: Recipe) -> Recipe:
+        recipe = method("retrain")(recipe)
+        return replace(recipe, quant=replace(recipe.quant, act_bits=act_bits))
+
+    return change
+
+
+def fig2(shop: Workshop) -> Report:
+    """The order in which layers raised to 8 bits gain most; soft labels by width."""
+    network = low_bits(shop, {RETRAIN: method("retrain")}, shop.seeds[:1])[RETRAIN]
+    (folder,) = network.folders.values()
+    recipe, model = shop.finished(folder)
+    field = make_field(recipe, device_of(recipe))
+    assert isinstance(field, Images)
+    data = field.test if field.held is None else field.held
+    images, labels = held_or_test(data, IMAGES)
+    order = greedy_order(model, images, labels)
+    soft = soft_labels(model, images, labels, shop.widths)
+    rows = [
+        {
+            "raised": s.raised,
+            "layer": s.layer,
+            "accuracy": s.accuracy,
+            "loss": f"{s.loss:.4f}",
+            "command": network.command,
+        }
+        for s in order
+    ]
+
+    def draw(figure: Any) -> None:
+        left, right = figure.subplots(1, 2)
+        left.plot([s.raised for s in order], [s.accuracy for s in order], marker="o")
+        left.set_xlabel("layers with 8-bit activations, greedily chosen")
+        left.set_ylabel("accuracy, %")
+        for name in ("confidence", "distance to 8 bits"):
+            right.plot([row["activations"] for row in soft], [row[name] for row in soft], marker="o", label=name)
+        right.set_xlabel("activation bits of all layers")
+        right.set_title("soft labels", fontsize=10)
+        right.legend(frameon=False)
+
+    kind = "held-out" if field.held is not None else "test"
+    about = f"{about_one(shop)} {len(labels)} {kind} images, chosen by the loss."
+    title, facts = "Greedy order of layers, and soft labels (figure 2)", facts_of([folder])
+    return Report(title, about, rows, draw, facts, {"soft labels": soft})
+
+
+def figure3(shop: Workshop) -> Report:
+    """Gradients of KL and cosine over teacher's and student's confidence; nothing is trained."""
+    return fig3(CONFIDENCES[::4] if shop.settings.smoke else CONFIDENCES)
+
+
+STUDIES: dict[str, Callable[[Workshop], Report]] = {
+    "table1": table1,
+    "fig2": fig2,
+    "fig3": figure3,
+    "table2": _compared("Losses and teachers (table 2)", None, table2),
+    "table3": _compared("u, T and the weight (table 3)", None, table3),
+    "table4": _compared("CIFAR networks and the rivals (table 4)", CIFAR, table4, size=32),
+    "table5": _compared("ImageNet networks (table 5)", IMAGENET, table5, size=64),
+    "any-precision": any_precision,
+    "sensitivity": sensitivity,
+    "beyond": beyond,
+}
+
+
+TRAINING = ("seeds", "recipe", "weights", "epochs", "images", "held_out", "root", "device", "threads", "at_once")
+WITHOUT_EFFECT = {
+    "table1": ("only",),
+    "fig2": ("only", "at_once"),
+    "any-precision": ("only",),
+    "sensitivity": ("only",),
+    "beyond": ("only",),
+    "fig3": ("only", *TRAINING),
+}
+"""Settings that a study does not read: it has no arms to choose from, or trains nothing."""
+OWN = {
+    "sensitivity": ("run", "budget"),
+    "beyond": ("trials",),
+    "table1": ("widths",),
+    "fig2": ("widths",),
+    "any-precision": ("widths",),
+}
+"""Settings that few studies read."""
+
+
+def run_study(name: str, settings: Study) -> Path:
+    """Carry out study `name`; the folder with its files, NAME.csv, NAME.md, NAME.png and NAME.html.
+
+    ValueError: no such study, or settings that make none. FileExistsError: the folder holds something and `resume` is
+    false.
+    """
+    if name not in STUDIES:
+        raise ValueError(f"study is {name!r}; expected one of {', '.join(STUDIES)}")
+    elsewhere = [field for fields in OWN.values() for field in fields if field not in OWN.get(name, ())]
+    for field in (*WITHOUT_EFFECT.get(name, ()), *elsewhere):
+        value, default = getattr(settings, field), getattr(Study, field)
+        if value != default:
+            raise ValueError(f"{field} is {value!r}, which has no effect on {name}; expected {default!r}")
+    shop = Workshop(name, settings)
+    needs("matplotlib.figure", "report")  # which draws at the very end
+    report = STUDIES[name](shop)
+    facts = {"command": study_command(name, settings), "written": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+    write_report(replace(report, facts={**facts, **report.facts}), shop.folder, name)
+    return shop.folder
+
+
+def study_command(name: str, settings: Study) -> str:
+    """The `spequant study` of `settings`."""
+    values, defaults = dataclasses.asdict(settings), dataclasses.asdict(Study())
+    run = values.pop("run")
+    words = ["spequant", "study", name, *([] if run is None else [str(run)]), *options(values, defaults)]
+    return shlex.join(words)

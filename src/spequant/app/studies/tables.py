@@ -1,0 +1,159 @@
+"""The paper's tables that compare ways of training: which arms, from what start, on what schedule."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from spequant.app.recipes import RECIPES, Recipe
+from spequant.app.recipes.schema import MethodChoice
+from spequant.app.studies.arms import RETRAIN, Arm
+
+TEACHER_PASS = 1 / 3
+"""of a step of Retrain's, which a pass of a teacher costs: SPEQ's step takes 1.25 to 1.33 of it (benchmarks)"""
+EQUAL_TIME = {"note": "4/3 of the epochs: SPEQ's wall time", "changes": ("train.epochs",)}
+APPRENTICE_B, STARTS = "Apprentice B", ("network.weights", "network.pretrained")
+ABSTRACT = "built from the abstract alone"
+OURS = ": ours, from abstracts"
+"""behind the name of the group of such arms, which are none of a paper's"""
+
+
+@dataclass(frozen=True)
+class Family:
+    """group: the network and its data. speq: the recipe by name. retrain, paper: published figures."""
+
+    group: str
+    speq: str
+    retrain: float | None = None
+    paper: float | None = None
+
+
+RESNET20 = "cifar10-resnet20-w2a2-speq"
+CIFAR = (
+    Family("VGG16, CIFAR-10", "cifar10-vgg16-w2a2-speq"),
+    Family("ResNet-20, CIFAR-10", f"{RESNET20}-200", 90.7, 91.44),
+    Family("ResNet-32, CIFAR-100", "cifar100-resnet32-w2a2-speq"),
+    Family("MobileNetV2, CIFAR-100", "cifar100-mobilenetv2-w2a2-speq"),
+)
+IMAGENET = (
+    Family("AlexNet", "imagenet-alexnet-w2a2-speq", 56.9, 59.3),
+    Family("ResNet-18", "imagenet-resnet18-w2a2-speq", 66.6, 67.4),
+    Family("ResNet-34", "imagenet-resnet34-w2a2-speq", 70.5, 71.5),
+    Family("EfficientNet-B0, W3A3", "imagenet-efficientnet-b0-w3a3-speq", None, 69.5),
+)
+
+Change = Callable[[Recipe], Recipe]
+
+
+def method(name: str, **settings: Any) -> Change:
+    """Another way of training, all else as it is; the recipe's own keeps the settings that are not given."""
+
+    def change(recipe: Recipe) -> Recipe:
+        start = recipe.method if recipe.method.name == name else MethodChoice(name)  # type: ignore[arg-type]
+        return replace(recipe, method=replace(start, **settings))
+
+    return change
+
+
+def longer(recipe: Recipe, passes: int = 1) -> Recipe:
+    """Retrain with the epochs that the wall time allows of a method with so many passes of teachers a step."""
+    epochs = round(recipe.train.epochs * (1 + passes * TEACHER_PASS))
+    return replace(recipe, train=replace(recipe.train, epochs=epochs))
+
+
+def arm(family: Family, label: str, change: Change, shared: Change, **about: Any) -> Arm:
+    group = family.group + (OURS if about.pop("ours", False) else "")
+    return Arm(group, label, family.speq, change(shared(RECIPES[family.speq]())), **about)
+
+
+def table2(family: Family, shared: Change) -> list[Arm]:
+    """Loss {KL, cosine} x teacher {always n_H, stochastic u = .5, Mix}."""
+    teachers = {"always 8 bits": {"probability": 1.0}, "stochastic, u = .5": {}, "Mix": {"mix": True}}
+    arms = [arm(family, RETRAIN, method("retrain"), shared, paper=family.retrain)]
+    published = {("cosine", "stochastic, u = .5"): 91.44, ("cosine", "Mix"): 91.23}
+    for loss in ("kl", "cosine"):
+        for label, settings in teachers.items():
+            found = published.get((loss, label)) if family.speq.startswith(RESNET20) else None
+            change = method("speq", loss=None if loss == "cosine" else loss, **settings)  # SPEQ's own, as elsewhere
+            arms.append(arm(family, f"{'KL' if loss == 'kl' else loss}, {label}", change, shared, paper=found))
+    return arms
+
+
+def table3(family: Family, shared: Change) -> list[Arm]:
+    """u, T and the weight, one at a time; Retrain's rate with as many tries as T, or as the weight."""
+    arms = [arm(family, RETRAIN, method("retrain"), shared)]
+    for factor in (0.5, 2.0):
+
+        def other_rate(recipe: Recipe, factor: float = factor) -> Recipe:
+            recipe = method("retrain")(recipe)
+            return replace(recipe, train=replace(recipe.train, lr=recipe.train.lr * factor))
+
+        about = {"note": f"{factor:g} of the rate", "changes": ("train.lr",)}
+        arms.append(arm(family, f"Retrain, lr x {factor:g}", other_rate, shared, **about))
+    arms.append(arm(family, "SPEQ", method("speq"), shared))
+    own = RECIPES[family.speq]().method
+    sweeps = {
+        "u": ("probability", own.probability, (0.25, 0.5, 0.75, 1.0)),
+        "T": ("temperature", own.temperature or 1.0, (1.0, 2.0, 4.0)),
+        "weight": ("weight", own.weight or 1.0, (0.5, 1.0, 2.0)),
+    }
+    for label, (name, known, values) in sweeps.items():
+        others = [v for v in values if v != known]
+        arms += [arm(family, f"SPEQ, {label} = {v:g}", method("speq", **{name: v}), shared) for v in others]
+    return arms
+
+
+def table4(family: Family, shared: Change) -> list[Arm]:
+    """Retrain, SPEQ, distillation and the rivals on one network, those that are known by their abstracts in a group of
+    their own; without Apprentice B, whose student starts at random, where the float weights are the network's own and
+    not a file's."""
+    qkd = 91.24 if family.speq.startswith(RESNET20) else None
+    rows: list[tuple[str, Change, dict[str, Any]]] = [
+        (RETRAIN, method("retrain"), {"paper": family.retrain}),
+        ("Retrain, equal time", lambda r: longer(method("retrain")(r)), EQUAL_TIME),
+        ("SPEQ", method("speq"), {"paper": family.paper}),
+        ("KD", KD, {"note": "T = 2"}),
+        ("SPEQ and KD", speq_and_kd, {"note": "SPEQ's settings"}),
+        ("Apprentice A", method("apprentice", joint=True), {}),
+        (APPRENTICE_B, apprentice_b, {"note": "the student starts at random", "changes": STARTS}),
+        ("Apprentice C", method("apprentice"), {}),
+        ("QKD", method("qkd"), {"paper": qkd, "note": "the paper's teacher is a larger network"}),
+        ("SQAKD", sqakd, {"note": "EWGS backward, no labels", "changes": ("quant.ewgs",)}),
+        ("QFD", method("qfd"), {}),
+        ("GSLR", method("gslr"), {}),
+        ("CMT-KD", method("cmt-kd"), {}),
+        (RETRAIN, method("retrain"), {"ours": True}),
+        ("block replacement", method("block-replacement"), {"note": ABSTRACT, "ours": True}),
+        ("member ensemble", method("member-ensemble"), {"note": ABSTRACT, "ours": True}),
+        ("joint bits", method("joint-bits"), {"note": ABSTRACT, "ours": True}),
+    ]
+    if RECIPES[family.speq]().network.pretrained:  # timm's weights, which no file holds for a teacher alone
+        rows = [row for row in rows if row[0] != APPRENTICE_B]
+    return [arm(family, label, change, shared, **about) for label, change, about in rows]
+
+
+def table5(family: Family, shared: Change) -> list[Arm]:
+    """Retrain, SPEQ and distillation on ImageNet's networks."""
+    return [
+        arm(family, RETRAIN, method("retrain"), shared, paper=family.retrain),
+        arm(family, "Retrain, equal time", lambda r: longer(method("retrain")(r)), shared, **EQUAL_TIME),
+        arm(family, "SPEQ", method("speq"), shared, paper=family.paper),
+        arm(family, "KD", KD, shared, note="T = 2"),
+    ]
+
+
+KD = method("distill", temperature=2.0)
+
+
+def speq_and_kd(recipe: Recipe) -> Recipe:
+    """The float network teaches beside SPEQ, by the recipe's own settings."""
+    return replace(recipe, method=replace(recipe.method, name="speq-distill"))
+
+
+def sqakd(recipe: Recipe) -> Recipe:
+    return replace(method("sqakd")(recipe), quant=replace(recipe.quant, ewgs=0.001))
+
+
+def apprentice_b(recipe: Recipe) -> Recipe:
+    """The float weights teach; the student has none of them."""
+    recipe = method("apprentice", teacher=recipe.network.weights)(recipe)
+    return replace(recipe, network=replace(recipe.network, weights=None, pretrained=False))

@@ -1,0 +1,64 @@
+"""table1 and any-precision: one trained network at widths that it was not trained at."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import product
+
+from torch import nn
+
+from spequant.app.recipes import Recipe
+from spequant.app.recipes.build import calibrated, device_of
+from spequant.app.recipes.fields import Field, make_field
+from spequant.calibration.batch_norm import reestimate_batch_norm
+from spequant.layers import weight_quantizers
+from spequant.policies import LowBit, precision
+from spequant.preparation.placement import unprepare
+from spequant.quantizers.base import level_tensor
+
+WIDTHS = (2, 3, 4, 5, 6, 7, 8)
+
+
+@contextmanager
+def weights_at(model: nn.Module, bits: int, trained: int) -> Iterator[None]:
+    """Inside, weights that were trained at `trained` bits are at `bits`, their bounds where they are."""
+    quantizers = [q for q in weight_quantizers(model).values() if q.bits == trained]
+    try:
+        for q in quantizers:
+            q.levels = level_tensor(q.levels_at(bits), q.home_levels)
+        yield
+    finally:
+        for q in quantizers:
+            q.levels = q.home_levels
+
+
+def every_pair(
+    recipe: Recipe, model: nn.Module, widths: Sequence[int] = WIDTHS
+) -> dict[tuple[int, int], dict[str, float]]:
+    """{(weight, activation bits): test accuracy} of what `load_run` gives: "bounds held"; and "refitted", ranges and
+    batch norm found anew for the same weights."""
+    field, plain = make_field(recipe, device_of(recipe)), unprepare(model)
+    trained, act_bits = recipe.quant.weight_bits, recipe.quant.act_bits
+    if trained is None or act_bits is None:
+        raise ValueError(f"recipe is {recipe.name!r}; expected one with low-bit weights and activations")
+    found = {}
+    for weight, act in product(widths, widths):
+        with weights_at(model, weight, trained), precision(model, LowBit(act, act_bits)):
+            held = _accuracy(field, model)
+        again = calibrated(plain, replace(recipe.quant, weight_bits=weight, act_bits=act), field.calibration())
+        reestimate_batch_norm(again, field.statistics())
+        found[weight, act] = {"bounds held": held, "refitted": _accuracy(field, again)}
+    return found
+
+
+def at_activation_widths(recipe: Recipe, model: nn.Module, widths: Sequence[int] = WIDTHS) -> dict[int, float]:
+    """Test accuracy of what `load_run` gives with its low-bit activations at each of `widths`, bounds held."""
+    field, found = make_field(recipe, device_of(recipe)), {}
+    for bits in widths:
+        with precision(model, LowBit(bits, recipe.quant.act_bits)):
+            found[bits] = _accuracy(field, model)
+    return found
+
+
+def _accuracy(field: Field, model: nn.Module) -> float:
+    return next(iter(field.measure(model).values()))

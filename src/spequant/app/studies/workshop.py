@@ -1,0 +1,261 @@
+"""Where a study works: its settings, its folder, the float networks that its arms start from."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from tyro.conf import Positional
+
+from spequant.app.recipes import RECIPES, Recipe, load_run
+from spequant.app.recipes.check import check
+from spequant.app.recipes.folder import RECIPE
+from spequant.app.recipes.schema import Data, from_json
+from spequant.app.recipes.variants import FLOAT, RETRAIN
+from spequant.app.studies.arms import Arm, carry_out, reason, row_command, train_arms, train_at_once
+from spequant.app.studies.tables import CIFAR, RESNET20, Change, Family, arm
+from spequant.app.studies.tiny import tiny, write_images
+from spequant.app.studies.widths import WIDTHS
+
+IMAGES = "images"
+"""the folder of a smoke's, below the study's"""
+FLOAT_RUN = "float"
+"""stands for what is not trained yet"""
+LONG = "-200"
+"""behind the name of a recipe whose schedule is the paper's, where another one of that name is short"""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Settings of the studies. Those that one does not read are refused."""
+
+    run: Positional[Path | None] = None
+    """of sensitivity: a finished low-bit run; None: the recipe's, trained first"""
+    budget: Literal["size", "bit-operations"] = "bit-operations"
+    """of sensitivity: what its mixed networks have to stay within"""
+    trials: int = 30
+    """of beyond: for each of its searches"""
+    widths: tuple[int, ...] = WIDTHS
+    """bits that table1 and any-precision go through, and fig2's soft labels"""
+    smoke: bool = False
+    """two seeds of one epoch on a few made-up images: that it runs, no result"""
+    resume: bool = False
+    """keep what is finished below `out`, go on with what was interrupted"""
+    out: Path | None = None
+    """None: runs/study-NAME"""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    only: tuple[str, ...] = ()
+    """patterns of GROUP/ARM, of studies that compare arms: these alone"""
+    recipe: str | None = None
+    """the SPEQ recipe that all arms are made of, its settings of SPEQ among them; None: cifar10-resnet20-w2a2-speq;
+    table4 and table5: all of theirs"""
+    weights: Path | None = None
+    """float weights to start from, of one network; None: those that the recipe names, whose run is trained
+    first"""
+    epochs: int | None = None
+    """of low-bit runs; None: as the recipe has it"""
+    images: int | None = None
+    """train on the first so many alone"""
+    held_out: int | None = None
+    """training images kept apart for choices; None: as the recipe has it"""
+    root: Path | None = None
+    """folder of the data; None: SPEQUANT_DATA"""
+    device: str = "auto"
+    threads: int | None = None
+    at_once: int = 1
+    """runs at the same time, in processes of their own; the CPU's threads are divided among them"""
+
+
+class Workshop:
+    """Where a study works: its folder, its settings, the float networks that its arms start from."""
+
+    def __init__(self, name: str, settings: Study):
+        self.settings = settings
+        self.folder = settings.out or Path("runs") / f"study-{name}"
+        if self.folder.exists() and any(self.folder.iterdir()) and not settings.resume:
+            raise FileExistsError(f"{self.folder} exists; go on with --resume, give another --out, or remove it")
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        self.runs = self.folder / "runs"
+        self.seen = False
+        """whether float weights may have seen what is held out"""
+        self.seeds = settings.seeds[:2] if settings.smoke else settings.seeds
+        if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds is {self.seeds!r}; expected numbers from 0 on, each once, e.g. --seeds 0 1 2")
+        if settings.at_once < 1:
+            raise ValueError(f"at_once is {settings.at_once}; expected 1 or more")
+        self.widths = (2, 4, 8) if settings.smoke else settings.widths
+        if sorted(set(self.widths) & set(range(1, 9))) != sorted(self.widths) or not self.widths:
+            raise ValueError(f"widths is {self.widths!r}; expected bits from 1 to 8, each once, e.g. --widths 2 4 8")
+
+    def finished(self, folder: Path) -> tuple[Recipe, nn.Module]:
+        """(recipe, network) of a finished run, with the data and on the device of the settings."""
+        root = self.folder / IMAGES if self.settings.smoke else self.settings.root
+        recipe, model, _ = load_run(folder, root, self.settings.device)
+        data = recipe.data if root is None else replace(recipe.data, root=root)
+        return replace(recipe, data=data, train=replace(recipe.train, device=self.settings.device)), model
+
+    def train(self, arms: Sequence[Arm], seeds: Sequence[int] = ()) -> list[dict[int, tuple[dict[str, Any], Path]]]:
+        """{seed: (result, folder)} of each arm; seeds: all of the settings' where none is given."""
+        return train_arms(arms, seeds or self.seeds, self.runs, self.settings.at_once)
+
+    def ahead(self, recipes: Sequence[Recipe]) -> None:
+        """Train those at once whose results are about to be asked for, where the settings say so."""
+        if self.settings.at_once > 1:
+            train_at_once(recipes, self.runs, self.settings.at_once)
+
+    def family(self, known: Sequence[Family] = CIFAR) -> Family:
+        """The network of a study on one of them."""
+        name = self.settings.recipe or RESNET20
+        if name not in RECIPES or RECIPES[name]().method.name != "speq":
+            raise ValueError(f"recipe is {name!r}; expected a recipe of SPEQ's, e.g. {RESNET20} or {RESNET20}-200")
+        alike = (f for f in known if f.speq.removesuffix(LONG) == name.removesuffix(LONG))  # at whatever length
+        return replace(next(alike, Family(name.removesuffix("-speq"), name)), speq=name)
+
+    def shared(self, size: int = 16, *, one: bool = True) -> Callable[[Recipe], Recipe]:
+        """What the settings change in every arm. one: the study is on one network, whose weights may be given."""
+        settings = self.settings
+
+        def change(recipe: Recipe) -> Recipe:
+            train = replace(recipe.train, device=settings.device, threads=settings.threads)
+            if settings.epochs is not None:
+                train = replace(train, epochs=settings.epochs)
+            given = {"root": settings.root, "images": settings.images, "held_out": settings.held_out}
+            data = replace(recipe.data, **{k: v for k, v in given.items() if v is not None})
+            data = replace(data, measure_every=train.epochs)  # nobody reads what is held out before the end
+            recipe = replace(recipe, train=train, data=data)
+            if settings.smoke:
+                recipe = tiny(recipe, write_images(self.folder / IMAGES, size), size)
+            weights = settings.weights if one and settings.weights is not None else recipe.network.weights
+            start = Path(FLOAT_RUN) if weights is None and not recipe.network.pretrained else weights
+            check(replace(recipe, network=replace(recipe.network, weights=start)))  # before that is trained
+            return replace(recipe, network=replace(recipe.network, weights=self._start(recipe, weights)))
+
+        return change
+
+    def _start(self, recipe: Recipe, weights: Path | None) -> Path | None:
+        """The float weights of `recipe`: a file, or a run's folder, trained here if a recipe has its name; where none
+        is named, that of the recipe NETWORK-float."""
+        if weights is None and not recipe.network.pretrained and (name := _float_name(recipe)) in RECIPES:
+            weights = Path("runs") / name
+        name = "" if weights is None else weights.name
+        if self.settings.smoke:  # of two classes: no other weights fit
+            floating = replace(recipe, name=f"{recipe.name}-float", quant=FLOAT, method=RETRAIN)
+            floating = replace(floating, network=replace(recipe.network, weights=None))
+        elif weights is not None and weights == Path("runs") / name and name in RECIPES and not weights.exists():
+            data = replace(RECIPES[name]().data, root=recipe.data.root)
+            if recipe.data.held_out:  # which the float network must not have seen either
+                held_out = recipe.data.held_out if recipe.data.images is None else 0  # they lie behind the images
+                data = replace(data, images=recipe.data.images, held_out=held_out)
+            train = replace(RECIPES[name]().train, device=recipe.train.device, threads=recipe.train.threads)
+            floating = replace(RECIPES[name](), data=data, train=train)
+        elif weights is None and not recipe.network.pretrained:
+            raise ValueError(
+                f"weights is not set, and {recipe.name} names no float run to train first; expected --weights FILE, or "
+                "the folder of a float run"
+            )
+        else:
+            self.seen |= weights is not None and recipe.data.held_out > 0 and not _apart(weights, recipe.data)
+            return weights
+        return carry_out(floating, self.runs)[1]
+
+
+def _float_name(recipe: Recipe) -> str:
+    """cifar10-resnet20-float of cifar10-resnet20-w2a2-speq-200."""
+    return re.sub(r"-w\d+a\d+-.*", "-float", recipe.name)
+
+
+def once(change: Callable[[Recipe], Recipe]) -> Callable[[Recipe], Recipe]:
+    """`change`, carried out once for each recipe."""
+    known: dict[str, Recipe] = {}
+
+    def kept(recipe: Recipe) -> Recipe:
+        if recipe.name not in known:
+            known[recipe.name] = change(recipe)
+        return known[recipe.name]
+
+    return kept
+
+
+def about(shop: Workshop, *bases: str) -> str:
+    """What its figures are. bases: the catalogue's recipes that the runs are made of; none: the study's one."""
+    if shop.settings.smoke:
+        return "SMOKE: one epoch on made-up images, to see that every arm runs. The figures say nothing."
+    return (
+        f"Seeds {', '.join(map(str, shop.seeds))}; all arms of a group start from the same weights, on the same "
+        "schedule, but for what a note says. The difference is paired by seed, with its 95 % interval by Student's t."
+        + _reservations(shop, bases)
+    )
+
+
+def about_one(shop: Workshop) -> str:
+    """Of studies whose networks have one seed."""
+    if shop.settings.smoke:
+        return about(shop)
+    return f"One network each, seed {shop.seeds[0]}." + _reservations(shop, ())
+
+
+def _reservations(shop: Workshop, bases: Sequence[str]) -> str:
+    """What is less than the paper's schedule, or the recipes', have: short ones are marked as such. And what held-out
+    images are not."""
+    settings = shop.settings
+    text = ""
+    for name in bases or (shop.family().speq,):
+        own, full = RECIPES[name](), RECIPES.get(f"{name}{LONG}", RECIPES[name])()
+        epochs = own.train.epochs if settings.epochs is None else settings.epochs
+        images = own.data.images if settings.images is None else settings.images
+        less = [f"{epochs} of {full.train.epochs} epochs"] * (epochs < full.train.epochs)
+        less += [f"{images} training images"] * (images is not None)
+        if less and not text:
+            text = f" NOT AT FULL LENGTH: {', '.join(less)}."
+    if shop.seen:
+        text += " The float weights were given: they may have seen the held-out images."
+    return text
+
+
+def _apart(weights: Path, data: Data) -> bool:
+    """Whether the float run in the folder `weights` says that it has not seen what `data` holds out."""
+    if not (weights / RECIPE).is_file():
+        return False
+    theirs = from_json((weights / RECIPE).read_text()).data
+    if theirs.name != data.name:
+        return True
+    if theirs.images is None or data.images is None:
+        return theirs.images is data.images and theirs.held_out >= data.held_out
+    return theirs.images <= data.images
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One arm's finished runs. base: the catalogue's recipe. results, folders: by seed. command: of the first."""
+
+    base: str
+    recipe: Recipe
+    results: dict[int, dict[str, Any]]
+    folders: dict[int, Path]
+    command: str
+
+
+def low_bits(shop: Workshop, changes: Mapping[str, Change], seeds: Sequence[int] = ()) -> dict[str, Trained]:
+    """{label: runs} of the study's one network with each of `changes`; seeds: all of the settings' where none is given.
+    FloatingPointError: all of one label's diverged."""
+    family, shared = shop.family(), once(shop.shared())
+    arms = [arm(family, label, change, shared) for label, change in changes.items()]
+    found = {}
+    for made, done in zip(arms, shop.train(arms, seeds), strict=True):
+        ended = {seed: run for seed, run in done.items() if run[0]}
+        if not ended:
+            folder = next(iter(done.values()))[1]
+            raise FloatingPointError(f"{made.label} diverged, so that there is nothing to measure: {reason(folder)}")
+        results, folders = {s: result for s, (result, _) in ended.items()}, {s: f for s, (_, f) in ended.items()}
+        command = row_command(made, *next(iter(folders.items())))
+        found[made.label] = Trained(made.base, made.recipe, results, folders, command)
+    return found
+
+
+def folders_in(networks: Mapping[str, Trained]) -> list[Path]:
+    """Of all their runs."""
+    return [folder for network in networks.values() for folder in network.folders.values()]

@@ -1,0 +1,106 @@
+"""Inference engines under one form: a model in, a function of named arrays out.
+
+Each engine is imported when used; none computes anything here.
+"""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spequant.deploy.processor import instruction_sets
+from spequant.extras import needs
+
+Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
+"""{input: array} -> outputs in the model's order."""
+
+
+def onnxruntime(model: bytes | Path, threads: int | None = None) -> Run:
+    """An ONNX model on the CPU, at the default optimisations. threads: of one operation; None: all cores."""
+    ort = needs("onnxruntime", "deploy")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    source = str(model) if isinstance(model, Path) else model
+    session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    return lambda feed: session.run(None, dict(feed))
+
+
+def run_in_parts(run: Run, given: Mapping[str, np.ndarray], batch: int | None) -> list[np.ndarray]:
+    """The outputs for inputs of (samples, ...), `batch` samples at a time; None: all at once."""
+    count = len(next(iter(given.values())))
+    size = batch or count
+    parts = [run({name: x[i : i + size] for name, x in given.items()}) for i in range(0, count, size)]
+    return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+
+
+def openvino(model: bytes | Path, threads: int | None = None) -> Run:
+    """An ONNX model, or OpenVINO's own (.xml, its .bin beside it), on the CPU; float operations in fp32.
+
+    It has a thread of its own: OpenVINO gives the thread that it runs in a signal stack of 11 KiB, which Python's
+    handlers overflow. In the main thread, the one that signals reach, Ctrl-C would end in a segmentation fault.
+    """
+    own = ThreadPoolExecutor(1, thread_name_prefix="openvino")
+    compiled = own.submit(compile_openvino, model, threads).result()
+    request = own.submit(compiled.create_infer_request).result()
+    outputs = compiled.outputs
+
+    def infer(feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        results = request.infer(dict(feed))
+        return [np.array(results[out]) for out in outputs]
+
+    return lambda feed: own.submit(infer, feed).result()
+
+
+def compile_openvino(model: bytes | Path, threads: int | None = None) -> Any:
+    """OpenVINO's compiled model. Not for the main thread, see `openvino`."""
+    core = needs("openvino", "deploy").Core()
+    options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    if threads is not None:
+        options["INFERENCE_NUM_THREADS"] = threads
+    return core.compile_model(core.read_model(model), "CPU", options)
+
+
+def qonnx(model: bytes | Path, threads: int | None = None) -> Run:
+    """A QONNX model by the qonnx package, node by node: to check a graph, not for speed."""
+    wrap = needs("qonnx.core.modelwrapper", "deploy").ModelWrapper
+    execute = needs("qonnx.core.onnx_exec", "deploy").execute_onnx
+    resize = needs("qonnx.transformation.change_batchsize", "deploy").ChangeBatchSize
+    shapes = needs("qonnx.transformation.infer_shapes", "deploy").InferShapes
+    graph = wrap(str(model)) if isinstance(model, Path) else wrap(needs("onnx", "deploy").load_model_from_string(model))
+    names = [out.name for out in graph.graph.output]
+    sized: dict[int, Any] = {}
+
+    def run(feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        batch = len(next(iter(feed.values())))
+        if batch not in sized:
+            sized[batch] = graph.transform(resize(batch)).transform(shapes())
+        results = execute(sized[batch], dict(feed))
+        return [results[out] for out in names]
+
+    return run
+
+
+ENGINES: dict[str, Callable[..., Run]] = {"onnxruntime": onnxruntime, "openvino": openvino, "qonnx": qonnx}
+
+
+def versions() -> dict[str, str]:
+    """{engine: version} of those that are installed."""
+    found = {}
+    for name in ENGINES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def clips() -> bool:
+    """Whether this processor is known to have neither VNNI nor dot products: sums of two 8-bit products that pass 16
+    bits are then clipped, silently."""
+    found = set(instruction_sets())
+    return bool(found) and not found & {"avx512_vnni", "avx_vnni", "asimddp"}

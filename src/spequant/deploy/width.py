@@ -1,0 +1,35 @@
+"""A program at another activation width than the one it was trained for: bounds held, steps and codes anew."""
+
+from dataclasses import replace
+
+from spequant.deploy.grids import grid_of
+from spequant.deploy.program import Grid, Op, Program
+from spequant.quantizers.base import check_bits
+from spequant.quantizers.held import Held
+
+
+def at_width(program: Program, bits: int, trained: int | None = None) -> Program:
+    """`program` with its activations that were trained at `trained` bits at `bits`, 1 to 8; the others keep theirs.
+
+    trained: None: the fewest bits that there are. The rule is that of `spequant.precision`: a finer grid keeps every
+    value of the trained one. ValueError: no activation of that width.
+    """
+    check_bits(bits, "bits")
+    homes = {op.grid.home.bits for op in program.ops if op.grid is not None and op.grid.home is not None}
+    if not homes or trained not in {None, *homes}:
+        raise ValueError(f"trained is {trained!r}; activations here were trained at {sorted(homes)} bits")
+    trained = min(homes) if trained is None else trained
+    made: dict[Op, Op] = {}
+    for op in program.ops:
+        grid = op.grid
+        if grid is not None and grid.home is not None and grid.home.bits == trained:
+            grid = _at(grid, bits)
+        made[op] = replace(op, inputs=tuple(made[i] for i in op.inputs), grid=grid)
+    return Program(list(made.values()), made[program.output])
+
+
+def _at(grid: Grid, bits: int) -> Grid:
+    home = grid.home
+    assert home is not None
+    levels = Held(home.bits, levels=home.levels, signed=home.low < 0).levels_at(bits)
+    return grid_of(home, levels).clamped(*grid.clamp)

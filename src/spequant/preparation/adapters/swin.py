@@ -1,0 +1,104 @@
+"""torchvision's Swin and Swin V2: window attention by its layers (Liu et al. 2021, arXiv 2103.14030, and 2022, arXiv
+2111.09883)."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
+
+from spequant.preparation.adapters.products import add_products, attend, remove_products
+
+OTHER_REGION = -100.0
+"""Added to the scores of tokens that the cyclic shift made neighbours, as in the paper's code."""
+
+
+def adapt(module: Any) -> None:
+    kind: Any = LayeredWindowsV2 if isinstance(module, ShiftedWindowAttentionV2) else LayeredWindows
+    module.__class__ = kind
+    add_products(module)
+
+
+def _forward(self: Any, x: Tensor) -> Tensor:
+    """(batch, height, width, channels), as torchvision's."""
+    height, width = x.shape[1:3]
+    rows, columns = self.window_size
+    x = F.pad(x, (0, 0, 0, -width % columns, 0, -height % rows))
+    padded = x.shape[1:3]
+    shift = [
+        0 if size <= window else s for size, window, s in zip(padded, self.window_size, self.shift_size, strict=True)
+    ]
+    x = torch.roll(x, (-shift[0], -shift[1]), (1, 2))
+    tokens = _windows(x, self.window_size).flatten(0, 1)  # (batch x windows, tokens, channels)
+    mask = self.get_relative_position_bias()
+    if any(shift):
+        apart = _apart(padded, self.window_size, shift, x.device)  # (windows, tokens, tokens)
+        mask = (mask + apart.unsqueeze(1)).repeat(len(x), 1, 1, 1)
+    out = F.dropout(self.proj(self.attention(tokens, mask)), self.dropout, self.training)
+    grid = padded[0] // rows, padded[1] // columns
+    out = out.unflatten(0, (-1, *grid)).unflatten(3, (rows, columns)).transpose(2, 3).flatten(1, 2).flatten(2, 3)
+    return torch.roll(out, shift, (1, 2))[:, :height, :width].contiguous()
+
+
+def _windows(x: Tensor, window: list[int]) -> Tensor:
+    """(batch, height, width, channels) -> (batch, windows, tokens of a window, channels)."""
+    x = x.unflatten(2, (-1, window[1])).unflatten(1, (-1, window[0]))  # batch, rows, row, columns, column, channels
+    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def _apart(size: Any, window: list[int], shift: list[int], device: torch.device) -> Tensor:
+    """(windows, tokens, tokens): `OTHER_REGION` between tokens that were not neighbours before the shift, else 0."""
+    regions = []
+    for length, span, moved in zip(size, window, shift, strict=True):
+        place = torch.arange(length, device=device)
+        # An axis that is not shifted is one region but for its last window, as in torchvision: no window spans two.
+        regions.append((place >= length - span).int() + (place >= length - moved).int())
+    region = (3 * regions[0][:, None] + regions[1]).view(1, *size, 1)
+    of_token = _windows(region, window)[0, :, :, 0]
+    return (of_token.unsqueeze(1) != of_token.unsqueeze(2)) * OTHER_REGION
+
+
+def _split(self: Any, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    return q, k, v
+
+
+def _dropout(self: Any) -> float:
+    return self.attention_dropout if self.training else 0.0
+
+
+class LayeredWindows(ShiftedWindowAttention):
+    """Swin's attention by the layers `qkv` and `proj`. Made by `adapt` alone."""
+
+    forward = _forward
+
+    def attention(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = _split(self, self.qkv(tokens))
+        return attend(self, q, k, v, mask=mask, dropout=_dropout(self)).transpose(1, 2).flatten(2)
+
+    def restore(self) -> None:
+        remove_products(self)
+        self.__class__ = ShiftedWindowAttention  # type: ignore[assignment]
+
+
+class LayeredWindowsV2(ShiftedWindowAttentionV2):
+    """Swin V2's attention, on the cosine of queries and keys, by the layers `qkv` and `proj`. Made by `adapt` alone."""
+
+    forward = _forward
+
+    def attention(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        qkv = self.qkv(tokens)
+        if self.qkv.bias is not None:  # the keys have none
+            keys = torch.zeros_like(self.qkv.bias).unflatten(0, (3, -1))
+            keys[1] = 1.0
+            qkv = qkv - self.qkv.bias * keys.flatten()
+        q, k, v = _split(self, qkv)
+        scale = self.logit_scale.clamp(max=math.log(100.0)).exp()
+        q, k = F.normalize(q, dim=-1) * scale * q.shape[-1] ** 0.5, F.normalize(k, dim=-1)
+        return attend(self, q, k, v, mask=mask, dropout=_dropout(self)).transpose(1, 2).flatten(2)
+
+    def restore(self) -> None:
+        remove_products(self)
+        self.__class__ = ShiftedWindowAttentionV2  # type: ignore[assignment]

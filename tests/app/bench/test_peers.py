@@ -1,0 +1,67 @@
+"""Other toolkits' low-bit networks: low-bit indeed, the ends and addends apart, and they learn."""
+
+import pytest
+import torch
+from torch import nn
+
+from spequant.app.bench.peers import brevitas, low_bit, torch_ao
+from spequant.app.bench.subjects import make_subject
+from spequant.methods import Retrain, allow_float
+from spequant.models import resnet8
+
+
+def test_every_layer_and_addend_has_its_own():
+    """First and last at 8 bits; the input of the first alone has negative values."""
+    made: list[tuple[str, int, bool]] = []
+    addends: list[nn.Module] = []
+
+    def layer(m, bits, signed):
+        made.append((type(m).__name__, bits, signed))
+        return m
+
+    def addend():
+        addends.append(nn.Hardtanh(-0.5, 0.5))
+        return addends[-1]
+
+    network, x = resnet8(), torch.randn(2, 3, 8, 8)
+    before = network.train()(x)
+    model = low_bit(network, 3, layer, addend)
+    inner = [("Conv2d", 3, False)] * 6
+    assert made == [("Conv2d", 8, True), *inner, ("Linear", 8, False)] and len(addends) == 2 * 3
+    assert model.training and not torch.equal(model(x), before)
+    assert torch.equal(low_bit(resnet8(), 3, layer, nn.Identity).eval()(x).isfinite(), torch.ones(2, 10, dtype=bool))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torch_ao_is_low_bit_and_learns():
+    subject = make_subject("resnet8", 4, 8, torch.device("cpu"))
+    levels: dict[str, int] = {}
+    model = torch_ao(subject.network, 2)
+    model(subject.batch[0])
+
+    def read(name):
+        return lambda module, inputs: levels.__setitem__(name, len(inputs[0].detach().unique()))
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_pre_hook(read(name))
+    Retrain()(allow_float(model), subject.batch).total.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert sorted(levels.values())[:-1] == [4] * (len(levels) - 1) and max(levels.values()) > 4
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_brevitas_is_low_bit_and_learns():
+    pytest.importorskip("brevitas")
+    subject = make_subject("resnet8", 4, 8, torch.device("cpu"))
+    model = brevitas(subject.network, 2)
+    model(subject.batch[0])
+    Retrain()(allow_float(model), subject.batch).total.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    widths = [int(m.quant_weight().bit_width) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert widths == [8, *[2] * (len(widths) - 2), 8]
+    model.zero_grad()
+    Retrain()(allow_float(model), subject.batch).total.backward()  # from the second step on the bounds learn
+    bounds = [p.grad.abs().max() for n, p in model.named_parameters() if "input_quant" in n or "act_quant" in n]
+    assert len(bounds) > len(widths) and all(bounds)

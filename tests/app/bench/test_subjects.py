@@ -1,0 +1,37 @@
+"""What `bench train` trains: networks with batches in the shape of their data."""
+
+import sys
+
+import pytest
+import torch
+
+from spequant.app.bench.subjects import make_subject
+
+CPU = torch.device("cpu")
+
+
+def test_a_network_of_images_has_a_batch_that_it_takes():
+    subject = make_subject("resnet8", 4, 8, CPU)
+    images, labels = subject.batch
+    assert subject.network.training and subject.residual == 8 and [*subject.tensors] == [images, labels]
+    assert images.shape == (4, 3, 8, 8) and labels.shape == (4,) and torch.equal(subject.part(3), images[:3])
+    assert subject.network(images).shape == (4, 10)
+    assert torch.equal(make_subject("resnet8", 4, 8, CPU).batch[0], images)  # the very same ones
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "named"),
+    [
+        ("resnet19", 8, "network is 'resnet19'; .*resnet8, resnet20.*bert6"),
+        ("vgg16_bn", 8, "image is 8: vgg16_bn"),
+    ],
+)
+def test_what_is_no_subject_is_named(name, image, named):
+    with pytest.raises(ValueError, match=named):
+        make_subject(name, 2, image, CPU)
+
+
+def test_without_the_extra_the_error_names_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ModuleNotFoundError, match=r"'bert6' .*pip install 'spequant\[bench\]'"):
+        make_subject("bert6", 2, 8, CPU)

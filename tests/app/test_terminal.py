@@ -1,0 +1,65 @@
+"""What the commands say: plain lines in a log, one that moves on a terminal; tables that are not cut off."""
+
+import re
+import sys
+from types import SimpleNamespace
+
+import pytest
+from rich.table import Table
+
+from spequant.app import terminal
+from spequant.app.terminal import Terminal, in_words, print_table
+
+ROW = {
+    **{"epoch": 2, "epochs": 5, "task": 0.51234, "distill": 0.25, "train_accuracy": 81.5},
+    **{"held_out_accuracy": 79.25, "images_per_second": 1234.5, "seconds": 7.0},
+}
+
+
+def test_a_line_an_epoch_in_a_log(capsys):
+    capsys.readouterr()  # what a plugin has printed
+    with Terminal("a-run") as reporter:
+        reporter.step(None)  # which reads no losses
+        reporter.epoch(ROW)
+        reporter.epoch({k: v for k, v in ROW.items() if k != "held_out_accuracy"})
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == (
+        "a-run  epoch 2/5  loss 0.5123  distill 0.2500  train 81.50 %  held-out accuracy 79.25 %  "
+        "1234 a second  21 s left"
+    )
+    assert second == first.replace("  held-out accuracy 79.25 %", "")
+
+
+def test_a_bar_on_a_terminal_reads_the_losses_once_a_second(monkeypatch, capsys):
+    read, now = [], [100.0]
+    progress = SimpleNamespace(done=0.5, row=lambda: read.append(now[0]) or ROW)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(terminal, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with Terminal("a-run") as reporter:
+        for seconds in (0.0, 0.5, 0.5, 0.25):
+            now[0] += seconds
+            reporter.step(progress)
+        reporter.epoch(ROW)
+    plain = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", capsys.readouterr().out)  # without colours and moves
+    assert read == [100.0, 101.0] and "a-run  epoch 2/5  loss 0.5123" in plain
+    assert "loss 0.512  acc 81.5 %  1234 a second" in plain
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        ({"test_accuracy": 91.2}, "test accuracy 91.20 %"),
+        ({"held_out_f1": 8.0, "held_out_exact_match": 7.0}, "held-out f1 8.00 %  held-out exact match 7.00 %"),
+        ({}, ""),
+    ],
+)
+def test_figures_in_words(figures, said):
+    assert in_words(figures) == said
+
+
+def test_a_table_in_a_log_is_as_wide_as_it_needs(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    table = Table("name", "figure")
+    table.add_row("x" * 150, "y" * 50)
+    print_table(table)
+    assert "x" * 150 in (printed := capsys.readouterr().out) and "y" * 50 in printed

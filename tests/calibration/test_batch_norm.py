@@ -1,0 +1,105 @@
+"""Batch norm: running statistics measured anew, and left, updated or used in a pass of the teacher's."""
+
+import pytest
+import torch
+from torch import nn
+
+import spequant
+from spequant.calibration.batch_norm import (
+    SyncBatchNorm,
+    batch_norm_mode,
+    batch_norm_untracked,
+    dropout_off,
+    modes_kept,
+    synchronise_batch_norm,
+)
+from spequant.quantizers import PACT, SAWB
+
+
+def test_batch_norm_is_measured_anew_at_low_bits():
+    def net():
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.9), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        )
+
+    batches = [torch.randn(16, 3, 6, 6) for _ in range(4)]
+    model = spequant.prepare(net(), weight=SAWB(2), act=PACT(2), ends=2).train()
+    spequant.calibrate(model, batches, samples=64)
+    assert model.training and model[3].p == 0.9
+    model[3].p = 0.0
+    means = []
+    with torch.no_grad():
+        for x in batches:
+            hidden = model[0](x)
+            normal = nn.functional.batch_norm(hidden, None, None, model[1].weight, model[1].bias, training=True)
+            means.append((hidden.mean((0, 2, 3)), model[4](normal.relu()).mean((0, 2, 3))))
+    for norm, mean in zip((model[1], model[5]), zip(*means, strict=True), strict=True):
+        torch.testing.assert_close(norm.running_mean, torch.stack(mean).mean(0))
+    model = spequant.prepare(net(), weight=SAWB(2), act=PACT(2), ends=2)
+    spequant.calibrate(model, batches, samples=64, reestimate=False)
+    assert torch.equal(model[1].running_mean, torch.zeros(4))
+
+
+def test_batch_norm_is_not_measured_on_nothing():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    batches = iter([torch.randn(64, 4) + 3])
+    spequant.reestimate_batch_norm(model, batches)
+    before = model[1].running_mean.clone()
+    with pytest.raises(ValueError, match="batches are empty"):
+        spequant.reestimate_batch_norm(model, batches)
+    assert torch.equal(before, model[1].running_mean)
+
+
+@pytest.mark.parametrize("mode", ["leave", "update", "eval"])
+def test_what_a_pass_leaves_and_reads(mode):
+    norm, x = nn.BatchNorm1d(3).train(), torch.randn(16, 3) * 2 + 1
+    before = {name: b.clone() for name, b in norm.named_buffers()}
+    with batch_norm_mode(norm, mode):
+        y = norm(x)
+    expected = nn.functional.batch_norm(x, before["running_mean"], before["running_var"], training=mode != "eval")
+    torch.testing.assert_close(y, expected)
+    assert norm.training
+    assert (int(norm.num_batches_tracked) == 1) == (mode == "update")
+    assert torch.equal(norm.running_mean, torch.zeros(3)) == (mode != "update")
+
+
+def test_a_wrong_mode_is_named():
+    with pytest.raises(ValueError, match="batch_norm is 'keep'"), batch_norm_mode(nn.BatchNorm1d(2), "keep"):
+        pass
+
+
+def test_everything_is_put_back_after_an_exception():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout(0.3), nn.BatchNorm1d(2)).train()
+    model[3].eval()
+    with pytest.raises(KeyError), modes_kept(model), dropout_off(model), batch_norm_untracked(model):
+        assert model[2].p == 0 and not model[1].track_running_stats
+        model.eval()
+        raise KeyError
+    assert [m.training for m in model] == [True, True, True, False]
+    assert model[2].p == 0.3 and model[1].track_running_stats
+
+
+def test_a_batch_norm_that_does_more_is_refused_by_name():
+    class BatchNormAct(nn.BatchNorm2d):
+        def forward(self, x):
+            return super().forward(x).relu()
+
+    with pytest.raises(ValueError, match=r"0 is a BatchNormAct,.*--train\.no-sync-batch-norm"):
+        synchronise_batch_norm(nn.Sequential(BatchNormAct(2)))
+
+
+def test_synchronised_batch_norm_alone_is_plain_batch_norm():
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.3), nn.Linear(6, 5), nn.Flatten(0, 1))
+    plain.append(nn.BatchNorm1d(6, affine=False, track_running_stats=False))
+    x = torch.randn(2, 3, 8, 8)
+    other = nn.Sequential(*plain)
+    names = list(plain.state_dict())
+    expected = [plain(x), plain.eval()(x)]
+    plain.train()
+    plain[1].reset_running_stats()
+    synchronise_batch_norm(other)
+    assert [type(m) is SyncBatchNorm for m in other] == [False, True, False, False, True]
+    found = [other.train()(x), other.eval()(x)]
+    assert list(other.state_dict()) == names and other[1].weight is plain[1].weight
+    for a, b in zip(expected, found, strict=True):
+        torch.testing.assert_close(a, b)

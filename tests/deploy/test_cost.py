@@ -1,0 +1,45 @@
+"""What a network costs: bits, bytes and operations, of the network and of its file."""
+
+import pytest
+import torch
+from torch import nn
+
+import spequant
+from spequant.deploy import lower, model_costs, program_costs, totals
+from spequant.models import resnet8
+from spequant.policies import LowBit
+from support.integer_networks import Shared, prepared
+
+
+def test_costs_of_a_network_and_of_its_file_agree():
+    x = torch.randn(16, 1, 8, 8)
+    model = prepared(resnet8(in_channels=1), x)
+    costs = {c.name: c for c in model_costs(model, x)}
+    conv = costs["layer1.0.conv1"]
+    assert (conv.weight_bits, conv.act_bits, conv.weights) == (2, 2, 16 * 16 * 9)
+    assert conv.size == 16 * 16 * 9 // 4 and conv.macs == 16 * 16 * 9 * 64 and conv.bit_operations == conv.macs * 4
+    assert costs["linear"].size == 640 + 40 and costs["linear"].macs == 640
+    total = totals(list(costs.values()))
+    assert total["macs"] == sum(c.macs for c in costs.values())
+    full = sum(4 * m.weight.numel() for m in resnet8(in_channels=1).modules() if isinstance(m, nn.Conv2d)) + 2600
+    assert total["times_smaller_than_fp32"] == pytest.approx(full / total["size"])
+    of_file = {c.name: c for c in program_costs(lower(model, x[:1]))}
+    for name, cost in costs.items():
+        assert (of_file[name].weight_bits, of_file[name].act_bits) == (cost.weight_bits, cost.act_bits)
+        assert of_file[name].macs == cost.macs
+    with spequant.precision(model, LowBit(4)):
+        assert {c.act_bits for c in model_costs(model, x)} == {8, 4}
+
+
+def test_costs_of_a_float_network():
+    plain = model_costs(resnet8(in_channels=1), torch.randn(1, 1, 8, 8))
+    assert {c.weight_bits for c in plain} == {32} and totals(plain)["times_smaller_than_fp32"] == 1
+    turned = model_costs(nn.ConvTranspose2d(3, 5, 2, stride=2), torch.randn(1, 3, 4, 4))
+    assert turned[0].macs == 3 * 5 * 2 * 2 * 16
+    with pytest.raises(ValueError, match="nothing to count"):
+        model_costs(nn.Sequential(nn.ReLU()), torch.randn(1, 3))
+
+
+def test_a_layer_that_is_called_twice_counts_twice():
+    (cost,) = [c for c in model_costs(Shared(), torch.randn(2, 1, 8, 8)) if c.name == "again"]
+    assert cost.weights == 144 and cost.macs == 144 * (64 + 16)

@@ -1,0 +1,110 @@
+"""What a batch means: logits of whatever a model returns, losses and hits on labels, spans and their padding."""
+
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from reference import losses as literal
+from spequant.methods.losses import cosine, kl
+from spequant.methods.tasks import Classification, SpanExtraction
+from support.transformers_networks import LENGTH, answering, tokens
+
+Named = namedtuple("Named", ["logits", "aux"])
+
+
+@pytest.mark.parametrize(
+    ("returned", "output"),
+    [
+        (lambda x: {"logits": x, "aux": None}, None),
+        (lambda x: Named(x, None), None),
+        (lambda x: (x, None), 0),
+        (lambda x: {"out": x}, "out"),
+    ],
+)
+def test_logits_are_taken_from_what_a_model_returns(returned, output):
+    class Model(nn.Module):
+        def forward(self, x):
+            return returned(x)
+
+    batch = torch.randn(2, 3), torch.tensor([0, 1])
+    assert torch.equal(Classification(output).logits(Model(), batch), batch[0])
+    with pytest.raises(TypeError, match=r"output is .*Classification\(output=0\)"):
+        Classification("absent" if output != "absent" else 9).logits(Model(), batch)
+
+
+class Returns(nn.Module):
+    """Gives back `found`, whatever it is given."""
+
+    def __init__(self, found):
+        super().__init__()
+        self.found = found
+
+    def forward(self, *args, **kwargs):
+        return self.found
+
+
+LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 3.0]])
+
+
+@pytest.mark.parametrize(
+    ("found", "output", "error", "message"),
+    [
+        ({"scores": LOGITS}, None, TypeError, "output is None"),
+        ((LOGITS,), 3, TypeError, "output is 3"),
+        (torch.zeros(2, 3, 4), None, ValueError, r"shape \(2, 3, 4\)"),
+    ],
+)
+def test_what_holds_none_is_named(found, output, error, message):
+    with pytest.raises(error, match=message):
+        Classification(output).logits(Returns(found), (torch.zeros(2, 1), None))
+
+
+def test_hard_and_soft_labels():
+    task, hard, soft = Classification(), torch.tensor([0, 1]), torch.tensor([[0.9, 0.1, 0.0], [0.0, 0.2, 0.8]])
+    assert int(task.hits(LOGITS, (None, hard))) == 1 and int(task.hits(LOGITS, {"labels": soft})) == 2
+    torch.testing.assert_close(task.loss(LOGITS, (None, hard)), -F.log_softmax(LOGITS, 1)[[0, 1], hard].mean())
+    torch.testing.assert_close(task.loss(LOGITS, (None, soft)), -(soft * F.log_softmax(LOGITS, 1)).sum(1).mean())
+
+
+def test_start_and_end_are_apart_and_padding_counts_for_nothing():
+    network, batch, task = answering(), tokens(), SpanExtraction()
+    logits = task.logits(network, batch)
+    mask = batch["attention_mask"].bool()
+    assert logits.shape == (8, 2, LENGTH) and torch.equal(torch.isinf(logits[:, 0]), ~mask)
+    # transformers' own loss, on a network without padding: there it has no mask
+    whole = {**batch, "attention_mask": torch.ones_like(batch["attention_mask"])}
+    torch.testing.assert_close(task.loss(task.logits(network, whole), whole), network(**whole).loss)
+
+
+@pytest.mark.parametrize("loss", [cosine, kl])
+def test_distillation_of_spans_equals_the_mean_over_ends_cut_to_their_length(loss):
+    mask = tokens()["attention_mask"].bool()[:, None].expand(-1, 2, -1)
+    student = torch.randn(8, 2, LENGTH).masked_fill(~mask, float("-inf")).requires_grad_()
+    teacher = torch.randn(8, 2, LENGTH).masked_fill(~mask, float("-inf"))
+    value = loss(student, teacher, 2.0)
+    twin = getattr(literal, loss.__name__)
+    parts = [
+        twin(s[m].double().numpy()[None], t[m].double().numpy()[None], 2.0)
+        for s, t, m in zip(student.detach().flatten(0, 1), teacher.flatten(0, 1), mask.flatten(0, 1), strict=True)
+    ]
+    assert float(value.detach()) == pytest.approx(float(np.mean(parts)), rel=1e-5)
+    value.backward()
+    assert torch.isfinite(student.grad).all() and not student.grad[~mask].any()
+
+
+def test_positions_past_the_end_count_for_nothing_and_hits_need_both_ends():
+    task, logits = SpanExtraction(), torch.zeros(3, 2, 5)
+    logits[:, 0, 1] = logits[:, 1, 3] = 4.0
+    batch = {"start_positions": torch.tensor([1, 1, 7]), "end_positions": torch.tensor([3, 2, 7])}
+    assert int(task.hits(logits, batch)) == 1
+    flat = logits[:2].flatten(0, 1)
+    torch.testing.assert_close(task.loss(logits, batch), F.cross_entropy(flat, torch.tensor([1, 3, 1, 2])))
+
+
+def test_a_network_that_answers_otherwise_is_named():
+    with pytest.raises(TypeError, match=r"Tensor without start_logits.*AutoModelForQuestionAnswering"):
+        SpanExtraction().logits(lambda **batch: batch["input_ids"], tokens())

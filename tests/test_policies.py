@@ -1,0 +1,192 @@
+"""The stochastic-precision draw: frequencies, seeds, undoing, refusals."""
+
+import copy
+import pickle
+import threading
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import spequant
+from spequant import Fixed, Stochastic, precision
+from spequant.layers import act_quantizers
+from spequant.models import resnet8
+from spequant.policies import LowBit, Mix
+from spequant.quantizers import PACT, SAWB
+
+
+@pytest.fixture
+def model():
+    model = spequant.prepare(resnet8(), weight=SAWB(2), act=PACT(2))
+    spequant.calibrate(model, [torch.randn(64, 3, 8, 8)], samples=64)
+    return model
+
+
+def levels(model):
+    return {name: int(q.levels) for name, q in act_quantizers(model).items()}
+
+
+def drawn(model, policy, steps, **seeds):
+    rows = []
+    for step in range(steps):
+        with precision(model, policy, step=step, **seeds):
+            rows.append([n for name, n in levels(model).items() if act_quantizers(model)[name].bits == 2])
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("u", [0.5, 0.3])
+def test_frequencies_are_binomial_and_layers_independent(model, u):
+    rows = drawn(model, Stochastic(8, u), 1000) == 256
+    assert rows.shape == (1000, 6)
+    bound = 5 * (u * (1 - u) / 1000) ** 0.5
+    assert (abs(rows.mean(0) - u) < bound).all()
+    correlation = np.corrcoef(rows.T) - np.eye(6)
+    assert abs(correlation).max() < 5 / 1000**0.5
+
+
+def test_mix_is_uniform_over_its_widths(model):
+    rows = drawn(model, Mix(), 700)
+    values, counts = np.unique(rows, return_counts=True)
+    assert values.tolist() == [4, 7, 16, 31, 64, 127, 256]  # refinements of 4 levels nearest to 2^b
+    n, p = rows.size, 1 / 7
+    assert (abs(counts - n * p) < 5 * (n * p * (1 - p)) ** 0.5).all()
+
+
+def test_a_draw_follows_from_seed_step_and_rank(model):
+    draws = {}
+    for seed, step, rank in product(range(2), range(2), range(2)):
+        with precision(model, Stochastic(), seed=seed, step=step, rank=rank):
+            draws[seed, step, rank] = tuple(levels(model).values())
+        with precision(model, Stochastic(), seed=seed, step=step, rank=rank):
+            assert tuple(levels(model).values()) == draws[seed, step, rank]
+    assert len(set(draws.values())) >= 7  # of 8, six layers each: one pair may meet by chance
+
+
+def test_fixed_assignments(model):
+    home = levels(model)
+    with precision(model, Stochastic(8, 1.0)):
+        assert all(n >= 255 for n in levels(model).values())
+    with precision(model, Fixed(8)):
+        assert all(n >= 255 for n in levels(model).values())
+    with precision(model, Fixed({"layer1.*": 8, "layer1.0.conv2": 4})):
+        changed = {name: n for name, n in levels(model).items() if n != home[name]}
+        assert changed == {"layer1.0.conv1": 256, "layer1.0.conv2": 16}
+    with precision(model, Fixed(2)):
+        assert levels(model)["conv1"] == 3  # signed: below its home bits
+    assert levels(model) == home
+    with (
+        pytest.raises(ValueError, match="'head' matches no activation quantizer"),
+        precision(model, Fixed({"head": 8})),
+    ):
+        pass
+
+
+def test_bounds_stand_and_ends_stay(model):
+    x = torch.randn(4, 3, 8, 8)
+    q = act_quantizers(model)["layer2.0.conv1"]
+    before = [b.clone() for b in q.bounds(x)]
+    with precision(model, Stochastic(8, 1.0)):
+        assert int(act_quantizers(model)["conv1"].levels) == 255
+        assert all(torch.equal(a, b) for a, b in zip(before, q.bounds(x), strict=True))
+
+
+def export(model):
+    return torch.export.export(model, (torch.randn(2, 3, 8, 8),))
+
+
+def test_undone_after_an_exception_and_no_copies_inside(model):
+    home = levels(model)
+    with pytest.raises(KeyError), precision(model, Fixed(8)):
+        for refused in (copy.deepcopy, pickle.dumps, export):
+            with pytest.raises(RuntimeError, match="inside a precision context"):
+                refused(model)
+        raise KeyError
+    assert levels(model) == home
+    copy.deepcopy(model)
+    export(model)
+
+
+def test_a_move_inside_keeps_levels_in_fp32(model):
+    home = levels(model)
+    with precision(model, Fixed(8)):
+        model.double()
+    assert levels(model) == home
+    assert all(q.levels.dtype == torch.float32 for q in act_quantizers(model).values())
+
+
+def test_errors(model):
+    for make, message in (
+        (lambda: Stochastic(9), "high_bits is 9"),
+        (lambda: Stochastic(8, 1.5), "probability is 1.5"),
+        (lambda: Mix(()), "widths is empty"),
+        (lambda: Mix((2, 0)), "widths is 0"),
+        (lambda: Fixed(0), "bits is 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
+    for bare in (nn.Linear(2, 2), spequant.prepare(resnet8(), weight=SAWB(2), act=None)):
+        with pytest.raises(ValueError, match="no activation quantizer"), precision(bare, Stochastic()):
+            pass
+
+
+def test_the_layers_of_fewest_bits_alone_change_their_width(model):
+    home = {name: q.bits for name, q in act_quantizers(model).items()}
+    with precision(model, LowBit(5)):
+        widths = {name: int(q.levels) for name, q in act_quantizers(model).items()}
+    assert all((widths[name] == 31) == (bits == 2) for name, bits in home.items()) and set(home.values()) == {2, 8}
+    with pytest.raises(ValueError, match=r"bits is 0; .* 1 to 8"):
+        LowBit(0)
+
+
+def in_a_thread(function):
+    """What `function` returns in a thread of its own, or its exception."""
+    found = []
+
+    def run():
+        try:
+            found.append(function())
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_a_context_does_not_reach_the_forward_of_another_thread(model):
+    x = torch.randn(8, 3, 8, 8)
+    model.eval()
+    home = model(x)
+    with precision(model, Fixed(8)):
+        inside = model(x)
+        assert torch.equal(in_a_thread(lambda: model(x)), home)
+        assert not torch.equal(inside, home) and torch.equal(model(x), inside)
+    assert torch.equal(model(x), home)
+
+
+def test_a_context_in_one_thread_refuses_that_of_another_on_the_same_model(model):
+    x = torch.randn(8, 3, 8, 8)
+
+    def enter(other):
+        with precision(other, Fixed(4)):
+            return other(x)
+
+    other = copy.deepcopy(model)
+    expected = enter(other)
+    with precision(model, Fixed(8)):
+        before = levels(model)
+        assert "another thread" in str(in_a_thread(lambda: enter(model)))
+        assert levels(model) == before
+        assert torch.equal(in_a_thread(lambda: enter(other)), expected)
+    assert torch.equal(in_a_thread(lambda: enter(model)), expected)
+
+
+def test_replicas_of_data_parallel_run_at_their_models_widths(model):
+    quantizer = next(iter(act_quantizers(model).values()))
+    with precision(model, Fixed(3)):
+        replica = quantizer._replicate_for_data_parallel()
+        assert int(in_a_thread(lambda: replica.levels)) == int(quantizer.levels) != int(quantizer.home_levels)
