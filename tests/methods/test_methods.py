@@ -1,6 +1,7 @@
 """All methods: padding and masked classes count for nothing, and a checkpoint holds what they need to go on."""
 
 import copy
+import functools
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,9 +23,13 @@ from spequant.methods import (
     ExtendedSPEQ,
     JointBits,
     MemberEnsemble,
+    SPEQDistill,
+    by_name,
+    losses,
 )
 from spequant.methods.base import trained_by
 from spequant.methods.tasks import SpanExtraction
+from spequant.policies import Mix, Stochastic
 from spequant.quantizers import LSQ
 from spequant.train import (
     TrainingState,
@@ -34,7 +39,8 @@ from spequant.train import (
     parameter_groups,
     train_step,
 )
-from support.equations import quantized, small_batch
+from support.equations import grads, quantized, small_batch, small_network
+from support.starts import start
 
 
 class Words(nn.Module):
@@ -140,6 +146,7 @@ COMPILED = """
 import copy, torch, spequant
 from spequant.methods import CMTKD, QFD, JointBits
 from spequant.models import resnet8
+from spequant.policies import Mix, Stochastic
 from spequant.quantizers import LSQ
 from spequant.train import Compiled
 torch.set_num_threads(1)
@@ -167,3 +174,91 @@ def test_features_and_widths_of_a_compiled_model(method):
     code = COMPILED.replace("METHOD", method)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["done"], done.stderr
+
+
+# ---- settings
+
+
+@pytest.fixture
+def begun(batch):
+    """What the methods of a run are made with."""
+    network = small_network()
+    at = functools.partial(quantized, network, batch)
+    return start(network, at(2), quantized=at)
+
+
+OTHERS = {"apprentice": {"joint": True}, "qfd": {"bits": 3}, "cmt-kd": {"widths": (3, 6)}}
+
+
+@pytest.mark.parametrize("name", by_name)
+def test_each_name_makes_a_method_that_trains(name, begun, batch):
+    method = by_name[name](**OTHERS.get(name, {})).build(begun)
+    losses = method(begun.student, batch)
+    losses.total.backward()
+    assert losses.total.isfinite() and all(grads(begun.student))
+    assert (trained_by(method) is not None) == (name in ("apprentice", "qkd", "cmt-kd"))
+
+
+def test_what_the_settings_say_reaches_the_method(begun):
+    speq = {"high_bits": 6, "probability": 0.3, "loss": "kl", "temperature": 3.0, "weight": 0.7, "passes": 2}
+    made = spequant.SPEQ.Settings(**speq, batch_norm="eval").build(begun)
+    assert isinstance(made, spequant.SPEQ) and (made.policy, made.loss) == (Stochastic(6, 0.3), losses.kl)
+    assert (made.temperature, made.weight, made.batch_norm, made.passes, made.seed) == (3.0, 0.7, "eval", 2, 5)
+    assert spequant.SPEQ.Settings(mix=True).build(begun).policy == Mix()
+    distill = spequant.Distill.Settings(loss="cosine", temperature=3.0, weight=0.7).build(begun)
+    assert (distill.loss, distill.temperature, distill.weight) == (losses.cosine, 3.0, 0.7)
+    assert GSLR.Settings(weight=0.5).build(begun).weight == 0.5
+    assert (GSLR.Settings().build(begun).steps, QKD.Settings().build(begun).alone) == (10, 3)
+    assert QFD.Settings(bits=3).build(begun).bits == 3 and SQAKD.Settings().build(begun).temperature == 4.0
+    for kind in (JointBits, MemberEnsemble):
+        assert kind.Settings(widths=(3, 5)).build(begun).widths == (3, 5)
+    assert list(CMTKD.Settings(widths=(3, 6)).build(begun).trained.conv1.bits) == [3, 6]
+    both = SPEQDistill.Settings(speq=spequant.SPEQ.Settings(weight=0.3)).build(begun)
+    assert (both.speq.weight, both.distill.weight) == (0.3, 1.0)
+    assert BlockReplacement.Settings(weight=0.2).build(begun).weight == 0.2
+    assert Apprentice.Settings(joint=True).build(begun).joint
+
+
+def test_additions_to_speq(begun):
+    speq = spequant.SPEQ.Settings(temperature=2.0)
+    made = ExtendedSPEQ.Settings(speq=speq, temperature_end=1.0, probability_end=0.2).build(begun)
+    assert (made.temperatures, made.probabilities, made.steps, made.trained) == ((2.0, 1.0), (0.5, 0.2), 10, None)
+    made = ExtendedSPEQ.Settings(average=0.9, feature_weight=2.0).build(begun)
+    assert (made.decay, made.head, made.feature_weight, made.speq.seed) == (0.9, "linear", 2.0, 5)
+    assert made.trained is not begun.student and made.trained.training
+    parts = ExtendedSPEQ.Settings(average=0.9).build(replace(begun, accumulate=4))  # calls that make a step
+    assert parts.decay**4 == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "named"),
+    [
+        ("speq", {"passes": 0}, "passes is 0"),
+        ("speq", {"batch_norm": "never"}, "batch_norm is 'never'"),
+        ("speq", {"high_bits": 9}, "high_bits is 9"),
+        ("speq", {"probability": 2.0}, "probability is 2"),
+        ("speq", {"loss": "kll"}, "loss is 'kll'; did you mean kl"),
+        ("extended-speq", {"average": 1.0}, "decay is 1"),
+        ("extended-speq", {"temperature_end": 0.0}, "temperature_end is 0"),
+        ("distill", {"weight": -1.0}, "weight is -1"),
+        ("qkd", {"temperature": 0.0}, "temperature is 0"),
+        ("qfd", {"bits": 1}, "bits is 1"),
+        ("gslr", {"weight": 2.0}, "weight is 2"),
+        ("cmt-kd", {"widths": ()}, "teachers is empty"),
+        ("joint-bits", {"widths": (0,)}, "widths is 0"),
+        ("member-ensemble", {"widths": (9,)}, "widths is 9"),
+    ],
+)
+def test_settings_out_of_range_are_refused_when_they_are_made(name, settings, named):
+    with pytest.raises(ValueError, match=named):
+        by_name[name](**settings)
+
+
+def test_students_that_speq_cannot_teach_are_refused():
+    for settings in (spequant.SPEQ.Settings(), ExtendedSPEQ.Settings(), SPEQDistill.Settings()):
+        with pytest.raises(ValueError, match="act_bits is None"):
+            settings.check_student(None, mixed=False)
+        with pytest.raises(ValueError, match=r"high_bits is 8; .* act_bits, 8"):
+            settings.check_student(8, mixed=False)
+        settings.check_student(8, mixed=True)
+    by_name["retrain"]().check_student(None, mixed=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from spequant.app.recipes import Recipe
 from spequant.app.recipes.folder import DIVERGED, ENVIRONMENT, METRICS, RECIPE, RESULT
-from spequant.app.recipes.schema import to_json
+from spequant.app.recipes.serial import to_json
 from spequant.app.studies.arms import digest
 from spequant.app.studies.side_by_side import Job
 

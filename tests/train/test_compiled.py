@@ -40,15 +40,16 @@ def test_an_error_of_the_network_is_its_own(monkeypatch):
 
 FALLBACK = """
 import warnings, torch
-from spequant.app.recipes.methods import Given, build_method
-from spequant.app.recipes.schema import MethodChoice
+from spequant import Distill
+from spequant.app.recipes.assembly import compile_teacher
 from spequant.train import wrap
 model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ReLU())
 wrapped, x = wrap(model, compile=True), torch.randn(2, 3)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     assert torch.equal(wrapped(x), model(x)) and torch.equal(wrapped(x), model(x))
-    distill = build_method(MethodChoice("distill"), Given(model, 0, 1, lambda bits: model), compile=True)
+    distill = Distill(model)
+    compile_teacher(distill)
     assert torch.equal(distill.teach(model, (x, None)), model(x).detach())
 print([str(w.message)[:60] for w in caught if w.category is RuntimeWarning])
 try:

@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 import spequant
-from spequant.app.recipes.build import build_quantized
-from spequant.app.recipes.schema import Quantization
+from spequant.app.recipes.quantization import Quantization
 from spequant.layers import weight_quantizers
 from spequant.models import mobilenet_v2
 from spequant.quantizers import LSQ, PACT, SAWB, DoReFa, LeastSquares, MinMax
@@ -80,10 +79,10 @@ def test_multiplied_and_transposed_ones(layer, depthwise):
 
 
 def test_mobilenet_v2_and_the_recipes_field():
-    model = build_quantized(mobilenet_v2(), Quantization())
+    model = Quantization().build(mobilenet_v2())
     found = [q for q in weight_quantizers(model).values() if isinstance(q, LeastSquares)]
     assert len(found) == 17 and all(q.bits == 2 and not q.zero and q.shape[0] > 1 for q in found)
-    model = build_quantized(mobilenet_v2(), Quantization(weight_bits=4, depthwise="lsq"))
+    model = Quantization(weight_bits=4, depthwise="lsq").build(mobilenet_v2())
     assert sum(isinstance(q, LSQ) and q.bits == 4 for q in weight_quantizers(model).values()) == 17
 
 

@@ -1,6 +1,5 @@
 """The command `spequant`: parses and calls."""
 
-import difflib
 import shlex
 import sys
 import time
@@ -18,10 +17,11 @@ except ModuleNotFoundError as error:  # the extra is not installed
     raise SystemExit(f"the command line needs {error.name}: pip install 'spequant[all]'") from None
 
 from spequant.app.recipes import RECIPES, Recipe, dry_run, listing, run
-from spequant.app.recipes.check import check
+from spequant.app.recipes.command_line import choices_in_words, parts_chosen, recipe_named
 from spequant.app.recipes.folder import figures, main_figure
-from spequant.app.recipes.schema import to_json
+from spequant.app.recipes.serial import to_json
 from spequant.app.terminal import Terminal, in_words, print_table
+from spequant.names import nearest
 from spequant.processes import rank
 from spequant.train import Interrupted
 
@@ -49,12 +49,6 @@ USAGE = """usage: spequant COMMAND [ARGUMENTS]
 HELP = (["-h"], ["--help"])
 
 
-def nearest(word: str, known: Sequence[str]) -> str:
-    """A hint on a misspelt word."""
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.3)
-    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
-
-
 def recipes(args: list[str]) -> None:
     if args[:1] in HELP:
         print("usage: spequant recipes [NAME]\nwhat `train` and `sweep` take, by name; of NAME every field, as JSON")
@@ -62,19 +56,12 @@ def recipes(args: list[str]) -> None:
     if len(args) > 1:
         raise ValueError(f"recipes takes one name, but was given {' '.join(args)}")
     if args:
-        print(to_json(named(args[0])))
+        print(to_json(recipe_named(args[0])))
         return
     table = Table("recipe", "what it is")
     for name, make in RECIPES.items():
         table.add_row(name, " ".join((make.__doc__ or "").split()))
     print_table(table)
-
-
-def named(name: str) -> Recipe:
-    """The recipe of that name."""
-    if name not in RECIPES:
-        raise ValueError(f"recipe is {name!r}; {nearest(name, list(RECIPES))} (spequant recipes lists them)")
-    return RECIPES[name]()
 
 
 @dataclass(frozen=True)
@@ -94,7 +81,9 @@ def parsed_train(name: str, args: Sequence[str]) -> Train:
     """What `train NAME ARGS` asks for."""
     if not name or name.startswith("-"):
         raise ValueError("no recipe is given; expected its name first, e.g. train digits-float (spequant recipes)")
-    return tyro.cli(Train, default=Train(named(name)), args=args, prog=f"spequant train {name}")
+    recipe, args = parts_chosen(recipe_named(name), args)
+    about = f"{Train.__doc__}\n\n{choices_in_words(recipe)}"
+    return tyro.cli(Train, default=Train(recipe), args=args, prog=f"spequant train {name}", description=about)
 
 
 def run_name(recipe: Recipe) -> str:
@@ -151,7 +140,7 @@ def sweep(args: list[str]) -> None:
     for seed, name in product(settings.seeds, names):
         own = [*fields, *threads, "--train.seed", str(seed)]
         recipe = parsed_train(name, own).recipe
-        check(recipe)
+        recipe.check_ready()
         folder = settings.out / run_name(recipe)
         jobs.append(Job(name, folder, ("train", name, *own, "--out", str(folder), "--resume")))
     run_sweep(jobs, settings.at_once)

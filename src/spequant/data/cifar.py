@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from spequant.data.images import ImageSet
+from spequant.data.settings import ImagesOnDisk, fetching, folder_for
 from spequant.extras import needs
 
 PIXELS = 3 * 32 * 32
@@ -33,7 +34,7 @@ class _Layout:
         return f"{SITE} ({self.title} binary version)"
 
 
-CIFAR10 = _Layout(
+TEN = _Layout(
     title="CIFAR-10",
     folder="cifar-10-batches-bin",
     pickled="cifar-10-batches-py",
@@ -45,7 +46,7 @@ CIFAR10 = _Layout(
     mean=(0.485, 0.456, 0.406),  # those that the published float weights were trained with
     std=(0.229, 0.224, 0.225),
 )
-CIFAR100 = _Layout(
+HUNDRED = _Layout(
     title="CIFAR-100",
     folder="cifar-100-binary",
     pickled="cifar-100-python",
@@ -60,13 +61,33 @@ CIFAR100 = _Layout(
 TEST_ROWS = 10_000
 
 
+@dataclass(frozen=True, kw_only=True)
+class CIFAR10(ImagesOnDisk):
+    """CIFAR-10: 50,000 images of 32 x 32 and 10,000 to test on, 10 classes."""
+
+    def load(self, network: str) -> tuple[ImageSet, ImageSet]:
+        root = folder_for(TEN.title, self.root)
+        with fetching(root, self.download):
+            return load_cifar10(root, self.download)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CIFAR100(ImagesOnDisk):
+    """CIFAR-100: 50,000 images of 32 x 32 and 10,000 to test on, 100 classes."""
+
+    def load(self, network: str) -> tuple[ImageSet, ImageSet]:
+        root = folder_for(HUNDRED.title, self.root)
+        with fetching(root, self.download):
+            return load_cifar100(root, self.download)
+
+
 def load_cifar10(root: str | Path, download: bool = False) -> tuple[ImageSet, ImageSet]:
     """(train, 50,000 images; test, 10,000), uint8 3 x 32 x 32.
 
     root: holds, or is, `cifar-10-batches-bin`; or holds torchvision's `cifar-10-batches-py`, which `download` fetches.
     FileNotFoundError or ValueError: a file that is missing or damaged, with its name and the size expected.
     """
-    return _load(CIFAR10, Path(root), download)
+    return _load(TEN, Path(root), download)
 
 
 def load_cifar100(root: str | Path, download: bool = False) -> tuple[ImageSet, ImageSet]:
@@ -75,7 +96,7 @@ def load_cifar100(root: str | Path, download: bool = False) -> tuple[ImageSet, I
     root: holds, or is, `cifar-100-binary`; or holds torchvision's `cifar-100-python`, which `download` fetches.
     FileNotFoundError or ValueError: a file that is missing or damaged, with its name and the size expected.
     """
-    return _load(CIFAR100, Path(root), download)
+    return _load(HUNDRED, Path(root), download)
 
 
 def _load(layout: _Layout, root: Path, download: bool) -> tuple[ImageSet, ImageSet]:

@@ -1,13 +1,24 @@
 """scikit-learn's handwritten digits (UCI, 8 x 8, 1,797 images): data that comes inside a dependency."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
 from spequant.data.images import ImageSet, hold_out
+from spequant.data.settings import ImagesInMemory
 from spequant.extras import needs
 
 TEST_IMAGES = 500
 MEAN, STD = (0.305,), (0.376,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digits(ImagesInMemory):
+    """scikit-learn's handwritten digits: 1,797 images of 8 x 8, part of the package."""
+
+    def load(self, network: str) -> tuple[ImageSet, ImageSet]:
+        return load_digits()
 
 
 def load_digits() -> tuple[ImageSet, ImageSet]:

@@ -2,12 +2,14 @@
 
 import gzip
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from spequant.data.images import ImageSet
+from spequant.data.settings import ImagesOnDisk, fetching, folder_of
 from spequant.extras import needs
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
@@ -20,6 +22,16 @@ FILES = {
     "t10k-images-idx3-ubyte": (10_000, 28, 28),
     "t10k-labels-idx1-ubyte": (10_000,),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class FashionMNIST(ImagesOnDisk):
+    """Fashion-MNIST: 60,000 images of 28 x 28 and 10,000 to test on, 10 classes; found in Debian's package as well."""
+
+    def load(self, network: str) -> tuple[ImageSet, ImageSet]:
+        root = folder_of(self.root)
+        with fetching(root, self.download):
+            return load_fashion_mnist(root, self.download)
 
 
 def load_fashion_mnist(root: str | Path | None = None, download: bool = False) -> tuple[ImageSet, ImageSet]:

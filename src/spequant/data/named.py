@@ -4,8 +4,10 @@ import difflib
 import inspect
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 from spequant.data.configuration import Configuration
 from spequant.data.image_files import Crop, ImageFiles, Source
 from spequant.data.images import HOLD_OUT_SEED, ImageSet, hold_out
+from spequant.data.settings import ImagesInFiles, fetching, folder_of
 from spequant.data.vision import vision
 from spequant.names import some_of
 
@@ -25,6 +28,44 @@ FEW = 5  # names that a message lists
 
 Pair = tuple[ImageSet, ImageSet]
 """(train, in an order drawn once, so that the first ones are of all classes; test, as the source has it)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder(ImagesInFiles):
+    """Images below root/train/CLASS and root/val/CLASS (or test)."""
+
+    def load(self, network: str) -> Pair:
+        root = folder_of(self.root)
+        if root is None:
+            raise ValueError(
+                "data.root is not set; expected the folder that holds train and val: give --data.root DIR (--root DIR "
+                "for what is trained)"
+            )
+        about = self.configuration(network)
+        return load_folder(root, about, workers=self.worker_count(), check=self.check_images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Torchvision(ImagesInFiles):
+    """One of torchvision's sets of images with one class each."""
+
+    download: bool = False
+    """fetch the set with torchvision where root does not hold it"""
+    set: ClassVar[str]
+    """torchvision's name of it, e.g. Flowers102"""
+
+    @staticmethod
+    @cache
+    def named(name: str) -> type["Torchvision"]:
+        """The settings of the set that torchvision calls `name`."""
+        made = type(f"Torchvision{name}", (Torchvision,), {"set": name, "__doc__": f"torchvision's {name}."})
+        return dataclass(frozen=True, kw_only=True)(made)
+
+    def load(self, network: str) -> Pair:
+        root = folder_of(self.root)
+        options = {"workers": self.worker_count(), "check": self.check_images}
+        with fetching(root, self.download):
+            return load_torchvision(self.set, root, self.configuration(network), download=self.download, **options)
 
 
 def load_folder(root: Path | str, about: Configuration, *, workers: int = 0, check: bool = False) -> Pair:

@@ -9,6 +9,8 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+from spequant.data.questions import Question, QuestionSettings
+from spequant.data.settings import folder_of
 from spequant.extras import needs
 from spequant.names import some_of
 
@@ -20,16 +22,12 @@ EXCERPT = 60  # characters of a wrong value that a message shows
 SOME = "kept without some answers, which are empty or not where answer_start says"
 
 
-@dataclass(frozen=True)
-class Question:
-    """A question about a text. answers: the annotators', one or more. starts: first character of each in `context`, -1
-    where an evaluation set does not say."""
+@dataclass(frozen=True, kw_only=True)
+class Squad(QuestionSettings):
+    """SQuAD 1.1: 87,599 questions about texts of Wikipedia, and 10,570 to test on."""
 
-    id: str
-    question: str
-    context: str
-    answers: tuple[str, ...]
-    starts: tuple[int, ...]
+    def load(self) -> tuple[list[Question], list[Question]]:
+        return load_squad(folder_of(self.root), self.download)
 
 
 def load_squad(root: Path | None, download: bool = False) -> tuple[list[Question], list[Question]]:

@@ -1,7 +1,7 @@
 """Training methods: callables (model, batch) -> Losses. One method a file, its equation in the docstring."""
 
 from spequant.methods.apprentice import Apprentice
-from spequant.methods.base import Losses, Method, allow_float
+from spequant.methods.base import Losses, Method, MethodSettings, Start, TaughtSettings, allow_float
 from spequant.methods.block_replacement import BlockReplacement
 from spequant.methods.cmt_kd import CMTKD
 from spequant.methods.distill import Distill, SPEQDistill
@@ -14,6 +14,24 @@ from spequant.methods.qkd import QKD
 from spequant.methods.retrain import Retrain
 from spequant.methods.speq import SPEQ
 from spequant.methods.sqakd import SQAKD
+
+by_name: dict[str, type[MethodSettings]] = {
+    "retrain": Retrain.Settings,
+    "speq": SPEQ.Settings,
+    "extended-speq": ExtendedSPEQ.Settings,
+    "distill": Distill.Settings,
+    "speq-distill": SPEQDistill.Settings,
+    "apprentice": Apprentice.Settings,
+    "qkd": QKD.Settings,
+    "sqakd": SQAKD.Settings,
+    "qfd": QFD.Settings,
+    "gslr": GSLR.Settings,
+    "cmt-kd": CMTKD.Settings,
+    "block-replacement": BlockReplacement.Settings,
+    "member-ensemble": MemberEnsemble.Settings,
+    "joint-bits": JointBits.Settings,
+}
+"""The settings of each method, by the name that recipes give it."""
 
 __all__ = [
     "CMTKD",
@@ -30,7 +48,11 @@ __all__ = [
     "Losses",
     "MemberEnsemble",
     "Method",
+    "MethodSettings",
     "Retrain",
     "SPEQDistill",
+    "Start",
+    "TaughtSettings",
     "allow_float",
+    "by_name",
 ]

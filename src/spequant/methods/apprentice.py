@@ -15,19 +15,41 @@ teacher gets no gradient from it.
 """
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from spequant.methods.base import Losses, check_weight, frozen, penalties
+from spequant.methods.base import (
+    Losses,
+    Start,
+    TaughtSettings,
+    check_weight,
+    frozen,
+    penalties,
+)
 from spequant.methods.tasks import Classification, Task
 
 
 class Apprentice:
     """teacher: the float network; a copy of it teaches, and with `joint` learns, in train mode. `Losses.distill` is
     H(p_T, p_S); the total has the teacher's own loss in it where it learns."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(TaughtSettings):
+        """Apprentice: a float teacher, fixed or learning as well."""
+
+        joint: bool = False
+        """the teacher learns as well (scheme A)"""
+
+        def build(self, start: Start) -> "Apprentice":
+            return Apprentice(self.teacher_of(start), joint=self.joint, task=start.task)
+
+        @property
+        def fixed_teachers(self) -> tuple[TaughtSettings, ...]:
+            return () if self.joint else (self,)
 
     def __init__(
         self,

@@ -1,12 +1,14 @@
 """What a method returns, and what several methods share. The methods themselves have a file each."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from spequant.methods.tasks import Task
 from spequant.networks import copied
 from spequant.quantizers import Quantizer
 
@@ -27,6 +29,67 @@ class Method(Protocol):
     loops give its parameters to the optimizer and its state to checkpoints."""
 
     def __call__(self, model: nn.Module, batch: Any) -> Losses: ...
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training run has at hand when its method is made.
+
+    Args:
+        network: the float network that the student starts from, which may teach.
+        student: the prepared network that learns, as it stands.
+        task: of the run's batches.
+        steps: calls of the method in all of training.
+        seed: of the run.
+        accumulate: calls that make one step of the optimizer.
+        quantized: bits -> `network` prepared at these bits and calibrated.
+        load: (network, path) loads float weights, of a file or a run's folder, into a network.
+    """
+
+    network: nn.Module
+    student: nn.Module
+    task: Task
+    steps: int
+    seed: int
+    quantized: Callable[[int], nn.Module]
+    load: Callable[[nn.Module, Path], None]
+    accumulate: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSettings:
+    """The options of one method, checked when they are made. A method's class has its own as `Settings`."""
+
+    def build(self, start: Start) -> Method:
+        """The method, for one run."""
+        raise NotImplementedError(f"{type(self).__qualname__} has no build")
+
+    def check_student(self, act_bits: int | None, *, mixed: bool) -> None:
+        """ValueError: no method for a student whose activations have `act_bits` (None: float); `mixed`: but for single
+        layers, which have other bits."""
+
+    @property
+    def fixed_teachers(self) -> tuple["TaughtSettings", ...]:
+        """Those of these settings that name the weights of a float teacher which learns nothing during the run."""
+        return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaughtSettings(MethodSettings):
+    """Of methods with a separate float teacher."""
+
+    teacher: Path | None = None
+    """float weights of the teacher, a file or a run's folder; None: the float network that the student starts from"""
+
+    @property
+    def fixed_teachers(self) -> tuple["TaughtSettings", ...]:
+        return (self,)
+
+    def teacher_of(self, start: Start) -> nn.Module:
+        """The float network with the teacher's weights. The start's own: methods copy it."""
+        if self.teacher is not None:
+            start.load(start.network, self.teacher)
+        return start.network
 
 
 class CountsCalls:

@@ -13,13 +13,23 @@ the low-bit stages get the gradient that a float network would give.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from spequant.calibration.batch_norm import batch_norm_untracked
-from spequant.methods.base import CountsCalls, Losses, check_temperature, check_weight, frozen, penalties
+from spequant.methods.base import (
+    CountsCalls,
+    Losses,
+    Start,
+    TaughtSettings,
+    check_temperature,
+    check_weight,
+    frozen,
+    penalties,
+)
 from spequant.methods.losses import kl
 from spequant.methods.parts import given_stages, part_of, replaced
 from spequant.methods.tasks import Classification, Task
@@ -28,6 +38,23 @@ from spequant.methods.tasks import Classification, Task
 class BlockReplacement(CountsCalls):
     """teacher: the float network, copied and frozen. stages: modules that follow one another, of the same names in
     student and teacher; None: found (`parts.stages_of`)."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(TaughtSettings):
+        """BWRF: blocks of the float network are replaced by the low-bit ones."""
+
+        temperature: float = 1.0
+        """T"""
+        weight: float = 1.0
+        """lambda, of the distillation loss"""
+
+        def __post_init__(self) -> None:
+            check_temperature(self.temperature)
+            check_weight(self.weight, "weight")
+
+        def build(self, start: Start) -> "BlockReplacement":
+            teacher = self.teacher_of(start)
+            return BlockReplacement(teacher, temperature=self.temperature, weight=self.weight, task=start.task)
 
     def __init__(
         self,

@@ -16,13 +16,21 @@ re-implementation; ours: batch norm between stages is common, logits are fused w
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spequant.methods.base import Losses, check_temperature, check_weight, penalties
+from spequant.methods.base import (
+    Losses,
+    MethodSettings,
+    Start,
+    check_temperature,
+    check_weight,
+    penalties,
+)
 from spequant.methods.losses import kl
 from spequant.methods.parts import Recorder, given_stages, place, rounded
 from spequant.methods.tasks import Classification, Task
@@ -48,6 +56,23 @@ class CMTKD:
     """network: the float network, whose stages are named. teachers: {bits: that network prepared at these bits and
     calibrated}, copied; they learn. stages: modules that follow one another; None: found (`parts.stages_of`)."""
 
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(MethodSettings):
+        """CMT-KD: several teachers at more bits, fused stage by stage."""
+
+        widths: tuple[int, ...] = (4, 8)
+        """the teachers' bits, 2 to 8"""
+        temperature: float = 1.0
+        """T"""
+
+        def __post_init__(self) -> None:
+            check_temperature(self.temperature)
+            check_teachers(self.widths)
+
+        def build(self, start: Start) -> "CMTKD":
+            teachers = {bits: start.quantized(bits) for bits in self.widths}
+            return CMTKD(start.network, teachers, temperature=self.temperature, task=start.task)
+
     def __init__(
         self,
         network: nn.Module,
@@ -61,10 +86,7 @@ class CMTKD:
         check_temperature(temperature)
         for value in weights:
             check_weight(value, "weights")
-        if not teachers:
-            raise ValueError("teachers is empty; expected {bits: prepared network}, e.g. of 4, 6 and 8 bits")
-        for bits in teachers:
-            check_bits(bits, "teachers' bits", both_signs=True)
+        check_teachers(tuple(teachers))
         self.stages = given_stages(network, stages)
         self.a, self.b, self.g = weights
         self.temperature, self.task = float(temperature), task or Classification()
@@ -96,3 +118,10 @@ def _map(x: Tensor) -> Tensor:
     squares = x.float().square()
     squares = squares.mean(1) if x.dim() > 2 else squares
     return F.normalize(squares.flatten(1), dim=1)
+
+
+def check_teachers(widths: Sequence[int]) -> None:
+    if not widths:
+        raise ValueError("teachers is empty; expected {bits: prepared network}, e.g. of 4, 6 and 8 bits")
+    for bits in widths:
+        check_bits(bits, "teachers' bits", both_signs=True)

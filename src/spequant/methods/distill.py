@@ -7,13 +7,23 @@ l / (1 - l) of his, and the whole 1 / (1 - l) times as large.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spequant.methods.base import Losses, check_temperature, check_weight, frozen, penalties
-from spequant.methods.losses import DistillLoss, kl
+from spequant.methods.base import (
+    Losses,
+    MethodSettings,
+    Start,
+    TaughtSettings,
+    check_temperature,
+    check_weight,
+    frozen,
+    penalties,
+)
+from spequant.methods.losses import DistillLoss, kl, loss_named
 from spequant.methods.speq import SPEQ
 from spequant.methods.tasks import Classification, Task
 
@@ -23,6 +33,26 @@ class Distill:
 
     loss, temperature, weight: as in SPEQ; `kl` by default.
     """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(TaughtSettings):
+        """Distillation from a float teacher."""
+
+        loss: str = "kl"
+        """kl, cosine, or a function of your own: package.module:function or file.py:function"""
+        temperature: float = 1.0
+        """T"""
+        weight: float = 1.0
+        """lambda, of the distillation loss"""
+
+        def __post_init__(self) -> None:
+            loss_named(self.loss)
+            check_temperature(self.temperature)
+            check_weight(self.weight, "weight")
+
+        def build(self, start: Start) -> "Distill":
+            options = {"loss": loss_named(self.loss), "temperature": self.temperature, "weight": self.weight}
+            return Distill(self.teacher_of(start), task=start.task, **options)
 
     def __init__(
         self,
@@ -56,6 +86,23 @@ class SPEQDistill:
 
     `Losses.distill` is the sum of both, weights included.
     """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(MethodSettings):
+        """SPEQ and distillation from a float teacher together."""
+
+        speq: SPEQ.Settings = field(default_factory=SPEQ.Settings)
+        distill: Distill.Settings = field(default_factory=Distill.Settings)
+
+        def build(self, start: Start) -> "SPEQDistill":
+            return SPEQDistill(self.speq.build(start), self.distill.build(start))
+
+        def check_student(self, act_bits: int | None, *, mixed: bool) -> None:
+            self.speq.check_student(act_bits, mixed=mixed)
+
+        @property
+        def fixed_teachers(self) -> tuple[TaughtSettings, ...]:
+            return self.distill.fixed_teachers
 
     def __init__(self, speq: SPEQ, distill: Distill):
         self.speq, self.distill = speq, distill

@@ -12,18 +12,29 @@ arXiv 1703.01780), at stochastic precision like SPEQ's | `decay` |
 | lambda_F | `feature_weight` |
 """
 
+import copy
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spequant.methods.base import Losses, check_steps, check_temperature, check_weight, penalties
+from spequant.layers import weight_quantizers
+from spequant.methods.base import (
+    Losses,
+    MethodSettings,
+    Start,
+    check_steps,
+    check_temperature,
+    check_weight,
+    penalties,
+)
 from spequant.methods.parts import Recorder, tokens
 from spequant.methods.speq import SPEQ
+from spequant.networks import head_of
 from spequant.policies import Stochastic
 
 
@@ -34,6 +45,43 @@ class ExtendedSPEQ:
 
     teacher: what is called for `average`, e.g. it compiled.
     """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(MethodSettings):
+        """SPEQ with additions: falling T and u, averaged weights that teach, a loss of features."""
+
+        speq: SPEQ.Settings = field(default_factory=SPEQ.Settings)
+        probability_end: float | None = None
+        """u at the end of training, a line from speq.probability; None: it stays"""
+        temperature_end: float | None = None
+        """T at the end, a line from speq.temperature; None: it stays"""
+        average: float | None = None
+        """decay per step of a moving average of the weights, which teaches in their place, e.g. .999; None: none"""
+        feature_weight: float = 0.0
+        """of the cosine loss between the penultimate features of teacher and student"""
+
+        def __post_init__(self) -> None:
+            decay = {} if self.average is None else {"decay": self.average, "average": nn.Identity()}
+            head = "head" if self.feature_weight else None
+            ExtendedSPEQ(self.speq.made(), steps=1, head=head, **self._added(), **decay)  # it checks its arguments
+
+        def _added(self) -> dict[str, Any]:
+            names = ("probability_end", "temperature_end", "feature_weight")
+            return {name: getattr(self, name) for name in names}
+
+        def build(self, start: Start) -> "ExtendedSPEQ":
+            added: dict[str, Any] = self._added()
+            if self.feature_weight:
+                added["head"] = head_of(start.network)
+            if self.average is not None:
+                average = copy.deepcopy(start.student)
+                for quantizer in weight_quantizers(average).values():  # a resumed run's weights may be frozen by now
+                    quantizer.frozen = quantizer.frozen_codes = None
+                added |= {"average": average, "decay": self.average ** (1 / start.accumulate)}
+            return ExtendedSPEQ(self.speq.build(start), steps=start.steps, **added)
+
+        def check_student(self, act_bits: int | None, *, mixed: bool) -> None:
+            self.speq.check_student(act_bits, mixed=mixed)
 
     def __init__(
         self,

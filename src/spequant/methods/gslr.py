@@ -12,12 +12,22 @@ Known from the abstract: the soft loss is reduced gradually. That it falls in a 
 T = 2 are ours.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from spequant.methods.base import CountsCalls, Losses, check_steps, check_temperature, frozen, penalties
+from spequant.methods.base import (
+    CountsCalls,
+    Losses,
+    Start,
+    TaughtSettings,
+    check_steps,
+    check_temperature,
+    frozen,
+    penalties,
+)
 from spequant.methods.losses import kl
 from spequant.methods.tasks import Classification, Task
 
@@ -31,6 +41,23 @@ class GSLR(CountsCalls):
     weight or temperature out of range.
     """
 
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(TaughtSettings):
+        """GSLR: distillation whose share fades."""
+
+        weight: float = 1.0
+        """w0, the soft loss's share at the start, 0 to 1"""
+        temperature: float = 2.0
+        """T"""
+
+        def __post_init__(self) -> None:
+            check_temperature(self.temperature)
+            check_share(self.weight)
+
+        def build(self, start: Start) -> "GSLR":
+            options = {"weight": self.weight, "temperature": self.temperature}
+            return GSLR(self.teacher_of(start), steps=start.steps, task=start.task, **options)
+
     def __init__(
         self,
         teacher: nn.Module,
@@ -42,8 +69,7 @@ class GSLR(CountsCalls):
     ):
         check_steps(steps)
         check_temperature(temperature)
-        if not 0 <= weight <= 1:
-            raise ValueError(f"weight is {weight!r}; expected the soft loss's share at the start, 0 to 1")
+        check_share(weight)
         self.teacher = frozen(teacher)
         self.steps, self.weight, self.temperature = steps, float(weight), float(temperature)
         self.task = task or Classification()
@@ -56,3 +82,8 @@ class GSLR(CountsCalls):
         student = self.task.logits(model, batch)
         task, distill = self.task.loss(student, batch), kl(student, teacher, self.temperature)
         return Losses((1 - w) * task + w * distill + penalties(model), task, distill, student.detach())
+
+
+def check_share(value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"weight is {value!r}; expected the soft loss's share at the start, 0 to 1")

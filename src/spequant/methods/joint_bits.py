@@ -9,12 +9,20 @@ the loss's form, are ours.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from spequant.methods.base import Losses, check_temperature, check_weight, penalties
+from spequant.methods.base import (
+    Losses,
+    MethodSettings,
+    Start,
+    check_temperature,
+    check_weight,
+    penalties,
+)
 from spequant.methods.losses import kl
 from spequant.methods.tasks import Classification, Task
 from spequant.methods.widths import at_widths, fewest_bits
@@ -30,6 +38,27 @@ class JointBits:
     and `distill` 0-dim, in nats, means over samples. ValueError: widths, temperature or weight out of range, or a model
     without activation quantizers.
     """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(MethodSettings):
+        """All widths learn at once."""
+
+        widths: tuple[int, ...] = (4, 8)
+        """activation bits in addition to the network's own"""
+        temperature: float = 1.0
+        """T"""
+        weight: float = 1.0
+        """lambda, of the distillation loss"""
+
+        def __post_init__(self) -> None:
+            self.made()
+
+        def made(self, task: Task | None = None) -> "JointBits":
+            """The method; ValueError: a setting out of range."""
+            return JointBits(self.widths, temperature=self.temperature, weight=self.weight, task=task)
+
+        def build(self, start: Start) -> "JointBits":
+            return self.made(start.task)
 
     def __init__(
         self,

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from spequant.names import chosen
+
 DistillLoss = Callable[[Tensor, Tensor, float], Tensor]
 """(student logits, teacher logits, temperature) -> 0-dim loss. A user's own function of this form serves as well."""
 
@@ -69,3 +71,8 @@ def ensemble(passes: Sequence[Tensor], temperature: float) -> Tensor:
 
 
 by_name: dict[str, DistillLoss] = {"cosine": cosine, "kl": kl}
+
+
+def loss_named(name: str) -> DistillLoss:
+    """The loss of that name, or of a reference package.module:function or file.py:function. ValueError: neither."""
+    return chosen("loss", name, by_name)

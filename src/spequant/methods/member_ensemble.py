@@ -15,13 +15,21 @@ learn; the ensemble gives the leader a target without gradient.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spequant.methods.base import Losses, check_temperature, check_weight, penalties
+from spequant.methods.base import (
+    Losses,
+    MethodSettings,
+    Start,
+    check_temperature,
+    check_weight,
+    penalties,
+)
 from spequant.methods.losses import kl
 from spequant.methods.tasks import Classification, Task
 from spequant.methods.widths import at_widths
@@ -30,6 +38,27 @@ from spequant.quantizers.base import check_bits
 
 class MemberEnsemble:
     """widths: activation bits of the members, where the leader has its fewest. `Losses.distill` is the KL term."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(MethodSettings):
+        """PMWAE: members at more activation bits teach together."""
+
+        widths: tuple[int, ...] = (4, 8)
+        """activation bits in addition to the network's own"""
+        temperature: float = 1.0
+        """T"""
+        weight: float = 1.0
+        """lambda, of the distillation loss"""
+
+        def __post_init__(self) -> None:
+            self.made()
+
+        def made(self, task: Task | None = None) -> "MemberEnsemble":
+            """The method; ValueError: a setting out of range."""
+            return MemberEnsemble(self.widths, temperature=self.temperature, weight=self.weight, task=task)
+
+        def build(self, start: Start) -> "MemberEnsemble":
+            return self.made(start.task)
 
     def __init__(
         self,

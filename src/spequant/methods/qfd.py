@@ -11,13 +11,21 @@ Of sequences the mean is over tokens; padding is left out. The paper trains the 
 and ours: the grid spans each batch's own range.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from spequant.methods.base import Losses, check_weight, frozen, penalties
+from spequant.methods.base import (
+    Losses,
+    Start,
+    TaughtSettings,
+    check_weight,
+    frozen,
+    penalties,
+)
 from spequant.methods.parts import Recorder, rounded, tokens
 from spequant.methods.tasks import Classification, Task
 from spequant.networks import head_of
@@ -27,6 +35,22 @@ from spequant.quantizers.base import check_bits
 class QFD:
     """teacher: the float network, copied and frozen. bits: of its feature, 2 to 8. head: the layer whose input is the
     feature; None: the last one. `Losses.distill` is the MSE."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(TaughtSettings):
+        """QFD: the teacher's feature on a few bits."""
+
+        bits: int = 4
+        """of the teacher's feature, 2 to 8"""
+        weight: float = 0.5
+        """lambda, of the distillation loss"""
+
+        def __post_init__(self) -> None:
+            check_bits(self.bits, "bits", both_signs=True)
+            check_weight(self.weight, "weight")
+
+        def build(self, start: Start) -> "QFD":
+            return QFD(self.teacher_of(start), bits=self.bits, weight=self.weight, task=start.task)
 
     def __init__(
         self,

@@ -9,12 +9,21 @@ T = 2; the phases' lengths are open, thirds of the calls are ours.
 """
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from spequant.methods.base import CountsCalls, Losses, check_steps, check_temperature, penalties
+from spequant.methods.base import (
+    CountsCalls,
+    Losses,
+    Start,
+    TaughtSettings,
+    check_steps,
+    check_temperature,
+    penalties,
+)
 from spequant.methods.losses import kl
 from spequant.methods.tasks import Classification, Task
 
@@ -30,6 +39,23 @@ class QKD(CountsCalls):
     self-studying; `total` has the teacher's own terms in co-studying. ValueError: steps, shares or temperature out of
     range.
     """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(TaughtSettings):
+        """QKD: studying alone, together with the teacher, then with the teacher fixed."""
+
+        temperature: float = 2.0
+        """T"""
+
+        def __post_init__(self) -> None:
+            check_temperature(self.temperature)
+
+        def build(self, start: Start) -> "QKD":
+            return QKD(self.teacher_of(start), steps=start.steps, temperature=self.temperature, task=start.task)
+
+        @property
+        def fixed_teachers(self) -> tuple[TaughtSettings, ...]:
+            return ()  # it learns
 
     def __init__(
         self,

@@ -14,15 +14,24 @@ ours to choose: T, lambda and the factor T^2, batch norm in the teacher's pass (
 untouched), dropout (as the student's mode).
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from spequant.calibration.batch_norm import MODES, Mode, batch_norm_mode
-from spequant.methods.base import CountsCalls, Losses, check_temperature, check_weight, penalties
-from spequant.methods.losses import DistillLoss, cosine, ensemble
+from spequant.methods.base import (
+    CountsCalls,
+    Losses,
+    MethodSettings,
+    Start,
+    check_temperature,
+    check_weight,
+    penalties,
+)
+from spequant.methods.losses import DistillLoss, cosine, ensemble, loss_named
 from spequant.methods.tasks import Classification, Task
-from spequant.policies import Policy, Stochastic, precision
+from spequant.policies import Mix, Policy, Stochastic, precision
 from spequant.processes import rank, unwrapped
 
 
@@ -35,6 +44,63 @@ class SPEQ(CountsCalls):
     passes: teacher passes, each with its own draw, whose soft labels are averaged.
     seed, step: the draws follow from (seed, step, rank); `step` counts calls, set it when resuming.
     """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(MethodSettings):
+        """SPEQ: the network itself teaches, with some activations at higher precision."""
+
+        high_bits: int = 8
+        """n_H, the teacher's activation bits"""
+        probability: float = 0.5
+        """u, of n_H per layer and forward"""
+        mix: bool = False
+        """draw from all widths from 2 to 8 bits in place of n_A and n_H"""
+        loss: str = "cosine"
+        """cosine, kl, or a function of your own: package.module:function or file.py:function"""
+        temperature: float = 1.0
+        """T"""
+        weight: float = 1.0
+        """lambda, of the distillation loss"""
+        batch_norm: Mode = "leave"
+        """of the teacher's pass: leave (batch statistics, running ones untouched), update, eval"""
+        passes: int = 1
+        """teacher passes, averaged"""
+
+        def __post_init__(self) -> None:
+            self.made()
+            unread = [n for n in ("high_bits", "probability") if getattr(self, n) != getattr(type(self), n)]
+            if self.mix and unread:
+                raise ValueError(
+                    f"{unread[0]} is {getattr(self, unread[0])!r}, which has no effect with mix; expected "
+                    f"{getattr(type(self), unread[0])!r}"
+                )
+
+        def made(self, task: Task | None = None, seed: int = 0) -> "SPEQ":
+            """The method; ValueError: a setting out of range."""
+            return SPEQ(
+                self.high_bits,
+                self.probability,
+                policy=Mix() if self.mix else None,
+                loss=loss_named(self.loss),
+                temperature=self.temperature,
+                weight=self.weight,
+                batch_norm=self.batch_norm,
+                passes=self.passes,
+                task=task,
+                seed=seed,
+            )
+
+        def build(self, start: Start) -> "SPEQ":
+            return self.made(start.task, start.seed)
+
+        def check_student(self, act_bits: int | None, *, mixed: bool) -> None:
+            if act_bits is None:
+                raise ValueError("act_bits is None; expected bits: the teacher differs by its activations' precision")
+            if not self.mix and not mixed and self.high_bits <= act_bits:
+                raise ValueError(
+                    f"high_bits is {self.high_bits!r}; expected more than act_bits, {act_bits}: the teacher would be "
+                    "the student"
+                )
 
     def __init__(
         self,

@@ -6,18 +6,39 @@ No labels. The float teacher is also the student's start. Its backward is EWGS, 
 `spequant.quantizers.set_ewgs(model, .001)`.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spequant.methods.base import Losses, check_temperature, frozen, penalties
+from spequant.methods.base import (
+    Losses,
+    Start,
+    TaughtSettings,
+    check_temperature,
+    frozen,
+    penalties,
+)
 from spequant.methods.losses import kl
 from spequant.methods.tasks import Classification, Task
 
 
 class SQAKD:
     """teacher: the float network, copied and frozen. `Losses.task` is 0: labels are not read."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(TaughtSettings):
+        """SQAKD: a float teacher in place of labels."""
+
+        temperature: float = 4.0
+        """T"""
+
+        def __post_init__(self) -> None:
+            check_temperature(self.temperature)
+
+        def build(self, start: Start) -> "SQAKD":
+            return SQAKD(self.teacher_of(start), temperature=self.temperature, task=start.task)
 
     def __init__(self, teacher: nn.Module, *, temperature: float = 4.0, task: Task | None = None):
         check_temperature(temperature)

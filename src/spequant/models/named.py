@@ -11,6 +11,8 @@ from spequant.extras import needs
 from spequant.models import mobilenet_v2_cifar, resnet_cifar, resnet_imagenet, vgg_cifar
 from spequant.models.answering import TRANSFORMERS
 from spequant.models.weights import load_state
+from spequant.names import called_with, imported
+from spequant.networks import copied
 
 TORCHVISION, TIMM = "torchvision/", "timm/"
 OWN: dict[str, Callable[..., nn.Module]] = {
@@ -37,7 +39,9 @@ OLD = re.compile(r"^(features\.denseblock\d+\.denselayer\d+\.(?:norm|conv))\.([1
 
 def check_network(name: str) -> None:
     """ValueError: `name` is none of `OWN` and of no library; what a library has, it says when the network is made."""
-    if name not in OWN and not name.startswith((TORCHVISION, TIMM, TRANSFORMERS)):
+    if ":" in name:
+        imported(name)
+    elif name not in OWN and not name.startswith((TORCHVISION, TIMM, TRANSFORMERS)):
         near = difflib.get_close_matches(name, OWN)
         raise ValueError(
             f"network.name is {name!r}; expected {', '.join(OWN)}, {TORCHVISION}NAME, {TIMM}NAME or {TRANSFORMERS}NAME"
@@ -54,7 +58,8 @@ def make_network(
     pretrained: bool = False,
     new_head: bool = False,
 ) -> nn.Module:
-    """The float network of that name.
+    """The float network of that name, or of a class or function of the user's, package.module:Object or file.py:Object,
+    which is called with those of classes (or num_classes), in_channels and size that it names.
 
     size: height and width of its images, for networks that are made for one size; None: theirs.
     pretrained: the library's published weights, fetched or from its cache; else random ones.
@@ -64,6 +69,8 @@ def make_network(
     ModuleNotFoundError: the extra `vision` is not installed.
     """
     check_network(name)
+    if ":" in name:
+        return _imported(name, classes, in_channels, size, pretrained)
     if name.startswith(TIMM):
         return _timm(name.removeprefix(TIMM), classes, in_channels, size, pretrained, new_head)
     if name in OWN:
@@ -82,6 +89,20 @@ def make_network(
         state = published.get_state_dict(progress=False, check_hash=True)
         state = {OLD.sub(r"\1\2", n): t for n, t in state.items() if not n.startswith(HELPERS)}
         load_state(network, state, f"torchvision's {published}", new_head=new_head)
+    return network
+
+
+def _imported(name: str, classes: int, in_channels: int, size: int | None, pretrained: bool) -> nn.Module:
+    """A class or function of the user's, or a network itself."""
+    if pretrained:
+        raise ValueError(f"network.pretrained is True, but {name} has no published weights; give network.weights")
+    make = imported(name)
+    if isinstance(make, nn.Module):
+        return copied(make)
+    sizes = {"classes": classes, "num_classes": classes, "in_channels": in_channels, "size": size}
+    network = called_with(make, sizes, f"network {name}")
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"network.name is {name!r}, which gives {type(network).__name__}; expected an nn.Module")
     return network
 
 

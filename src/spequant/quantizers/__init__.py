@@ -12,6 +12,7 @@ from spequant.quantizers.minmax import MinMax
 from spequant.quantizers.pact import PACT
 from spequant.quantizers.ranges import least_squares, percentile
 from spequant.quantizers.sawb import SAWB
+from spequant.quantizers.settings import QuantizerSettings
 
 by_name: dict[str, type[Quantizer]] = {
     "pact": PACT,
@@ -36,6 +37,7 @@ __all__ = [
     "LeastSquares",
     "MinMax",
     "Quantizer",
+    "QuantizerSettings",
     "Rule",
     "by_name",
     "least_squares",

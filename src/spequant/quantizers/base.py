@@ -7,12 +7,13 @@ import inspect
 import threading
 import zlib
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, fx, nn
 
 from spequant.functional import dequantize, fake_quantize, quantize
+from spequant.quantizers.settings import QuantizerSettings, give_settings
 
 Rule = Callable[["Quantizer", Tensor], Tensor]
 """(quantizer, values) -> clip: how calibration chooses the end of a stored range. See `ranges.py`."""
@@ -59,6 +60,11 @@ class Quantizer(nn.Module):
     inner = False
     ewgs: float | None = 0.0  # see ewgs.py; None: not to be had
     padding: int | None = None  # of an embedding's table: the row that stands for padding; written by prepare
+    Settings: ClassVar[type[QuantizerSettings]]  # how recipes choose it; each subclass has one, see settings.py
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        give_settings(cls)
 
     def __init__(
         self, bits: int | None, *, signed: bool | None = None, shape: tuple[int, ...] = (), of_weight: bool = False

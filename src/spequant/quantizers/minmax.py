@@ -1,11 +1,14 @@
 """Ranges read off the values: the largest magnitude, or a percentile of it. For 8-bit ends and calibration alone."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from spequant.functional import LEAST_END
 from spequant.quantizers import ranges
 from spequant.quantizers.base import Quantizer, Rule
+from spequant.quantizers.settings import QuantizerSettings
 
 
 class MinMax(Quantizer):
@@ -14,6 +17,13 @@ class MinMax(Quantizer):
     Weights: taken anew from the weight at every forward. Activations: found by calibration and kept.
     Backward: 1 inside the bounds, 0 outside; the bounds are not trained.
     """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(QuantizerSettings):
+        """The largest magnitude, or a percentile of it."""
+
+        percentile: float = 100.0
+        """of the magnitudes, at which the range ends; above 0"""
 
     def __init__(
         self,

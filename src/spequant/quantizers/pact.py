@@ -1,10 +1,13 @@
 """PACT: activations clipped at a trained value (Choi et al. 2018, arXiv 1805.06085)."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from spequant.functional import positive
 from spequant.quantizers.base import Quantizer
+from spequant.quantizers.settings import QuantizerSettings
 
 
 class PACT(Quantizer):
@@ -16,6 +19,14 @@ class PACT(Quantizer):
 
     Signed tensors: clip(x, -a, a) on 2^k - 1 levels, and dy_q/da = -1 on x <= -a.
     """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(QuantizerSettings):
+        """PACT: a trained clip."""
+
+        decay: float = 2e-4
+        """factor of the L2 penalty on the clips, without which they only grow; first and last layer and addends keep
+        the default"""
 
     def __init__(
         self,

@@ -1,11 +1,14 @@
 """SAWB: statistics-aware weight binning (Choi et al. 2018, arXiv 1807.06964)."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from spequant.quantizers.base import Quantizer
 from spequant.quantizers.least_squares import nearest_step
 from spequant.quantizers.ranges import FEW, grouped
+from spequant.quantizers.settings import QuantizerSettings
 
 COEFFICIENTS: dict[int, tuple[float, float]] = {
     2: (0.0, 1.0),
@@ -42,6 +45,13 @@ class SAWB(Quantizer):
     weights_only = True
     vanishes = True
     fits_few = False  # as LeastSquares' then
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(QuantizerSettings):
+        """SAWB: a clip from the weight's moments."""
+
+        clip_gradient: bool = False
+        """weights beyond the clip get no gradient"""
 
     def __init__(
         self,

@@ -6,17 +6,20 @@ from spequant.train.guard import NotFinite
 from spequant.train.launch import keep_freed_memory, make_accelerator, make_deterministic, wrap
 from spequant.train.looks import Looks, layers_row, read_looks
 from spequant.train.loop import Evaluation, Interrupted, evaluate, fit, samples, train_step
-from spequant.train.optimizers import make_optimizer, make_schedule, parameter_groups
+from spequant.train.optimizers import SGD, AdamW, OptimizerSettings, make_optimizer, make_schedule, parameter_groups
 from spequant.train.replay import first_to_go
 from spequant.train.state import Progress, Snapshot, TrainingState
 
 __all__ = [
+    "SGD",
+    "AdamW",
     "Compiled",
     "Diagnostics",
     "Evaluation",
     "Interrupted",
     "Looks",
     "NotFinite",
+    "OptimizerSettings",
     "Progress",
     "Snapshot",
     "TrainingState",

@@ -1,16 +1,18 @@
 """Optimisers and schedules from torch, with a group of their own for the quantizers' ranges."""
 
-from collections.abc import Iterable
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch import nn, optim
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
 
+from spequant.names import chosen
 from spequant.quantizers import Quantizer
 
-OptimizerName = Literal["sgd", "adamw"]
-ScheduleName = Literal["cosine", "one-cycle", "step"]
+Schedule = Callable[[Optimizer, int], LRScheduler]
+"""(optimizer, steps in all) -> what sets the learning rates, stepped once per training step."""
 
 
 def parameter_groups(
@@ -31,29 +33,82 @@ def parameter_groups(
     return [g for g in groups if g["params"]]
 
 
-def make_optimizer(name: OptimizerName, groups: Iterable[dict[str, Any]], *, momentum: float = 0.9) -> Optimizer:
-    """torch's SGD (with `momentum`) or AdamW over `parameter_groups`."""
-    groups = list(groups)
-    fused = groups[0]["params"][0].device.type == "cuda"
-    if name == "sgd":
-        return SGD(groups, momentum=momentum, fused=fused)
-    if name == "adamw":
-        return AdamW(groups, fused=fused)
-    raise ValueError(f"optimizer is {name!r}; expected 'sgd' or 'adamw'")
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """The options of one optimizer; learning rates and weight decay stand in the groups."""
+
+    def build(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """The optimizer over `parameter_groups`."""
+        raise NotImplementedError(f"{type(self).__qualname__} has no build")
 
 
-def make_schedule(name: ScheduleName, optimizer: Optimizer, steps: int) -> LRScheduler:
-    """Stepped once a training step, over `steps` in all.
+@dataclass(frozen=True, kw_only=True)
+class SGD(OptimizerSettings):
+    """torch's SGD."""
 
-    cosine: from lr to 0. one-cycle: up to lr over the first fifth, cosine to 0 (Smith 2018, momentum constant); fewer
-      than 5 steps are the first of 5.
-    step: x 0.1 at 3/10 and 6/10, the paper's 60 and 120 of 200 epochs.
-    """
-    if name == "cosine":
-        return CosineAnnealingLR(optimizer, steps)
-    if name == "one-cycle":
-        peaks = [g["lr"] for g in optimizer.param_groups]
-        return OneCycleLR(optimizer, peaks, total_steps=max(6, steps + 1), pct_start=0.2, cycle_momentum=False)
-    if name == "step":
-        return MultiStepLR(optimizer, [steps * 3 // 10, steps * 6 // 10])
-    raise ValueError(f"schedule is {name!r}; expected 'cosine', 'one-cycle' or 'step'")
+    momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum is {self.momentum!r}; expected 0 or more, below 1")
+
+    def build(self, groups: list[dict[str, Any]]) -> Optimizer:
+        return optim.SGD(groups, momentum=self.momentum, fused=_on_gpu(groups))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(OptimizerSettings):
+    """torch's AdamW."""
+
+    beta1: float = 0.9
+    """decay of the mean of gradients"""
+    beta2: float = 0.999
+    """decay of the mean of their squares"""
+
+    def __post_init__(self) -> None:
+        for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} is {value!r}; expected 0 or more, below 1")
+
+    def build(self, groups: list[dict[str, Any]]) -> Optimizer:
+        return optim.AdamW(groups, betas=(self.beta1, self.beta2), fused=_on_gpu(groups))
+
+
+def _on_gpu(groups: list[dict[str, Any]]) -> bool:
+    return groups[0]["params"][0].device.type == "cuda"
+
+
+optimizers: dict[str, type[OptimizerSettings]] = {"sgd": SGD, "adamw": AdamW}
+"""The settings of each optimizer, by the name that recipes give it."""
+
+
+def cosine_schedule(optimizer: Optimizer, steps: int) -> LRScheduler:
+    """From lr to 0."""
+    return CosineAnnealingLR(optimizer, steps)
+
+
+def one_cycle_schedule(optimizer: Optimizer, steps: int) -> LRScheduler:
+    """Up to lr over the first fifth, cosine to 0 (Smith 2018, momentum constant); fewer than 5 steps are the first of
+    5."""
+    peaks = [g["lr"] for g in optimizer.param_groups]
+    return OneCycleLR(optimizer, peaks, total_steps=max(6, steps + 1), pct_start=0.2, cycle_momentum=False)
+
+
+def step_schedule(optimizer: Optimizer, steps: int) -> LRScheduler:
+    """x 0.1 at 3/10 and 6/10, the paper's 60 and 120 of 200 epochs."""
+    return MultiStepLR(optimizer, [steps * 3 // 10, steps * 6 // 10])
+
+
+schedules: dict[str, Schedule] = {"cosine": cosine_schedule, "one-cycle": one_cycle_schedule, "step": step_schedule}
+"""By the name that recipes give them."""
+
+
+def make_optimizer(name: str, groups: list[dict[str, Any]], **options: float) -> Optimizer:
+    """The optimizer called `name`, "sgd" or "adamw", over `parameter_groups`; options: those of its settings."""
+    return chosen("optimizer", name, optimizers)(**options).build(groups)
+
+
+def make_schedule(name: str, optimizer: Optimizer, steps: int) -> LRScheduler:
+    """The schedule called `name`: "cosine", "one-cycle", "step", or package.module:function or file.py:function of
+    (optimizer, steps); stepped once per training step, over `steps` in all. ValueError: no such name."""
+    return chosen("schedule", name, schedules)(optimizer, steps)

@@ -8,10 +8,10 @@ import torch
 
 import spequant
 from spequant.app.recipes import RECIPES
-from spequant.app.recipes.build import build_network, build_quantized
-from spequant.app.recipes.check import check
-from spequant.app.recipes.methods import WITH_TEACHER, Given, build_method
+from spequant.app.recipes.weights import build_network, load_teacher
 from spequant.data import ImageSet
+from spequant.methods import Start
+from spequant.methods.tasks import Classification
 from spequant.quantizers import percentile
 
 ROWS = {
@@ -31,9 +31,10 @@ def test_a_row_of_the_tables_takes_a_step(name):
     network = build_network(replace(recipe.network, weights=None), data)
     assert type(network).__name__ == kind
     batch = data.normalise(data.images), data.labels
-    model = build_quantized(network, recipe.quant)
+    model = recipe.quant.build(network)
     spequant.calibrate(model, [batch], samples=4, rule=percentile(99.9))  # at once
-    losses = build_method(recipe.method, Given(network, recipe.train.seed, 1, lambda bits: model))(model, batch)
+    start = Start(network, model, Classification(), 1, recipe.train.seed, lambda bits: model, load_teacher)
+    losses = recipe.method.build(start)(model, batch)
     losses.total.backward()
     assert losses.total.isfinite() and losses.logits.shape == (4, classes)
 
@@ -42,9 +43,9 @@ def test_quantized_recipes_start_from_a_float_recipe_of_the_same_data_and_networ
     for name, make in RECIPES.items():
         recipe = make()
         weights = recipe.network.weights
-        told = weights is None and not recipe.network.pretrained  # which have to be told of their weights
-        told = told and (recipe.method.name in WITH_TEACHER or recipe.network.new_head)
-        check(replace(recipe, network=replace(recipe.network, weights=Path("given"))) if told else recipe)
+        needed = recipe.network.random and (recipe.method.fixed_teachers or recipe.network.new_head)
+        ready = replace(recipe, network=replace(recipe.network, weights=Path("given"))) if needed else recipe
+        ready.check_ready()
         if recipe.quantized and weights is not None:
             assert weights.parent == Path("runs"), name
             source = RECIPES[weights.name]()

@@ -237,7 +237,7 @@ def test_a_run_of_a_transformer(tmp_path, capsys):
         "--train.batch-size": "8",
         "--quant.product-bits": "8",
         "--quant.act-bits": "8",
-        "--method.name": "retrain",
+        "--method": "retrain",
         "--out": str(tmp_path / "run"),
     }
     words = [word for pair in settings.items() for word in pair]

@@ -10,30 +10,22 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 
 from spequant.app.cli import main
 from spequant.app.recipes import RECIPES, evaluate_source, export_source, run
 from spequant.app.recipes.assembly import assemble, start_processes
-from spequant.app.recipes.build import LOADERS, build_augment, build_data, build_network, build_quantized
-from spequant.app.recipes.check import check
 from spequant.app.recipes.dry_run import dry_run
+from spequant.app.recipes.quantization import Quantization
+from spequant.app.recipes.recipe import Network, Recipe
 from spequant.app.recipes.run import Quiet
-from spequant.app.recipes.schema import (
-    Data,
-    MethodChoice,
-    Network,
-    Quantization,
-    Recipe,
-    Training,
-    differences,
-    from_json,
-    to_json,
-)
+from spequant.app.recipes.serial import from_json, to_json
 from spequant.app.recipes.sources import load_run
+from spequant.app.recipes.training import Training
+from spequant.app.recipes.weights import build_network
 from spequant.calibration.batch_norm import reestimate_batch_norm
-from spequant.data import Crop, eval_batches, load_digits, train_batches
+from spequant.data import Folder, eval_batches, train_batches
+from spequant.methods import SPEQ, Retrain
 from spequant.methods.tasks import Classification
 from spequant.models import make_network
 from spequant.train import Interrupted, evaluate, make_accelerator, train_step
@@ -58,93 +50,16 @@ def on_digits(name="digits-w2a2-speq", **data):
 
 def on_folder(root, **data):
     return Recipe(
-        "tiny",
-        Data("folder", root, held_out=3, size=16, workers=0, crop_scale=0.5, **data),
-        Network("resnet8"),
-        Quantization(weight_bits=None, act_bits=None),
-        MethodChoice("retrain"),
-        Training(2, 8, precision="fp32", compile=False, device="cpu"),
+        name="tiny",
+        data=Folder(root=root, held_out=3, size=16, workers=0, crop_scale=0.5, **data),
+        network=Network(name="resnet8"),
+        quant=Quantization(weight_bits=None, act_bits=None),
+        method=Retrain.Settings(),
+        train=Training(epochs=2, batch_size=8, precision="fp32", compile=False, device="cpu"),
     )
 
 
-# ---- which images
-
-
-def test_images_are_the_first_ones_and_held_out_come_after_them():
-    whole = load_digits()[0]
-    rest, held, _ = build_data(Data("digits", images=300, held_out=100), CPU)
-    assert torch.equal(rest.images, whole.images[:300]) and held is not None and len(held) == 100
-    later = {image.numpy().tobytes() for image in whole.images[300:]}
-    assert all(image.numpy().tobytes() in later for image in held.images)
-    everything = build_data(Data("digits", images=len(whole), held_out=0), CPU)
-    assert len(everything[0]) == len(whole) and everything[1] is None
-    with pytest.raises(ValueError, match=r"data\.images is 5000; expected 1 to 1297"):
-        build_data(Data("digits", images=5000), CPU)
-    for images, count in ((300, 5000), (len(whole), 1)):
-        with pytest.raises(
-            ValueError, match=rf"images is {images} and data\.held_out {count}; expected {len(whole)} to"
-        ):
-            build_data(Data("digits", images=images, held_out=count), CPU)
-    _, held, _ = build_data(Data("digits", images=300, held_out=len(whole) - 300), CPU)
-    assert held is not None and torch.equal(held.images, whole.images[300:])  # all that are left
-
-
-@pytest.mark.parametrize(("name", "title"), [("cifar10", "CIFAR-10"), ("cifar100", "CIFAR-100")])
-def test_a_set_without_a_place_of_its_own_needs_a_root(name, title, monkeypatch):
-    monkeypatch.delenv("SPEQUANT_DATA", raising=False)
-    with pytest.raises(ValueError, match=rf"data\.root is not set; .*{title}:"):
-        build_data(Data(name), CPU)
-
-
-def test_one_run_at_a_time_downloads_into_a_folder(tmp_path, monkeypatch):
-    def load(root, download):
-        with pytest.raises(Timeout):
-            FileLock(root / ".download.lock").acquire(timeout=0)
-        return load_digits()
-
-    monkeypatch.setitem(LOADERS, "cifar10", load)
-    train, _, _ = build_data(Data("cifar10", tmp_path / "new", download=True, held_out=0), CPU)
-    assert len(train) > 1000 and FileLock(tmp_path / "new/.download.lock").acquire(timeout=0)
-
-
-# ---- what is refused, what is read
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (Data("cifar"), r"data\.name is 'cifar'; .*digits, .*torchvision/NAME, squad; .*cifar10"),
-        (Data("torchvision"), "data.name is 'torchvision'"),
-        (Data("digits", size=32), r"data\.size is 32, .*digits .*expected None"),
-        (Data("folder", augment=False, color_jitter=0.4), r"data\.color_jitter is 0\.4, .*: data\.augment is False"),
-        (Data("cifar10", auto_augment="rand-m9"), r"data\.auto_augment is 'rand-m9'"),
-        (Data("folder", download=True), r"data\.download is True, but a folder"),
-        (Data("folder", workers=-1), r"data\.workers is -1"),
-        (Data(mixup=-0.1), r"data\.mixup is -0\.1"),
-        (Data(cutmix=-1), r"data\.cutmix is -1"),
-    ],
-)
-def test_fields_that_name_no_set_or_have_no_effect_are_refused(data, message):
-    with pytest.raises(ValueError, match=message):
-        check(Recipe(data=data))
-    with pytest.raises(ValueError, match=r"train\.label_smoothing is 1"):
-        check(Recipe(train=Training(label_smoothing=1)))
-    with pytest.raises(ValueError, match=r"train\.batch_size is 33; expected an even"):
-        check(Recipe(data=Data(mixup=0.2), train=Training(batch_size=33)))
-
-
-def test_recipes_written_before_a_field_was_there_are_read_and_workers_may_change():
-    recipe = Recipe(data=Data("folder", color_jitter=0.4, auto_augment="rand-m9", size=160, workers=2))
-    assert from_json(to_json(recipe)) == recipe
-    old = json.loads(to_json(Recipe()))
-    kept = ("name", "root", "download", "images", "held_out", "measure_every", "augment")
-    old["data"] = {name: old["data"][name] for name in kept}
-    del old["train"]["label_smoothing"]
-    assert from_json(json.dumps(old)) == Recipe()
-    one, other = (Recipe(network=Network(weights=Path(p))) for p in ("float", "x/../float"))
-    assert differences(one, other) == [] != differences(one, Recipe(network=Network(weights=Path("x/float"))))
-    assert differences(Recipe(data=Data(workers=1)), Recipe()) == []
-    assert differences(Recipe(data=Data(mixup=0.2)), Recipe()) == ["data.mixup is 0.2, expected 0.0"]
+# ---- recipes
 
 
 @pytest.mark.parametrize("name", [n for n in RECIPES if n.startswith(("imagenet", "transfer", "flowers"))])
@@ -152,27 +67,27 @@ def test_a_recipe_for_larger_images_prepares_its_network(name):
     recipe = RECIPES[name]()
     if name.startswith("transfer"):
         with pytest.raises(ValueError, match=r"network\.new_head is True.*--network\.weights RUN"):
-            check(recipe)  # which has to be told of its weights
+            recipe.check_ready()  # its weights are to be given
         recipe = replace(recipe, network=replace(recipe.network, weights=Path("given")))
-    check(recipe)
+    recipe.check_ready()
     assert from_json(to_json(recipe)) == recipe
     network = make_network(recipe.network.name, classes=4)
-    model = build_quantized(network, recipe.quant)
+    model = recipe.quant.build(network)
     assert (model is network) == (not recipe.quantized)
 
 
 def test_weights_of_another_head_name_both_numbers(root, tmp_path):
-    train, _, _ = build_data(Data("folder", root, held_out=0, size=16, workers=0), CPU)
-    torch.save(build_network(Network("resnet8"), replace(train, classes=7)).state_dict(), tmp_path / "seven.pt")
+    train, _, _ = Folder(root=root, held_out=0, size=16, workers=0).parts("resnet8", CPU)
+    torch.save(build_network(Network(name="resnet8"), replace(train, classes=7)).state_dict(), tmp_path / "seven.pt")
     with pytest.raises(ValueError, match=r"(?s)seven\.pt does not fit.*\[7.*\[3.*3 classes"):
-        build_network(Network("resnet8", tmp_path / "seven.pt"), train)
+        build_network(Network(name="resnet8", weights=tmp_path / "seven.pt"), train)
 
 
 def test_a_run_with_a_new_head_is_opened_without_what_it_started_from(tmp_path):
     weights = tmp_path / "weights.safetensors"
     save_file(make_network("resnet8", classes=7, in_channels=1).state_dict(), weights)
     recipe = on_digits(images=256, held_out=0)
-    recipe = replace(recipe, network=Network("resnet8", weights=weights), train=replace(recipe.train, epochs=1))
+    recipe = replace(recipe, network=Network(name="resnet8", weights=weights), train=replace(recipe.train, epochs=1))
     with pytest.raises(ValueError, match=r"10 classes.*--network\.new-head"):
         run(recipe, tmp_path / "without")
     result = run(replace(recipe, network=replace(recipe.network, new_head=True)), tmp_path / "run")
@@ -223,16 +138,6 @@ def test_hits_on_soft_labels_are_those_of_their_largest(tmp_path):
 # ---- runs on a folder
 
 
-def test_open_fields_follow_from_the_network(root):
-    data = Data("folder", root, held_out=0, workers=0)
-    train, _, _ = build_data(data, CPU, "timm/vit_tiny_patch16_224.augreg_in21k")
-    assert train.mean == (0.5,) * 3 and train.images.crop == Crop(224, 0.9, "bicubic")
-    given = replace(data, size=32, crop_pct=1.0, interpolation="box")
-    train, _, _ = build_data(given, CPU, "timm/vit_tiny_patch16_224.augreg_in21k")
-    assert train.images.crop == Crop(32, 1.0, "box")
-    assert build_data(data, CPU)[0].images.crop == Crop(224, 0.875, "bilinear")
-
-
 def test_a_run_on_a_folder(root, tmp_path):
     result = run(on_folder(root), tmp_path / "run")
     assert 0 <= result["test_accuracy"] <= 100 and 0 <= result["held_out_accuracy"] <= 100
@@ -269,9 +174,7 @@ def test_an_estimate_of_a_run_on_a_folder(root):
 
 
 def test_speq_on_a_folder_with_mixed_images(root, tmp_path):
-    mixed = replace(
-        on_folder(root, mixup=0.2, cutmix=1.0), quant=Quantization(percentile=99.9), method=MethodChoice("speq")
-    )
+    mixed = replace(on_folder(root, mixup=0.2, cutmix=1.0), quant=Quantization(percentile=99.9), method=SPEQ.Settings())
     mixed = replace(mixed, train=replace(mixed.train, label_smoothing=0.1))
     assert run(mixed, tmp_path / "run")["weight_bytes"] > 0
     assert "mixup" in (tmp_path / "run/recipe.json").read_text()
@@ -283,16 +186,16 @@ def test_speq_on_a_folder_with_mixed_images(root, tmp_path):
 def test_imagenets_recipes_train_on_its_classes_at_hand(name, tiny_imagenet, tmp_path):
     """From a float network of a few steps in place of the published one, which is fetched. Random weights do not do: in
     EfficientNet's last stage running statistics and those of a batch are worlds apart, and ranges follow the former."""
-    data = Data("folder", tiny_imagenet, size=64, images=128, workers=0, held_out=0)
-    train, _, _ = build_data(data, CPU)
+    data = Folder(root=tiny_imagenet, size=64, images=128, workers=0, held_out=0)
+    train, _, _ = data.parts("resnet18", CPU)
     network = make_network(RECIPES[name]().network.name, classes=10, size=64)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9)
     for epoch in range(5):
-        for x, y in train_batches(train, 32, seed=1, epoch=epoch, augment=build_augment(data, train)):
+        for x, y in train_batches(train, 32, seed=1, epoch=epoch, augment=data.augmentation(train)):
             optimizer.zero_grad()
             F.cross_entropy(network(x), y).backward()
             optimizer.step()
-    augmented = train_batches(train, 32, seed=0, epoch=0, augment=build_augment(data, train))
+    augmented = train_batches(train, 32, seed=0, epoch=0, augment=data.augmentation(train))
     reestimate_batch_norm(network, [x for x, _ in augmented])
     save_file(network.state_dict(), tmp_path / "float.safetensors")
     small = {"data.size": 64, "data.images": 128, "data.workers": 0, "train.epochs": 1}

@@ -12,28 +12,15 @@ from spequant.app.recipes import RECIPES, dry_run, load_run, run
 from spequant.app.recipes.dry_run import Estimate
 from spequant.app.recipes.folder import held
 from spequant.app.recipes.images import measure
-from spequant.app.recipes.methods import Given, build_method
-from spequant.app.recipes.schema import MethodChoice, Quantization
+from spequant.app.recipes.quantization import Quantization
 from spequant.calibration.batch_norm import reestimate_batch_norm
 from spequant.data import Augment, ImageSet, load_digits, train_batches
-from spequant.methods import SPEQ, Distill, Retrain, SPEQDistill, losses
+from spequant.methods import Distill, by_name
 from spequant.models import resnet8
-from spequant.policies import Mix, Stochastic
+from spequant.quantizers import SAWB, APoT
+from spequant.train import SGD
 from spequant.train.checkpoint import checkpoints, read
-
-
-def test_the_method_is_the_recipes():
-    choice = MethodChoice("speq", 6, 0.3, False, "kl", 3.0, 0.7, "eval", 2)
-    given = Given(nn.Linear(2, 2), 5, 10, lambda bits: nn.Linear(2, 2))
-    speq = build_method(choice, given)
-    assert isinstance(speq, SPEQ) and speq.policy == Stochastic(6, 0.3) and speq.loss is losses.kl
-    assert (speq.temperature, speq.weight, speq.batch_norm, speq.passes, speq.seed) == (3.0, 0.7, "eval", 2, 5)
-    assert build_method(replace(choice, mix=True), given).policy == Mix()
-    assert build_method(replace(choice, loss="cosine"), given).loss is losses.cosine
-    assert isinstance(build_method(replace(choice, name="retrain"), given), Retrain)
-    distill = build_method(replace(choice, name="distill"), given)
-    assert isinstance(distill, Distill) and (distill.loss, distill.temperature, distill.weight) == (losses.kl, 3, 0.7)
-    assert isinstance(build_method(replace(choice, name="speq-distill"), given), SPEQDistill)
+from support.starts import start
 
 
 def test_a_separate_teacher_comes_from_its_file(tmp_path):
@@ -41,8 +28,8 @@ def test_a_separate_teacher_comes_from_its_file(tmp_path):
 
     teacher = resnet8(in_channels=1)
     save_file({k: v.clone() for k, v in teacher.state_dict().items()}, tmp_path / "teacher.safetensors")
-    choice = MethodChoice("distill", teacher=tmp_path / "teacher.safetensors")
-    made = build_method(choice, Given(resnet8(in_channels=1), 0, 1, lambda bits: nn.Identity()))
+    settings = Distill.Settings(teacher=tmp_path / "teacher.safetensors")
+    made = settings.build(start(resnet8(in_channels=1)))
     assert torch.equal(made.teacher.linear.weight, teacher.linear.weight)
 
 
@@ -66,7 +53,7 @@ def whole(augment):
 
 
 def test_momentum_augmentation_and_batch_norm_measured_anew_take_part(tmp_path, monkeypatch):
-    model, without = trained(tmp_path / "run"), trained(tmp_path / "without", momentum=0.0)
+    model, without = trained(tmp_path / "run"), trained(tmp_path / "without", optimizer=SGD(momentum=0.0))
     assert not torch.equal(model.conv1.layer.weight, without.conv1.layer.weight)
     seen = []
     runs = sys.modules["spequant.app.recipes.run"]  # the package's attribute of that name is the function
@@ -131,3 +118,30 @@ def test_an_estimate_in_hours_and_in_words():
     said = "\n".join(found.lines())
     assert "1200 to train, 97 held out, 500 to test" in said and "126 in 7 epochs, on 2 process" in said
     assert re.search(r"4096 parameters, 1\.0 KiB.*\n.* 3 MiB.*\n.* 2000\.0 ms, median of 10; .* 3 in 72\.0 s", said)
+
+
+def rival(folder, weights, name: str, weight) -> float:
+    """A run of one epoch on 256 digits; its accuracy."""
+    recipe = RECIPES["digits-w2a2-speq"]()
+    recipe = replace(
+        recipe,
+        quant=replace(recipe.quant, weight=weight, percentile=99.0),
+        network=replace(recipe.network, weights=weights),
+        data=replace(recipe.data, images=256),
+        method=by_name[name](),
+        train=replace(recipe.train, epochs=1, threads=1),
+    )
+    result = run(recipe, folder)
+    assert run(recipe, folder, resume=True) == result  # the recipe is read back, widths and all
+    return result["test_accuracy"]
+
+
+def test_a_whole_run_of_teachers_on_other_quantizers(tmp_path, digits_run):
+    """CMT-KD's teachers of 4 and 8 bits, where the student's quantizer does not reach so far."""
+    assert rival(tmp_path / "run", digits_run.parent / "digits-float", "cmt-kd", APoT.Settings()) > 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in by_name if n not in ("retrain", "speq", "distill", "speq-distill")])
+def test_a_whole_run(name, tmp_path, digits_run):
+    assert rival(tmp_path / "run", digits_run.parent / "digits-float", name, SAWB.Settings()) > 60

@@ -17,7 +17,7 @@ from spequant.app import cli, terminal
 from spequant.app.cli import main
 from spequant.app.recipes import RECIPES, run
 from spequant.app.recipes import folder as run_folder
-from spequant.app.recipes.schema import from_json
+from spequant.app.recipes.serial import from_json
 from spequant.train import Interrupted
 from spequant.train.checkpoint import checkpoints
 from support.forks import forked
@@ -182,14 +182,14 @@ import functools, sys, torch
 from dataclasses import replace
 from pathlib import Path
 from spequant.app.recipes import RECIPES, run
-from spequant.app.recipes.schema import MethodChoice
+from spequant.methods import ExtendedSPEQ
 
 torch.compile = functools.partial(torch.compile, backend="eager")
 base = RECIPES["digits-w2a2-speq"]()
 short = replace(base.train, epochs=1, compile=True, threads=1)
 base = replace(base, network=replace(base.network, weights=None), data=replace(base.data, images=128), train=short)
 run(base, Path(sys.argv[1]) / "first")
-features = replace(base, method=MethodChoice("speq", feature_weight=0.5))
+features = replace(base, method=ExtendedSPEQ.Settings(feature_weight=0.5))
 run(features, Path(sys.argv[1]) / "second")
 print("done")
 """

@@ -17,8 +17,7 @@ from torch import nn
 from spequant.app.bench.memory import peak_bytes
 from spequant.app.bench.peers import brevitas, torch_ao
 from spequant.app.bench.subjects import BERT, Subject, make_subject
-from spequant.app.recipes.build import device_named
-from spequant.app.recipes.check import check_device
+from spequant.app.recipes.training import check_device, device_named
 from spequant.calibration.ranges import calibrate
 from spequant.data import Augment, ImageSet, train_batches
 from spequant.methods import SPEQ, Distill, Method, Retrain, allow_float

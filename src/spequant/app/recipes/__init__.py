@@ -5,8 +5,8 @@ from spequant.app.recipes.deploy import export_source
 from spequant.app.recipes.dry_run import dry_run
 from spequant.app.recipes.evaluation import evaluate_source
 from spequant.app.recipes.folder import listing
+from spequant.app.recipes.recipe import Recipe
 from spequant.app.recipes.run import Quiet, Reporter, run
-from spequant.app.recipes.schema import Recipe
 from spequant.app.recipes.sources import load_run, open_source
 
 __all__ = [

@@ -1,30 +1,31 @@
 """Everything that a recipe trains with, made and brought together: data, network, method, optimizer, processes."""
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from spequant.app.recipes.build import build_quantized, calibrated
+from spequant.app.recipes.choices import METHOD
 from spequant.app.recipes.fields import Field, make_field
 from spequant.app.recipes.images import channels_last
-from spequant.app.recipes.methods import Given, build_method
-from spequant.app.recipes.schema import Recipe, Training
+from spequant.app.recipes.recipe import Recipe
+from spequant.app.recipes.training import Training
+from spequant.app.recipes.weights import load_teacher
 from spequant.calibration.batch_norm import synchronise_batch_norm
-from spequant.methods.base import allow_float, trained_by
+from spequant.methods import BlockReplacement, ExtendedSPEQ, Method, SPEQDistill, Start, allow_float
+from spequant.methods.base import trained_by
 from spequant.networks import versioned
 from spequant.processes import world
-from spequant.quantizers import by_name
 from spequant.train import (
+    Compiled,
     Snapshot,
     TrainingState,
     keep_freed_memory,
     make_accelerator,
     make_deterministic,
-    make_optimizer,
     make_schedule,
     parameter_groups,
     wrap,
@@ -79,11 +80,11 @@ def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | No
     device = accelerator.device if settings.device == "auto" else torch.device(settings.device)
     field = make_field(recipe, device)
     network = field.network()
-    start = network if recipe.quantized else copy.deepcopy(network)  # a float student is it; `network` teaches
+    float_student = network if recipe.quantized else copy.deepcopy(network)  # a float student is it; `network` teaches
     if snapshot is None:
-        model = calibrated(start, recipe.quant, field.calibration())
+        model = recipe.quant.calibrated(float_student, field.calibration())
     else:
-        model = build_quantized(start, recipe.quant)
+        model = recipe.quant.build(float_student)
         whole = versioned(model, snapshot.part("model"))
         model.load_state_dict(whole)  # before the optimizer: layers come to share quantizers by it
         model = channels_last(model, device)
@@ -91,28 +92,30 @@ def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | No
         allow_float(model)
     steps = settings.epochs * (field.sizes[0] // settings.batch_size)
 
-    def quantized(bits: int) -> nn.Module:
-        kind = type(by_name[recipe.quant.weight](None).at(bits))  # another one where its own does not reach so far
-        name: Any = next(name for name, known in by_name.items() if known is kind)
-        quant = replace(recipe.quant, weight=name, weight_bits=bits, act_bits=bits)
-        return calibrated(network, quant, field.calibration())
-
-    parts = settings.accumulate
-    given = Given(network, settings.seed, steps * parts, quantized, model, field.task, parts)
-    method = build_method(recipe.method, given, compile=settings.compile)
+    start = Start(
+        network=network,
+        student=model,
+        task=field.task,
+        steps=steps * settings.accumulate,
+        seed=settings.seed,
+        quantized=lambda bits: recipe.quant.at(bits).calibrated(network, field.calibration()),
+        load=load_teacher,
+        accumulate=settings.accumulate,
+    )
+    method = recipe.method.build(start)
+    if settings.compile:
+        compile_teacher(method)
     partner = trained_by(method)
     _check_alone(recipe, partner)
     if world() > 1 and settings.sync_batch_norm:
         synchronise_batch_norm(model)
-    optimizer = make_optimizer(
-        settings.optimizer,
+    optimizer = settings.optimizer.build(
         parameter_groups(
             model if partner is None else nn.ModuleList([model, partner]),
             lr=settings.lr,
             weight_decay=settings.weight_decay,
             range_lr=settings.range_lr,
-        ),
-        momentum=settings.momentum,
+        )
     )
     state = TrainingState(
         model,
@@ -129,12 +132,21 @@ def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | No
     return Assembly(recipe, accelerator, field, state)
 
 
+def compile_teacher(method: Method) -> None:
+    """Compile the separate teacher of `method`, where it has one that does not change during training."""
+    owner: Any = method.distill if isinstance(method, SPEQDistill) else method
+    learns = trained_by(method) is not None and not isinstance(method, ExtendedSPEQ)
+    changes = learns or isinstance(method, BlockReplacement)  # the latter's, call by call
+    if not changes and getattr(owner, "teacher", None) is not None:
+        owner.teacher = Compiled(owner.teacher).train(isinstance(method, ExtendedSPEQ))
+
+
 def _check_alone(recipe: Recipe, partner: nn.Module | None) -> None:
     """ValueError where several processes would each train a `partner` of their own."""
     if partner is not None and world() > 1:
         raise ValueError(
-            f"method.name is {recipe.method.name!r}, which trains a network beside the student; there are {world()} "
-            "processes, expected one"
+            f"method {METHOD.name_of(recipe.method)} trains a network of its own next to the student; there are "
+            f"{world()} processes, expected one"
         )
 
 

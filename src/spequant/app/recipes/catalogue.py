@@ -5,17 +5,23 @@ from dataclasses import replace
 from pathlib import Path
 
 from spequant.app.recipes.catalogue_squad import SQUAD_RECIPES
-from spequant.app.recipes.schema import Data, MethodChoice, Network, Quantization, Recipe, Training
+from spequant.app.recipes.quantization import Quantization
+from spequant.app.recipes.recipe import Network, Recipe
+from spequant.app.recipes.training import Training
 from spequant.app.recipes.variants import FLOAT, RETRAIN, beyond, retrain
+from spequant.data import CIFAR10, CIFAR100, DataSettings, Digits, FashionMNIST, Folder, Torchvision
+from spequant.methods import SPEQ
+from spequant.quantizers import PACT, LSQPlus
 
 
 def cifar10_resnet20_w2a2_speq() -> Recipe:
     """W2A2 ResNet-20 on CIFAR-10 by SPEQ in 6 epochs, from float weights (--network.weights)."""
     return Recipe(
-        "cifar10-resnet20-w2a2-speq",
-        data=Data(held_out=0),
-        quant=Quantization(act_decay=2e-3),  # against 2e-4: +0.7 held out, docs/results/retrain-settings.md
-        method=MethodChoice("speq"),
+        name="cifar10-resnet20-w2a2-speq",
+        data=CIFAR10(held_out=0),
+        # The decay, against 2e-4: +0.7 held out, docs/results/retrain-settings.md.
+        quant=Quantization(act=PACT.Settings(decay=2e-3)),
+        method=SPEQ.Settings(),
     )
 
 
@@ -47,8 +53,8 @@ def cifar10_resnet20_w2a2_beyond_200() -> Recipe:
 def cifar10_5k_resnet20_float() -> Recipe:
     """Float ResNet-20 from scratch on the first 5,120 training images, 40 epochs."""
     return Recipe(
-        "cifar10-5k-resnet20-float",
-        data=Data(images=5120, held_out=0),
+        name="cifar10-5k-resnet20-float",
+        data=CIFAR10(images=5120, held_out=0),
         quant=FLOAT,
         method=RETRAIN,
         train=Training(epochs=40, lr=0.1, weight_decay=5e-4),
@@ -63,7 +69,7 @@ def cifar10_5k_resnet20_w2a2_speq() -> Recipe:
         name="cifar10-5k-resnet20-w2a2-speq",
         network=Network(weights=Path("runs/cifar10-5k-resnet20-float")),
         quant=Quantization(),
-        method=MethodChoice("speq", temperature=2.0),
+        method=SPEQ.Settings(temperature=2.0),
         train=Training(epochs=40),
     )
 
@@ -81,9 +87,9 @@ def cifar10_5k_resnet20_w2a2_beyond() -> Recipe:
 def digits_float() -> Recipe:
     """Float ResNet-8 on scikit-learn's digits."""
     return Recipe(
-        "digits-float",
-        data=Data("digits", held_out=0, augment=False),
-        network=Network("resnet8"),
+        name="digits-float",
+        data=Digits(held_out=0, augment=False),
+        network=Network(name="resnet8"),
         quant=FLOAT,
         method=RETRAIN,
         train=Training(epochs=12, batch_size=64, lr=0.1, precision="fp32", compile=False),
@@ -98,7 +104,7 @@ def digits_w2a2_speq() -> Recipe:
         name="digits-w2a2-speq",
         network=replace(recipe.network, weights=Path("runs/digits-float")),
         quant=Quantization(),
-        method=MethodChoice("speq"),
+        method=SPEQ.Settings(),
         train=replace(recipe.train, lr=0.04),
     )
 
@@ -108,10 +114,10 @@ def digits_w2a2_retrain() -> Recipe:
     return retrain(digits_w2a2_speq())
 
 
-def _floating(name: str, data: Data, network: Network, epochs: int = 200) -> Recipe:
+def _floating(name: str, data: DataSettings, network: Network, epochs: int = 200) -> Recipe:
     """A float network from scratch: where no published weights are at hand."""
     train = Training(epochs=epochs, lr=0.1, schedule="cosine", weight_decay=5e-4)
-    return Recipe(f"{name}-float", data=data, network=network, quant=FLOAT, method=RETRAIN, train=train)
+    return Recipe(name=f"{name}-float", data=data, network=network, quant=FLOAT, method=RETRAIN, train=train)
 
 
 def _speq(floating: Recipe, bits: int = 2) -> Recipe:
@@ -121,19 +127,19 @@ def _speq(floating: Recipe, bits: int = 2) -> Recipe:
         name=floating.name.replace("-float", f"-w{bits}a{bits}-speq"),
         network=replace(floating.network, weights=Path("runs") / floating.name),
         quant=Quantization(weight_bits=bits, act_bits=bits),
-        method=MethodChoice("speq"),
+        method=SPEQ.Settings(),
         train=replace(floating.train, weight_decay=2e-4),
     )
 
 
 def cifar10_resnet20_float() -> Recipe:
     """Float ResNet-20 on CIFAR-10 from scratch, 200 epochs. Not reproduced yet."""
-    return _floating("cifar10-resnet20", Data(held_out=0), Network("resnet20"))
+    return _floating("cifar10-resnet20", CIFAR10(held_out=0), Network(name="resnet20"))
 
 
 def cifar10_vgg16_float() -> Recipe:
     """Float VGG16-BN on CIFAR-10 from scratch, 200 epochs. Not reproduced yet."""
-    return _floating("cifar10-vgg16", Data(held_out=0), Network("vgg16_bn"))
+    return _floating("cifar10-vgg16", CIFAR10(held_out=0), Network(name="vgg16_bn"))
 
 
 def cifar10_vgg16_w2a2_speq() -> Recipe:
@@ -148,7 +154,7 @@ def cifar10_vgg16_w2a2_retrain() -> Recipe:
 
 def cifar100_resnet32_float() -> Recipe:
     """Float ResNet-32 on CIFAR-100 from scratch, 200 epochs. Not reproduced yet."""
-    return _floating("cifar100-resnet32", Data("cifar100", held_out=0), Network("resnet32"))
+    return _floating("cifar100-resnet32", CIFAR100(held_out=0), Network(name="resnet32"))
 
 
 def cifar100_resnet32_w2a2_speq() -> Recipe:
@@ -163,7 +169,7 @@ def cifar100_resnet32_w2a2_retrain() -> Recipe:
 
 def cifar100_mobilenetv2_float() -> Recipe:
     """Float MobileNetV2 on CIFAR-100 from scratch, 200 epochs. Not reproduced yet."""
-    return _floating("cifar100-mobilenetv2", Data("cifar100", held_out=0), Network("mobilenet_v2"))
+    return _floating("cifar100-mobilenetv2", CIFAR100(held_out=0), Network(name="mobilenet_v2"))
 
 
 def cifar100_mobilenetv2_w2a2_speq() -> Recipe:
@@ -191,7 +197,7 @@ def cifar100_mobilenetv2_w4a4_retrain() -> Recipe:
 
 def fashion_resnet20_float() -> Recipe:
     """Float ResNet-20 on Fashion-MNIST from scratch, 30 epochs. Not a row of the paper. Not reproduced yet."""
-    return _floating("fashion-resnet20", Data("fashion-mnist", held_out=0), Network("resnet20"), epochs=30)
+    return _floating("fashion-resnet20", FashionMNIST(held_out=0), Network(name="resnet20"), epochs=30)
 
 
 def fashion_resnet20_w2a2_speq() -> Recipe:
@@ -208,11 +214,11 @@ def _imagenet(name: str, network: str, bits: int, epochs: int = 90) -> Recipe:
     """ImageNet from torchvision's weights, in the layout of folders (--data.root), by the stand-in for the paper's
     schedule."""
     return Recipe(
-        f"imagenet-{name}-w{bits}a{bits}-speq",
-        data=Data("folder", held_out=0),
-        network=Network(network, pretrained=True),
+        name=f"imagenet-{name}-w{bits}a{bits}-speq",
+        data=Folder(held_out=0),
+        network=Network(name=network, pretrained=True),
         quant=Quantization(weight_bits=bits, act_bits=bits),
-        method=MethodChoice("speq"),
+        method=SPEQ.Settings(),
         train=Training(epochs=epochs, batch_size=256, lr=0.04, schedule="cosine", weight_decay=2.5e-5),
     )
 
@@ -236,7 +242,7 @@ def imagenet_efficientnet_b0_w3a3_speq() -> Recipe:
     """W3A3 EfficientNet-B0 on ImageNet by SPEQ, 90 epochs, activations by LSQ+ for SiLU's negative part, an average of
     the weights (paper: 69.5, quantizers unknown). Not reproduced yet."""
     recipe = _imagenet("efficientnet-b0", "torchvision/efficientnet_b0", 3)
-    quant = replace(recipe.quant, act="lsq-plus")
+    quant = replace(recipe.quant, act=LSQPlus.Settings())
     return replace(recipe, quant=quant, train=replace(recipe.train, ema=0.9999))
 
 
@@ -251,9 +257,9 @@ def transfer_resnet20_float() -> Recipe:
     """Transfer: CIFAR-10's float ResNet-20 (--network.weights) with a new head, on a folder of images (--data.root), 32
     x 32, 8 epochs."""
     return Recipe(
-        "transfer-resnet20-float",
-        data=Data("folder", held_out=0, size=32, crop_scale=0.35, workers=0),
-        network=Network("resnet20", new_head=True),
+        name="transfer-resnet20-float",
+        data=Folder(held_out=0, size=32, crop_scale=0.35, workers=0),
+        network=Network(name="resnet20", new_head=True),
         quant=FLOAT,
         method=RETRAIN,
         train=Training(epochs=8, batch_size=64, lr=0.02, precision="fp32"),
@@ -265,7 +271,7 @@ def _transfer(bits: int) -> Recipe:
         transfer_resnet20_float(),
         name=f"transfer-resnet20-w{bits}a{bits}-speq",
         quant=Quantization(weight_bits=bits, act_bits=bits),
-        method=MethodChoice("speq"),
+        method=SPEQ.Settings(),
     )
 
 
@@ -293,11 +299,11 @@ def flowers102_resnet18_w2a2_speq() -> Recipe:
     """Oxford Flowers-102 (torchvision fetches it) from ResNet-18's ImageNet weights with a new head, W2A2 by SPEQ, 100
     epochs: the paper's transfer setting, its network and figures unknown. Not reproduced yet."""
     return Recipe(
-        "flowers102-resnet18-w2a2-speq",
-        data=Data("torchvision/Flowers102", held_out=0, crop_scale=0.25),
-        network=Network("resnet18", pretrained=True, new_head=True),
+        name="flowers102-resnet18-w2a2-speq",
+        data=Torchvision.named("Flowers102")(held_out=0, crop_scale=0.25),
+        network=Network(name="resnet18", pretrained=True, new_head=True),
         quant=Quantization(),
-        method=MethodChoice("speq"),
+        method=SPEQ.Settings(),
         train=Training(epochs=100, batch_size=64, lr=0.02, schedule="cosine"),
     )
 

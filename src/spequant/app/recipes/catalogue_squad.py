@@ -3,19 +3,25 @@
 from dataclasses import replace
 from pathlib import Path
 
-from spequant.app.recipes.schema import Data, MethodChoice, Network, Quantization, Recipe, Training
-from spequant.app.recipes.variants import FLOAT, RETRAIN, retrain, taught
+from spequant.app.recipes.quantization import Quantization
+from spequant.app.recipes.recipe import Network, Recipe
+from spequant.app.recipes.training import Training
+from spequant.app.recipes.variants import FLOAT, RETRAIN, distill, retrain, speq_distill
+from spequant.data import Squad
+from spequant.methods import SPEQ
+from spequant.quantizers import LSQ, LSQPlus
+from spequant.train import AdamW
 
 
 def squad_bert_float() -> Recipe:
     """Float BERT on SQuAD 1.1, 2 epochs, from an encoder (--network.name transformers/NAME or transformers/FOLDER)."""
     return Recipe(
-        "squad-bert-float",
-        data=Data("squad", held_out=0),
-        network=Network("transformers/bert-base-uncased", pretrained=True, new_head=True),
+        name="squad-bert-float",
+        data=Squad(held_out=0),
+        network=Network(name="transformers/bert-base-uncased", pretrained=True, new_head=True),
         quant=FLOAT,
         method=RETRAIN,
-        train=Training(epochs=2, batch_size=16, optimizer="adamw", lr=5e-5, weight_decay=0.01, clip_norm=1.0),
+        train=Training(epochs=2, batch_size=16, optimizer=AdamW(), lr=5e-5, weight_decay=0.01, clip_norm=1.0),
     )
 
 
@@ -26,11 +32,17 @@ def _squad(bits: int) -> Recipe:
     return replace(
         floating,
         name=f"squad-bert-w{bits}a{bits}-speq",
-        network=Network("transformers/bert-base-uncased", weights=Path("runs/squad-bert-float")),
+        network=Network(name="transformers/bert-base-uncased", weights=Path("runs/squad-bert-float")),
         quant=Quantization(
-            "lsq", bits, act="lsq-plus", act_bits=bits, residual_bits=None, product_bits=8, per_channel=True
+            weight=LSQ.Settings(),
+            weight_bits=bits,
+            act=LSQPlus.Settings(),
+            act_bits=bits,
+            residual_bits=None,
+            product_bits=8,
+            per_channel=True,
         ),
-        method=MethodChoice("speq"),
+        method=SPEQ.Settings(),
         train=replace(floating.train, epochs=3),
     )
 
@@ -47,12 +59,12 @@ def squad_bert_w3a3_retrain() -> Recipe:
 
 def squad_bert_w3a3_distill() -> Recipe:
     """The same, taught by the float network in place of itself. Not reproduced yet."""
-    return taught(_squad(3), "distill")
+    return distill(_squad(3))
 
 
 def squad_bert_w3a3_speq_distill() -> Recipe:
     """The same by both teachers. Not reproduced yet."""
-    return taught(_squad(3), "speq-distill")
+    return speq_distill(_squad(3))
 
 
 def squad_bert_w4a4_speq() -> Recipe:
@@ -67,12 +79,12 @@ def squad_bert_w4a4_retrain() -> Recipe:
 
 def squad_bert_w4a4_distill() -> Recipe:
     """The same, taught by the float network in place of itself. Not reproduced yet."""
-    return taught(_squad(4), "distill")
+    return distill(_squad(4))
 
 
 def squad_bert_w4a4_speq_distill() -> Recipe:
     """The same by both teachers. Not reproduced yet."""
-    return taught(_squad(4), "speq-distill")
+    return speq_distill(_squad(4))
 
 
 SQUAD_RECIPES = (

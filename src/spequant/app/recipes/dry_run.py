@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 
 from spequant.app.recipes.assembly import assemble, start_processes
-from spequant.app.recipes.check import check
-from spequant.app.recipes.schema import Recipe
+from spequant.app.recipes.recipe import Recipe
 from spequant.layers import weight_bits
 from spequant.processes import world
 from spequant.train import train_step
@@ -62,7 +61,7 @@ class Estimate:
 
 def dry_run(recipe: Recipe) -> Estimate:
     """Make everything that `recipe` asks for and time some steps of its training."""
-    check(recipe)
+    recipe.check_ready()
     assembly = assemble(recipe, start_processes(replace(recipe, train=replace(recipe.train, tracker=None)), Path()))
     state = assembly.state
     count = min(WARM_UP + TIMED, assembly.steps)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from spequant.app.recipes.images import Images
 from spequant.app.recipes.questions import Questions
-from spequant.app.recipes.schema import SQUAD, Recipe
+from spequant.app.recipes.recipe import Recipe
 from spequant.methods.tasks import Counted
 
 
@@ -57,4 +57,4 @@ class Field(Protocol):
 
 def make_field(recipe: Recipe, device: torch.device) -> Field:
     """Load what `recipe` learns from."""
-    return Questions(recipe, device) if recipe.data.name == SQUAD else Images(recipe, device)
+    return Questions(recipe, device) if recipe.asks else Images(recipe, device)

@@ -25,7 +25,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from spequant import __version__
-from spequant.app.recipes.schema import Recipe, from_json, to_json
+from spequant.app.recipes.recipe import Recipe
+from spequant.app.recipes.serial import from_json, to_json
 from spequant.deploy.processor import processor_name
 from spequant.files import make_folder, write_whole
 from spequant.processes import barrier, rank, world

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spequant.app.recipes.build import build_augment, build_data, build_network
-from spequant.app.recipes.schema import Recipe
-from spequant.data import Augment, ImageSet, Mixing, RandomCrop, eval_batches, train_batches
-from spequant.methods.tasks import Classification
+from spequant.app.recipes.recipe import Recipe
+from spequant.app.recipes.weights import build_network
+from spequant.data import Augment, ImageSet, ImageSettings, Mixing, RandomCrop, eval_batches, train_batches
+from spequant.methods.tasks import Classification, Counted
+from spequant.names import imported
 from spequant.processes import portion, rank, world
 from spequant.train import Evaluation, evaluate
 
@@ -26,8 +27,10 @@ class Images:
 
     def __init__(self, recipe: Recipe, device: torch.device):
         self.recipe, self.device = recipe, device
-        self.train, self.held, self.test = build_data(recipe.data, device, recipe.network.name)
-        self.task = Classification()
+        assert isinstance(recipe.data, ImageSettings)
+        self.data = recipe.data
+        self.train, self.held, self.test = self.data.parts(recipe.network.name, device)
+        self.task = task_of(recipe, Classification())
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -35,7 +38,7 @@ class Images:
 
     @property
     def augment(self) -> Augment | RandomCrop | None:
-        return build_augment(self.recipe.data, self.train)
+        return self.data.augmentation(self.train)
 
     def network(self) -> nn.Module:
         return channels_last(build_network(self.recipe.network, self.train), self.device)
@@ -43,8 +46,8 @@ class Images:
     def batches(self, epoch: int, start: int) -> Iterator[Any]:
         """Labels are soft where they are smoothed or images mixed. Images are mixed within the process's part, so that
         several processes pair others than one."""
-        settings, data = self.recipe.train, self.recipe.data
-        mix = Mixing(data.mixup, data.cutmix, settings.label_smoothing)
+        settings = self.recipe.train
+        mix = Mixing(self.data.mixup, self.data.cutmix, settings.label_smoothing)
         batches = train_batches(
             self.train,
             settings.batch_size,
@@ -86,6 +89,18 @@ class Images:
 
     def keep(self, folder: Path) -> None:
         """Nothing: names make image networks."""
+
+
+def task_of(recipe: Recipe, own: Counted) -> Counted:
+    """The task that `recipe` names, made where it is a class; `own`, the data's, where it names none."""
+    if recipe.task is None:
+        return own
+    thing = imported(recipe.task)
+    task = thing() if isinstance(thing, type) else thing
+    missing = [name for name in ("logits", "loss", "hits") if not callable(getattr(task, name, None))]
+    if missing:
+        raise ValueError(f"task is {recipe.task!r}, which has no {', '.join(missing)}; expected logits, loss and hits")
+    return task
 
 
 def channels_last(model: nn.Module, device: torch.device) -> nn.Module:

@@ -1,6 +1,5 @@
 """A recipe on questions about texts, SQuAD 1.1: the network marks where in a text the answer stands."""
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,16 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from spequant.app.recipes.folder import NETWORK, weight_file
-from spequant.app.recipes.schema import Data, Recipe
+from spequant.app.recipes.images import task_of
+from spequant.app.recipes.recipe import Recipe
 from spequant.calibration.batch_norm import modes_kept
 from spequant.data import (
     Question,
+    QuestionSettings,
     Windows,
     best_answers,
     check_tokenizer,
     eval_windows,
     exact_match_and_f1,
-    load_squad,
     make_windows,
     train_windows,
 )
@@ -60,11 +60,13 @@ class Questions:
     example: Tensor | None = None
 
     def __init__(self, recipe: Recipe, device: torch.device):
-        self.recipe, self.device, self.task = recipe, device, SpanExtraction()
+        assert isinstance(recipe.data, QuestionSettings)
+        self.recipe, self.device, self.data = recipe, device, recipe.data
+        self.task = task_of(recipe, SpanExtraction())
         name, data = recipe.network.name, recipe.data
         self.tokenizer, self.config = load_tokenizer(name), configuration(name)
         check_tokenizer(self.tokenizer, self.config, max_length=data.max_length)
-        train, self.dev = _load(data)
+        train, self.dev = data.load()
         chosen, held = divided(train, data.images, data.held_out)
         self.train = make_windows(chosen, self.tokenizer, max_length=data.max_length, stride=data.stride)
         self.held = question_set(held, self.tokenizer, data) if held else None
@@ -72,7 +74,7 @@ class Questions:
     @cached_property
     def test(self) -> QuestionSet:
         """Made when it is first read."""
-        return question_set(self.dev, self.tokenizer, self.recipe.data)
+        return question_set(self.dev, self.tokenizer, self.data)
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -118,11 +120,6 @@ class Questions:
         self.tokenizer.save_pretrained(folder / NETWORK)
 
 
-def _load(data: Data) -> tuple[list[Question], list[Question]]:
-    named = data.root or os.environ.get("SPEQUANT_DATA")
-    return load_squad(Path(named) if named else None, data.download)
-
-
 def divided(questions: list[Question], count: int | None, held_out: int) -> tuple[list[Question], list[Question]]:
     """(the first `count` questions of an order drawn once, or all but those held out; the last `held_out` of it). What
     is drawn are texts, whose questions stay together; the others of a text that is held out in part are in neither."""
@@ -142,13 +139,13 @@ def divided(questions: list[Question], count: int | None, held_out: int) -> tupl
     return rest[:count], held
 
 
-def dev_questions(data: Data, tokenizer: Any, config: Any) -> QuestionSet:
+def dev_questions(data: QuestionSettings, tokenizer: Any, config: Any) -> QuestionSet:
     """The questions that `data` tests on."""
     check_tokenizer(tokenizer, config, max_length=data.max_length)
-    return question_set(_load(data)[1], tokenizer, data)
+    return question_set(data.load()[1], tokenizer, data)
 
 
-def question_set(questions: list[Question], tokenizer: Any, data: Data) -> QuestionSet:
+def question_set(questions: list[Question], tokenizer: Any, data: QuestionSettings) -> QuestionSet:
     windows = make_windows(questions, tokenizer, max_length=data.max_length, stride=data.stride, offsets=True)
     return QuestionSet(questions, windows)
 

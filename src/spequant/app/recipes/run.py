@@ -11,7 +11,6 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from spequant.app.recipes.assembly import Assembly, assemble, start_processes
-from spequant.app.recipes.check import check
 from spequant.app.recipes.folder import (
     CHECKPOINTS,
     DIVERGED,
@@ -24,7 +23,8 @@ from spequant.app.recipes.folder import (
     read_result,
     start_files,
 )
-from spequant.app.recipes.schema import Recipe, differences, from_json, to_json
+from spequant.app.recipes.recipe import Recipe
+from spequant.app.recipes.serial import differences, from_json, to_json
 from spequant.calibration.batch_norm import reestimate_batch_norm
 from spequant.deploy import quantize_biases
 from spequant.files import placed, write_whole
@@ -82,7 +82,7 @@ def run(recipe: Recipe, folder: Path, reporter: Reporter | None = None, *, resum
     FileExistsError: `folder` holds a run, finished or (without `resume`) not. OSError: it cannot be written to, or is
     in use. ValueError: what it holds is damaged or of another recipe. Interrupted: stopped by SIGINT or SIGTERM.
     """
-    check(recipe)
+    recipe.check_ready()
     if resume and (folder / RESULT).exists():
         _same_recipe(from_json((folder / RECIPE).read_text()), recipe, folder)
         return read_result(folder)
@@ -231,7 +231,7 @@ class _Run:
         return {f"held_out_{name}": figure for name, figure in self.field.measure(model, held=True).items()}
 
     def epoch(self, progress: Progress) -> None:
-        measured = (progress.epoch + 1) % self.recipe.data.measure_every == 0
+        measured = (progress.epoch + 1) % self.recipe.train.measure_every == 0
         row = {**progress.row(), **(self.held_out(self.state.model) if measured else {})}
         if self.state.freezer is not None:
             row["frozen"] = self.state.freezer.frozen_share()

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from spequant import models
-from spequant.app.recipes.build import build_data, build_network, build_quantized, device_named
 from spequant.app.recipes.folder import NETWORK, RECIPE, STATE
 from spequant.app.recipes.images import channels_last
 from spequant.app.recipes.questions import QuestionSet, dev_questions
-from spequant.app.recipes.schema import SQUAD, Network, Recipe, from_json, to_json
-from spequant.data import ImageSet
+from spequant.app.recipes.recipe import Recipe
+from spequant.app.recipes.serial import from_json, to_json, without_paths
+from spequant.app.recipes.training import device_named
+from spequant.app.recipes.weights import build_network
+from spequant.data import ImageSet, QuestionSettings
 from spequant.deploy import (
     Program,
     check_packed,
@@ -52,7 +54,7 @@ class Source:
 
     @property
     def of_questions(self) -> bool:
-        return self.recipe.data.name == SQUAD
+        return self.recipe.asks
 
     def test_set(self, root: Path | None = None) -> TestSet:
         """Its recipe's test set, on the CPU; root: in place of the recipe's."""
@@ -69,9 +71,9 @@ class Source:
 
 def _test_set(recipe: Recipe, root: Path | None, device: torch.device, tokenizer: Path | None = None) -> TestSet:
     """tokenizer: the folder of a run's; None: that of the recipe's network."""
-    data = recipe.data if root is None else replace(recipe.data, root=root)
-    if data.name != SQUAD:
-        return build_data(data, device, recipe.network.name)[2]
+    data: Any = recipe.data if root is None or not hasattr(recipe.data, "root") else replace(recipe.data, root=root)
+    if not recipe.asks:
+        return data.parts(recipe.network.name, device)[2]
     name = recipe.network.name if tokenizer is None else str(tokenizer)
     return dev_questions(data, models.load_tokenizer(name), models.configuration(name))
 
@@ -109,7 +111,7 @@ def open_source(path: Path, root: Path | None = None) -> Source:
 
 def _network_of(recipe: Recipe, told: dict[str, Any]) -> nn.Module:
     """The float network that `about_run` told of, with random weights."""
-    if recipe.data.name == SQUAD:
+    if recipe.asks:
         return models.network_of(models.configuration_from(told["network"]))
     shape = told["shape"]
     return models.make_network(recipe.network.name, classes=told["classes"], in_channels=shape[0], size=shape[-1])
@@ -117,14 +119,14 @@ def _network_of(recipe: Recipe, told: dict[str, Any]) -> nn.Module:
 
 def about_run(recipe: Recipe, test: TestSet, model: nn.Module) -> dict[str, Any]:
     """What an exported file says of where it is from; no paths of this machine."""
-    data, network = replace(recipe.data, root=None), _random(recipe.network)
+    network = recipe.network.without_weights()
     own: dict[str, Any]
     if isinstance(test, ImageSet):
         own = {"classes": test.classes, "shape": list(test.images.shape[1:])}
     else:
         network = replace(network, name=_without_folders(network.name))
         own = {"network": models.configuration_told(model)}
-    told = replace(recipe, data=data, network=network, method=replace(recipe.method, teacher=None))
+    told = without_paths(replace(recipe, network=network))
     return {"recipe": json.loads(to_json(told)), **own}
 
 
@@ -135,18 +137,13 @@ def _without_folders(name: str) -> str:
     return models.TRANSFORMERS + (known if on_the_hub else Path(known).name)
 
 
-def _random(network: Network) -> Network:
-    """The same with weights that nothing is read or fetched for."""
-    return replace(network, weights=None, pretrained=False, new_head=False)
-
-
 def _source(path: Path, kind: Kind, told: dict[str, Any], **parts: Any) -> Source:
     try:
         recipe = from_json(json.dumps(told["recipe"]))
         models.check_network(recipe.network.name)
-        if recipe.data.name == SQUAD and not isinstance(told["network"], dict):
+        if recipe.asks and not isinstance(told["network"], dict):
             raise ValueError(f"its network is {told['network']!r}")
-        shape = () if recipe.data.name == SQUAD else _shape(told)
+        shape = () if recipe.asks else _shape(told)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} does not say what network it holds ({error!r}); files made in Python are read with "
@@ -159,7 +156,9 @@ def example_of(source: Source, length: int | None = None) -> Tensor | dict[str, 
     """An input of its network, one sample: an image, or a window of `length` tokens; None: data.max_length."""
     if not source.of_questions:
         return torch.zeros(1, *source.shape)
-    tokens = torch.zeros(1, length or source.recipe.data.max_length, dtype=torch.int64)
+    data = source.recipe.data
+    assert isinstance(data, QuestionSettings)
+    tokens = torch.zeros(1, length or data.max_length, dtype=torch.int64)
     return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
 
 
@@ -185,9 +184,9 @@ def load_run(folder: Path, root: Path | None = None, device: str | None = None) 
     place = device_named(device or recipe.train.device)
     test = _test_set(recipe, root, place, folder / NETWORK)
     if isinstance(test, ImageSet):
-        network = build_network(_random(recipe.network), test)
+        network = build_network(recipe.network.without_weights(), test)
     else:
         network = models.network_of(models.configuration(str(folder / NETWORK)))
-    model = build_quantized(network, recipe.quant)
+    model = recipe.quant.build(network)
     models.load_weights(model, folder / STATE)
     return recipe, channels_last(model, place), test

@@ -1,32 +1,53 @@
 """What one recipe is made of another by: the same without a teacher, or with another one."""
 
 from dataclasses import replace
-from typing import Literal
 
-from spequant.app.recipes.schema import MethodChoice, Quantization, Recipe
+from spequant.app.recipes.quantization import Quantization
+from spequant.app.recipes.recipe import Recipe
+from spequant.methods import SPEQ, Distill, MethodSettings, Retrain, SPEQDistill
+from spequant.quantizers import LSQ
 
 FLOAT = Quantization(weight_bits=None, act_bits=None)
-RETRAIN = MethodChoice(name="retrain")
+RETRAIN = Retrain.Settings()
+
+
+def with_method(speq: Recipe, name: str, method: MethodSettings) -> Recipe:
+    """The same by another method; `name` stands in the recipe's name where "speq" stood."""
+    return replace(speq, name=speq.name.replace("-speq", f"-{name}"), method=method)
 
 
 def retrain(speq: Recipe) -> Recipe:
     """The same without a teacher."""
-    return replace(speq, name=speq.name.replace("-speq", "-retrain"), method=RETRAIN)
+    return with_method(speq, "retrain", RETRAIN)
 
 
-def taught(speq: Recipe, method: Literal["distill", "speq-distill"]) -> Recipe:
-    """The same method settings with the float network as teacher, alone or beside SPEQ's."""
-    return replace(speq, name=speq.name.replace("-speq", f"-{method}"), method=replace(speq.method, name=method))
+def distill(speq: Recipe) -> Recipe:
+    """The same with the float network as teacher, at SPEQ's temperature and weight, by KL."""
+    return with_method(speq, "distill", _distill(_speq(speq)))
+
+
+def speq_distill(speq: Recipe) -> Recipe:
+    """The same with both teachers."""
+    settings = _speq(speq)
+    return with_method(speq, "speq-distill", SPEQDistill.Settings(speq=settings, distill=_distill(settings)))
 
 
 def beyond(speq: Recipe) -> Recipe:
     """What the study `beyond` found on 5,120 images of CIFAR-10, in six trials of 12 epochs: LSQ, the float network as
     a second teacher, two teacher passes, T = 4, half the weight decay, .93 of the rate. docs/results/beyond.md."""
     train = replace(speq.train, lr=round(0.93 * speq.train.lr, 4), weight_decay=speq.train.weight_decay / 2)
-    return replace(
-        speq,
-        name=speq.name.replace("-speq", "-beyond"),
-        quant=replace(speq.quant, weight="lsq", act="lsq"),
-        method=MethodChoice("speq-distill", temperature=4.0, passes=2),
-        train=train,
+    quant = replace(speq.quant, weight=LSQ.Settings(), act=LSQ.Settings())
+    method = SPEQDistill.Settings(
+        speq=SPEQ.Settings(temperature=4.0, passes=2), distill=Distill.Settings(temperature=4.0)
     )
+    return replace(with_method(speq, "beyond", method), quant=quant, train=train)
+
+
+def _speq(recipe: Recipe) -> SPEQ.Settings:
+    if not isinstance(recipe.method, SPEQ.Settings):
+        raise ValueError(f"recipe {recipe.name} has {type(recipe.method).__qualname__}; expected SPEQ.Settings")
+    return recipe.method
+
+
+def _distill(speq: SPEQ.Settings) -> Distill.Settings:
+    return Distill.Settings(temperature=speq.temperature, weight=speq.weight)

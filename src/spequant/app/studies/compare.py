@@ -12,7 +12,7 @@ from tyro.conf import Positional
 
 from spequant.app.recipes import Recipe
 from spequant.app.recipes.folder import RECIPE, figures, main_figure, read_result
-from spequant.app.recipes.schema import differences, from_json
+from spequant.app.recipes.serial import differences, from_json
 
 # Student's t, 97.5 %, by degrees of freedom; past the table its expansion (Abramowitz and Stegun 26.7.5).
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)

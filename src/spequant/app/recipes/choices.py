@@ -1,0 +1,115 @@
+"""Names in a recipe, and the settings that they choose: the library's, or an object of the user's own."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Generic, TypeVar, cast
+
+from spequant import data, methods, quantizers
+from spequant.data import DataSettings, ImageSet, ImagesInMemory, Torchvision
+from spequant.methods import Method, MethodSettings, Start
+from spequant.names import called_with, chosen, reference_to
+from spequant.quantizers import Quantizer, QuantizerSettings
+from spequant.train import OptimizerSettings
+from spequant.train.optimizers import optimizers
+
+Settings = TypeVar("Settings")
+TORCHVISION = "torchvision/"
+
+
+class Choice(Generic[Settings]):
+    """One kind of settings: a class of settings per name.
+
+    Args:
+        argument: what errors call the name.
+        base: the class that all of these settings derive from.
+        known: the library's, by name.
+        adopt: makes a class of settings of an object of the user's that is none. ValueError: it cannot.
+    """
+
+    def __init__(
+        self,
+        argument: str,
+        base: type[Settings],
+        known: Mapping[str, type[Settings]],
+        adopt: Callable[[Any, str], type[Settings]],
+    ):
+        self.argument, self.base, self.known, self.adopt = argument, base, known, adopt
+        self.names: dict[type, str] = {settings: name for name, settings in known.items()}
+
+    def named(self, name: str, argument: str | None = None) -> type[Settings]:
+        """The class of settings of that name: "speq", "package.module:Object", "file.py:Object". ValueError: there is
+        none, or the object is no such thing. argument: what the error calls the name."""
+        settings = self._named(name, argument or self.argument)
+        self.names.setdefault(settings, name)
+        return settings
+
+    def _named(self, name: str, argument: str) -> type[Settings]:
+        if self.base is DataSettings and name.startswith(TORCHVISION):
+            return Torchvision.named(name.removeprefix(TORCHVISION))  # type: ignore[return-value]
+        thing = chosen(argument, name, self.known)
+        if inspect.isclass(thing):  # settings that a class inherits make its base, not it
+            thing = vars(thing).get("Settings", thing)
+        if inspect.isclass(thing) and issubclass(thing, self.base):
+            if not is_dataclass(thing):
+                raise ValueError(f"{argument} is {name!r}, {thing.__name__}, which is no dataclass; decorate it")
+            return thing
+        known = next((made for made, n in self.names.items() if n == name), None)
+        return known or self.adopt(thing, name)  # type: ignore[return-value]
+
+    def name_of(self, settings: Settings) -> str:
+        """The name that chooses `settings`' class."""
+        if isinstance(settings, Torchvision):
+            return TORCHVISION + settings.set
+        return self.names.get(type(settings)) or reference_to(type(settings))
+
+
+def _made(base: type, name: str, methods: dict[str, Any], doc: str | None) -> Any:
+    """A class of settings without options."""
+    content = {**methods, "__doc__": (doc or f"{name}.").strip().partition("\n")[0], "__module__": __name__}
+    return dataclass(frozen=True, kw_only=True)(type(f"Own{base.__name__}", (base,), content))
+
+
+def _method(thing: Any, name: str) -> type[MethodSettings]:
+    if not callable(thing):
+        raise ValueError(f"method is {name!r}, a {type(thing).__name__}; expected a class or function, or settings")
+
+    def build(self: MethodSettings, start: Start) -> Method:
+        if not inspect.isclass(thing) and [*inspect.signature(thing).parameters][:2] == ["model", "batch"]:
+            return cast(Method, thing)
+        at_hand = {f.name: getattr(start, f.name) for f in fields(start)}
+        return called_with(thing, {**at_hand, "teacher": start.network, "start": start}, f"method {name}")
+
+    return _made(MethodSettings, name, {"build": build}, thing.__doc__)
+
+
+def _quantizer(thing: Any, name: str) -> type[QuantizerSettings]:
+    raise ValueError(f"{name!r} is no quantizer; expected a class that derives from {Quantizer.__module__}.Quantizer")
+
+
+def _optimizer(thing: Any, name: str) -> type[OptimizerSettings]:
+    if not callable(thing):
+        raise ValueError(f"train.optimizer is {name!r}, a {type(thing).__name__}; expected a class or function")
+    return _made(OptimizerSettings, name, {"build": lambda self, groups: thing(groups)}, f"{name}, with its defaults.")
+
+
+def _data(thing: Any, name: str) -> type[DataSettings]:
+    if not callable(thing):
+        raise ValueError(f"data is {name!r}, a {type(thing).__name__}; expected a function, a class or settings")
+
+    def load(self: Any, network: str) -> tuple[ImageSet, ImageSet]:
+        pair = called_with(thing, {"network": network}, f"data {name}")
+        if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(part, ImageSet) for part in pair)):
+            raise ValueError(f"data {name} gave {type(pair).__name__}; expected (train, test), two spequant ImageSets")
+        return pair
+
+    return _made(ImagesInMemory, name, {"load": load}, thing.__doc__)
+
+
+METHOD: Choice[MethodSettings] = Choice("method", MethodSettings, methods.by_name, _method)
+DATA: Choice[DataSettings] = Choice("data", DataSettings, data.by_name, _data)
+OPTIMIZER: Choice[OptimizerSettings] = Choice("train.optimizer", OptimizerSettings, optimizers, _optimizer)
+QUANTIZER: Choice[QuantizerSettings] = Choice(
+    "quantizer", QuantizerSettings, {n: kind.Settings for n, kind in quantizers.by_name.items()}, _quantizer
+)
+CHOICES: tuple[Choice[Any], ...] = (METHOD, DATA, OPTIMIZER, QUANTIZER)

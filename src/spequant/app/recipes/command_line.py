@@ -1,0 +1,137 @@
+"""A recipe on a command line: found by name or in a file, its parts chosen and its fields set by options."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from spequant.app.recipes.catalogue import RECIPES
+from spequant.app.recipes.choices import DATA, METHOD, OPTIMIZER, QUANTIZER, Choice
+from spequant.app.recipes.recipe import Recipe
+from spequant.app.recipes.serial import content_of, flat, from_json
+from spequant.names import imported, nearest
+from spequant.quantizers import LSQPlus
+
+PARTS: dict[str, Choice[Any]] = {
+    "data": DATA,
+    "method": METHOD,
+    "quant.weight": QUANTIZER,
+    "quant.act": QUANTIZER,
+    "train.optimizer": OPTIMIZER,
+}
+"""Parts of a recipe that an option of their name chooses: --method qkd."""
+
+
+def recipe_named(name: str) -> Recipe:
+    """The recipe of that name: of the catalogue; of a JSON file (`spequant recipes NAME` prints one); or a recipe, or a
+    function that makes one, of your own: package.module:Object or file.py:Object.
+
+    Raises:
+        ValueError: there is none, or it is no recipe. FileNotFoundError: there is no such JSON file.
+    """
+    if name.endswith(".json"):
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"{name} does not exist; expected a recipe as `spequant recipes NAME` prints it")
+        return from_json(Path(name).read_text())
+    if ":" in name:
+        thing = imported(name)
+        recipe = thing if isinstance(thing, Recipe) or not callable(thing) else thing()
+        if not isinstance(recipe, Recipe):
+            raise ValueError(f"{name} is {type(recipe).__name__}; expected a Recipe, or a function that returns one")
+        return recipe
+    if name not in RECIPES:
+        raise ValueError(
+            f"recipe is {name!r}; {nearest(name, list(RECIPES))} (spequant recipes lists them; file.json and "
+            "file.py:function are recipes of your own)"
+        )
+    return RECIPES[name]()
+
+
+def parts_chosen(recipe: Recipe, words: Sequence[str]) -> tuple[Recipe, list[str]]:
+    """(`recipe` with the parts that options such as `--method qkd` choose, the other words).
+
+    A part of another kind has its own defaults; data keep the fields that both sets have. The recipe is not checked as
+    a whole: further options may be what makes it right.
+    """
+    left: list[str] = []
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        option, equals, value = word.removeprefix("--").partition("=")
+        option = option.replace("_", "-")
+        if not word.startswith("--") or option not in PARTS:
+            left.append(word)
+            continue
+        if not equals:
+            if not words or words[0].startswith("--"):
+                raise ValueError(f"--{option} has no value; expected a name")
+            value = words.pop(0)
+        recipe = _with_part(recipe, option, value)
+    return recipe, left
+
+
+def _with_part(recipe: Recipe, option: str, name: str) -> Recipe:
+    choice, (*above, field) = PARTS[option], option.split(".")
+    owner: Any = getattr(recipe, above[0]) if above else recipe
+    kind, before = choice.named(name, option), getattr(owner, field)
+    if type(before) is kind:
+        return recipe
+    kept = {f.name: getattr(before, f.name) for f in fields(kind) if choice is DATA and hasattr(before, f.name)}
+    made = _draft(owner, **{field: kind(**kept)})
+    return _draft(recipe, **{above[0]: made}) if above else made
+
+
+def _draft(settings: Any, **changes: Any) -> Any:
+    """Like `replace`, but not checked."""
+    draft = copy.copy(settings)
+    for name, value in changes.items():
+        object.__setattr__(draft, name, value)
+    return draft
+
+
+def options_of(recipe: Recipe, base: Recipe) -> list[str]:
+    """The words of a command line that make `recipe` of `base`, but for its name."""
+    words: list[str] = []
+    for option, choice in PARTS.items():
+        ours, theirs = (_part(r, option) for r in (recipe, base))
+        if type(ours) is not type(theirs):
+            words += [f"--{option}", choice.name_of(ours)]
+    start, _ = parts_chosen(base, words)
+    before = dict(flat(content_of(start)))
+    chosen = {"format", "name", *(f"{option}.name" for option in PARTS)}
+    for name, value in flat(content_of(recipe)):
+        if name not in chosen and value != before[name]:
+            words += _option(name.replace("_", "-"), value)
+    return words
+
+
+def _part(recipe: Recipe, option: str) -> Any:
+    part: Any = recipe
+    for name in option.split("."):
+        part = getattr(part, name)
+    return part
+
+
+def _option(name: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        part, _, last = name.rpartition(".")
+        return [f"--{name}" if value else f"--{part}.no-{last}"]
+    return [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+
+
+def choices_in_words(recipe: Recipe) -> str:
+    """What the options of `PARTS` are set to, and what else they may be, for a help text."""
+    lines = ["Parts chosen by name:"]
+    for option, choice in PARTS.items():
+        settings = _part(recipe, option)
+        others = [n for n in choice.known if n != choice.name_of(settings) and _fits(option, choice.known[n])]
+        lines.append(f"  --{option} {choice.name_of(settings)}, or {', '.join(others)}")
+    return "\n".join([*lines, "  or an object of your own: package.module:Object or file.py:Object"])
+
+
+def _fits(option: str, settings: Any) -> bool:
+    """Whether a quantizer is one for what `option` names; anything else is."""
+    if option == "quant.act":
+        return not settings.kind.weights_only
+    return option != "quant.weight" or settings.kind is not LSQPlus

@@ -1,0 +1,58 @@
+"""A recipe's float network, with the weights that it starts from."""
+
+from pathlib import Path
+
+from torch import nn
+
+from spequant import models
+from spequant.app.recipes.folder import RECIPE, weight_file
+from spequant.app.recipes.quantization import Quantization
+from spequant.app.recipes.recipe import Network
+from spequant.app.recipes.serial import from_json
+from spequant.data import ImageSet
+from spequant.preparation.placement import unprepare
+
+
+def build_network(choice: Network, data: ImageSet) -> nn.Module:
+    """The float network for `data`, with its weights loaded where the recipe names some; of a low-bit run those that
+    its quantizers read."""
+    shape = data.images.shape
+    model = models.make_network(
+        choice.name,
+        classes=data.classes,
+        in_channels=shape[1],
+        size=shape[-1],
+        pretrained=choice.pretrained,
+        new_head=choice.new_head,
+    )
+    if choice.weights is not None:
+        low_bit = _low_bit(choice.weights)
+        whole = model if low_bit is None else low_bit.build(model)
+        _load(whole, weight_file(choice.weights), data.classes, choice.new_head)
+        model = model if low_bit is None else unprepare(whole)
+    return model
+
+
+def load_teacher(network: nn.Module, weights: Path) -> None:
+    """Load float weights, of a file or a run's folder, into `network`."""
+    models.load_weights(network, weight_file(weights))
+
+
+def _low_bit(weights: Path) -> Quantization | None:
+    """How the run in the folder `weights` was quantized; None: a float one, or a file."""
+    if not (weights / RECIPE).is_file():
+        return None
+    recipe = from_json((weights / RECIPE).read_text())
+    return recipe.quant if recipe.quantized else None
+
+
+def _load(model: nn.Module, path: Path, classes: int, new_head: bool) -> None:
+    try:
+        models.load_weights(model, path, new_head=new_head)
+    except ValueError as error:
+        if "size mismatch" in str(error):
+            raise ValueError(
+                f"{error}. The network is made for the data's {classes} classes; expected network.weights of one for "
+                "as many, or --network.new-head for a last layer of its own"
+            ) from error
+        raise
