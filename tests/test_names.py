@@ -1,4 +1,4 @@
-"""Words of messages: lists cut short."""
+"""Lists of names in messages, cut short."""
 
 import pytest
 
@@ -15,5 +15,5 @@ from spequant.names import some_of
         ([], 3, ""),
     ],
 )
-def test_what_is_left_out_is_counted(names, most, expected):
+def test_names_beyond_the_first_are_counted(names, most, expected):
     assert some_of(names, most) == expected
