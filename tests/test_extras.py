@@ -1,4 +1,4 @@
-"""Packages of the optional extras: named where one is missing."""
+"""Packages of the optional extras: where one is missing, the error names the extra."""
 
 import sys
 from contextlib import contextmanager
@@ -13,13 +13,13 @@ from spequant.extras import needs
 from support.integer_networks import lowered
 
 
-def test_a_package_that_is_there_is_imported():
+def test_an_installed_package_is_imported():
     assert needs("json", "deploy") is sys.modules["json"]
 
 
 @contextmanager
 def hidden(package):
-    """Inside, as if `package` was not installed."""
+    """Inside this context, `package` cannot be imported, as if it were not installed."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [n for n in sys.modules if n.startswith(f"{package}.")]:
             patch.delitem(sys.modules, name)

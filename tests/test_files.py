@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, wherever a user wants them; several writers at once."""
+"""Files and folders that appear complete or not at all: links, pipes and devices, several writers at once."""
 
 import fcntl
 import json
@@ -28,7 +28,7 @@ def names(folder):
     return sorted(p.name for p in folder.iterdir())
 
 
-def test_a_file_takes_its_place_at_the_end(tmp_path):
+def test_a_file_is_moved_to_its_place_at_the_end(tmp_path):
     write_whole(tmp_path / "a", "old")
     with placed(tmp_path / "a") as temporary:
         temporary.write_text("new")
@@ -36,7 +36,7 @@ def test_a_file_takes_its_place_at_the_end(tmp_path):
     assert (tmp_path / "a").read_text() == "new" and names(tmp_path) == ["a"]
 
 
-def test_after_an_exception_what_was_there_before_stays(tmp_path):
+def test_after_an_exception_the_old_file_stays(tmp_path):
     write_whole(tmp_path / "a", "old")
     with pytest.raises(KeyboardInterrupt), placed(tmp_path / "a") as temporary:
         temporary.write_text("half")
@@ -47,17 +47,17 @@ def test_after_an_exception_what_was_there_before_stays(tmp_path):
     assert (tmp_path / "a").read_text() == "old" and names(tmp_path) == ["a"]
 
 
-def test_a_folder_takes_the_place_of_another(tmp_path):
+def test_a_folder_replaces_another(tmp_path):
     for content in ("one", "two"):
         with placed_folder(tmp_path / "f") as temporary:
             (temporary / content).write_text(content)
         assert names(tmp_path) == ["f"] and names(tmp_path / "f") == [content]
 
 
-def test_what_a_crash_left_is_cleared(tmp_path):
-    left = tmp_path / f"{TEMPORARY}f"
-    left.mkdir()
-    (left / "half").write_text("")
+def test_leftovers_of_a_crash_are_removed(tmp_path):
+    leftover = tmp_path / f"{TEMPORARY}f"
+    leftover.mkdir()
+    (leftover / "half").write_text("")
     with placed_folder(tmp_path / "f") as temporary:
         (temporary / "whole").write_text("")
     assert names(tmp_path) == ["f"] and names(tmp_path / "f") == ["whole"]
@@ -67,7 +67,7 @@ def test_what_a_crash_left_is_cleared(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_json_is_written_where_a_path_is_given(tmp_path):
+def test_json_is_written_to_a_path_and_not_for_none(tmp_path):
     write_json(tmp_path / "a.json", {"a": [1, 2]})
     write_json(None, {"a": object()})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1, 2]} and names(tmp_path) == ["a.json"]
@@ -76,7 +76,7 @@ def test_json_is_written_where_a_path_is_given(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1, 2]} and names(tmp_path) == ["a.json"]
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path):
+def test_a_missing_folder_is_named(tmp_path):
     path = tmp_path / "nowhere" / "a"
     for write in (destination, lambda p: write_whole(p, "")):
         with pytest.raises(FileNotFoundError, match=r"a cannot be written: .*nowhere"):
@@ -87,13 +87,13 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("what", PLACES)
-def test_what_is_no_plain_file_is_written_through_or_left_alone(what, tmp_path):
+def test_links_and_streams_are_written_through_and_other_kinds_refused(what, tmp_path):
     check_place(what, lambda path: write_whole(path, "new" * 100_000), tmp_path, "a", b"new" * 100_000)
 
 
 @pytest.mark.parametrize("what", PLACES)
-def test_the_place_is_looked_at_before_the_work(what, tmp_path):
-    """But for the reader of a pipe, which may come later."""
+def test_the_destination_is_checked_before_the_work(what, tmp_path):
+    """Except for the reader of a pipe, which may come later."""
     path = PLACES[what].make(tmp_path, "a")
     before = nodes(tmp_path)
     if PLACES[what].refused and what not in STREAMS:
@@ -108,7 +108,7 @@ def test_the_place_is_looked_at_before_the_work(what, tmp_path):
 
 @pytest.mark.parametrize("what", [what for what in PLACES if what not in ("no folder", "below a file")])
 @pytest.mark.parametrize(("name", "one"), [("a.xml", "a.bin"), ("a.bin", "a.xml")])
-def test_two_files_of_which_one_is_somewhere_else(what, name, one, tmp_path):
+def test_two_files_of_which_one_is_a_link_a_stream_or_refused(what, name, one, tmp_path):
     def write(path):
         with placed_together(path.with_name("a.xml"), path.with_name("a.bin")) as pair:
             for file in pair:
@@ -133,13 +133,13 @@ def test_two_names_of_one_file_are_refused(tmp_path):
     assert names(tmp_path) == ["a.bin"]
 
 
-def test_other_names_of_a_file_keep_what_was_there_which_is_said(tmp_path):
+def test_hard_links_keep_the_old_content_with_a_warning(tmp_path):
     (tmp_path / "a").write_bytes(OLD)
     os.link(tmp_path / "a", tmp_path / "b")
     with pytest.warns(UserWarning, match=r"a is written anew; another name .*hard link"):
         write_whole(tmp_path / "a", "new")
     assert (tmp_path / "a").read_text() == "new" and (tmp_path / "b").read_bytes() == OLD
-    with pytest.raises(UserWarning, match="hard link"):  # an error where warnings are: then nothing is written
+    with pytest.raises(UserWarning, match="hard link"):  # warnings are errors here: nothing is written
         os.link(tmp_path / "b", tmp_path / "c")
         write_whole(tmp_path / "b", "new")
     assert (tmp_path / "b").read_bytes() == OLD
@@ -158,8 +158,8 @@ def test_permissions_and_owner_stay(mode, tmp_path):
     assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
 
 
-def test_what_is_read_only_stays_as_it_is():
-    with tempfile.TemporaryDirectory() as folder:  # pytest's own lets nobody in
+def test_read_only_files_and_folders_are_refused():
+    with tempfile.TemporaryDirectory() as folder:  # other users cannot enter pytest's folder
         place = Path(folder)
         (place / "folder").mkdir()
         (place / "file").write_bytes(OLD)
@@ -174,17 +174,17 @@ def test_what_is_read_only_stays_as_it_is():
         assert names(place) == ["file", "folder", "link"] and (place / "file").read_bytes() == OLD
 
 
-def alone(*lines: str) -> list[str]:
-    """A process that has the module under test and nothing else of the library: there at once."""
+def python(*lines: str) -> list[str]:
+    """The command of a process that imports only the module under test, and so starts quickly."""
     folder = str(Path(destination.__code__.co_filename).parent)
     first = "import os, sys", f"sys.path.insert(0, {folder!r})", "from pathlib import Path", "from files import *"
     return [sys.executable, "-c", "\n".join([*first, *lines])]
 
 
-def test_the_streams_of_the_process_are_written_to_and_never_replaced(tmp_path):
-    """A link like /dev/stdout: a pipe gets the content, a file that the shell has open is refused."""
+def test_streams_of_the_process_are_written_to_and_not_replaced(tmp_path):
+    """Through a link like /dev/stdout, a pipe gets the content, and a file that the shell has open is refused."""
     (tmp_path / "stdout").symlink_to("/proc/self/fd/1")
-    command = [*alone("for name in sys.argv[1:]:", "    write_whole(Path(name), 'whole ' + name)"), "stdout"]
+    command = [*python("for name in sys.argv[1:]:", "    write_whole(Path(name), 'whole ' + name)"), "stdout"]
     options = {"cwd": tmp_path, "text": True, "check": False}
     done = subprocess.run([*command, "/proc/self/fd/1"], capture_output=True, **options)
     assert done.stdout == "whole stdoutwhole /proc/self/fd/1"
@@ -195,7 +195,7 @@ def test_the_streams_of_the_process_are_written_to_and_never_replaced(tmp_path):
     assert os.readlink(tmp_path / "stdout") == "/proc/self/fd/1"
 
 
-def test_a_name_may_be_as_long_as_the_file_system_lets_it(tmp_path):
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path):
     for name in ("a" * 255, "ö" * 127):
         write_whole(tmp_path / name, "new")
     assert names(tmp_path) == ["a" * 255, "ö" * 127]
@@ -223,7 +223,7 @@ def test_links_to_folders_are_written_through(what, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["a file", "a link to a file", "a pipe", "a device", "a socket", "a block device"])
-def test_what_is_no_folder_is_left_alone(what, tmp_path):
+def test_a_folder_in_place_of_something_else_is_refused(what, tmp_path):
     path = PLACES[what].make(tmp_path, "f")
     before = nodes(tmp_path)
     with pytest.raises(NotADirectoryError, match=r"/f cannot be written"), placed_folder(path):
@@ -234,7 +234,7 @@ def test_what_is_no_folder_is_left_alone(what, tmp_path):
     assert nodes(tmp_path) == before
 
 
-def test_of_a_linked_folder_the_link_is_removed_alone(tmp_path):
+def test_only_the_link_to_a_folder_is_removed(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     remove(tmp_path / "link")
@@ -257,34 +257,34 @@ def write_a(kind, folder, text):
                 file.write_text(text)
 
 
-def held_by(kind, folder):
-    """What the files of `kind` hold, each."""
+def contents(kind, folder):
+    """The content of each file of `kind`."""
     paths = {"file": ["a"], "folder": ["a/x", "a/y"], "pair": ["a.xml", "a.bin"]}[kind]
     return [(folder / path).read_text() for path in paths]
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "pair"])
-def test_of_many_writers_at_once_one_leaves_its_own_whole(kind, tmp_path):
+def test_of_many_threads_one_leaves_all_its_files(kind, tmp_path):
     texts = [str(n) * 10_000 for n in range(8)]
     for _ in range(2):
         assert at_once([lambda text=text: write_a(kind, tmp_path, text) for text in texts]) == []
-        held = held_by(kind, tmp_path)
-        assert len(set(held)) == 1 and held[0] in texts
+        texts_left = contents(kind, tmp_path)
+        assert len(set(texts_left)) == 1 and texts_left[0] in texts
         assert names(tmp_path) == (["a.bin", "a.xml"] if kind == "pair" else ["a"])
 
 
-def test_of_processes_at_once_too(tmp_path):
-    each = "for n in range(10): write_whole(Path('a'), sys.argv[1] * 10_000)"
-    started = [subprocess.Popen([*alone(each), str(n)], cwd=tmp_path) for n in range(3)]
-    assert [process.wait(60) for process in started] == [0, 0, 0]
+def test_of_many_processes_one_leaves_its_file(tmp_path):
+    line = "for n in range(10): write_whole(Path('a'), sys.argv[1] * 10_000)"
+    processes = [subprocess.Popen([*python(line), str(n)], cwd=tmp_path) for n in range(3)]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
     assert (tmp_path / "a").read_text() in [str(n) * 10_000 for n in range(3)] and names(tmp_path) == ["a"]
 
 
-def test_what_a_killed_process_left_goes_and_what_another_is_at_stays(tmp_path):
+def test_folders_of_killed_processes_are_removed_and_those_in_use_stay(tmp_path):
     lines = "with placed(Path('a')) as temporary:", "    temporary.write_text('half')", "    os.kill(os.getpid(), 9)"
     for _ in range(2):
-        assert subprocess.run(alone(*lines), cwd=tmp_path, check=False).returncode == -9
-    assert [name.startswith(TEMPORARY) for name in names(tmp_path)] == [True]  # of the second: it cleared the first's
+        assert subprocess.run(python(*lines), cwd=tmp_path, check=False).returncode == -9
+    assert [name.startswith(TEMPORARY) for name in names(tmp_path)] == [True]  # the second has removed the first's
     with placed(tmp_path / "a") as slow:
         slow.write_text("slow")
         write_whole(tmp_path / "a", "quick")
@@ -292,12 +292,12 @@ def test_what_a_killed_process_left_goes_and_what_another_is_at_stays(tmp_path):
     assert (tmp_path / "a").read_text() == "slow" and names(tmp_path) == ["a"]
 
 
-def test_a_folder_that_somebody_holds_is_written_to_all_the_same(tmp_path):
-    """As `flock FOLDER COMMAND` does, a usual way to have one command at a time."""
+def test_a_folder_that_another_process_has_locked_is_written_to(tmp_path):
+    """`flock FOLDER COMMAND` locks it, a usual way to run one command at a time."""
     handle = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
     for kind in ("file", "folder"):
         write_a(kind, tmp_path, "new")
-        assert set(held_by(kind, tmp_path)) == {"new"}
+        assert set(contents(kind, tmp_path)) == {"new"}
         (tmp_path / "a").unlink() if kind == "file" else remove(tmp_path / "a")
     os.close(handle)

@@ -1,4 +1,4 @@
-"""Tensors in, tensors out: codes, their values, and the gradients that pass."""
+"""Functions of tensors: codes, their values, and gradients."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def numbers(*values):
 
 
 def test_ties_go_to_the_even_multiple_of_a_step_as_in_onnx():
-    """On signed grids, too, whose zero has an odd code; on a grid without zero to the even code."""
+    """Also on signed grids, whose zero has an odd code; on a grid without zero, ties go to the even code."""
     low, high, levels = numbers(-127, 127, 255)
     x = torch.tensor([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 100.5])
     assert (quantize(x, low, high, levels) - 127).tolist() == [-2, -2, 0, 0, 2, 2, 100]
@@ -34,16 +34,16 @@ def test_ties_go_to_the_even_multiple_of_a_step_as_in_onnx():
     ("low", "high", "levels", "zero"), [(None, 3, 4, 0), (-1, 3, 5, 1), (-1, 1, 3, 1), (-1, 1, 4, 1.5), (-1.1, 3, 5, 1)]
 )
 def test_the_code_of_zero(low, high, levels, zero):
-    """A whole number, but on even numbers of levels around zero."""
+    """A whole number, except with an even number of levels around zero."""
     bottom = None if low is None else torch.tensor(float(low))
     high, levels = numbers(high, levels)
-    found = zero_point(bottom, high, levels)
-    assert float(found) == zero
-    assert float(dequantize(found, bottom, high, levels)) == 0
+    code = zero_point(bottom, high, levels)
+    assert float(code) == zero
+    assert float(dequantize(code, bottom, high, levels)) == 0
 
 
 @pytest.mark.parametrize("low", [None, -1.0, -0.4])
-def test_codes_and_values_are_one_anothers(low):
+def test_values_of_codes_have_these_codes(low):
     bottom = None if low is None else torch.tensor(low)
     high, levels = numbers(1.3, 16)
     codes = torch.arange(16.0)
@@ -53,42 +53,42 @@ def test_codes_and_values_are_one_anothers(low):
     assert quantize(torch.tensor([-9.0, 9.0]), bottom, high, levels).tolist() == [0, 15]
 
 
-def test_beyond_the_ends_a_gradient_passes_where_it_is_not_to_saturate():
+def test_beyond_the_ends_a_gradient_passes_only_without_saturation():
     x, (high, levels) = torch.tensor([-1.0, 0.0, 0.5, 1.0, 2.0]), numbers(1, 4)
-    for saturate, passed in ((True, [0, 1, 1, 1, 0]), (False, [1] * 5)):
+    for saturate, gradient in ((True, [0, 1, 1, 1, 0]), (False, [1] * 5)):
         leaf = x.clone().requires_grad_()
         fake_quantize(leaf, None, high, levels, saturate=saturate).sum().backward()
-        assert leaf.grad.tolist() == passed
+        assert leaf.grad.tolist() == gradient
 
 
 @pytest.mark.parametrize(
     "make", [lambda: PACT(2), lambda: PACT(3, signed=True), lambda: LSQ(2), lambda: LSQ(3, signed=True)]
 )
-def test_gradients_of_both_ways_to_compare(make):
-    """bf16 values, compared by >=, and the very same ones in fp32, by sign; the ends and infinities among them."""
+def test_gradients_are_equal_by_comparison_and_by_sign(make):
+    """bf16 values are compared by >=, the same values in fp32 by sign; the ends and infinities are among them."""
     quantizer = make()
     quantizer.set_signed(bool(quantizer.signed))
     quantizer.fit(torch.tensor([1.5]), lambda quantizer, values: values.max())
     x = torch.cat([torch.randn(500), torch.tensor([0.0, -0.0, 1.5, -1.5, torch.inf, -torch.inf])]).bfloat16()
-    found = []
+    results = []
     for values in (x, x.float()):
         values = values.clone().requires_grad_()
         (quantizer(values).float() * torch.arange(len(x)).bfloat16().float()).sum().backward()
         (parameter,) = quantizer.parameters()
-        found.append((values.grad.float(), parameter.grad.clone()))
+        results.append((values.grad.float(), parameter.grad.clone()))
         parameter.grad = None
-    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
-    assert found[0][0].isfinite().all() and found[0][1].isfinite()
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-5)
+    assert results[0][0].isfinite().all() and results[0][1].isfinite()
 
 
-def test_a_scaled_gradient_leaves_the_value():
+def test_scaling_a_gradient_does_not_change_the_value():
     x = torch.tensor([2.0, -3.0], requires_grad=True)
     y = scale_gradient(x, 0.25)
     y.square().sum().backward()
     assert torch.equal(y, x) and x.grad.tolist() == [1.0, -1.5]
 
 
-def test_a_range_is_positive_and_pushed_back_from_below_zero():
+def test_a_range_below_zero_counts_as_positive_and_is_pushed_back():
     x = torch.tensor([2.0, -3.0, 0.0], requires_grad=True)
     y = positive(x)
     y.sum().backward()
@@ -97,13 +97,13 @@ def test_a_range_is_positive_and_pushed_back_from_below_zero():
 
 @pytest.mark.parametrize("levels", [2, 3, 4, 15, 255])
 @pytest.mark.parametrize("low", [None, -1.0, -0.37])
-def test_values_are_the_nearest_of_equally_spaced_ones(low, levels):
+def test_values_are_the_nearest_levels_of_a_uniform_grid(low, levels):
     x, high = torch.randn(500), torch.tensor(1.0)
     bottom = None if low is None else torch.tensor(low)
     y = fake_quantize(x, bottom, high, level_tensor(levels)).double().numpy()
     start, step = low or 0.0, (1.0 - (low or 0.0)) / (levels - 1)
     zero = 0.0 if low is None else -start / step
-    shift = 0.0 if low == -1.0 else (round(zero) - zero) * step  # zero on the grid, unless the range is symmetric
+    shift = 0.0 if low == -1.0 else (round(zero) - zero) * step  # puts zero on the grid; not for symmetric ranges
     grid = start - shift + step * np.arange(levels)
     nearest = np.abs(np.clip(x.double().numpy(), grid[0], grid[-1])[:, None] - grid).min(1)
     np.testing.assert_allclose(np.abs(np.clip(x.double().numpy(), grid[0], grid[-1]) - y), nearest, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Float networks: kinds of layers, the head, copies where weights are computed at each forward, states out of files."""
+"""Float networks: the head, copies of networks that compute their weights, versions of states."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ HEADS = {
 
 
 @pytest.mark.parametrize("case", HEADS)
-def test_a_new_head_and_a_feature_are_of_the_same_layer(case, tmp_path):
+def test_new_head_and_qfd_mean_the_same_layer(case, tmp_path):
     make, head = HEADS[case]
     network, other = make(), make()
     assert head_of(network) == head and QFD(network).head == head
@@ -32,12 +32,12 @@ def test_a_new_head_and_a_feature_are_of_the_same_layer(case, tmp_path):
     load_weights(network, tmp_path / "weights.pt", new_head=True)
     for name, weight in network.named_parameters():
         if not name.endswith("weight") or "bn" in name or weight.dim() < 2:
-            continue  # what starts as ones or zeros is the same in both
+            continue  # biases and batch norm start as zeros and ones, equal in both networks
         assert torch.equal(weight, other.get_parameter(name)) != name.startswith(f"{head}."), name
 
 
 @pytest.mark.parametrize("network", [nn.ReLU(), nn.Embedding(5, 4), nn.Linear(4, 2)])
-def test_a_network_without_a_head_is_named(network):
+def test_a_network_without_a_head_is_refused(network):
     with pytest.raises(ValueError, match=rf"{type(network).__name__} has no linear layer"):
         head_of(network)
 
@@ -58,7 +58,7 @@ def network(name):
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
 @pytest.mark.parametrize("name", COMPUTED)
-def test_a_copy_computes_the_same_and_shares_nothing(name):
+def test_a_copy_computes_the_same_and_shares_no_tensor(name):
     net, x = network(name), torch.randn(4, 8)
     other = copied(net)
     assert torch.equal(other(x), net(x))
@@ -72,7 +72,7 @@ def test_a_copy_computes_the_same_and_shares_nothing(name):
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
 @pytest.mark.parametrize("name", COMPUTED)
-def test_a_layer_with_such_a_weight_stays_float_and_teaches(name):
+def test_a_network_that_computes_a_weight_is_prepared_without_that_layer_and_can_teach(name):
     net, x = network(name), torch.randn(16, 8)
     model = spequant.prepare(net, weight=SAWB(2), act=PACT(2), skip=["2"])
     spequant.calibrate(model, [x], samples=16)
@@ -83,7 +83,7 @@ def test_a_layer_with_such_a_weight_stays_float_and_teaches(name):
     spequant.unprepare(model)(x)
 
 
-def test_a_network_that_asks_for_its_version_loads_a_file_without():
+def test_a_network_that_needs_a_version_loads_a_state_without_versions():
     network = torchvision.models.mnasnet0_5()
     plain = dict(network.state_dict())
     other = torchvision.models.mnasnet0_5()
@@ -91,15 +91,15 @@ def test_a_network_that_asks_for_its_version_loads_a_file_without():
     assert all(torch.equal(v, plain[name]) for name, v in other.state_dict().items())
 
 
-def test_torchs_own_layers_are_taken_for_what_the_file_lacks():
+def test_layers_of_torch_load_an_old_state_without_versions():
     norm = nn.BatchNorm1d(2)
-    old = {name: v for name, v in norm.state_dict().items() if name != "num_batches_tracked"}  # older than version 2
+    old = {name: v for name, v in norm.state_dict().items() if name != "num_batches_tracked"}  # as before version 2
     norm.load_state_dict(versioned(norm, old))
 
 
-def test_versions_that_are_there_are_kept():
+def test_versions_of_a_state_stay():
     norm = nn.BatchNorm1d(2)
     state = norm.state_dict()
-    state.pop("num_batches_tracked")  # of a file that says it is of version 2, which has it
+    state.pop("num_batches_tracked")  # but the state says that it is of version 2, which has that tensor
     with pytest.raises(RuntimeError, match="num_batches_tracked"):
         norm.load_state_dict(versioned(norm, state))

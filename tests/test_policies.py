@@ -1,4 +1,4 @@
-"""The stochastic-precision draw: frequencies, seeds, undoing, refusals."""
+"""Precision of activations: draws and their frequencies, seeds, the end of a context, threads, errors."""
 
 import copy
 import pickle
@@ -29,7 +29,7 @@ def levels(model):
     return {name: int(q.levels) for name, q in act_quantizers(model).items()}
 
 
-def drawn(model, policy, steps, **seeds):
+def draws_of(model, policy, steps, **seeds):
     rows = []
     for step in range(steps):
         with precision(model, policy, step=step, **seeds):
@@ -39,7 +39,7 @@ def drawn(model, policy, steps, **seeds):
 
 @pytest.mark.parametrize("u", [0.5, 0.3])
 def test_frequencies_are_binomial_and_layers_independent(model, u):
-    rows = drawn(model, Stochastic(8, u), 1000) == 256
+    rows = draws_of(model, Stochastic(8, u), 1000) == 256
     assert rows.shape == (1000, 6)
     bound = 5 * (u * (1 - u) / 1000) ** 0.5
     assert (abs(rows.mean(0) - u) < bound).all()
@@ -48,7 +48,7 @@ def test_frequencies_are_binomial_and_layers_independent(model, u):
 
 
 def test_mix_is_uniform_over_its_widths(model):
-    rows = drawn(model, Mix(), 700)
+    rows = draws_of(model, Mix(), 700)
     values, counts = np.unique(rows, return_counts=True)
     assert values.tolist() == [4, 7, 16, 31, 64, 127, 256]  # refinements of 4 levels nearest to 2^b
     n, p = rows.size, 1 / 7
@@ -62,7 +62,7 @@ def test_a_draw_follows_from_seed_step_and_rank(model):
             draws[seed, step, rank] = tuple(levels(model).values())
         with precision(model, Stochastic(), seed=seed, step=step, rank=rank):
             assert tuple(levels(model).values()) == draws[seed, step, rank]
-    assert len(set(draws.values())) >= 7  # of 8, six layers each: one pair may meet by chance
+    assert len(set(draws.values())) >= 7  # 8 draws for six layers: two may be equal by chance
 
 
 def test_fixed_assignments(model):
@@ -75,7 +75,7 @@ def test_fixed_assignments(model):
         changed = {name: n for name, n in levels(model).items() if n != home[name]}
         assert changed == {"layer1.0.conv1": 256, "layer1.0.conv2": 16}
     with precision(model, Fixed(2)):
-        assert levels(model)["conv1"] == 3  # signed: below its home bits
+        assert levels(model)["conv1"] == 3  # signed, and below its home bits
     assert levels(model) == home
     with (
         pytest.raises(ValueError, match="'head' matches no activation quantizer"),
@@ -84,7 +84,7 @@ def test_fixed_assignments(model):
         pass
 
 
-def test_bounds_stand_and_ends_stay(model):
+def test_bounds_do_not_move(model):
     x = torch.randn(4, 3, 8, 8)
     q = act_quantizers(model)["layer2.0.conv1"]
     before = [b.clone() for b in q.bounds(x)]
@@ -97,7 +97,7 @@ def export(model):
     return torch.export.export(model, (torch.randn(2, 3, 8, 8),))
 
 
-def test_undone_after_an_exception_and_no_copies_inside(model):
+def test_a_context_ends_after_an_exception_and_refuses_copies_inside(model):
     home = levels(model)
     with pytest.raises(KeyError), precision(model, Fixed(8)):
         for refused in (copy.deepcopy, pickle.dumps, export):
@@ -132,7 +132,7 @@ def test_errors(model):
             pass
 
 
-def test_the_layers_of_fewest_bits_alone_change_their_width(model):
+def test_low_bit_changes_only_the_layers_of_fewest_bits(model):
     home = {name: q.bits for name, q in act_quantizers(model).items()}
     with precision(model, LowBit(5)):
         widths = {name: int(q.levels) for name, q in act_quantizers(model).items()}
@@ -142,19 +142,19 @@ def test_the_layers_of_fewest_bits_alone_change_their_width(model):
 
 
 def in_a_thread(function):
-    """What `function` returns in a thread of its own, or its exception."""
-    found = []
+    """The result of `function` in a new thread, or its exception."""
+    results = []
 
-    def run():
+    def call():
         try:
-            found.append(function())
+            results.append(function())
         except Exception as error:
-            found.append(error)
+            results.append(error)
 
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=call)
     thread.start()
     thread.join()
-    return found[0]
+    return results[0]
 
 
 def test_a_context_does_not_reach_the_forward_of_another_thread(model):
@@ -168,7 +168,7 @@ def test_a_context_does_not_reach_the_forward_of_another_thread(model):
     assert torch.equal(model(x), home)
 
 
-def test_a_context_in_one_thread_refuses_that_of_another_on_the_same_model(model):
+def test_a_second_context_on_the_same_model_in_another_thread_is_refused(model):
     x = torch.randn(8, 3, 8, 8)
 
     def enter(other):
@@ -185,7 +185,7 @@ def test_a_context_in_one_thread_refuses_that_of_another_on_the_same_model(model
     assert torch.equal(in_a_thread(lambda: enter(model)), expected)
 
 
-def test_replicas_of_data_parallel_run_at_their_models_widths(model):
+def test_replicas_of_data_parallel_run_at_the_bits_of_their_model(model):
     quantizer = next(iter(act_quantizers(model).values()))
     with precision(model, Fixed(3)):
         replica = quantizer._replicate_for_data_parallel()

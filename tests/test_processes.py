@@ -1,4 +1,4 @@
-"""What a process says of itself alone, and its share of what all divide."""
+"""A process without a process group; the network inside wrappers; the share of a process."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 from spequant.processes import gathered, innermost, portion, rank, sum_over_processes, unwrapped, world
 
 
-def test_alone_there_is_nothing_to_bring_together():
+def test_a_single_process_gets_its_own_values():
     x = torch.tensor([1.0, 2.0])
     assert (rank(), world(), gathered("mine")) == (0, 1, ["mine"])
     assert sum_over_processes(x) is x and x.tolist() == [1.0, 2.0]
@@ -19,7 +19,7 @@ def test_the_network_inside_wrappers():
     assert innermost(nn.DataParallel(torch.compile(network))) is network
 
 
-def test_a_share_that_does_not_divide_is_refused():
+def test_items_that_do_not_divide_evenly_are_refused():
     assert portion(12, "train.batch_size", 4, 2) == slice(6, 9)
     with pytest.raises(ValueError, match=r"train\.batch_size is 10; expected a multiple of 4"):
         portion(10, "train.batch_size", 4, 0)
@@ -35,19 +35,19 @@ def test_a_share_that_does_not_divide_is_refused():
         lambda net: torch.compile(torch.optim.swa_utils.AveragedModel(net)),
     ],
 )
-def test_the_innermost_network_has_the_plain_ones_names(wrap):
+def test_the_innermost_network_has_the_names_of_the_unwrapped_one(wrap):
     network = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 2)))
-    found = innermost(wrap(network))
-    assert [name for name, _ in found.named_modules()] == [name for name, _ in network.named_modules()]
+    inner = innermost(wrap(network))
+    assert [name for name, _ in inner.named_modules()] == [name for name, _ in network.named_modules()]
     x = torch.randn(3, 4)
-    assert torch.equal(found(x), network(x))
+    assert torch.equal(inner(x), network(x))
 
 
-def test_a_compiled_part_is_seen_through_and_left_in_its_place():
+def test_innermost_replaces_a_compiled_part_and_leaves_the_model_unchanged():
     network = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 2)))
     names, shared = [name for name, _ in network.named_parameters()], network[0]
     network[1] = torch.compile(network[1])
-    found = innermost(network)
-    assert [name for name, _ in found.named_parameters()] == names and found[0] is shared
-    assert all(a is b for a, b in zip(found.parameters(), network.parameters(), strict=True))
+    inner = innermost(network)
+    assert [name for name, _ in inner.named_parameters()] == names and inner[0] is shared
+    assert all(a is b for a, b in zip(inner.parameters(), network.parameters(), strict=True))
     assert "_orig_mod" in network[1]._modules

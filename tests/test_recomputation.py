@@ -1,4 +1,4 @@
-"""Activation checkpointing: gradients are those of the same network without it, whatever contexts the forward had."""
+"""Activation checkpointing: gradients equal those without it, whatever contexts the forward ran in."""
 
 import copy
 import functools
@@ -25,7 +25,7 @@ class Stage(nn.Sequential):
 
 
 class Staged(nn.Module):
-    """Three stages and a head; `how` runs a stage."""
+    """Three stages and a head; `how(stage, x)` runs a stage."""
 
     def __init__(self, how):
         super().__init__()
@@ -58,7 +58,7 @@ def calibrated(kind):
     torch.manual_seed(1)
     network = Staged(plainly)
     for _ in range(30):
-        network(X)  # for batch norm's running statistics
+        network(X)  # moves the running statistics of batch norm
     model = spequant.prepare(network, weight=SAWB(2), act=kind(2))
     spequant.calibrate(model, [X], samples=16)
     return model.train()
@@ -96,24 +96,24 @@ def float_teacher():
 
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_has_the_gradients_that_it_has_without_checkpoints(name, how):
+def test_a_method_has_the_same_gradients_with_and_without_checkpoints(name, how):
     plain, checkpointed = prepared(plainly), prepared(HOW[how])
     expected = METHODS[name]()(plain, (X, LABELS))
-    found = METHODS[name]()(checkpointed, (X, LABELS))
-    assert torch.equal(expected.total, found.total)
-    expected, found = gradients(plain, expected.total), gradients(checkpointed, found.total)
-    assert expected.keys() == found.keys()
-    for parameter, gradient in expected.items():
-        torch.testing.assert_close(found[parameter], gradient, rtol=1e-4, atol=1e-7, msg=parameter)
+    losses = METHODS[name]()(checkpointed, (X, LABELS))
+    assert torch.equal(expected.total, losses.total)
+    expected_gradients, actual_gradients = gradients(plain, expected.total), gradients(checkpointed, losses.total)
+    assert expected_gradients.keys() == actual_gradients.keys()
+    for parameter, gradient in expected_gradients.items():
+        torch.testing.assert_close(actual_gradients[parameter], gradient, rtol=1e-4, atol=1e-7, msg=parameter)
 
 
 @pytest.mark.parametrize("how", ["not reentrant", "reentrant"])
-def test_passes_beside_the_students_leave_running_statistics_alone(how):
-    alone, joint = prepared(HOW[how]), prepared(HOW[how])
-    Retrain()(alone, (X, LABELS)).total.backward()
+def test_only_the_students_pass_updates_running_statistics(how):
+    student, joint = prepared(HOW[how]), prepared(HOW[how])
+    Retrain()(student, (X, LABELS)).total.backward()
     JointBits((4, 8))(joint, (X, LABELS)).total.backward()
     after = statistics(joint)
-    assert all(torch.equal(b, after[name]) for name, b in statistics(alone).items())
+    assert all(torch.equal(b, after[name]) for name, b in statistics(student).items())
 
 
 CONTEXTS = {
@@ -131,7 +131,7 @@ CASES += [("precision", "not reentrant", kind) for kind in (LSQ, LSQPlus)]
 
 
 @pytest.mark.parametrize(("name", "how", "kind"), CASES)
-def test_backward_outside_a_context_is_that_of_the_forward_inside(name, how, kind):
+def test_backward_outside_a_context_recomputes_inside_it(name, how, kind):
     results = []
     for way in (plainly, HOW[how]):
         model = prepared(way, kind)
@@ -143,7 +143,7 @@ def test_backward_outside_a_context_is_that_of_the_forward_inside(name, how, kin
         torch.testing.assert_close(results[1][parameter], gradient, rtol=1e-4, atol=1e-7, msg=parameter)
 
 
-def test_a_backward_inside_another_context_recomputes_in_its_own():
+def test_backward_inside_another_context_recomputes_in_the_one_of_the_forward():
     results = []
     for way in (plainly, HOW["not reentrant"]):
         model = prepared(way)
@@ -168,7 +168,7 @@ def test_checkpoints_outside_any_context_are_torchs_own():
         torch.testing.assert_close(weight.grad, x.T @ torch.cos(x @ weight))
 
 
-def test_checkpoints_of_transformers_networks_keep_the_widths():
+def test_checkpoints_of_networks_of_transformers_recompute_at_the_same_bits():
     from transformers import BertConfig, BertForSequenceClassification
 
     config = BertConfig(
@@ -190,6 +190,6 @@ def test_checkpoints_of_transformers_networks_keep_the_widths():
         JointBits((4, 8))(other, batch).total.backward()
         results.append({name: p.grad for name, p in other.named_parameters() if p.grad is not None})
     assert max(float(g.abs().max()) for g in results[0].values()) > 1e-3
-    for found in results[1:]:
-        for parameter, gradient in found.items():
+    for checkpointed in results[1:]:
+        for parameter, gradient in checkpointed.items():
             torch.testing.assert_close(results[0][parameter], gradient, rtol=1e-4, atol=1e-6, msg=parameter)

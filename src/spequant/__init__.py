@@ -1,4 +1,7 @@
-"""spequant: neural networks at 2 to 8 bits, trained by SPEQ. The public names and the version; no code."""
+"""spequant: train neural networks at 2 to 8 bits, by SPEQ and other methods, and export them.
+
+This file holds the public names and the version, and no code.
+"""
 
 from spequant.calibration.batch_norm import reestimate_batch_norm
 from spequant.calibration.ranges import calibrate
@@ -11,7 +14,7 @@ from spequant.preparation.summary import summary
 from spequant.quantizers import Quantizer
 
 __version__ = "0.1.0"
-"""The one place of it that is read at building; CITATION.cff and CHANGELOG.md repeat it."""
+"""The version that the build reads; CITATION.cff and CHANGELOG.md repeat it."""
 
 __all__ = [
     "SPEQ",

@@ -1,11 +1,19 @@
-"""Packages of the optional extras, imported when they are first needed."""
+"""Packages of the optional extras, imported at their first use."""
 
 from importlib import import_module
 from typing import Any, Literal
 
 
 def needs(module: str, extra: Literal["vision", "text", "deploy", "report", "train"]) -> Any:
-    """The module of that name. ModuleNotFoundError says which extra has it."""
+    """Import a module of an optional package.
+
+    Args:
+        module: its full name.
+        extra: the extra of spequant that installs the package.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed; the message names the extra.
+    """
     try:
         return import_module(module)
     except ModuleNotFoundError as error:

@@ -1,7 +1,8 @@
-"""Files that are there whole or not at all: made in a folder beside their place, forced to the disk, moved there.
+"""Files and folders that appear complete or not at all.
 
-Symbolic links are written through: what they lead to is replaced, or made, and the links stay. Pipes and character
-devices (/dev/null, /dev/stdout, a terminal) get the whole content once it is ready. No other node is touched.
+They are written to a temporary folder next to their destination, forced to the disk, and then moved to the destination.
+Symbolic links stay: the file that a link leads to is replaced, or created. Pipes and character devices (/dev/null,
+/dev/stdout, a terminal) get the whole content once it is complete. No other kind of file is written to.
 """
 
 import errno
@@ -19,12 +20,15 @@ from pathlib import Path
 from typing import Any
 
 TEMPORARY = ".tmp-"
-LINKS = 40  # symbolic links to follow, as the kernel does
-WAIT = 5.0  # seconds for another process' few moves; whoever holds a folder for longer does something else
+"""First characters of the names of temporary folders."""
+LINKS = 40
+"""Symbolic links in a row to follow, as many as the kernel follows."""
+WAIT = 5.0
+"""Seconds to wait for a folder's lock. Another writer needs it only for a few moves; a longer lock is no writer's."""
 
 
 def sync(path: Path) -> None:
-    """Force a file's content, or a folder's entries, to the disk."""
+    """Force the content of a file, or the entries of a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -33,23 +37,29 @@ def sync(path: Path) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """`path` holds `text`, or what it held before."""
+    """Write `text` to `path`; after an exception the file is as it was. Errors: as in `placed`."""
     with placed(path) as temporary:
         temporary.write_text(text)
 
 
 def write_json(path: Path | None, content: Any) -> None:
-    """`path` holds `content` as JSON, or what it held before; None: nothing."""
+    """Write `content` to `path` as JSON, or nothing if `path` is None; after an exception the file is as it was."""
     if path is not None:
         write_whole(path, json.dumps(content, indent=2))
 
 
 def destination(path: Path) -> Path:
-    """Where the symbolic links from `path` end: the file, pipe or character device that writing to it is about.
+    """Return the file, pipe or character device that `path` leads to, after a check that it can be written.
 
-    Called before long work, too, to see that there is a place for what comes of it. FileNotFoundError,
-    NotADirectoryError: no folder to be in. IsADirectoryError. PermissionError: a read-only file or folder. OSError: a
-    block device, a socket, an open file of this process (/dev/stdout after `> FILE`), links in a circle.
+    Also called before long work, to find out early that its result could not be written.
+
+    Raises:
+        FileNotFoundError: the folder of the file does not exist.
+        NotADirectoryError: the folder of the file is not a folder.
+        IsADirectoryError: `path` is a folder.
+        PermissionError: the file or its folder is read-only.
+        OSError: a block device, a socket, a file that is open already (/dev/stdout after `> FILE`), or symbolic links
+            that lead in a circle.
     """
     end = _followed(path)
     what = f"{path} cannot be written" if end == path else f"{path}, a symbolic link to {end}, cannot be written"
@@ -73,7 +83,10 @@ def destination(path: Path) -> Path:
 
 
 def _followed(path: Path) -> Path:
-    """Where its symbolic links end; those of /proc stand for what a process has open, which may have no name."""
+    """Return where the symbolic links from `path` end.
+
+    Links in /proc are not followed: they stand for an open file of a process, which may have no name.
+    """
     end = path
     for _ in range(LINKS):
         if not end.is_symlink() or os.path.realpath(end.parent).startswith("/proc/"):
@@ -83,7 +96,7 @@ def _followed(path: Path) -> Path:
 
 
 def _mode(path: Path) -> int:
-    """Kind and permissions; 0: nothing is there."""
+    """Return kind and permissions, or 0 if nothing exists at `path`."""
     try:
         return os.stat(path).st_mode
     except FileNotFoundError:
@@ -96,11 +109,14 @@ def _is_stream(mode: int) -> bool:
 
 @contextmanager
 def placed(path: Path) -> Iterator[Path]:
-    """A temporary path to write a file to; at the end it takes the place of `path`, with the permissions of what was
-    there, after an exception it is removed. Of several writers at once the last one's file stays.
+    """Give a temporary path to write to, and move that file to `path` at the end of the block.
 
-    OSError: as `destination`; nobody reads from the pipe. UserWarning: the file has other names, hard links, which
-    keep what was there.
+    The new file gets the permissions of the one that it replaces. After an exception it is removed instead. If several
+    writers work at the same time, the file of the last one stays. There is a UserWarning if the old file has other
+    names (hard links), since these keep the old content.
+
+    Raises:
+        OSError: as in `destination`; or `path` is a pipe that nobody reads from.
     """
     end = destination(path)
     if not _is_stream(_mode(end)):
@@ -110,31 +126,36 @@ def placed(path: Path) -> Iterator[Path]:
     with _stream(path, end) as stream, tempfile.TemporaryDirectory() as folder:
         temporary = Path(folder) / path.name
         yield temporary
-        with temporary.open("rb") as whole:
-            shutil.copyfileobj(whole, stream)
+        with temporary.open("rb") as content:
+            shutil.copyfileobj(content, stream)
 
 
 @contextmanager
 def placed_together(*paths: Path) -> Iterator[tuple[Path, ...]]:
-    """The same for several files, which are of one writer even if others write them at the same time; the first of them
-    is moved last. OSError: one of them is a pipe or a device, or two of them lead to one file."""
+    """Do the same as `placed` for several files that belong together.
+
+    If several writers work at the same time, all files that stay are of the same writer. The first file is moved last.
+
+    Raises:
+        OSError: as in `placed`; or one path is a pipe or a device, or two paths lead to the same file.
+    """
     ends = [destination(path) for path in paths]
     for path, end in zip(paths, ends, strict=True):
         if _is_stream(_mode(end)):
             raise OSError(f"{path} cannot be written: it is a pipe or a device; expected a name for one of two files")
         if end.exists() and (names := end.stat().st_nlink) > 1:
-            kept = "another name keeps" if names == 2 else f"{names - 1} other names keep"
-            warnings.warn(f"{path} is written anew; {kept} what was there (hard links)", stacklevel=5)
+            others = "another name keeps" if names == 2 else f"{names - 1} other names keep"
+            warnings.warn(f"{path} is written anew; {others} what was there (hard links)", stacklevel=5)
     if len({os.path.realpath(end) for end in ends}) < len(ends):
         raise OSError(f"{' and '.join(map(str, paths))} lead to one file; expected one of its own for each")
     with ExitStack() as stack:
-        made = [stack.enter_context(_beside(end)) / path.name for path, end in zip(paths, ends, strict=True)]
-        yield tuple(made)
-        for temporary, end in zip(made, ends, strict=True):
+        files = [stack.enter_context(_temporary_folder(end)) / path.name for path, end in zip(paths, ends, strict=True)]
+        yield tuple(files)
+        for temporary, end in zip(files, ends, strict=True):
             sync(temporary)
             _permit_as(end, temporary)
-        with _alone(ends[0].parent) if len(ends) > 1 else nullcontext():
-            for temporary, end in reversed(list(zip(made, ends, strict=True))):
+        with _locked(ends[0].parent) if len(ends) > 1 else nullcontext():
+            for temporary, end in reversed(list(zip(files, ends, strict=True))):
                 os.replace(temporary, end)
         for folder in {end.parent for end in ends}:
             sync(folder)
@@ -142,13 +163,17 @@ def placed_together(*paths: Path) -> Iterator[tuple[Path, ...]]:
 
 @contextmanager
 def placed_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder of files; the folders above it are made. NotADirectoryError: `path` is something else."""
+    """Do the same as `placed` for a folder of files; missing folders above it are created.
+
+    Raises:
+        NotADirectoryError: `path` exists and is not a folder.
+    """
     end = _followed(path)
     if not stat.S_ISDIR(_mode(end) or stat.S_IFDIR):
         raise NotADirectoryError(f"{path} cannot be written: it is there, and no folder; give another name")
     end.parent.mkdir(parents=True, exist_ok=True)
-    with _beside(end) as room:
-        temporary, before = room / "new", room / "old"
+    with _temporary_folder(end) as folder:
+        temporary, before = folder / "new", folder / "old"
         temporary.mkdir()
         yield temporary
         for file in temporary.iterdir():
@@ -160,8 +185,11 @@ def placed_folder(path: Path) -> Iterator[Path]:
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder `path`, where a symbolic link leads to if it is one, and those above it, unless they are there.
-    NotADirectoryError: something else is."""
+    """Create the folder `path` and the folders above it, where they do not exist; symbolic links are followed.
+
+    Raises:
+        NotADirectoryError: `path`, or something above it, exists and is not a folder.
+    """
     try:
         Path(os.path.realpath(path)).mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -169,8 +197,10 @@ def make_folder(path: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove `folder`, if it exists, or the symbolic link to one; what a crash leaves half-removed has a temporary
-    name."""
+    """Remove `folder` if it exists; if it is a symbolic link, only the link.
+
+    The folder first gets a temporary name, so that a crash leaves no incomplete folder under its own name.
+    """
     if folder.is_symlink():
         folder.unlink()
     elif folder.exists():
@@ -182,8 +212,10 @@ def remove(folder: Path) -> None:
 
 
 def _swapped(temporary: Path, end: Path, before: Path) -> bool:
-    """Move the folder at `end`, if there is one, to `before`, and `temporary` there. False: another writer's came in
-    between. OSError: all is as it was."""
+    """Move the folder at `end`, if it exists, to `before`, and `temporary` to `end`.
+
+    Return False if another writer has put a folder there in between. After an OSError all is as it was.
+    """
     with suppress(FileNotFoundError):
         end.rename(before)
     try:
@@ -198,7 +230,7 @@ def _swapped(temporary: Path, end: Path, before: Path) -> bool:
 
 
 def _permit_as(before: Path, temporary: Path) -> None:
-    """Give `temporary` the permissions of what it is going to replace, and its owner where that is allowed."""
+    """Give `temporary` the permissions of the file that it will replace, and the owner where that is allowed."""
     if before.exists():
         old = before.stat()
         for owner, group in ((old.st_uid, -1), (-1, old.st_gid)):
@@ -209,7 +241,7 @@ def _permit_as(before: Path, temporary: Path) -> None:
 
 @contextmanager
 def _stream(path: Path, end: Path) -> Iterator[Any]:
-    """A pipe or character device, open for writing at once: the work is not done for nobody."""
+    """Open a pipe or character device for writing, now: a pipe without a reader is an error before the work begins."""
     try:
         handle = os.open(end, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
@@ -221,30 +253,32 @@ def _stream(path: Path, end: Path) -> Iterator[Any]:
 
 
 @contextmanager
-def _beside(end: Path) -> Iterator[Path]:
-    """A folder beside `end`, to make it in. It is locked while it is in use: those that are not were left by a crash,
-    and are removed."""
-    name = TEMPORARY + os.fsdecode(os.fsencode(end.name)[:200])  # 255 bytes is the most that a name may have
-    own = re.compile(re.escape(name) + r"(-\w{8})?")
-    for left in [p for p in end.parent.iterdir() if own.fullmatch(p.name) and p.is_dir()]:
-        with suppress(OSError), _opened(left) as handle:
+def _temporary_folder(end: Path) -> Iterator[Path]:
+    """Create a temporary folder next to `end`, and lock it while it is in use.
+
+    Folders of the same name without a lock were left by a crash, and are removed.
+    """
+    name = TEMPORARY + os.fsdecode(os.fsencode(end.name)[:200])  # a name may have 255 bytes
+    pattern = re.compile(re.escape(name) + r"(-\w{8})?")
+    for leftover in [p for p in end.parent.iterdir() if pattern.fullmatch(p.name) and p.is_dir()]:
+        with suppress(OSError), _opened(leftover) as handle:
             _lock(handle)
-            shutil.rmtree(left)
+            shutil.rmtree(leftover)
     folder = Path(tempfile.mkdtemp(dir=end.parent, prefix=TEMPORARY))
     with _opened(folder) as handle:
         try:
             with suppress(OSError):  # not every file system has locks
                 _lock(handle)
             random = folder.name.removeprefix(TEMPORARY)
-            folder = folder.rename(end.with_name(f"{name}-{random}"))  # locked before others look for it
+            folder = folder.rename(end.with_name(f"{name}-{random}"))  # only now others can find it, and it is locked
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time, as far as the file system has locks and nobody holds `folder` for other reasons."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time into the block, if the file system has locks and nobody else keeps `folder` locked."""
     with _opened(folder) as handle:
         until = time.monotonic() + WAIT
         while time.monotonic() < until:
@@ -268,7 +302,10 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 def _lock(handle: int) -> None:
-    """Until it is closed. BlockingIOError: it is locked by another handle. OSError: there are no locks here."""
-    import fcntl  # not on Windows
+    """Lock the file of `handle` until it is closed.
+
+    BlockingIOError: another handle has the lock. OSError: the file system has no locks.
+    """
+    import fcntl  # does not exist on Windows
 
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

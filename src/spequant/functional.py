@@ -1,6 +1,6 @@
-"""Tensors in, tensors out: rounding, fake quantization and their gradients.
+"""Functions of tensors: rounding to a grid, fake quantization, and their gradients.
 
-The only file with autograd tricks. Modules, state and policy live elsewhere.
+Custom autograd functions live only in this file; modules, state and policy live elsewhere.
 """
 
 import torch
@@ -9,16 +9,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 LEAST_END = 1e-30
-"""Of a range, so that it stays one."""
+"""The smallest end of a stored range, so that no range collapses to zero width."""
 LEAST_WIDTH = 1e-36
-"""That a range is divided by: one from 0 to 0, of weights that are zero throughout, gives zeros and no NaN."""
+"""The smallest width to divide by: the range from 0 to 0 of an all-zero weight then gives zeros instead of NaN."""
 
 
 def zero_point(low: Tensor | None, high: Tensor, levels: Tensor) -> Tensor:
-    """Code of the value zero on the grid of `levels` levels over [low, high]; low None: [0, high].
+    """Return the code of the value zero on the grid of `levels` levels over [low, high].
 
-    An integer, so that zero is on the grid; half-way between two codes where the range is symmetric and the number
-    of levels even (SAWB at 2 bits: -a, -a/3, a/3, a), the only grids here that leave zero out.
+    The code is a whole number, so that zero is on the grid. The exception is a symmetric range with an even number of
+    levels (SAWB at 2 bits: -a, -a/3, a/3, a): there zero lies half-way between two codes.
+
+    Args:
+        low: lower end of the range, fp32; None means [0, high].
+        high: upper end, fp32, broadcastable with `low`.
+        levels: number of levels, 0-dim fp32.
+
+    Returns:
+        fp32, of the shape of `high`.
     """
     if low is None:
         return torch.zeros_like(high)
@@ -27,35 +35,51 @@ def zero_point(low: Tensor | None, high: Tensor, levels: Tensor) -> Tensor:
 
 
 def _scaled(x: Tensor, low: Tensor | None, high: Tensor, levels: Tensor) -> tuple[Tensor, Tensor | float]:
-    """(`x` in steps of the grid, the whole number that makes it a code after rounding)."""
+    """Return `x` in steps of the grid, and the whole number to add after rounding, which gives the code."""
     steps = levels - 1
     if low is None:
         return x.float() * (steps / high), 0.0
     zero = zero_point(low, high, levels)
-    half = torch.where(zero == zero.round(), 0.0, zero)  # an integer is added after rounding, and loses no bits
+    half = torch.where(zero == zero.round(), 0.0, zero)  # a whole zero point is added after rounding, which is exact
     rate = steps / (high - low).clamp_min(LEAST_WIDTH)
     return x.float() * rate + half, zero - half
 
 
 def quantize(x: Tensor, low: Tensor | None, high: Tensor, levels: Tensor) -> Tensor:
-    """Codes 0 .. levels - 1 (fp32, integral) of `x` on the grid over [low, high]; low None: [0, high].
+    """Return the codes of `x` on the grid of `levels` levels over [low, high].
 
-    Ties go to the even multiple of a step, as in ONNX's QuantizeLinear; on a grid without zero to the even code.
+    Ties go to the even multiple of the step, as in ONNX's QuantizeLinear; on a grid without zero, to the even code.
+
+    Args:
+        x: values of any floating-point dtype.
+        low: lower end of the range, fp32, broadcast against `x`; None means [0, high].
+        high: upper end, fp32, broadcast against `x`.
+        levels: number of levels, 0-dim fp32.
+
+    Returns:
+        Whole numbers from 0 to levels - 1 as fp32, of the shape of `x`.
     """
-    scaled, zero = _scaled(x, low, high, levels)  # our own tensor: changed in place, which halves the time
+    scaled, zero = _scaled(x, low, high, levels)  # a new tensor: changing it in place halves the time
     return scaled.round_().add_(zero).clamp_min_(0.0).clamp_max_(levels - 1)
 
 
 def dequantize(codes: Tensor, low: Tensor | None, high: Tensor, levels: Tensor) -> Tensor:
-    """Values of `codes`: a quotient of integers times the range, so that a finer grid holds the very same floats."""
+    """Return the values of `codes`, fp32, on the grid of `levels` levels over [low, high]; low None means [0, high].
+
+    Each value is a quotient of whole numbers times the width of the range. A finer grid over the same range that has
+    the value among its levels therefore gives exactly the same float.
+    """
     if low is None:
         return (codes / (levels - 1)).mul_(high)
     return (codes - zero_point(low, high, levels)).div_(levels - 1).mul_(high - low)
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """Saves `x` and computes everything again from it. Compiled, `x` itself is often not even saved: batch norm keeps
-    its input in any case, and what lies between that and `x` is computed within the kernels of the backward pass."""
+    """Fake quantization that saves only `x` for the backward pass and computes everything else again from it.
+
+    When compiled, often not even `x` is saved: batch norm saves its input anyway, and the kernels of the backward pass
+    compute `x` from that.
+    """
 
     generate_vmap_rule = True
 
@@ -71,28 +95,30 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, low, high, levels = ctx.saved_tensors
-        to_x, to_low, to_high = ctx.needs_input_grad[:3]
+        needs_x, needs_low, needs_high = ctx.needs_input_grad[:3]
         reached = _reached_by_sign if x.dtype == torch.float32 and x.device.type == "cpu" else _reached
         x, grad32, bottom = x.float(), grad.float(), 0.0 if low is None else low
         rounding = _rounding(x, low, high, levels) if ctx.inner or ctx.ewgs else 0.0
         if ctx.ewgs:
             grad32 = grad32 - ctx.ewgs * grad32.abs() * rounding
             grad = grad32.to(grad.dtype)
-        grad_x = grad if to_x else None
-        if to_x and ctx.saturate:
+        grad_x = grad if needs_x else None
+        if needs_x and ctx.saturate:
             grad_x = (grad32 * reached(x - bottom) * reached(high - x)).to(grad.dtype)
-        if not (to_low or to_high):
+        if not (needs_low or needs_high):
             return grad_x, None, None, None, None, None, None
-        below, above = reached(bottom - x) if to_low else 0.0, reached(x - high)
+        below, above = reached(bottom - x) if needs_low else 0.0, reached(x - high)
         rounding = rounding if ctx.inner else 0.0
-        grad_low = (grad32 * (below - rounding)).sum_to_size(low.shape) if to_low and low is not None else None
-        grad_high = (grad32 * (above + rounding)).sum_to_size(high.shape) if to_high else None
+        grad_low = (grad32 * (below - rounding)).sum_to_size(low.shape) if needs_low and low is not None else None
+        grad_high = (grad32 * (above + rounding)).sum_to_size(high.shape) if needs_high else None
         return grad_x, grad_low, grad_high, None, None, None, None
 
 
 def _rounding(x: Tensor, low: Tensor | None, high: Tensor, levels: Tensor) -> Tensor:
-    """(y - x) / (high - low) of `x` clipped, then rounded to y: few enough operations for torch.compile to write none
-    of them to memory."""
+    """Return the rounding error as a share of the range, (y - x) / (high - low), of the clipped `x` rounded to y.
+
+    The operations are few enough that torch.compile writes no intermediate tensor to memory.
+    """
     scaled, zero = _scaled(x, low, high, levels)
     steps = levels - 1
     scaled = torch.minimum(scaled.clamp_min(-zero), steps - zero)
@@ -100,13 +126,16 @@ def _rounding(x: Tensor, low: Tensor | None, high: Tensor, levels: Tensor) -> Te
 
 
 def _reached(x: Tensor) -> Tensor:
-    """1.0 where `x` >= 0, else 0.0."""
+    """Return 1.0 where `x` >= 0, else 0.0."""
     return (x >= 0).float()
 
 
 def _reached_by_sign(x: Tensor) -> Tensor:
-    """The same without a comparison. Those of values of four bytes torch.compile keeps for the backward pass, as the
-    smallest tensors on the way, and on a CPU it stores bools one by one, at 4 ns each."""
+    """Return the same as `_reached`, computed without a comparison.
+
+    torch.compile saves the result of a comparison of fp32 values for the backward pass, because no other tensor on the
+    way is as small; and on a CPU it writes bools one by one, which takes 4 ns each.
+    """
     return (torch.sign(x) + 1).clamp_max(1.0)
 
 
@@ -120,19 +149,32 @@ def fake_quantize(
     inner: bool = False,
     ewgs: float = 0.0,
 ) -> Float[Tensor, "*shape"]:
-    """`x` rounded to the nearest of `levels` equally spaced values over [low, high], clipped beyond.
+    """Clip `x` to [low, high] and round it to the nearest of `levels` equally spaced values.
 
-    Computed in fp32 whatever the dtype of `x`, which the result has. `low` and `high` broadcast against `x`
-    (0-dim: one range a tensor; (channels, 1, 1, 1): one a channel); low None: [0, high], high above zero. Where both
-    are zero, so is the result. Backward:
+    The computation is fp32, whatever the dtype of `x`. The gradient g of the result y passes on as follows:
 
-    - to `x`, straight-through (Bengio et al., arXiv 1308.3432): 1 on low <= x <= high, else 0; 1 everywhere where
-      `saturate` is False.
-    - to `high`: 1 on x >= high, to `low`: 1 on x <= low (PACT, arXiv 1805.06085); with `inner`, between the ends of the
-      grid also the rounding error's share, +-(y - x) / (high - low), which makes a step s with high = Qp s and
-      low = -Qn s receive LSQ's gradient, round(x / s) - x / s (arXiv 1902.08153).
-    - `ewgs`, d: all of these from g + d |g| (x - y) / (high - low) in place of the gradient g at y, `x` clipped
-      (EWGS, arXiv 2104.00903).
+    - to `x`: g on low <= x <= high, else 0 (straight-through);
+    - to `high`: g on x >= high; to `low`: g on x <= low (as in PACT);
+    - with `inner`, also between the ends: g (y - x) / (high - low) to `high`, and its negative to `low`. A step s with
+      high = Qp s and low = -Qn s then receives LSQ's gradient, g (round(x / s) - x / s);
+    - with `ewgs` = d, all of these use g + d |g| (x - y) / (high - low), `x` clipped, in place of g.
+
+    Args:
+        x: values of any floating-point dtype.
+        low: lower end, broadcast against `x`: 0-dim for one range per tensor, (channels, 1, 1, 1) for one per channel;
+            None means [0, high].
+        high: upper end, above zero where `low` is None; where both ends are zero, so is the result.
+        levels: number of levels, 2 or more.
+        saturate: False passes the gradient to `x` everywhere, outside the range too.
+        inner: whether values between the ends give the ends a gradient.
+        ewgs: d, the scaling factor of EWGS; 0 is straight-through.
+
+    Returns:
+        The rounded values, of the shape and dtype of `x`.
+
+    References:
+        Straight-through estimator: Bengio et al. 2013, arXiv 1308.3432. PACT: arXiv 1805.06085. LSQ: arXiv 1902.08153.
+        EWGS: arXiv 2104.00903.
     """
     return _FakeQuantize.apply(x, low, high, levels, saturate, inner, ewgs)
 
@@ -154,7 +196,7 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
-    """`x` itself; its gradient is multiplied by `factor`."""
+    """Return `x` unchanged; in the backward pass its gradient is multiplied by `factor`."""
     return _ScaleGradient.apply(x, factor)
 
 
@@ -177,10 +219,16 @@ class _AllReduce(torch.autograd.Function):
 
 
 def all_reduce(x: Tensor) -> Tensor:
-    """`x` summed over all processes. Each one's result depends on every one's `x`, so gradients are summed as well."""
+    """Return the sum of `x` over all processes; needs an initialized process group.
+
+    The result in every process depends on `x` in every process, so the backward pass sums the gradients as well.
+    """
     return _AllReduce.apply(x)
 
 
 def positive(x: Tensor) -> Tensor:
-    """|x|, at least `LEAST_END`: a stored range that a step carries below zero stays one, and is pushed back."""
+    """Return |x|, at least `LEAST_END`.
+
+    An optimizer step may carry a stored range below zero: it remains a range, and its gradient pushes it back.
+    """
     return x.abs().clamp_min(LEAST_END)

@@ -1,24 +1,33 @@
-"""Float networks: the kinds of layers that the library quantizes, the head, copies, and states out of files."""
+"""Float networks: the kinds of layers that the library quantizes, the head, copies, and states from files."""
 
 import copy
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 Network = TypeVar("Network", bound=nn.Module)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 QUANTIZABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+"""Linear layers and convolutions: weight and input are quantized."""
 EMBEDDINGS = (nn.Embedding,)
-"""Quantized in their weight alone: what they read are indices."""
+"""Only the weight is quantized, since the input is indices."""
 LEFT_FLOAT = (nn.RNNBase, nn.RNNCellBase, nn.Bilinear, nn.EmbeddingBag)
-"""Modules of torch with weights that the library does not quantize, and says so."""
+"""Modules of torch whose weights the library leaves float, with a warning."""
 
 
 def head_of(network: nn.Module) -> str:
-    """The name of the head of the float `network`: the last of its `QUANTIZABLE` layers, in the order of
-    `named_modules`. Its input is the network's penultimate feature. ValueError: there is none."""
+    """Return the name of the head: the last of the network's `QUANTIZABLE` layers, in the order of `named_modules`.
+
+    The input of the head is the penultimate feature of the network.
+
+    Args:
+        network: a float network; a layer that is itself the network has no name and does not count.
+
+    Raises:
+        ValueError: the network has no such layer.
+    """
     layers = [name for name, module in network.named_modules() if name and isinstance(module, QUANTIZABLE)]
     if not layers:
         raise ValueError(
@@ -28,20 +37,31 @@ def head_of(network: nn.Module) -> str:
 
 
 def copied(network: Network) -> Network:
-    """A deep copy of `network`. Tensors that it keeps and computes anew at each forward (a pruned weight, one under
-    torch's older weight or spectral norm), which copy.deepcopy refuses, are copied as they are."""
-    kept = (value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor))
-    return copy.deepcopy(network, {id(value): value.detach().clone() for value in kept if value.grad_fn is not None})
+    """Return a deep copy of `network`, also if it has weights that it computes at each forward.
+
+    Such weights (pruned ones, and those of torch's older weight norm and spectral norm) are attributes with a history
+    for autograd, which copy.deepcopy refuses; they are copied without their history.
+    """
+    tensors = (value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor))
+    return copy.deepcopy(network, {id(value): value.detach().clone() for value in tensors if value.grad_fn is not None})
 
 
 def versioned(model: nn.Module, state: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
-    """`state` with its modules' versions, or where it has none, as out of a file, those of `model`: torch keeps them
-    beside the tensors, and some networks (MNASNet) load nothing without. Not of torch's own layers, which know by the
-    lack of it what a file of an older torch lacks."""
-    known = getattr(state, "_metadata", None)
-    if known is None:
-        own = {name for name, m in model.named_modules() if type(m).__module__.startswith("torch.nn.")}
-        known = {n: v for n, v in model.state_dict()._metadata.items() if n not in own}  # type: ignore[attr-defined]
-    found = OrderedDict(state)
-    found._metadata = known  # type: ignore[attr-defined]
-    return found
+    """Return `state` with the versions of its modules, which some networks (MNASNet) need in order to load a state.
+
+    torch keeps the versions in an attribute of the state_dict, which files do not store. A state without versions gets
+    those of `model`, except for layers of torch: these take a missing version to mean that the file is of an older
+    torch and may lack some tensors.
+
+    Args:
+        model: the network that the state is for.
+        state: tensors by name, from `state_dict` or from a file.
+    """
+    versions = getattr(state, "_metadata", None)
+    if versions is None:
+        layers = {name for name, m in model.named_modules() if type(m).__module__.startswith("torch.nn.")}
+        metadata: dict[str, Any] = model.state_dict()._metadata  # type: ignore[attr-defined]
+        versions = {name: version for name, version in metadata.items() if name not in layers}
+    result = OrderedDict(state)
+    result._metadata = versions  # type: ignore[attr-defined]
+    return result

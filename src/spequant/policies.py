@@ -1,4 +1,4 @@
-"""Activation precision for a while: random (the SPEQ teacher's), or a fixed assignment; bounds stay where they are."""
+"""Precision of activations for the time of a `with` block: random, as for the SPEQ teacher, or chosen per layer."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,16 +16,31 @@ from spequant.recomputation import entered_again
 
 
 class Policy(Protocol):
-    """Chooses a width for each activation quantizer: `draw(home, rng)` -> bits, `home` {layer name: trained bits}."""
+    """Choice of bits for each activation quantizer."""
 
-    def draw(self, home: Mapping[str, int], rng: np.random.Generator) -> list[int]: ...
+    def draw(self, home: Mapping[str, int], rng: np.random.Generator) -> list[int]:
+        """Return the bits of each quantizer, in the order of `home`.
+
+        Args:
+            home: {name of quantizer: bits that it trains at}.
+            rng: source of randomness.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class Stochastic:
-    """Each layer, at each forward: `high_bits` with `probability`, else its own bits. SPEQ's stochastic precision path.
+    """Each layer at `high_bits` with `probability`, else at its home bits: SPEQ's stochastic precision path.
 
-    probability 1 is the teacher with all layers at `high_bits`.
+    Args:
+        high_bits: 1 to 8; a layer with more home bits keeps them.
+        probability: 0 to 1; at 1 all layers are at `high_bits`.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    References:
+        Boo et al., AAAI 2021, arXiv 2009.14502.
     """
 
     high_bits: int = 8
@@ -43,7 +58,14 @@ class Stochastic:
 
 @dataclass(frozen=True)
 class Mix:
-    """Each layer, at each forward: one of `widths`, all equally likely, but no less than its own bits."""
+    """Each layer at one of `widths`, all equally likely, but at no fewer than its home bits.
+
+    Args:
+        widths: numbers of bits, 1 to 8.
+
+    Raises:
+        ValueError: `widths` is empty, or holds other values.
+    """
 
     widths: Sequence[int] = (2, 3, 4, 5, 6, 7, 8)
 
@@ -54,16 +76,23 @@ class Mix:
             check_bits(width, "widths")
 
     def draw(self, home: Mapping[str, int], rng: np.random.Generator) -> list[int]:
-        drawn = rng.integers(len(self.widths), size=len(home))
-        return [max(self.widths[i], bits) for i, bits in zip(drawn, home.values(), strict=True)]
+        indices = rng.integers(len(self.widths), size=len(home))
+        return [max(self.widths[i], bits) for i, bits in zip(indices, home.values(), strict=True)]
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """The same `bits` for every layer, or {pattern of layer names: bits}; layers without a match keep their own.
+    """The same bits for every layer, or bits by patterns of layer names.
 
-    May go below the trained bits: the grid between the bounds gets coarser. Where zero would then fall between two
-    levels (signed LSQ: bounds -Qn s and Qp s) the grid moves by up to half of its step, so that zero stays on it.
+    Bits below the home bits make the grid between the bounds coarser. Where zero would then fall between two levels
+    (signed LSQ, with bounds -Qn s and Qp s), the grid is shifted by up to half a step, so that it contains zero.
+
+    Args:
+        bits: 1 to 8, or {pattern: bits} with shell wildcards; later patterns take precedence, and layers that match no
+            pattern keep their home bits.
+
+    Raises:
+        ValueError: bits out of range; in `draw`, a pattern that matches no quantizer.
     """
 
     bits: int | Mapping[str, int]
@@ -75,19 +104,26 @@ class Fixed:
     def draw(self, home: Mapping[str, int], rng: np.random.Generator) -> list[int]:
         if isinstance(self.bits, int):
             return [self.bits] * len(home)
-        chosen = dict(home)
+        widths = dict(home)
         for pattern, bits in self.bits.items():
-            hits = [name for name in home if fnmatchcase(name, pattern)]
-            if not hits:
+            names = [name for name in home if fnmatchcase(name, pattern)]
+            if not names:
                 raise ValueError(f"pattern {pattern!r} matches no activation quantizer; there are {', '.join(home)}")
-            chosen.update(dict.fromkeys(hits, bits))
-        return list(chosen.values())
+            widths.update(dict.fromkeys(names, bits))
+        return list(widths.values())
 
 
 @dataclass(frozen=True)
 class LowBit:
-    """The layers that were trained at `trained` bits at `bits`; the others (ends, addends of residual additions) keep
-    theirs. trained: None: the fewest bits that there are."""
+    """The layers with the fewest home bits at `bits`; the others (ends, addends of residual additions) keep theirs.
+
+    Args:
+        bits: 1 to 8.
+        trained: home bits of the layers that change; None means the fewest in the model.
+
+    Raises:
+        ValueError: bits out of range; in `draw`, no layer has `trained` bits.
+    """
 
     bits: int
     trained: int | None = None
@@ -104,14 +140,23 @@ class LowBit:
 
 @contextmanager
 def precision(model: nn.Module, policy: Policy, *, seed: int = 0, step: int = 0, rank: int = 0) -> Iterator[None]:
-    """Inside, the activation quantizers of `model` run at the widths that `policy` draws; their bounds do not move.
+    """Inside this context, the activation quantizers of `model` run at the bits that `policy` draws.
 
-    The draw follows from (seed, step, rank) alone. Everything is put back at the end, after an exception too. Inside,
-    copying or pickling the model is refused. What is checkpointed inside (torch.utils.checkpoint) is computed again at
-    the same widths, when backward runs outside, too.
+    The bounds do not move. At the end, also after an exception, all quantizers return to their grids. Inside, copying
+    and pickling the model are refused. Functions that are checkpointed inside (torch.utils.checkpoint) are computed
+    again at the same bits, also when backward runs outside.
 
-    Threads: the context holds for the thread that enters it; in others the model runs at its own widths. A compiled
-    model runs at the drawn ones in every thread. RuntimeError: another thread is inside a context of this model.
+    The context holds for the thread that enters it: in other threads the model runs at its home bits. A compiled model
+    runs at the drawn bits in every thread.
+
+    Args:
+        model: a prepared, calibrated network.
+        policy: for example `Stochastic()` or `Fixed(8)`.
+        seed, step, rank: the draw follows only from these three.
+
+    Raises:
+        ValueError: the model has no activation quantizer, or `policy` does not fit it.
+        RuntimeError: another thread is inside a context of this model.
     """
     quantizers = act_quantizers(model)
     if not quantizers:
@@ -119,7 +164,7 @@ def precision(model: nn.Module, policy: Policy, *, seed: int = 0, step: int = 0,
     rng = np.random.default_rng((seed, step, rank))
     home = {name: int(q.bits or 0) for name, q in quantizers.items()}
     counts = [float(q.levels_at(b)) for q, b in zip(quantizers.values(), policy.draw(home, rng), strict=True)]
-    # One small transfer for all layers, without waiting for it; each quantizer holds a view of its own number.
+    # One small transfer for all layers, which is not waited for; each quantizer gets a view of its number.
     levels = torch.tensor(counts).to(next(iter(quantizers.values())).levels.device, non_blocking=True).unbind()
     with _switched(list(quantizers.values()), levels):
         yield
@@ -127,7 +172,7 @@ def precision(model: nn.Module, policy: Policy, *, seed: int = 0, step: int = 0,
 
 @contextmanager
 def _switched(quantizers: Sequence[Quantizer], levels: Sequence[Tensor]) -> Iterator[None]:
-    """Inside, each of `quantizers` has its number of `levels`."""
+    """Inside this context, each of `quantizers` has the number of levels at its place in `levels`."""
     before: list[tuple[Tensor, bool]] = []
     try:
         with entered_again(lambda: _switched(quantizers, levels)):
@@ -138,4 +183,4 @@ def _switched(quantizers: Sequence[Quantizer], levels: Sequence[Tensor]) -> Iter
             yield
     finally:
         for q, (number, home) in zip(quantizers, before, strict=False):
-            q.levels = q.home_levels if home else number  # after a move inside, the home grid is another tensor
+            q.levels = q.home_levels if home else number  # moving the model inside has made home_levels another tensor

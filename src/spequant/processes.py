@@ -1,6 +1,6 @@
-"""What torch.distributed says of this process, and values brought together over all of them.
+"""This process among the processes of torch.distributed, and values combined over all of them.
 
-Alone (no process group): rank 0 of 1, and nothing to bring together. Who starts processes is not decided here.
+Without a process group the rank is 0 of 1, and all functions return their own value. Processes are not started here.
 """
 
 from collections.abc import Iterable
@@ -14,16 +14,17 @@ from torch.optim.swa_utils import AveragedModel
 
 
 def rank() -> int:
+    """Return the number of this process, from 0."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def world() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def gathered(value: Any) -> list[Any]:
-    """`value` of every process, in order of rank; tensors should be on the CPU."""
+    """Return the `value` of every process, in the order of ranks; tensors should be on the CPU."""
     if world() == 1:
         return [value]
     values: list[Any] = [None] * world()
@@ -32,19 +33,19 @@ def gathered(value: Any) -> list[Any]:
 
 
 def sum_over_processes(x: Tensor) -> Tensor:
-    """`x` added up over processes, in place, without gradient."""
+    """Sum `x` over all processes, in place and without gradient, and return it."""
     if world() > 1:
         dist.all_reduce(x)
     return x
 
 
-def anyone(asked: bool) -> bool:
-    """Whether `asked` is true in any process."""
-    return asked if world() == 1 else bool(sum_over_processes(torch.tensor(float(asked), device=_device())) > 0)
+def anyone(flag: bool) -> bool:
+    """Return whether `flag` is true in any process."""
+    return flag if world() == 1 else bool(sum_over_processes(torch.tensor(float(flag), device=_device())) > 0)
 
 
 def average_over_processes(tensors: Iterable[Tensor]) -> None:
-    """Replace each floating-point tensor by its mean over processes, in place."""
+    """Replace each floating-point tensor by its mean over all processes, in place; others are left."""
     if world() > 1:
         for x in tensors:
             if x.is_floating_point():
@@ -52,13 +53,15 @@ def average_over_processes(tensors: Iterable[Tensor]) -> None:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside DistributedDataParallel: its forward synchronises nothing. Any other model is itself."""
+    """Return the module inside DistributedDataParallel, whose forward does not synchronise; other models unchanged."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def innermost(model: nn.Module) -> nn.Module:
-    """The network inside what torch.compile, DataParallel, DistributedDataParallel and AveragedModel make of it, its
-    compiled parts as they were before; parameters and quantizers are the very same ones."""
+    """Return the network inside torch.compile, DataParallel, DistributedDataParallel and AveragedModel, in any nesting.
+
+    Compiled parts are replaced by the modules that were compiled. Parameters and quantizers are the same objects.
+    """
     while isinstance(model, DistributedDataParallel | nn.DataParallel | AveragedModel):
         model = model.module
     if not any("_orig_mod" in m._modules for m in model.modules()):
@@ -66,23 +69,35 @@ def innermost(model: nn.Module) -> nn.Module:
     return innermost(_uncompiled(model, {}))
 
 
-def _uncompiled(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
-    """A module that shares everything with `module` but its compiled parts."""
-    if (inner := module._modules.get("_orig_mod")) is not None:  # which torch.compile calls it
-        return _uncompiled(inner, made)
-    if id(module) not in made:
-        own = {name: None if child is None else _uncompiled(child, made) for name, child in module._modules.items()}
-        if all(own[name] is child for name, child in module._modules.items()):
-            made[id(module)] = module
+def _uncompiled(module: nn.Module, twins: dict[int, nn.Module]) -> nn.Module:
+    """Return `module`, or a module that shares everything with it except its compiled parts; `twins` collects them."""
+    if (inner := module._modules.get("_orig_mod")) is not None:  # torch.compile's name for the module inside
+        return _uncompiled(inner, twins)
+    if id(module) not in twins:
+        children = {
+            name: None if child is None else _uncompiled(child, twins) for name, child in module._modules.items()
+        }
+        if all(children[name] is child for name, child in module._modules.items()):
+            twins[id(module)] = module
         else:
             twin = object.__new__(type(module))
-            vars(twin).update(vars(module), _modules=own)
-            made[id(module)] = twin
-    return made[id(module)]
+            vars(twin).update(vars(module), _modules=children)
+            twins[id(module)] = twin
+    return twins[id(module)]
 
 
 def portion(items: int, what: str, parts: int | None = None, part: int | None = None) -> slice:
-    """The slice of `items` that this process takes; ValueError where they do not divide evenly."""
+    """Return the slice of range(items) that one process takes.
+
+    Args:
+        items: number of items that the processes share.
+        what: name of that number, for the message.
+        parts: number of processes; default: all.
+        part: rank of the process; default: this one's.
+
+    Raises:
+        ValueError: the items do not divide evenly.
+    """
     parts, part = world() if parts is None else parts, rank() if part is None else part
     if items % parts:
         raise ValueError(f"{what} is {items}; expected a multiple of {parts}, the number of processes that share it")
@@ -91,7 +106,7 @@ def portion(items: int, what: str, parts: int | None = None, part: int | None = 
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has called this."""
     sum_over_processes(torch.zeros((), device=_device()))
 
 

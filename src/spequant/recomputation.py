@@ -1,9 +1,10 @@
-"""Activation checkpointing: what runs a second time, in the backward pass, runs in the contexts of the first time.
+"""Activation checkpointing: the second forward, in the backward pass, runs in the same contexts as the first.
 
-torch.utils.checkpoint keeps a part of a forward as a function and calls it again when gradients need its activations,
-which is after a `with` block around the forward has ended. What is said here is which contexts that call has to enter
-again. torch lets the caller of `checkpoint` say so (`context_fn`), but that is the network, or the library it is from;
-so its two ways to keep a function, with and without reentrant autograd, are wrapped while a context is open.
+torch.utils.checkpoint stores a part of the forward as a function, and calls it again when the backward pass needs its
+activations. By then a `with` block around the first forward has ended, so its context has to be entered again. torch
+leaves that to the caller of `checkpoint` (`context_fn`), but the caller is the network or the library that it is from.
+This module therefore replaces the two classes in which torch stores the function, with and without reentrant autograd,
+by classes that enter the contexts that were open. They act as torch's own when no context is open.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +21,13 @@ _open: ContextVar[tuple[Enter, ...]] = ContextVar("open", default=())
 
 @contextmanager
 def entered_again(enter: Enter) -> Iterator[None]:
-    """Inside, in this thread, what is checkpointed will be computed again inside `enter()`, also in other threads."""
+    """Inside this context, checkpointed functions will be computed again inside `enter()`.
+
+    It holds for checkpoints that this thread makes; the second computation may run in another thread.
+
+    Args:
+        enter: makes the context to enter again.
+    """
     _wrap_checkpoint()
     token = _open.set((*_open.get(), enter))
     try:
@@ -30,6 +37,8 @@ def entered_again(enter: Enter) -> Iterator[None]:
 
 
 def _inside(contexts: tuple[Enter, ...], function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function` run inside all `contexts`."""
+
     def run(*args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:
             for enter in contexts:
@@ -40,7 +49,7 @@ def _inside(contexts: tuple[Enter, ...], function: Callable[..., Any]) -> Callab
 
 
 class _Frame(checkpoint._CheckpointFrame):
-    """What torch keeps of a checkpointed function without reentrant autograd."""
+    """torch's record of a checkpointed function without reentrant autograd."""
 
     def __init__(self, recompute_fn: Callable[..., Any], *args: Any, **kwargs: Any):
         contexts = _open.get()
@@ -48,28 +57,28 @@ class _Frame(checkpoint._CheckpointFrame):
 
 
 class _Reentrant:
-    """In the place of torch's autograd function of checkpoints with reentrant autograd, which runs `function` in both
+    """Replacement of torch's autograd function of checkpoints with reentrant autograd, which calls `function` in both
     passes."""
 
-    own = checkpoint.CheckpointFunction
+    original = checkpoint.CheckpointFunction
 
     @classmethod
     def apply(cls, function: Callable[..., Any], *args: Any) -> Any:
         contexts = _open.get()
-        return cls.own.apply(_Twice(contexts, function) if contexts else function, *args)
+        return cls.original.apply(_Twice(contexts, function) if contexts else function, *args)
 
 
 class _Twice:
-    """`function`, whose first call is as it is and whose later ones are inside `contexts`."""
+    """`function` with its first call as it is, and all later calls inside `contexts`."""
 
     def __init__(self, contexts: tuple[Enter, ...], function: Callable[..., Any]):
-        self.function, self.again, self.ran = function, _inside(contexts, function), False
+        self.first, self.later, self.called = function, _inside(contexts, function), False
 
     def __call__(self, *args: Any) -> Any:
-        if self.ran:
-            return self.again(*args)
-        self.ran = True
-        return self.function(*args)
+        if self.called:
+            return self.later(*args)
+        self.called = True
+        return self.first(*args)
 
 
 def _wrap_checkpoint() -> None:

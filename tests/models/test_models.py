@@ -1,4 +1,4 @@
-"""The CIFAR networks: sizes, shortcuts, names, float weights."""
+"""This project's networks: parameters, shapes, marked additions, agreement with torchvision's, float weights."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_parameter_count(name):
 
 @pytest.mark.parametrize("name", IMAGENET)
 def test_torchvisions_networks_with_marked_additions(name):
-    """The same numbers from the same weights, by the same names; and another number of classes and channels."""
+    """The same outputs from the same weights, under the same names; other numbers of classes and channels."""
     theirs = getattr(pytest.importorskip("torchvision.models"), name)().eval()
     ours = getattr(models, name)()
     ours.load_state_dict(theirs.state_dict())
@@ -76,14 +76,14 @@ def test_vgg_ends_in_the_usual_pooling():
 def test_mobilenet_v2_computes_as_torchvisions():
     torchvision = pytest.importorskip("torchvision")
     ours, other = models.mobilenet_v2().eval(), torchvision.models.mobilenet_v2(num_classes=10).eval()
-    other.features[0][0].stride = other.features[2].conv[1][0].stride = (1, 1)  # what CIFAR's adaptation changes
+    other.features[0][0].stride = other.features[2].conv[1][0].stride = (1, 1)  # the strides for small images
     other.load_state_dict(dict(zip(other.state_dict(), ours.state_dict().values(), strict=True)))
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(ours(x), other(x))
-    hooked = []
-    ours.conv2.register_forward_pre_hook(lambda _, inputs: hooked.append(tuple(inputs[0].shape)))
+    shapes = []
+    ours.conv2.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
     ours(x)
-    assert hooked == [(2, 320, 4, 4)]
+    assert shapes == [(2, 320, 4, 4)]
 
 
 @pytest.mark.slow

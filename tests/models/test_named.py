@@ -1,4 +1,4 @@
-"""Networks by name, of this project and of libraries; new heads of published ones."""
+"""Networks by name, from this project and from libraries; published weights and new heads."""
 
 import re
 
@@ -9,7 +9,7 @@ from spequant.models import make_network
 
 
 @pytest.mark.parametrize("name", ["resnet20", "torchvision/squeezenet1_1", "timm/test_resnet", "timm/test_vit"])
-def test_a_network_by_name_has_the_datas_classes(name):
+def test_a_network_by_name_has_as_many_logits_as_classes(name):
     network = make_network(name, classes=7, size=64).eval()
     assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
 
@@ -20,19 +20,19 @@ def test_a_transformer_is_made_for_the_size_of_the_images():
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("resnet2", r"network\.name is 'resnet2'; .*resnet8.*: resnet32, resnet20"),
         ("torchvision/resnet1", r"'torchvision/resnet1', .*torchvision/resnet18"),
         ("timm/resnet_18", r"'timm/resnet_18', .*: timm/resnet18"),
     ],
 )
-def test_an_unknown_network_is_refused_with_near_names(name, said):
-    with pytest.raises(ValueError, match=said):
+def test_an_unknown_network_is_refused_with_near_names(name, message):
+    with pytest.raises(ValueError, match=message):
         make_network(name, classes=2)
 
 
-def test_what_a_library_cannot_give_is_refused():
+def test_channels_weights_and_classes_that_a_library_does_not_have_are_refused():
     with pytest.raises(ValueError, match=r"torchvision/resnet18', for 3 channels; .* 1$"):
         make_network("torchvision/resnet18", classes=2, in_channels=1)
     with pytest.raises(ValueError, match="resnet20 has no published"):
@@ -45,14 +45,13 @@ def test_what_a_library_cannot_give_is_refused():
     assert make_network("timm/test_resnet", classes=2, in_channels=1)(torch.zeros(2, 1, 32, 32)).shape == (2, 2)
 
 
-def test_published_names_of_densenet_are_its_modules(monkeypatch):
+def test_published_names_of_densenet_are_mapped_to_its_modules(monkeypatch):
     import torchvision
 
     published = torchvision.models.get_model_weights("densenet121").DEFAULT
-    own = torchvision.models.densenet121(weights=None)
-    state = own.state_dict()
+    state = torchvision.models.densenet121(weights=None).state_dict()
     old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12]\.)", r"\1.\2", name): x for name, x in state.items()}
     assert set(old) != set(state)
     monkeypatch.setattr(type(published), "get_state_dict", lambda self, **_: old)
-    made = make_network("torchvision/densenet121", classes=1000, pretrained=True)
-    assert all(map(torch.equal, made.state_dict().values(), state.values()))
+    network = make_network("torchvision/densenet121", classes=1000, pretrained=True)
+    assert all(map(torch.equal, network.state_dict().values(), state.values()))

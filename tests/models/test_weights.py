@@ -1,4 +1,4 @@
-"""Float weights from files: damaged ones, those of another network, another head."""
+"""Float weights from files: damaged files, weights of another network, another head."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 
 import spequant
 from spequant.models import load_weights, make_network, resnet8
-from spequant.models.weights import head_of
+from spequant.networks import head_of
 from spequant.quantizers import PACT, SAWB, percentile
 
 
@@ -22,7 +22,7 @@ def test_weight_file_errors_name_the_file(tmp_path):
         load_weights(resnet8(), tmp_path / "other.th")
 
 
-def test_a_new_head_leaves_all_else_as_in_the_file(tmp_path):
+def test_with_a_new_head_all_other_layers_are_loaded(tmp_path):
     source, target = make_network("resnet8", classes=7), make_network("resnet8", classes=3)
     save_file(source.state_dict(), tmp_path / "weights.safetensors")
     with pytest.raises(ValueError, match="size mismatch for linear"):
@@ -31,14 +31,14 @@ def test_a_new_head_leaves_all_else_as_in_the_file(tmp_path):
     load_weights(target, tmp_path / "weights.safetensors", new_head=True)
     assert torch.equal(target.linear.weight, before)
     assert torch.equal(target.conv1.weight, source.conv1.weight) and head_of(target) == "linear"
-    with pytest.raises(ValueError, match=r"weights\.safetensors does not fit"):  # another network is no other head
+    with pytest.raises(ValueError, match=r"weights\.safetensors does not fit"):  # a new head allows no other network
         load_weights(make_network("resnet20", classes=7), tmp_path / "weights.safetensors", new_head=True)
     with pytest.raises(ValueError, match="has no linear layer"):
         head_of(nn.Sequential(nn.ReLU()))
 
 
-def test_a_network_that_asks_for_its_version_is_read_from_files(tmp_path):
-    """torchvision's MNASNet."""
+def test_a_network_that_needs_a_version_in_its_state_is_loaded_from_files(tmp_path):
+    """torchvision's MNASNet is one."""
     model = make_network("torchvision/mnasnet0_5", classes=10)
     save_file({k: v.clone() for k, v in model.state_dict().items()}, tmp_path / "net.safetensors")
     other = make_network("torchvision/mnasnet0_5", classes=10)

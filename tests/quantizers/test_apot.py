@@ -1,4 +1,4 @@
-"""APoT: values, gradients and codes; equal weights; widths that it has not."""
+"""APoT: values, gradients and codes; equal weights; bits that it does not have."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_values_gradients_and_codes(bits):
     assert len(torch.unique(y.detach())) <= 2**bits - 1
     codes = q.encode(leaf.detach())
     assert torch.equal(dequantize(codes, *q.bounds(leaf), q.levels), y.detach().float())
-    assert float(leaf.grad.sum().abs()) < 1e-3  # a constant added to all weights changes nothing
+    assert float(leaf.grad.sum().abs()) < 1e-3  # adding a constant to all weights changes nothing
 
 
 def test_equal_weights_have_a_finite_slope():
@@ -37,7 +37,7 @@ def test_equal_weights_have_a_finite_slope():
 
 
 @pytest.mark.parametrize("bits", [1, 7, 8])
-def test_other_bits_are_refused_and_left_to_lsq(bits):
+def test_other_bits_are_refused_and_taken_by_lsq(bits):
     with pytest.raises(ValueError, match=rf"bits is {bits}; expected 2 to 6"):
         APoT(bits)
     assert type(APoT(3).at(bits)) is LSQ and type(APoT(3).at(4)) is APoT

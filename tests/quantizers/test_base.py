@@ -1,4 +1,4 @@
-"""What every quantizer shares: bits, levels, types, state, copies, and a user's own."""
+"""What every quantizer shares: bits, levels, dtypes, state, copies; and a quantizer that a user writes."""
 
 import copy
 import pickle
@@ -24,7 +24,7 @@ def test_bits_none_is_float():
     assert PACT(None)(x) is x
 
 
-def test_a_quantizer_without_range_says_so():
+def test_a_forward_without_a_range_is_refused():
     q = PACT(2)
     q.name = "layer1.conv2"
     with pytest.raises(RuntimeError, match=r"layer1\.conv2 has no range yet"):
@@ -92,7 +92,7 @@ def test_copies_and_pickles_but_not_while_switched():
 
 
 class Thirds(Quantizer):
-    """A user's own: fixed bounds, outside the package."""
+    """A quantizer that a user writes, with constant bounds."""
 
     stored = False
 
@@ -108,7 +108,7 @@ def test_a_users_own_quantizer():
 
 
 @pytest.mark.parametrize("kind", [PACT, LSQ])
-def test_a_range_that_a_step_carried_below_zero_stays_a_range(kind):
+def test_a_range_stays_a_range_when_a_step_carries_it_below_zero(kind):
     q = kind(2, signed=False)
     q.fit(torch.rand(100), least_squares)
     x = torch.rand(64, 4)
@@ -119,7 +119,7 @@ def test_a_range_that_a_step_carried_below_zero_stays_a_range(kind):
 
 
 def test_a_move_inside_a_precision_context_leaves_the_home_grid():
-    """ "meta" stands for a device that this machine lacks."""
+    """The device "meta" stands for one that this machine lacks."""
     model = spequant.prepare(nn.Sequential(nn.Linear(4, 4)), weight=None, act=PACT(2), ends=2)
     spequant.calibrate(model, [torch.rand(64, 4)], samples=64)
     with spequant.precision(model, spequant.Fixed(8)):
@@ -141,15 +141,15 @@ def test_a_kind_whose_config_lacks_an_argument_is_refused():
 
 
 def test_frozen_elements_keep_their_codes():
-    """Wherever the weight goes, at home and on the finer grid of another width."""
+    """However far the weight moves, at home bits and on the finer grid of other bits."""
     q = ready(LSQ(2).like(of_weight=True), 1.0)
     w = torch.randn(50)
     codes, values = q.encode(w), q(w).detach()
     q.hold_codes(codes)
     assert not q.frozen.any() and torch.equal(q(w), values)
     q.frozen[:10] = True
-    away = w + 5
-    assert torch.equal(q(away)[:10], values[:10]) and torch.equal(q.encode(away)[:10], codes[:10])
-    assert (q(away)[10:] == values.max()).all()
+    moved = w + 5
+    assert torch.equal(q(moved)[:10], values[:10]) and torch.equal(q.encode(moved)[:10], codes[:10])
+    assert (q(moved)[10:] == values.max()).all()
     q.levels = level_tensor(q.levels_at(4))
-    torch.testing.assert_close(q(away)[:10], values[:10])
+    torch.testing.assert_close(q(moved)[:10], values[:10])

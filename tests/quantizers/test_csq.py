@@ -1,4 +1,4 @@
-"""CSQ: values and gradients, and the widths at which zero is no level."""
+"""CSQ: values and gradients, and the bits at which zero is not a level."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def test_values_and_gradients(bits):
     assert len(torch.unique(y.detach())) == 2**bits and (y != 0).all()
 
 
-def test_from_5_bits_on_it_has_zero_and_codes_of_int8():
+def test_from_5_bits_on_zero_is_a_level_and_codes_fit_int8():
     assert [CSQ(b).level_count() for b in (4, 5, 8)] == [16, 31, 255]
     with pytest.raises(ValueError, match="signed is False"):
         CSQ(2, signed=False)

@@ -1,4 +1,4 @@
-"""EWGS: its gradient against the literal twin, and the quantizers of a network that take it."""
+"""EWGS: its gradient against the literal twin, and the quantizers that it reaches or refuses."""
 
 import numpy as np
 import pytest
@@ -20,19 +20,19 @@ def test_the_gradient(low, inner):
     high, levels, scaling = torch.tensor(1.2), level_tensor(4 if low == 0 else 3), 0.3
     bottom = None if low == 0 else torch.tensor(low)
     y = fake_quantize(leaf, bottom, high, levels, inner=inner, ewgs=scaling)
-    assert torch.equal(y, fake_quantize(leaf, bottom, high, levels))  # forward as ever
+    assert torch.equal(y, fake_quantize(leaf, bottom, high, levels))  # the forward does not change
     y.backward(grad)
     expected = literal.ewgs(x, grad.double().numpy(), low, 1.2, int(levels), scaling)
     close(leaf.grad, expected)
     straight = grad.numpy() * (leaf.grad.numpy() != 0)
-    assert np.abs(expected - straight).max() > 0.05  # and not straight-through
+    assert np.abs(expected - straight).max() > 0.05  # the gradient is not straight-through
 
 
 def network():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 5))
 
 
-def test_it_reaches_every_quantizer_and_refuses_what_has_none():
+def test_it_reaches_every_quantizer_and_refuses_those_without_equal_steps():
     x = torch.randn(8, 3, 8, 8)
     model = spequant.prepare(network(), weight=DoReFa(2), act=LSQ(2))
     spequant.calibrate(model, [x], samples=8)

@@ -1,4 +1,4 @@
-"""LeastSquares: how near it comes to the best of all steps, on many weights and on the nine of a depthwise channel."""
+"""LeastSquares: how near it comes to the least error, on many weights and on the nine of a depthwise channel."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from support.quantizing import BITS
 
 @pytest.mark.parametrize("shape", ["gauss", "laplace"])
 @pytest.mark.parametrize("bits", BITS)
-def test_the_error_is_the_least_and_the_gradient_straight(bits, shape):
+def test_the_error_is_the_least_and_the_gradient_straight_through(bits, shape):
     w = torch.randn(3000) if shape == "gauss" else torch.distributions.Laplace(0.0, 1.0).sample((3000,))
     leaf = w.clone().requires_grad_()
     y = LeastSquares(bits)(leaf)
@@ -23,17 +23,17 @@ def test_the_error_is_the_least_and_the_gradient_straight(bits, shape):
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
-def test_it_fits_nine_samples_as_sawb_does_and_better_than_one_range(bits):
+def test_nine_samples_per_channel_are_fitted_as_by_sawb_and_better_than_by_one_range(bits):
     w = torch.randn(300, 1, 3, 3) * torch.rand(300, 1, 1, 1)
     shape = (300, 1, 1, 1)
-    best, lsq = LeastSquares(bits, zero=False, shape=shape, of_weight=True), LSQ(bits, shape=shape, of_weight=True)
-    assert best.level_count() == SAWB(bits).level_count()
+    search, lsq = LeastSquares(bits, zero=False, shape=shape, of_weight=True), LSQ(bits, shape=shape, of_weight=True)
+    assert search.level_count() == SAWB(bits).level_count()
     lsq.fit(w, least_squares)
     with torch.no_grad():
-        ours, other, per_tensor, sawb = (
-            float((q(w) - w).square().mean()) for q in (best, lsq, SAWB(bits), SAWB(bits, shape=shape))
+        search_error, lsq_error, per_tensor_error, sawb_error = (
+            float((q(w) - w).square().mean()) for q in (search, lsq, SAWB(bits), SAWB(bits, shape=shape))
         )
-    assert ours == sawb and ours < 0.9 * per_tensor and other < 0.9 * per_tensor
+    assert search_error == sawb_error and max(search_error, lsq_error) < 0.9 * per_tensor_error
 
 
 @pytest.mark.parametrize("zero", [False, True])

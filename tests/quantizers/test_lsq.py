@@ -1,4 +1,4 @@
-"""LSQ: values and gradients against its literal twin, in training too; the paper's start."""
+"""LSQ: values and gradients against its literal twin, also in training; the paper's start."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_values_and_gradients(bits, kind):
 
 
 class LiteralLSQ(torch.nn.Module):
-    """Step-parametrised LSQ as in the paper, by detached rounding."""
+    """LSQ with a trained step as in the paper, by detached rounding."""
 
     def __init__(self, step, qn, qp, elements):
         super().__init__()
@@ -49,7 +49,7 @@ class LiteralLSQ(torch.nn.Module):
 def test_it_trains_like_its_literal_twin(optimizer):
     v = torch.randn(400)
     q = LSQ(2).like(of_weight=True)
-    q.fit(3 * v, least_squares)  # a step too large, for training to mend
+    q.fit(3 * v, least_squares)  # a step that is too large, so that training has to shrink it
     start = float(q.step.detach())
     twin = LiteralLSQ(q.step.detach(), *q.codes(), 400)
     steps = []
@@ -74,16 +74,16 @@ def test_the_papers_start():
         PACT(2, signed=False).fit(v, paper_start)
 
 
-def test_it_scales_the_gradient_of_each_channels_step_by_its_own_share():
+def test_gradients_of_steps_per_channel_are_scaled_by_the_elements_of_a_channel():
     w = torch.randn(4, 3, 3, 3)
-    whole = LSQ(2, of_weight=True, shape=(4, 1, 1, 1))
-    whole.fit(w, least_squares)
-    whole(w).square().sum().backward()
+    per_channel = LSQ(2, of_weight=True, shape=(4, 1, 1, 1))
+    per_channel.fit(w, least_squares)
+    per_channel(w).square().sum().backward()
     for channel in range(4):
         q = LSQ(2, of_weight=True)
         q.fit(w[channel : channel + 1], least_squares)
         q(w[channel : channel + 1]).square().sum().backward()
-        assert float(whole.step.grad[channel]) == pytest.approx(float(q.step.grad), rel=1e-5)
+        assert float(per_channel.step.grad[channel]) == pytest.approx(float(q.step.grad), rel=1e-5)
 
 
 @pytest.mark.parametrize("signed", [False, True])
@@ -91,7 +91,7 @@ def test_it_rounds_ties_in_its_gradient_as_in_its_values(signed):
     q = ready(LSQ(3, signed=signed))
     with torch.no_grad():
         q.step.fill_(0.25)
-    x = torch.arange(-12, 20).reshape(1, 32) * 0.125  # levels, ties between them, both ends and values beyond
+    x = torch.arange(-12, 20).reshape(1, 32) * 0.125  # levels, ties, both ends, and values beyond them
     grad = torch.randn(1, 32)
     q(x).backward(grad)
     y, _, to_s = literal.lsq(x.double().numpy(), grad.double().numpy(), 0.25, *q.codes(), 32)

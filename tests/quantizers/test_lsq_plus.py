@@ -1,4 +1,4 @@
-"""LSQ+: values and gradients, where it starts, where training carries it."""
+"""LSQ+: values and gradients, its start, and training."""
 
 import numpy as np
 import pytest
@@ -29,19 +29,19 @@ def test_values_and_gradients(bits, share):
     x = leaf.detach().double().numpy()
     expected, *gradients = literal.lsq_plus(x, grad.double().numpy(), step, beta, p, 200)
     np.testing.assert_allclose(y.detach().numpy(), expected, rtol=1e-4, atol=1e-5)
-    for parameter, to_it in zip((leaf, q.step, q.offset), gradients, strict=True):
-        np.testing.assert_allclose(parameter.grad.numpy(), to_it, rtol=1e-4, atol=1e-4)
+    for parameter, gradient in zip((leaf, q.step, q.offset), gradients, strict=True):
+        np.testing.assert_allclose(parameter.grad.numpy(), gradient, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("bits", BITS)
 def test_unsigned_it_is_lsq(bits):
-    x, found = torch.randn(6, 200).relu() * 1.4, []
+    x, results = torch.randn(6, 200).relu() * 1.4, []
     for q in (LSQ(bits, signed=False), LSQPlus(bits, signed=False)):
         q.fit(x, least_squares)
         y = q(x)
         y.square().sum().backward()
-        found.append((y.detach(), q.step.grad))
-    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+        results.append((y.detach(), q.step.grad))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
     assert not q.offset.requires_grad
     q.set_signed(True)
     assert q.offset.requires_grad
@@ -49,7 +49,7 @@ def test_unsigned_it_is_lsq(bits):
 
 @pytest.mark.parametrize("activation", [F.gelu, F.silu])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_it_starts_nearer_than_symmetric_lsq(activation, bits):
+def test_its_start_has_less_error_than_symmetric_lsq(activation, bits):
     x = activation(torch.randn(20_000))
     plain = error(fitted(LSQ(bits, signed=True), x, least_squares), x)
     assert error(fitted(LSQPlus(bits, signed=True), x, least_squares), x) < 0.5 * plain
@@ -84,7 +84,7 @@ def test_a_percentile_is_the_end_that_lies_farther_from_zero():
         (-torch.arange(1.0, 51.0), None),
     ],
 )
-def test_degenerate_values_give_a_range_too(x, ends, bits):
+def test_degenerate_values_also_give_a_range(x, ends, bits):
     q = LSQPlus(bits, signed=True)
     q.fit(x, least_squares)
     low, high = (float(bound.detach()) for bound in q.bounds(x))
@@ -92,17 +92,17 @@ def test_degenerate_values_give_a_range_too(x, ends, bits):
     assert ends is None or (low, high) == pytest.approx(ends)
 
 
-def test_ranges_by_row_are_those_of_the_rows():
+def test_one_range_per_row_equals_fitting_each_row():
     x = F.silu(torch.randn(3, 400)) * torch.tensor([[1.0], [0.1], [4.0]])
-    whole = LSQPlus(3, signed=True, shape=(3, 1))
-    whole.fit(x, least_squares)
-    for row, y in zip(x, whole(x), strict=True):
+    per_row = LSQPlus(3, signed=True, shape=(3, 1))
+    per_row.fit(x, least_squares)
+    for row, y in zip(x, per_row(x), strict=True):
         q = LSQPlus(3, signed=True)
         q.fit(row, least_squares)
         torch.testing.assert_close(q(row), y)
 
 
-def test_training_moves_both_towards_the_values():
+def test_training_fits_step_and_offset_to_the_values():
     x = F.silu(torch.randn(64, 50))
     q = LSQPlus(3, signed=True)
     q.set_clip(torch.tensor(4.0))
@@ -116,6 +116,6 @@ def test_training_moves_both_towards_the_values():
     assert error(q, x) < 0.35 * start and int(q.zero()) == 1
 
 
-def test_it_is_for_activations():
+def test_a_weight_is_refused():
     with pytest.raises(ValueError, match=r"LSQPlus .* weight \(of_weight is True\).* use LSQ"):
         spequant.prepare(nn.Sequential(nn.Linear(4, 4)), weight=LSQPlus(2), act=PACT(2))

@@ -1,4 +1,4 @@
-"""PACT: values and gradients, the largest code below zero, its penalty."""
+"""PACT: values and gradients, unsigned and signed; the penalty on the clip."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def test_values_and_gradients(bits, signed):
     close(q.clip.grad, to_a, atol=1e-3)
 
 
-def test_the_penalty_is_on_the_clip_and_can_be_left_out():
+def test_the_penalty_is_on_the_clip_and_zero_decay_leaves_it_out():
     q = ready(PACT(2, decay=0.5), 3.0)
     clip, factor = q.decayed()
     assert clip is q.clip and factor == 0.5 and PACT(2, decay=0).decayed() is None

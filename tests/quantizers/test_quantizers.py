@@ -1,4 +1,4 @@
-"""What holds of every kind of quantizer: properties of its grid, over random ranges, widths and values."""
+"""Properties of the grids of all quantizers, over random ranges, bits and values."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ grids = given(
 
 
 def make(kind, signed, bits, clip, seed):
-    """A quantizer with its range, and values that fall within and beyond it."""
+    """A quantizer with its range, and values inside and outside the range."""
     q = kind(max(bits, 2) if signed else bits, signed=signed)
     if q.stored:
         q.set_clip(torch.tensor(clip))
@@ -71,8 +71,8 @@ def test_zero_stays_on_the_grid_at_fewer_bits(kind, signed, bits, clip, seed):
     share=st.floats(-0.5, 1.5),
     seed=st.integers(0, 2**16),
 )
-def test_a_grid_with_a_trained_offset_holds_zero_and_the_same_values_at_all_widths(bits, step, share, seed):
-    """Wherever training has carried the offset: `share` of the grid lies below zero, or would."""
+def test_a_grid_with_any_offset_contains_zero_and_its_home_levels_at_all_bits(bits, step, share, seed):
+    """The offset would put `share` of the grid below zero; training may carry it beyond 0 and 1."""
     q = LSQPlus(bits, signed=True)
     p = 2**bits - 1
     with torch.no_grad():
@@ -116,9 +116,9 @@ def test_weight_grids(kind, bits, seed, scale):
 
 @pytest.mark.parametrize("shape", [(8, 1, 1, 1), (1, 4, 1, 1)])
 @pytest.mark.parametrize("kind", [SAWB, LSQ, DoReFa, LeastSquares, MinMax, CSQ, APoT])
-def test_per_channel_is_a_loop_over_channels(kind, shape):
+def test_one_range_per_channel_equals_a_loop_over_channels(kind, shape):
     w = torch.randn(8, 4, 3, 3) * torch.logspace(-2, 1, max(shape)).view(shape)
     axis = shape.index(max(shape))
-    whole = fitted(kind(3).like(of_weight=True, shape=shape), w, least_squares)
+    per_channel = fitted(kind(3).like(of_weight=True, shape=shape), w, least_squares)
     parts = [fitted(kind(3).like(of_weight=True), part, least_squares)(part) for part in w.split(1, dim=axis)]
-    torch.testing.assert_close(whole(w), torch.cat(parts, dim=axis), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(per_channel(w), torch.cat(parts, dim=axis), rtol=1e-6, atol=1e-6)

@@ -1,11 +1,11 @@
-"""Rules of calibration: the end of the range that each finds, against a search."""
+"""Calibration rules: the clip that each chooses, against a search."""
 
 import numpy as np
 import pytest
 import torch
 
 from spequant.quantizers import LSQ, PACT, LSQPlus, least_squares, percentile
-from spequant.quantizers.ranges import AT_ONCE, best_zero, by_name, largest
+from spequant.quantizers.ranges import SWEEP_VALUES, best_zero, largest
 from support.quantizing import fitted, ready, tensors
 
 
@@ -14,7 +14,7 @@ def test_percentile():
     clip = np.sort(np.abs(x))[round(0.99 * len(x)) - 1]
     pact = fitted(PACT(8, signed=True), leaf, percentile(99))
     assert float(pact.clip.detach()) == pytest.approx(clip)
-    assert percentile(100) is largest is by_name["largest"]
+    assert percentile(100) is largest
     with pytest.raises(ValueError, match="q is 0"):
         percentile(0)
 
@@ -29,17 +29,17 @@ def test_calibration_finds_the_least_error_and_gradient_reaches_the_range(kind):
         brute = min(float((ready(kind(2, signed=False), c)(x) - x).square().mean()) for c in clips)
     assert error <= brute * 1.01
     (q(x.reshape(20, -1)) * torch.randn(20, 1000)).sum().backward()
-    (stored,) = q.parameters()
-    assert stored.grad.abs() > 0
+    (clip,) = q.parameters()
+    assert clip.grad.abs() > 0
 
 
 @pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize("shape", [(), (4, 1)])
 @pytest.mark.parametrize("kind", [PACT, LSQ, LSQPlus])
-def test_least_squares_is_the_best_of_its_fractions_tried_one_by_one(kind, shape, many):
-    """However many of them a sweep holds at once."""
+def test_least_squares_equals_trying_its_fractions_one_by_one(kind, shape, many):
+    """Both when a sweep holds all fractions at once and when it holds only some of them."""
     q = kind(3, signed=True, shape=shape)
-    x = torch.randn(4, AT_ONCE // 3 if many else 50) * torch.tensor([[1.0], [0.1], [4.0], [2.0]])
+    x = torch.randn(4, SWEEP_VALUES // 3 if many else 50) * torch.tensor([[1.0], [0.1], [4.0], [2.0]])
     q.fit(x, largest)
     top = q.reduce(x.abs(), torch.amax)
 

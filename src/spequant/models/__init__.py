@@ -1,10 +1,10 @@
-"""Float networks and their weights."""
+"""Float networks and their weights; nothing here knows of quantization."""
 
 from spequant.models.answering import (
     TRANSFORMERS,
     configuration,
+    configuration_dict,
     configuration_from,
-    configuration_told,
     load_tokenizer,
     make_answering,
     network_of,
@@ -25,8 +25,8 @@ __all__ = [
     "ResidualAdd",
     "check_network",
     "configuration",
+    "configuration_dict",
     "configuration_from",
-    "configuration_told",
     "load_tokenizer",
     "load_weights",
     "make_answering",

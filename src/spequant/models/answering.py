@@ -1,4 +1,7 @@
-"""Networks for question answering and their tokenizers, by "transformers/" and a local folder or the hub's name."""
+"""Networks of transformers for question answering, their configurations and tokenizers.
+
+A name is "transformers/" followed by a local folder or by a name on the Hugging Face hub.
+"""
 
 import json
 from pathlib import Path
@@ -14,23 +17,27 @@ TRANSFORMERS = "transformers/"
 
 
 def make_answering(name: str, *, pretrained: bool = False, new_head: bool = False) -> nn.Module:
-    """The float network of `name`, without or with TRANSFORMERS before it, in train mode.
+    """Return the float network of that name, in train mode.
 
-    pretrained: its weights; else random ones, of its configuration alone. new_head: the last layer's may be missing
-    and are then random: an encoder that nobody has trained on questions yet.
+    Args:
+        name: folder or name on the hub, with or without `TRANSFORMERS` before it.
+        pretrained: True loads its weights; False needs only its configuration and gives random weights.
+        new_head: the weights may lack the last layer, which is then random. This is for encoders that have not been
+            trained on questions.
 
-    ValueError: neither a folder nor to be had from the hub, no network for question answering, or weights that lack
-    more than a head.
+    Raises:
+        ValueError: `name` is neither a folder nor available from the hub, it is not a network for question answering,
+            or its weights lack more than a head.
     """
     source = name.removeprefix(TRANSFORMERS)
     auto = _transformers().AutoModelForQuestionAnswering
     if not pretrained:
         return network_of(configuration(name))
     try:
-        network, found = auto.from_pretrained(source, output_loading_info=True, dtype="float32")
-    except Exception as error:  # transformers, the hub's client and safetensors raise a dozen kinds
+        network, report = auto.from_pretrained(source, output_loading_info=True, dtype="float32")
+    except Exception as error:  # transformers, the hub's client and safetensors raise many types of errors
         raise _absent(name, "a network for question answering", error) from error
-    missing = sorted(found["missing_keys"])
+    missing = sorted(report["missing_keys"])
     head = f"{head_of(network)}."
     if missing and not (new_head and all(key.startswith(head) for key in missing)):
         advice = f" (--network.new-head for a random {head[:-1]})" if not new_head else ""
@@ -39,34 +46,38 @@ def make_answering(name: str, *, pretrained: bool = False, new_head: bool = Fals
 
 
 def configuration(name: str) -> Any:
-    """transformers' configuration of `name`. ValueError: there is none."""
+    """Return transformers' configuration object of `name`; a ValueError says that it has none."""
     try:
         return _transformers().AutoConfig.from_pretrained(name.removeprefix(TRANSFORMERS))
     except Exception as error:
         raise _absent(name, "config.json", error) from error
 
 
-def configuration_told(network: nn.Module) -> dict[str, Any]:
-    """The configuration of a network of transformers as JSON; not where it was read."""
+def configuration_dict(network: nn.Module) -> dict[str, Any]:
+    """Return the configuration of a network of transformers as a dictionary for JSON, without the path of its file."""
     config: Any = network.config
     return {name: value for name, value in json.loads(config.to_json_string()).items() if name != "_name_or_path"}
 
 
-def configuration_from(told: dict[str, Any]) -> Any:
-    """The configuration that `configuration_told` told. ValueError: it is damaged."""
+def configuration_from(settings: dict[str, Any]) -> Any:
+    """Return the configuration object of a dictionary of `configuration_dict`; a ValueError says that it is damaged."""
     try:
-        return _transformers().AutoConfig.for_model(**told)
+        return _transformers().AutoConfig.for_model(**settings)
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"the network's configuration cannot be read ({error}); expected transformers'") from error
 
 
 def network_of(config: Any) -> nn.Module:
-    """A network for question answering with random weights. ValueError: there is none of this kind."""
+    """Return a network for question answering of that configuration, with random weights, in train mode.
+
+    Raises:
+        ValueError: transformers has no such network for this kind of configuration.
+    """
     return _transformers().AutoModelForQuestionAnswering.from_config(config, dtype="float32").train()
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer of `name`. ValueError: there is none."""
+    """Return the tokenizer of `name`; a ValueError says that it has none."""
     try:
         return _transformers().AutoTokenizer.from_pretrained(name.removeprefix(TRANSFORMERS))
     except Exception as error:

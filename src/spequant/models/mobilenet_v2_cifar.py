@@ -1,8 +1,8 @@
-"""MobileNetV2 for small images: Sandler et al. 2018 (arXiv 1801.04381), table 2, with stride 1 in place of 2 in the
-stem and in the stage of width 24, so that 32 x 32 images end as 4 x 4.
+"""MobileNetV2 for small images: Sandler et al. 2018 (arXiv 1801.04381), table 2, with two strides changed.
 
-Float networks only; nothing here knows of quantization. torchvision's and timm's blocks do the same, but their residual
-additions are not modules, which they would have to be to be quantized.
+The stem and the stage of width 24 have stride 1 in place of 2, so that 32 x 32 images become 4 x 4 feature maps. This
+file only holds float networks. The blocks of torchvision and timm compute the same, but their residual additions are
+not modules, as they have to be for quantization.
 """
 
 import torch.nn.functional as F
@@ -13,16 +13,21 @@ from spequant.models.residual import ResidualAdd
 
 STEM, HEAD = 32, 1280
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
-"""(expansion, width, blocks, stride of the first)"""
+"""(expansion, width, blocks, stride of the first block) of each stage."""
 
 
 class InvertedResidual(nn.Module):
-    """1 x 1 expansion, 3 x 3 depthwise convolution, 1 x 1 projection to a linear bottleneck; where neither size nor
-    width change, the input is added.
+    """1 x 1 expansion, 3 x 3 depthwise convolution and 1 x 1 projection to a linear bottleneck, plus the input.
 
-    Activations are clipped at 6. A quantizer that clips the next layer's input below 6 (PACT, after calibration at few
-    bits) takes the place of that clip; PACT's `a` cannot stay above 6, where no input reaches it and its penalty alone
-    acts. The bottleneck, and so the input of the next expansion, is not clipped and has both signs.
+    The input is added only where neither size nor width change. Activations are clipped at 6. A quantizer of the next
+    layer's input that clips below 6 (PACT, after calibration at few bits) supersedes that clip. PACT's `a` cannot stay
+    above 6, because no input reaches it there, so that only its penalty acts. The bottleneck, which is the input of the
+    next expansion, is not clipped and has both signs.
+
+    Args:
+        inputs, outputs: channels.
+        expansion: factor from `inputs` to the channels of the depthwise convolution.
+        stride: of the depthwise convolution.
     """
 
     def __init__(self, inputs: int, outputs: int, expansion: int, stride: int):
@@ -49,7 +54,12 @@ class InvertedResidual(nn.Module):
 
 
 class CifarMobileNetV2(nn.Module):
-    """Stem, 17 inverted residual blocks in seven stages, a 1 x 1 convolution, global average pool, linear."""
+    """Stem, 17 inverted residual blocks in seven stages, a 1 x 1 convolution, global average pooling, a linear layer.
+
+    Args:
+        classes: number of logits.
+        in_channels: channels of the images.
+    """
 
     def __init__(self, *, classes: int = 10, in_channels: int = 3):
         super().__init__()
@@ -78,5 +88,5 @@ class CifarMobileNetV2(nn.Module):
 
 
 def mobilenet_v2(classes: int = 10, in_channels: int = 3) -> CifarMobileNetV2:
-    """2,236,682 parameters at 10 classes, 2,351,972 at 100."""
+    """Return MobileNetV2 for small images: 2,236,682 parameters for 10 classes, 2,351,972 for 100."""
     return CifarMobileNetV2(classes=classes, in_channels=in_channels)

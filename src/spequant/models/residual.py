@@ -1,11 +1,14 @@
-"""The marked residual addition that all networks here share; nothing else."""
+"""The marked residual addition of this folder's networks."""
 
 from torch import Tensor, nn
 
 
 class ResidualAdd(nn.Module):
-    """branch + shortcut. The class attribute `residual_addition = True` marks the addition: code that quantizes
-    networks finds it by that attribute, so that any network can mark its own without importing this class."""
+    """branch + shortcut, as a module that preparation recognises as a residual addition.
+
+    The class attribute `residual_addition = True` is the mark. A network may mark additions of another class by it, and
+    does not need this one.
+    """
 
     residual_addition = True
 

@@ -1,7 +1,7 @@
-"""ResNets for small images: He et al. 2016 (arXiv 1512.03385), section 4.2, option-A shortcuts.
+"""ResNets for small images: He et al. 2016 (arXiv 1512.03385), section 4.2, with option-A shortcuts.
 
-Float networks only; nothing here knows of quantization. Parameter names are those of the published float weights
-(repository akamaster/pytorch_resnet_cifar10).
+This file only holds float networks. The parameters have the names of the published float weights (repository
+akamaster/pytorch_resnet_cifar10).
 """
 
 import torch.nn.functional as F
@@ -12,7 +12,12 @@ from spequant.models.residual import ResidualAdd
 
 
 class OptionA(nn.Module):
-    """The shortcut without parameters: every `stride`-th pixel, and `pad` zero channels on each side."""
+    """The shortcut without parameters: every `stride`-th pixel, and `pad` channels of zeros before and after.
+
+    Args:
+        stride: step between pixels, in both directions.
+        pad: channels to add on each side.
+    """
 
     def __init__(self, stride: int, pad: int):
         super().__init__()
@@ -23,7 +28,7 @@ class OptionA(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions and a shortcut."""
+    """Two 3 x 3 convolutions and a shortcut; `inputs` and `outputs` are channels, `stride` is the first one's."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -41,7 +46,14 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """Stem, three stages of `blocks` blocks at full, half and quarter resolution, global average pool, linear."""
+    """Stem, three stages at full, half and quarter resolution, global average pooling, a linear layer.
+
+    Args:
+        blocks: blocks per stage; the network has 6 `blocks` + 2 layers.
+        classes: number of logits.
+        in_channels: channels of the images.
+        widths: channels of the three stages.
+    """
 
     def __init__(
         self, blocks: int, *, classes: int = 10, in_channels: int = 3, widths: tuple[int, int, int] = (16, 32, 64)
@@ -69,25 +81,25 @@ class CifarResNet(nn.Module):
 
 
 def resnet8(classes: int = 10, in_channels: int = 3) -> CifarResNet:
-    """One block a stage; 75,002 parameters at 10 classes and one channel."""
+    """Return ResNet-8, one block per stage: 75,002 parameters for 10 classes and one channel."""
     return CifarResNet(1, classes=classes, in_channels=in_channels)
 
 
 def resnet20(classes: int = 10, in_channels: int = 3) -> CifarResNet:
-    """269,722 parameters at 10 classes."""
+    """Return ResNet-20: 269,722 parameters for 10 classes."""
     return CifarResNet(3, classes=classes, in_channels=in_channels)
 
 
 def resnet32(classes: int = 10, in_channels: int = 3) -> CifarResNet:
-    """464,154 parameters at 10 classes."""
+    """Return ResNet-32: 464,154 parameters for 10 classes."""
     return CifarResNet(5, classes=classes, in_channels=in_channels)
 
 
 def resnet44(classes: int = 10, in_channels: int = 3) -> CifarResNet:
-    """658,586 parameters at 10 classes."""
+    """Return ResNet-44: 658,586 parameters for 10 classes."""
     return CifarResNet(7, classes=classes, in_channels=in_channels)
 
 
 def resnet56(classes: int = 10, in_channels: int = 3) -> CifarResNet:
-    """853,018 parameters at 10 classes."""
+    """Return ResNet-56: 853,018 parameters for 10 classes."""
     return CifarResNet(9, classes=classes, in_channels=in_channels)

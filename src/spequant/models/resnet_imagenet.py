@@ -1,6 +1,6 @@
-"""torchvision's ResNet-18 and -34 with marked residual additions: He et al. 2016 (arXiv 1512.03385), table 1.
+"""torchvision's ResNet-18 and ResNet-34 with marked residual additions: He et al. 2016 (arXiv 1512.03385), table 1.
 
-Parameter names are torchvision's, so that its weights load. Float networks only; nothing here knows of quantization.
+The parameters have torchvision's names, so that its weights load. This file only holds float networks.
 """
 
 import torch.nn.functional as F
@@ -11,7 +11,11 @@ from spequant.models.residual import ResidualAdd
 
 
 class MarkedBlock(nn.Module):
-    """torchvision's BasicBlock, its addition a module of its own; the arguments are those that its ResNet gives."""
+    """torchvision's BasicBlock with the addition as a module; the arguments are those that torchvision's ResNet passes.
+
+    Raises:
+        ValueError: groups, width per group or dilation that a basic block does not have.
+    """
 
     expansion = 1
 
@@ -45,12 +49,12 @@ class MarkedBlock(nn.Module):
 
 
 def resnet18(classes: int = 1000, in_channels: int = 3) -> nn.Module:
-    """11,689,512 parameters at 1,000 classes. ModuleNotFoundError: the extra `vision` is not installed."""
+    """Return ResNet-18: 11,689,512 parameters for 1,000 classes. It needs the extra `vision`."""
     return _resnet([2, 2, 2, 2], classes, in_channels)
 
 
 def resnet34(classes: int = 1000, in_channels: int = 3) -> nn.Module:
-    """21,797,672 parameters at 1,000 classes. ModuleNotFoundError: the extra `vision` is not installed."""
+    """Return ResNet-34: 21,797,672 parameters for 1,000 classes. It needs the extra `vision`."""
     return _resnet([3, 4, 6, 3], classes, in_channels)
 
 

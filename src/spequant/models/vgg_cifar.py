@@ -1,7 +1,7 @@
-"""VGG16 with batch norm for small images: configuration D of Simonyan and Zisserman 2015 (arXiv 1409.1556), with batch
-norm (Ioffe and Szegedy 2015, arXiv 1502.03167) after each convolution and, as is usual for CIFAR, one linear layer.
+"""VGG16 with batch norm for small images: configuration D of Simonyan and Zisserman 2015 (arXiv 1409.1556).
 
-Float networks only; nothing here knows of quantization.
+Batch norm (Ioffe and Szegedy 2015, arXiv 1502.03167) follows each convolution, and there is one linear layer, as is
+usual for CIFAR. This file only holds float networks.
 """
 
 import torch.nn.functional as F
@@ -9,13 +9,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
-"""(width, convolutions) between two poolings"""
+"""(width, convolutions) of each stage; pooling follows each stage."""
 
 
 class CifarVGG(nn.Module):
     """Five stages of 3 x 3 convolutions, each followed by max pooling, and a linear layer.
 
-    The last pooling takes the largest of all that is left: 2 x 2 at 32 x 32, as everywhere, and 1 x 1 at 28 x 28.
+    The first four poolings are 2 x 2. The last one is global, over 2 x 2 pixels if the image has 32 x 32, and over one
+    if it has 28 x 28.
+
+    Args:
+        classes: number of logits.
+        in_channels: channels of the images.
     """
 
     def __init__(self, *, classes: int = 10, in_channels: int = 3):
@@ -40,5 +45,5 @@ class CifarVGG(nn.Module):
 
 
 def vgg16_bn(classes: int = 10, in_channels: int = 3) -> CifarVGG:
-    """13 convolutions without bias; 14,724,042 parameters at 10 classes."""
+    """Return VGG16 with batch norm: 13 convolutions without bias, 14,724,042 parameters for 10 classes."""
     return CifarVGG(classes=classes, in_channels=in_channels)

@@ -1,4 +1,4 @@
-"""Float weights from a file, checked against the network that they are for."""
+"""Float weights from a file, checked against the network that loads them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,11 +12,17 @@ from spequant.networks import head_of, versioned
 
 
 def load_weights(model: nn.Module, path: str | Path, *, new_head: bool = False) -> None:
-    """Load `.safetensors`, or a torch pickle (tensors only: `weights_only=True`), into `model`, every name and shape.
+    """Load weights from a file into `model`; every name and shape has to agree.
 
-    new_head: all but the last layer, which keeps its own (random) weights, whatever the file holds for it.
-    Keys may stand under "state_dict" and start with "module.". FileNotFoundError; ValueError: a damaged file, or names
-    or shapes that are not the model's.
+    Args:
+        model: a float network.
+        path: a `.safetensors` file, or a torch pickle, from which only tensors are read (`weights_only=True`). The
+            tensors may be under the key "state_dict", and their names may start with "module.".
+        new_head: True loads everything except the last layer, which keeps its weights, whatever the file holds for it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or its names or shapes are not those of the model.
     """
     path = Path(path)
     if not path.is_file():
@@ -36,14 +42,23 @@ def load_weights(model: nn.Module, path: str | Path, *, new_head: bool = False) 
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, *, new_head: bool = False) -> None:
-    """Load a state_dict; `source`: what an error calls it; new_head: as in `load_weights`. ValueError: it does not
-    fit."""
-    kept: dict[str, Tensor] = {}
+    """Load a state_dict into `model`; every name and shape has to agree.
+
+    Args:
+        model: a float network.
+        state: tensors by name.
+        source: where they are from, for the message.
+        new_head: as in `load_weights`.
+
+    Raises:
+        ValueError: names or shapes are not those of the model.
+    """
+    head_state: dict[str, Tensor] = {}
     if new_head:
         head = f"{head_of(model)}."
         state = {n: t for n, t in state.items() if not n.startswith(head)}
-        kept = {n: t for n, t in model.state_dict().items() if n.startswith(head)}
+        head_state = {n: t for n, t in model.state_dict().items() if n.startswith(head)}
     try:
-        model.load_state_dict(versioned(model, {**state, **kept}))
+        model.load_state_dict(versioned(model, {**state, **head_state}))
     except RuntimeError as error:
         raise ValueError(f"{source} does not fit {type(model).__name__}: {error}") from error

@@ -1,4 +1,4 @@
-"""The quantizers, one paper a file, and the dictionary that recipes choose from by name."""
+"""The quantizers, one file per paper, and `by_name`, from which recipes choose."""
 
 from spequant.quantizers.apot import APoT
 from spequant.quantizers.base import Quantizer, Rule

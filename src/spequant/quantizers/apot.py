@@ -7,7 +7,6 @@ from spequant.functional import dequantize, positive
 from spequant.quantizers.base import Quantizer, Rule
 from spequant.quantizers.lsq import LSQ
 
-# Bits of a magnitude -> the terms that add up, each one of its values: multiples of the unit, all powers of two.
 TERMS: dict[int, tuple[tuple[int, ...], ...]] = {
     1: ((0, 1),),
     2: ((0, 1, 2, 4),),
@@ -15,12 +14,14 @@ TERMS: dict[int, tuple[tuple[int, ...], ...]] = {
     4: ((0, 2, 8, 32), (0, 1, 4, 16)),
     5: ((0, 2, 16, 64), (0, 1, 8, 32), (0, 4)),
 }
+"""{bits of a magnitude: its terms}. A magnitude is a sum of one value per term, in units; values are powers of two."""
 
-ROUNDING = 1e-6  # of the mean of fp32 numbers, as a share of them
+ROUNDING = 1e-6
+"""Bound of the relative rounding error of a mean of fp32 numbers; a smaller deviation counts as zero."""
 
 
 def magnitudes(bits: int) -> list[int]:
-    """The 2^(bits - 1) magnitudes of a weight of `bits` bits, sorted, in units: {0, 1, 2, 4} at 3 bits."""
+    """Return the 2^(bits - 1) magnitudes at `bits` bits, sorted, in units: [0, 1, 2, 4] at 3 bits."""
     values = [0]
     for term in TERMS[bits - 1]:
         values = [a + b for a in values for b in term]
@@ -32,18 +33,30 @@ def _start(quantizer: Quantizer, values: Tensor) -> Tensor:
 
 
 class APoT(Quantizer):
-    """Levels that crowd around zero, as weights do, and whose products are sums of shifts. One trained clip `a`.
+    """Weights as sums of powers of two, with a trained clip `a`.
 
-    Forward    w~ = (w - mean) / deviation;  w_q = a P(clip(w~ / a, -1, 1)),  P: to the nearest of +- a sum of one value
-               of each term of `TERMS`, divided by the largest sum; 2 bits: ternary
-    Backward   straight-through P: dw_q/dw~ = 1 inside, else 0;  dw_q/da = w_q / a - w~ / a inside, +-1 beyond; and
-               through mean and deviation, as written
+    The levels lie densely around zero, as weights do, and a product with a weight is a sum of shifts.
+
+    Forward    w~ = (w - mean) / deviation;  w_q = a P(clip(w~ / a, -1, 1));  P rounds to the nearest +-m / max m,
+               where m is a sum of one value per term of `TERMS`; ternary at 2 bits
+    Backward   straight-through P: dw_q/dw~ = 1 inside, else 0;  dw_q/da = w_q / a - w~ / a inside, +-1 beyond;
+               and through mean and deviation, as written
     Start      a = 3
 
-    Activations are left to uniform quantizers: other widths on the same bounds, and integer arithmetic, ask for equal
-    steps. The codes are those of the uniform grid that has the levels among its own, up to +-100 at 6 bits, the most
-    that int8 takes; a file holds them at that grid's width (4, 5, 7 and 8 bits for 3, 4, 5 and 6). As with DoReFa the
-    scale of a weight is lost, so batch norm has to follow the layer.
+    Activations need a uniform quantizer, because other precisions over the same bounds and integer arithmetic need
+    equal steps. Codes count the steps of the finest uniform grid that contains all levels: up to +-100 at 6 bits, and
+    more bits would leave int8. Files store codes at the width of that grid (4, 5, 7 and 8 bits for 3, 4, 5 and 6). As
+    with DoReFa, the scale of the weight is lost, so batch norm has to follow the layer.
+
+    Args:
+        bits: 2 to 6, or None.
+        signed, shape, of_weight: as in `Quantizer`; the grid is always signed.
+
+    Raises:
+        ValueError: other bits, or `signed` is False.
+
+    References:
+        Li, Dong and Wang, ICLR 2020, arXiv 1909.13144.
     """
 
     weights_only = True
@@ -60,9 +73,9 @@ class APoT(Quantizer):
         if isinstance(bits, int) and bits - 1 not in TERMS:
             raise ValueError(f"bits is {bits!r}; expected 2 to 6 for APoT: beyond, the levels' codes leave int8")
         super().__init__(bits, signed=True, shape=shape, of_weight=of_weight)
-        found = torch.tensor(magnitudes(bits or 2)).float()
-        self.register_buffer("points", found, persistent=False)
-        self.register_buffer("middles", (found[1:] + found[:-1]) / 2 / found[-1], persistent=False)
+        points = torch.tensor(magnitudes(bits or 2)).float()
+        self.register_buffer("points", points, persistent=False)
+        self.register_buffer("middles", (points[1:] + points[:-1]) / 2 / points[-1], persistent=False)
         self.clip = self.new_range()
 
     def level_count(self, bits: int | None = None) -> int:
@@ -78,7 +91,7 @@ class APoT(Quantizer):
             self.clip.copy_(clip.reshape_as(self.clip))
 
     def at(self, bits: int | None) -> Quantizer:
-        """APoT from 2 to 6 bits, LSQ at others, such as the first and last layer's 8."""
+        """Return APoT at 2 to 6 bits, else LSQ, for example for the 8 bits of the first and the last layer."""
         if bits is None or bits - 1 in TERMS:
             return self.like(bits=bits)
         return LSQ(bits, shape=self.shape, of_weight=self.of_weight)
@@ -89,23 +102,26 @@ class APoT(Quantizer):
         v = share.detach()
         smooth = clip * (share + (self._units(v) / self.points[-1] - v))
         values = dequantize(self._units(v) + self.points[-1], *self.bounds(x), self.levels).detach()
-        return (values + (smooth - smooth.detach())).to(x.dtype)  # the very floats of the codes
+        return (values + (smooth - smooth.detach())).to(x.dtype)  # exactly the values that `dequantize` gives the codes
 
     def nearest(self, x: Tensor) -> Tensor:
         v = (self.normalised(x) / positive(self.range_of(self.clip))).clamp(-1, 1)
         return self._units(v) + self.points[-1]
 
     def normalised(self, w: Tensor) -> Tensor:
-        """(w - mean) / deviation of what shares a range, fp32; of equal weights w - mean, whose slope is 1. A row of
-        padding that is zero stays as it is, and gets no gradient through the others' mean."""
+        """Return (w - mean) / deviation, fp32, with one mean and one deviation per range.
+
+        Where all weights of a range are equal the result is w - mean, whose slope is 1. An all-zero padding row stays
+        zero, and gets no gradient through the mean.
+        """
         w = w.float()
-        seen = w if self.padding is None else torch.where(self.something(w), w, w.detach())
-        centred = seen - self.reduce(seen, torch.mean)
+        trained = w if self.padding is None else torch.where(self.nonzero(w), w, w.detach())
+        centred = trained - self.reduce(trained, torch.mean)
         variance = self.reduce(centred.square(), torch.mean)
         differ = variance > ROUNDING**2 * self.reduce(w.detach().square(), torch.mean)
         normalised = centred / torch.where(differ, variance, 1.0).sqrt()
-        return normalised if self.padding is None else torch.where(self.something(w), normalised, w)
+        return normalised if self.padding is None else torch.where(self.nonzero(w), normalised, w)
 
     def _units(self, v: Tensor) -> Tensor:
-        """The nearest level of `v`, in [-1, 1], as a signed whole number of units."""
+        """Return the level nearest to `v`, which is in [-1, 1], as a signed whole number of units."""
         return torch.sign(v) * self.points[torch.bucketize(v.abs().contiguous(), self.middles)]

@@ -10,15 +10,25 @@ from spequant.quantizers.base import Quantizer
 
 
 class CSQ(Quantizer):
-    """One trained step `s` a tensor or channel; as many levels below zero as above, none at zero.
+    """Symmetric weights without a level at zero, with one trained step `s` per tensor or channel.
 
     Forward    w_q = s (clip(floor(w / s), -2^(b-1), 2^(b-1) - 1) + 1/2): +-s/2, +-3s/2 ... +-(2^b - 1) s / 2
     Backward   LSQ's: dw_q/dw = 1 inside, else 0;  dw_q/ds = w_q / s - w / s inside, +-(2^b - 1) / 2 beyond,
                multiplied by 1 / sqrt(N Qp), Qp = (2^b - 1) / 2
     Start      the step of least squared error
 
-    N: elements that share a step. At 2 bits the grid is that of SAWB's 4 levels. From 5 bits on 2^b - 1 levels, zero
-    among them, as with SAWB: odd codes up to +-255 would not fit int8. The formula alone is known, its gradient ours.
+    N is the number of elements that share a step. The 2-bit grid equals SAWB's. From 5 bits on the grid has 2^b - 1
+    levels including zero, as with SAWB, because odd codes up to +-255 do not fit int8. We only know the formula of the
+    forward; the gradient is this library's choice.
+
+    Args:
+        bits, signed, shape, of_weight: as in `Quantizer`; the grid is always signed.
+
+    Raises:
+        ValueError: `signed` is False.
+
+    References:
+        Faraz Tariq Mansoor et al., BMVC 2022.
     """
 
     weights_only = True
@@ -39,8 +49,8 @@ class CSQ(Quantizer):
 
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
         half = (self.level_count() - 1) / 2
-        shared = max(1, x.numel() // max(1, self.step.numel()))
-        step = scale_gradient(positive(self.range_of(self.step)), 1 / math.sqrt(shared * half))
+        elements = max(1, x.numel() // max(1, self.step.numel()))
+        step = scale_gradient(positive(self.range_of(self.step)), 1 / math.sqrt(elements * half))
         return -half * step, half * step
 
     def set_clip(self, clip: Tensor) -> None:

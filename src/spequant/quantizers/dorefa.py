@@ -8,13 +8,19 @@ from spequant.quantizers.base import Quantizer
 
 
 class DoReFa(Quantizer):
-    """Fixed bounds; weights are squashed by tanh first.
+    """Fixed bounds for weights and activations; weights pass through tanh first.
 
     Weights      w_q = 2 round_k(tanh(w) / (2 max|tanh(w)|) + 1/2) - 1
-    Activations  a_q = round_k(clip(a, 0, 1)), or over [-1, 1] on 2^k - 1 levels where signed
-    Backward     straight-through round_k(x) = round((2^k - 1) x) / (2^k - 1); through tanh and, as written, its maximum
+    Activations  a_q = round_k(clip(a, 0, 1)); signed: over [-1, 1] on 2^k - 1 levels
+    Backward     straight-through round_k(x) = round((2^k - 1) x) / (2^k - 1); through tanh and its maximum, as written
 
-    The quantized weights fill [-1, 1] whatever the float scale, so batch norm has to follow the layer.
+    The quantized weights fill [-1, 1] whatever the scale of the float weights, so batch norm has to follow the layer.
+
+    Args:
+        bits, signed, shape, of_weight: as in `Quantizer`.
+
+    References:
+        Zhou et al. 2016, arXiv 1606.06160.
     """
 
     stored = False
@@ -36,7 +42,7 @@ class DoReFa(Quantizer):
         return quantize(self.squashed(x) if self.of_weight else x, *self.span(x), self.levels)
 
     def squashed(self, w: Tensor) -> Tensor:
-        """tanh(w) / max|tanh(w)|, in [-1, 1], fp32; of zeros tanh(w) itself."""
+        """Return tanh(w) / max|tanh(w)|, in [-1, 1], fp32; zeros stay zeros."""
         squashed = torch.tanh(w.float())
         largest = self.reduce(squashed.abs(), torch.amax)
         return squashed / torch.where(largest > 0, largest, 1.0)

@@ -1,8 +1,8 @@
-"""EWGS: element-wise gradient scaling, a backward for any uniform quantizer (Lee, Kim and Ham 2021, arXiv 2104.00903).
+"""EWGS: element-wise gradient scaling, a gradient for any uniform quantizer (Lee, Kim and Ham 2021, arXiv 2104.00903).
 
     g_in = g + d |g| (x_in - x_out)
 
-x_in: the value, clipped, as a share of the range; x_out: the level that it takes. d = 0 is straight-through.
+x_in is the clipped value as a share of the range, x_out its level. d = 0 is the straight-through gradient.
 """
 
 from torch import nn
@@ -11,9 +11,14 @@ from spequant.quantizers.base import Quantizer
 
 
 def set_ewgs(model: nn.Module, scaling: float) -> None:
-    """Let every quantizer of `model`, in place, pass gradients with d = `scaling`, 0 or more; .001 is usual.
+    """Set d of EWGS in every quantizer of `model`, in place.
 
-    ValueError: `model` has no quantizer, or one without this backward (APoT).
+    Args:
+        model: a prepared network.
+        scaling: d, 0 or more; .001 is usual.
+
+    Raises:
+        ValueError: `scaling` is negative, or the model has no quantizer, or one without equal steps (APoT).
     """
     if not scaling >= 0:
         raise ValueError(f"scaling is {scaling!r}; expected a number of 0 or more, e.g. .001")

@@ -1,4 +1,4 @@
-"""A quantizer whose bounds are given once: what a trained one of any kind comes down to in a packed file."""
+"""A quantizer with constant bounds: the form in which a packed file stores trained quantizers of every kind."""
 
 import torch
 from torch import Tensor
@@ -7,9 +7,16 @@ from spequant.quantizers.base import Quantizer
 
 
 class Held(Quantizer):
-    """`levels` values over [low, high]; nothing is trained and nothing follows from the tensor.
+    """Constant bounds and a free number of levels; nothing is trained, and nothing follows from the tensor.
 
-    levels: of the home grid, 2 to 2^bits. At another width 2^b or 2^b - 1, as even or odd as they are.
+    At another width b the grid has 2^b levels if `levels` is even, and 2^b - 1 if it is odd.
+
+    Args:
+        bits, signed, shape, of_weight: as in `Quantizer`.
+        levels: number of levels of the home grid, 2 to 2^bits.
+
+    Raises:
+        ValueError: `levels` is out of that range.
     """
 
     vanishes = True
@@ -39,7 +46,7 @@ class Held(Quantizer):
         return self.get_buffer("low"), self.get_buffer("high")
 
     def hold(self, low: Tensor, high: Tensor) -> None:
-        """Take these bounds, of `self.shape`."""
+        """Set the bounds, tensors of `self.shape`."""
         self.get_buffer("low").copy_(low)
         self.get_buffer("high").copy_(high)
         self.calibrated = True

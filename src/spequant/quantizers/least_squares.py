@@ -1,4 +1,4 @@
-"""Uniform weights of least squared error, as in Sung's group (Hwang and Sung 2014; Shin, Hwang and Sung 2016)."""
+"""Uniform weights of least squared error, as in the work of Sung's group (Hwang and Sung 2014; Shin et al. 2016)."""
 
 import math
 
@@ -7,27 +7,39 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spequant.quantizers.base import Quantizer
-from spequant.quantizers.ranges import FEW, ROUNDS, grouped
+from spequant.quantizers.ranges import FEW_VALUES, FIT_ROUNDS, grouped
 
-CLIPPED = 24  # steps tried at which the largest weight lies beyond the last level, down to a clip of rms / 2
-NEAR = 9  # hundredths by which then to leave the best of them, up and down
-READ = 2**18  # values that are rounded in the first sweep, over all its steps and ranges, unless that leaves fewer ...
-LEAST_READ = {True: 256, False: 64}  # ... than these of each range, at up to 16 levels and at more
-AT_ONCE = 2**20  # values that a sweep holds
+CLIPPING_STEPS = 24
+"""Steps to try at which the largest weight lies beyond the last level, down to a clip of rms / 2."""
+FINE_STEPS = 9
+"""Steps to try on each side of the best one, 1 % of it apart."""
+SAMPLED_VALUES = 2**18
+"""Values to round in the first sweep, over all its steps and ranges ..."""
+LEAST_SAMPLE = {True: 256, False: 64}
+"""... but at least so many per range: 256 with up to 16 levels, 64 with more."""
+SWEEP_VALUES = 2**20
+"""Values that a sweep holds in memory at once."""
 
 
 class LeastSquares(Quantizer):
     """The step `d` whose grid lies nearest to the weight; nothing is trained or stored.
 
     Forward    M = 2^n - 1 levels (2 bits: ternary; 1 bit: +-d/2);  z = sign(w) min(round(|w| / d), (M - 1) / 2)
-               the best d that a search finds (`nearest_step`), then d <- sum(w z) / sum(z^2), which only lowers the
-               error, twice (from a single start, as usual, the iteration ends up to 9 % above the least error from 6
-               bits on, after up to 190 rounds)
+               d is the best step that a search finds (`nearest_step`); then d <- sum(w z) / sum(z^2), twice, which
+               never raises the error
     Backward   dw_q/dw = 1; none through `d`
 
-    zero: whether zero is a level. False: SAWB's levels, M = 2^n to 4 bits, z = +-1/2, +-3/2 ... +-(M - 1) / 2. Relative
-    squared error on nine Gaussian samples: .083 against .147 at 2 bits (by SAWB's line .096), .019 against .024 at 3
-    (.029).
+    The usual iteration from a single start needs up to 190 rounds, and from 6 bits on it ends up to 9 % above the least
+    error.
+
+    Args:
+        bits, signed, shape, of_weight: as in `Quantizer`.
+        zero: whether zero is a level. False gives SAWB's levels, M = 2^n at 1 to 4 bits, z = +-1/2, +-3/2 ...
+            +-(M - 1) / 2. Relative squared error on nine Gaussian samples without and with zero: .083 and .147 at
+            2 bits (by SAWB's formula .096), .019 and .024 at 3 bits (.029).
+
+    References:
+        Hwang and Sung, SiPS 2014. Shin, Hwang and Sung, ICASSP 2016.
     """
 
     stored = False
@@ -63,22 +75,27 @@ class LeastSquares(Quantizer):
 
 
 def nearest_step(rows: Tensor, half: float) -> Tensor:
-    """Of each range the step whose grid, 2 `half` + 1 levels around zero, has the least squared error, or nearly; 0
-    where all is zero.
+    """Search, for each range, the step whose grid has the least squared error, or nearly.
 
-    Tried are steps at which the largest |w| takes each code and half code of the grid's upper half (a finer grid has
-    the levels of a coarser one among its own) and smaller ones, which clip it, down to a clip of rms / 2, below which
-    more than half of the weight is lost. Then steps near the best, and its own least squares.
+    The first sweep tries steps that put the largest |w| on each code, for few values also on each half code, of the
+    upper half of the grid; the lower half adds nothing, because a finer grid contains the levels of a coarser one. It
+    also tries smaller steps, which clip the largest |w|, down to a clip of rms / 2, below which more than half of the
+    weight is lost. The second sweep tries steps near the best one. Least squares then fits the step to its codes.
 
-    rows: fp32 (ranges, weights of each). Returns fp32 (ranges, 1).
+    Args:
+        rows: weights, fp32, (ranges, weights per range).
+        half: largest code; the grid has 2 `half` + 1 levels around zero.
+
+    Returns:
+        Steps, fp32, (ranges, 1); 0 where the whole range is zero.
     """
     top = rows.abs().amax(1, keepdim=True)
-    w = rows.abs() / torch.where(top > 0, top, 1.0)  # in [0, 1] whatever its scale: squares stay in fp32's range
+    w = rows.abs() / torch.where(top > 0, top, 1.0)  # scaled to [0, 1], so that squares stay in the range of fp32
     steps = _first_steps(w, half)
-    sample, counts = _sample(w, max(READ // steps.numel(), LEAST_READ[half < 8]))
+    sample, counts = _sample(w, max(SAMPLED_VALUES // steps.numel(), LEAST_SAMPLE[half < 8]))
     step = _best(sample, counts, steps, half)
-    step = _best(sample, counts, step * (1 + torch.arange(-NEAR, NEAR + 1, device=w.device) / 100), half)
-    for _ in range(ROUNDS):
+    step = _best(sample, counts, step * (1 + torch.arange(-FINE_STEPS, FINE_STEPS + 1, device=w.device) / 100), half)
+    for _ in range(FIT_ROUNDS):
         z = _codes(w, step, half)
         fitted = (w * z).sum(1, keepdim=True) / z.square().sum(1, keepdim=True).clamp_min(1e-8)
         step = torch.where(fitted > 0, fitted, step)
@@ -86,44 +103,45 @@ def nearest_step(rows: Tensor, half: float) -> Tensor:
 
 
 def _first_steps(w: Tensor, half: float) -> Tensor:
-    """(ranges, steps)."""
-    spacing = 0.5 if w.shape[1] < FEW else 1.0
-    lowest = half / 2 if half.is_integer() else half / 3  # without zero, levels lie on those of a third of the step
+    """Return the steps of the first sweep, (ranges, steps)."""
+    spacing = 0.5 if w.shape[1] < FEW_VALUES else 1.0
+    lowest = half / 2 if half.is_integer() else half / 3  # a grid without zero is contained in one of a third the step
     codes = torch.arange(0, half - lowest, spacing, device=w.device)
     clip = (w.square().mean(1, keepdim=True).sqrt() / 2).clamp_min(1e-8)
-    share = torch.arange(1, CLIPPED + 1, device=w.device) / CLIPPED
+    share = torch.arange(1, CLIPPING_STEPS + 1, device=w.device) / CLIPPING_STEPS
     return torch.cat([(1 / (half - codes)).expand(len(w), -1), clip**share / half], 1)
 
 
 def _sample(w: Tensor, number: int) -> tuple[Tensor, Tensor]:
-    """(`number` values of each range, or a few more, how many weights each stands for); all where there are as few.
+    """Return (`number` values of each range, or a few more; how many weights each of them stands for).
 
-    Half of them are the largest of blocks of neighbours, so that no outlier is missed; the others are met at a stride
-    that shares no divisor with the whole, so that every channel and column is met.
+    If a range has no more values than that, all are returned. Half of the sample are the largest values of blocks of
+    neighbours, so that it misses no outlier. The others are `size` apart, a stride without a common divisor with the
+    row, so that they fall on every channel and column.
     """
     size = -(-2 * w.shape[1] // number)
     if size <= 2:
         return w, torch.ones_like(w[0])
     while math.gcd(size, w.shape[1]) > 1:
         size += 1
-    some = w[:, ::size]
-    blocks = F.pad(w, (0, some.shape[1] * size - w.shape[1])).view(*some.shape, size)
-    ones = torch.ones_like(some[0])
-    return torch.cat([some, blocks.amax(2)], 1), torch.cat([ones * (size - 1), ones])
+    strided = w[:, ::size]
+    blocks = F.pad(w, (0, strided.shape[1] * size - w.shape[1])).view(*strided.shape, size)
+    ones = torch.ones_like(strided[0])
+    return torch.cat([strided, blocks.amax(2)], 1), torch.cat([ones * (size - 1), ones])
 
 
 def _best(w: Tensor, counts: Tensor, steps: Tensor, half: float) -> Tensor:
-    """Of each row of `steps` the one with the least squared error; (ranges, 1)."""
+    """Return the step of least squared error of each row of `steps`, (ranges, 1)."""
     errors = []
-    for some in steps.split(max(1, AT_ONCE // max(1, w.numel())), 1):
-        s = some[:, :, None]
-        lost = _codes(w[:, None], s, half).mul_(s).sub_(w[:, None])
-        errors.append(lost.square_() @ counts)
+    for chunk in steps.split(max(1, SWEEP_VALUES // max(1, w.numel())), 1):
+        s = chunk[:, :, None]
+        rounding = _codes(w[:, None], s, half).mul_(s).sub_(w[:, None])
+        errors.append(rounding.square_() @ counts)
     return steps.gather(1, torch.cat(errors, 1).argmin(1, keepdim=True))
 
 
 def _codes(w: Tensor, step: Tensor, half: float) -> Tensor:
-    """Codes of `w` >= 0 up to `half`: whole numbers, or halves of odd ones where `half` is one."""
-    scaled = w / step  # our own tensor: changed in place, which halves the time
+    """Return the codes of `w` >= 0, up to `half`: whole numbers, or n + 1/2 if `half` is of that form."""
+    scaled = w / step  # a new tensor: changing it in place halves the time
     scaled = scaled.round_() if half.is_integer() else scaled.floor_().add_(0.5)
     return scaled.clamp_max_(half)

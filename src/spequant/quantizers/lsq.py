@@ -10,16 +10,22 @@ from spequant.quantizers.base import Quantizer
 
 
 class LSQ(Quantizer):
-    """One trained step `s` a tensor or channel, kept at the home precision.
+    """One trained step `s` per tensor or channel, stored at the home precision.
 
     Forward    v_hat = s round(clip(v / s, -Qn, Qp));  Qn = 0, Qp = 2^b - 1 unsigned;
-               Qn = 2^(b-1), Qp = 2^(b-1) - 1 signed (one bit: the two values +-s / 2)
+               Qn = 2^(b-1), Qp = 2^(b-1) - 1 signed (one bit: the two values +-s/2)
     Backward   dv_hat/dv = 1 inside, else 0;  dv_hat/ds = round(v/s) - v/s inside, -Qn below, Qp above,
                the gradient of `s` multiplied by g = 1 / sqrt(N Qp)
-    Start      the step of least squared error (the paper's 2 E|v| / sqrt(Qp) is `lsq.paper_start`, a calibration rule)
+    Start      the step of least squared error; the paper's 2 E|v| / sqrt(Qp) is the calibration rule `paper_start`
 
-    N: elements of a weight that share a step, or features of an activation, per sample. Switched to another
-    precision, the bounds -Qn s and Qp s stay and the grid between them changes.
+    N is the number of weights that share a step, or of features per sample of an activation. At another precision the
+    bounds -Qn s and Qp s stay, and the grid between them changes.
+
+    Args:
+        bits, signed, shape, of_weight: as in `Quantizer`.
+
+    References:
+        Esser et al., ICLR 2020, arXiv 1902.08153.
     """
 
     inner = True
@@ -41,7 +47,7 @@ class LSQ(Quantizer):
         return bool(self.signed) and self.level_count() == 2
 
     def codes(self) -> tuple[float, float]:
-        """(Qn, Qp) at the home precision."""
+        """Return (Qn, Qp) at the home precision."""
         steps = self.level_count() - 1
         if not self.signed:
             return 0.0, float(steps)
@@ -49,8 +55,8 @@ class LSQ(Quantizer):
 
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
         qn, qp = self.codes()
-        shared = x.numel() // max(1, self.step.numel()) if self.of_weight else x.numel() // max(1, len(x))
-        step = scale_gradient(positive(self.range_of(self.step)), 1 / math.sqrt(max(1, shared) * max(1.0, qp)))
+        elements = x.numel() // max(1, self.step.numel()) if self.of_weight else x.numel() // max(1, len(x))
+        step = scale_gradient(positive(self.range_of(self.step)), 1 / math.sqrt(max(1, elements) * max(1.0, qp)))
         return -qn * step, qp * step
 
     def bounds_at(self, clip: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,7 +69,11 @@ class LSQ(Quantizer):
 
 
 def paper_start(quantizer: Quantizer, values: Tensor) -> Tensor:
-    """The paper's start as a calibration rule: the clip Qp s of s = 2 E|v| / sqrt(Qp)."""
+    """Calibration rule: the clip Qp s of the paper's start s = 2 E|v| / sqrt(Qp).
+
+    Raises:
+        TypeError: `quantizer` is not an `LSQ`.
+    """
     if not isinstance(quantizer, LSQ):
         raise TypeError(f"paper_start is LSQ's own rule; {type(quantizer).__name__} needs another, e.g. least_squares")
     qp = quantizer.codes()[1]

@@ -11,20 +11,31 @@ from spequant.quantizers.ranges import best_zero, grouped
 
 
 class LSQPlus(Quantizer):
-    """One trained step `s` and one trained offset `beta` an activation: for SiLU, GELU and linear bottlenecks, whose
-    values go below zero, but less far than above.
+    """One trained step `s` and one trained offset `beta` per activation.
+
+    For activations that reach less far below zero than above: those of SiLU, GELU and linear bottlenecks.
 
     Forward    x_hat = s round(clip((x - low) / s, 0, p)) + low,  p = 2^b - 1
                low = -z s,  z = round(clip(-beta / s, 0, p))
     Backward   dx_hat/dx = 1 inside, else 0;  dx_hat/dbeta = 0 inside, 1 below and above
                dx_hat/ds = round(x/s) - x/s inside, 0 below, p above
                the gradients of both multiplied by 1 / sqrt(N p)
-    Start      the zero point z of least squared error; then its s, by the rule of `calibrate`
+    Start      the zero point z of least squared error, then the s that the calibration rule chooses
 
-    Ours is the whole z: with the paper's low = beta, zero (padding, pruned channels) would lie between two levels. The
-    gradient passes its rounding and clipping straight through. N: features, per sample.
-    Switched to another precision, the bounds -z s and (p - z) s stay: k times as many steps, k z of them below zero.
-    Unsigned tensors: low = 0, and `beta` is not trained, as in LSQ.
+    The whole number z is this library's choice: with the paper's low = beta, zero (padding, pruned channels) would lie
+    between two levels. The gradient passes straight through the rounding and clipping of z. N is the number of features
+    per sample. At another precision the bounds -z s and (p - z) s stay: the grid has k times as many steps, k z of them
+    below zero. For unsigned tensors low = 0 and `beta` is not trained, as in LSQ.
+
+    Args:
+        bits, signed, shape: as in `Quantizer`.
+        of_weight: False; True is an error.
+
+    Raises:
+        ValueError: `of_weight` is True.
+
+    References:
+        Bhalgat et al., CVPR workshops 2020, arXiv 2004.09576.
     """
 
     inner = True
@@ -40,11 +51,11 @@ class LSQPlus(Quantizer):
         super().__init__(bits, signed=signed, shape=shape, of_weight=of_weight)
         self.step = self.new_range()
         self.offset = self.new_range(-float(self.steps // 2)).requires_grad_(signed is not False)
-        self.held_back = signed is False  # the offset, because the tensor is unsigned
+        self.offset_unused = signed is False  # then the offset needs no gradient
 
     @property
     def steps(self) -> int:
-        """p: between the ends of the home grid."""
+        """p, the number of steps of the home grid."""
         return 2 ** (self.bits or 1) - 1
 
     def level_count(self, bits: int | None = None) -> int:
@@ -54,12 +65,12 @@ class LSQPlus(Quantizer):
 
     def set_signed(self, signed: bool) -> None:
         super().set_signed(signed)
-        if not signed and self.offset.requires_grad:  # a parameter that never gets a gradient is an error under DDP
+        if not signed and self.offset.requires_grad:  # DDP refuses parameters that never get a gradient
             self.offset.requires_grad_(False)
-            self.held_back = True
-        elif signed and self.held_back:  # and not frozen by its user
+            self.offset_unused = True
+        elif signed and self.offset_unused:  # an offset that the user froze stays frozen
             self.offset.requires_grad_(True)
-            self.held_back = False
+            self.offset_unused = False
 
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
         factor = 1 / math.sqrt(max(1, x.numel() // max(1, len(x))) * self.steps)
@@ -72,7 +83,7 @@ class LSQPlus(Quantizer):
         return low, low + width
 
     def bounds_at(self, clip: Tensor) -> tuple[Tensor, Tensor]:
-        """With the zero point as it is, so that the end farther from zero is `clip`."""
+        """Return the bounds whose end farther from zero has the magnitude `clip`; the zero point stays."""
         if not self.signed:
             return torch.zeros_like(clip), clip
         zero = self.zero()
@@ -86,7 +97,7 @@ class LSQPlus(Quantizer):
             self.offset.copy_(low.reshape_as(self.offset))
 
     def zero(self) -> Tensor:
-        """z: the code of zero on the home grid."""
+        """Return z, the code of zero on the home grid."""
         zero = torch.round(-self.offset.detach() / positive(self.step.detach())).clamp(0, self.steps)
         return self.range_of(zero)
 

@@ -1,4 +1,4 @@
-"""Ranges read off the values: the largest magnitude, or a percentile of it. For 8-bit ends and calibration alone."""
+"""Ranges at the largest magnitude, or at a percentile of the magnitudes: for 8-bit layers, nothing is trained."""
 
 from dataclasses import dataclass
 
@@ -12,10 +12,18 @@ from spequant.quantizers.settings import QuantizerSettings
 
 
 class MinMax(Quantizer):
-    """Bounds at max|x|, or at the `percentile` of |x|.
+    """Bounds at max|x|, or at a percentile of |x|.
 
-    Weights: taken anew from the weight at every forward. Activations: found by calibration and kept.
-    Backward: 1 inside the bounds, 0 outside; the bounds are not trained.
+    Forward    y = clip(x, -a, a), or clip(x, 0, a) if unsigned, rounded to the grid; a = max|x| or the percentile,
+               from each weight at every forward, or stored by calibration for an activation
+    Backward   dy/dx = 1 inside the bounds, else 0; the bounds are not trained
+
+    Args:
+        bits, signed, shape, of_weight: as in `Quantizer`.
+        percentile: percentage of the magnitudes that are not clipped, above 0 and at most 100.
+
+    Raises:
+        ValueError: `percentile` is out of range.
     """
 
     @dataclass(frozen=True, kw_only=True)

@@ -11,13 +11,23 @@ from spequant.quantizers.settings import QuantizerSettings
 
 
 class PACT(Quantizer):
-    """One trained clipping value `a` a layer.
+    """One trained clipping value `a` per layer.
 
     Forward    y = clip(x, 0, a);  y_q = round(y (2^k - 1) / a) a / (2^k - 1)
     Backward   dy_q/dx = 1 on 0 <= x <= a, else 0;  dy_q/da = 1 on x >= a, else 0, summed over the tensor
     Loss       + decay / 2 * a^2   (the paper's L2 penalty on `a`)
 
     Signed tensors: clip(x, -a, a) on 2^k - 1 levels, and dy_q/da = -1 on x <= -a.
+
+    Args:
+        bits, signed, shape, of_weight: as in `Quantizer`.
+        decay: factor of the L2 penalty on `a`, 0 or more; 0 leaves the penalty out.
+
+    Raises:
+        ValueError: `decay` is negative.
+
+    References:
+        Choi et al. 2018, arXiv 1805.06085.
     """
 
     @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,9 @@
-"""Rules by which calibration chooses the end of a stored range: (quantizer, values) -> clip.
+"""Calibration rules, (quantizer, values) -> clip: each chooses the end of a stored range.
 
-Nothing here trains; a user's own rule is a function of the same form.
+Nothing here trains. A user may write a rule of the same form.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,14 +12,18 @@ from torch import Tensor
 from spequant.functional import LEAST_END, fake_quantize
 from spequant.quantizers.base import Quantizer, Rule
 
-FEW = 32  # values; of as many or more, two steps by which the largest differs by half a code hardly differ
-ROUNDS = 2  # of least squares, each of which only lowers the error
-CLEARLY = 0.8  # of the squared error
-AT_ONCE = 2**15  # values that a sweep holds; of small tensors one operation after another would cost more than its work
+FEW_VALUES = 32
+"""Ranges of fewer values are searched more finely; with more values, steps half a code apart have nearly one error."""
+FIT_ROUNDS = 2
+"""Rounds of least squares; none raises the error."""
+CLEARLY_LESS = 0.8
+"""Factor below which a squared error counts as clearly less than another."""
+SWEEP_VALUES = 2**15
+"""Values that a sweep holds in memory at once; small tensors are batched, since single operations on them are slow."""
 
 
 def largest(quantizer: Quantizer, values: Tensor) -> Tensor:
-    """max|x|: nothing is clipped."""
+    """Calibration rule: the clip max|x|, which clips nothing."""
     return quantizer.reduce(values.abs(), torch.amax)
 
 
@@ -28,7 +31,14 @@ largest.reads_ends = True  # type: ignore[attr-defined]
 
 
 def percentile(q: float) -> Rule:
-    """The rule that clips all but the largest 100 - `q` percent of |x|, 0 < q <= 100; at 100 it is `largest`."""
+    """Return the rule whose clip is the `q`-th percentile of |x|; at 100 this is `largest`.
+
+    Args:
+        q: percentage of the values that are not clipped, above 0 and at most 100.
+
+    Raises:
+        ValueError: `q` is out of range.
+    """
     if not 0 < q <= 100:
         raise ValueError(f"q is {q!r}; expected a percentage above 0 and at most 100, e.g. 99.9")
     return largest if q == 100 else _Percentile(q)
@@ -43,24 +53,24 @@ class _Percentile:
 
 
 def quantile(quantizer: Quantizer, magnitudes: Tensor, q: float) -> Tensor:
-    """The `q`-th percentile of `magnitudes` over everything that shares a range of `quantizer`."""
+    """Return the `q`-th percentile of `magnitudes` for each range of `quantizer`, in its shape."""
     rows = grouped(quantizer, magnitudes)
     k = max(1, min(rows.shape[1], round(rows.shape[1] * q / 100)))
     return rows.kthvalue(k, dim=1).values.reshape(quantizer.shape)
 
 
 def least_squares(quantizer: Quantizer, values: Tensor) -> Tensor:
-    """The clip, to 1/1000 of max|x|, at which the squared error of `quantizer`'s home grid is least.
+    """Calibration rule: the clip of least squared error on the home grid, to 1/1000 of max|x|, for each range.
 
-    Two sweeps over fractions of max|x|: 1/100 apart, then 1/1000 apart around the best. Each channel its own. Of a
-    weight also those at which its largest value lies on a level, or half-way between two, and the least squares of the
-    best of them, which counts where it loses clearly less: of few values, or of few different ones.
+    Two sweeps try fractions of max|x|: first 1/100 apart, then 1/1000 apart around the best. For a weight a third sweep
+    tries the clips that put max|x| on a level or half-way between two, and fits the best of them by least squares. Its
+    result is taken if the error is clearly less, as happens with few values or few different ones.
     """
     top = largest(quantizer, values).clamp_min(LEAST_END)
-    unit = torch.exp2(top.log2().floor())  # errors in it have squares, whatever the scale
+    unit = torch.exp2(top.log2().floor())  # errors in this unit have squares within fp32, whatever the scale
 
     def errors(fractions: Tensor) -> list[Tensor]:
-        """Of each row of `fractions`, which has the range's shape."""
+        """Return the squared errors of each row of `fractions`; a row has the shape of the range."""
         ends = [quantizer.bounds_at(top * fraction) for fraction in fractions]
         if len(ends) == 1:
             rounded = fake_quantize(values, *ends[0], quantizer.levels)
@@ -69,44 +79,53 @@ def least_squares(quantizer: Quantizer, values: Tensor) -> Tensor:
         sides = ([end.expand(shape or end.shape) for end in side] for side in zip(*ends, strict=True))
         low, high = (torch.stack(side).view(-1, *ranges) for side in sides)
         rounded = fake_quantize(values.expand(len(ends), *values.shape), low, high, quantizer.levels)
-        return [quantizer.reduce((lost / unit).square(), torch.mean) for lost in rounded - values]
+        return [quantizer.reduce((rounding / unit).square(), torch.mean) for rounding in rounded - values]
 
     def best(fractions: Tensor) -> Tensor:
-        some = fractions.split(max(1, AT_ONCE // max(1, values.numel())))
-        found = torch.stack([error for rows in some for error in errors(rows)])
-        return fractions.gather(0, found.argmin(0, keepdim=True))[0]
+        """Return the fraction of least error for each range."""
+        chunks = fractions.split(max(1, SWEEP_VALUES // max(1, values.numel())))
+        table = torch.stack([error for rows in chunks for error in errors(rows)])
+        return fractions.gather(0, table.argmin(0, keepdim=True))[0]
 
-    spread = [-1] + [1] * top.dim()
-    coarse = best((torch.arange(1, 101, device=top.device) / 100).view(spread) * torch.ones_like(top))
-    fraction = best((coarse + torch.arange(-9, 10, device=top.device).view(spread) / 1000).clamp(0.001, 1.0))
+    column = [-1] + [1] * top.dim()
+    coarse = best((torch.arange(1, 101, device=top.device) / 100).view(column) * torch.ones_like(top))
+    fraction = best((coarse + torch.arange(-9, 10, device=top.device).view(column) / 1000).clamp(0.001, 1.0))
     if quantizer.of_weight:
-        onto = best(_onto_levels(quantizer, values).to(top).view(spread) * torch.ones_like(top))
-        for _ in range(ROUNDS):
-            rounded = fake_quantize(values, *quantizer.bounds_at(top * onto), quantizer.levels) / unit
-            fitted = quantizer.reduce(values / unit * rounded, torch.sum)
-            onto = onto * torch.where(fitted > 0, fitted / quantizer.reduce(rounded.square(), torch.sum), 1.0)
-        ((before,), (after,)) = errors(fraction[None]), errors(onto[None])
-        fraction = torch.where(after < CLEARLY * before, onto, fraction)
+        fit = best(_fractions_on_levels(quantizer, values).to(top).view(column) * torch.ones_like(top))
+        for _ in range(FIT_ROUNDS):
+            rounded = fake_quantize(values, *quantizer.bounds_at(top * fit), quantizer.levels) / unit
+            product = quantizer.reduce(values / unit * rounded, torch.sum)
+            fit = fit * torch.where(product > 0, product / quantizer.reduce(rounded.square(), torch.sum), 1.0)
+        ((sweep_error,), (fit_error,)) = errors(fraction[None]), errors(fit[None])
+        fraction = torch.where(fit_error < CLEARLY_LESS * sweep_error, fit, fraction)
     return top * fraction
 
 
-def _onto_levels(quantizer: Quantizer, values: Tensor) -> Tensor:
-    """The fractions of max|x| as clips at which max|x| lies on each level, or half-way between two, of the outer half
-    of the grid; a finer grid has the levels of a coarser one among its own, or without zero, of one of a third."""
+def _fractions_on_levels(quantizer: Quantizer, values: Tensor) -> Tensor:
+    """Return the clips, as fractions of max|x|, that put max|x| on a level, or for few values also between two levels.
+
+    Only the outer half of the grid is tried, or the outer two thirds of a grid without zero: a finer grid contains the
+    levels of the grid with twice its step, or three times its step without zero.
+    """
     low, high = (float(end) for end in quantizer.bounds_at(torch.ones(())))
     per_step = (float(quantizer.levels) - 1) / (high - low)
     last = max(-low, high) * per_step
     lowest = min(-low, high) * per_step / (3 if quantizer.leaves_zero_out() else 2)
-    spacing = 0.5 if grouped(quantizer, values).shape[1] < FEW else 1.0
+    spacing = 0.5 if grouped(quantizer, values).shape[1] < FEW_VALUES else 1.0
     return per_step / (last - torch.arange(0, last - lowest, spacing))
 
 
 def best_zero(values: Tensor, levels: int) -> int:
-    """The code of zero, 0 to `levels` - 1, at which the best of a hundred steps has the least squared error.
+    """Return the zero point, 0 to `levels` - 1, whose grid has the least squared error at the best of 100 steps.
 
-    Steps up to the one that reaches from the least value to the largest; tried are zero points at which both ends are
-    used. Of sorted values the running sums tell how many lie nearest to each level and what they add up to, n and t;
-    the squared error is sum(level^2 n - 2 level t) and what is the same for all grids. All zero: the middle.
+    The largest step spans the values from least to largest; zero points at which an end of the grid would lie beyond
+    the values are left out. Running sums of the sorted values give, for each level, the number n and the sum t of the
+    values nearest to it. The squared error is sum(level^2 n - 2 level t), plus a term that is the same for all grids.
+    All-zero values give the middle.
+
+    Args:
+        values: sample of an activation, one-dimensional.
+        levels: number of levels, 2 or more.
     """
     x = values.double().sort().values
     sums = torch.cat([x.new_zeros(1), x.cumsum(0)])
@@ -120,17 +139,14 @@ def best_zero(values: Tensor, levels: int) -> int:
         below = torch.cat([torch.zeros_like(codes[:, :1]), below, torch.full_like(codes[:, :1], len(x))], 1)
         grid = codes * step
         errors = (grid.square() * below.diff() - 2 * grid * sums[below].diff()).sum(1)
-        found = int(errors.argmin())
-        best = min(best, (float(errors[found]), zeros[found]))
+        least = int(errors.argmin())
+        best = min(best, (float(errors[least]), zeros[least]))
     return best[1]
 
 
 def grouped(quantizer: Quantizer, x: Tensor) -> Tensor:
-    """`x` as (ranges, elements of each)."""
+    """Return `x` as a matrix, (ranges of `quantizer`, elements per range)."""
     if max(quantizer.shape, default=1) == 1:
         return x.reshape(1, -1)
     channel = max(range(x.dim()), key=lambda d: quantizer.shape[d])
     return x.movedim(channel, 0).reshape(x.shape[channel], -1)
-
-
-by_name: dict[str, Callable[..., Tensor]] = {"least-squares": least_squares, "largest": largest}

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from spequant.quantizers.base import Quantizer
 from spequant.quantizers.least_squares import nearest_step
-from spequant.quantizers.ranges import FEW, grouped
+from spequant.quantizers.ranges import FEW_VALUES, grouped
 from spequant.quantizers.settings import QuantizerSettings
 
 COEFFICIENTS: dict[int, tuple[float, float]] = {
@@ -16,35 +16,47 @@ COEFFICIENTS: dict[int, tuple[float, float]] = {
     8: (7.509, -6.892),
     16: (12.68, -12.8),
 }
-"""{levels: (c1, c2)}, published by the paper or in its authors' later code. What they give for more levels nearly
-cancels (31.76 and -35.04 at 255): right for one shape of distribution alone."""
+"""{levels: (c1, c2)}, published by the paper or in its authors' later code. For more levels the published pairs nearly
+cancel each other (31.76 and -35.04 at 255 levels), and so fit only one shape of distribution."""
 
-MUCH = 1.2  # times the error
+TOLERATED_LOSS = 1.2
+"""Factor by which the root mean square error at max|w| may exceed the least one."""
 
 
 class SAWB(Quantizer):
-    """A clip that follows from the weight's first two absolute moments; nothing is trained or stored.
+    """A clip `a` that follows from the first two absolute moments of the weight; nothing is trained or stored.
 
-    Forward    a = c1 sqrt(E[w^2]) + c2 E|w|, from the very weight at hand
+    Forward    a = c1 sqrt(E[w^2]) + c2 E|w|, computed from the weight at every forward
                w_q = (2 r - 1) a,  r = round((L - 1) (clip(w / a, -1, 1) / 2 + 1/2)) / (L - 1)
-    Backward   dw_q/dw = 1 everywhere (`clip_gradient=False`, "SAWB+"), or 0 on |w| > a (`clip_gradient=True`, the
+    Backward   dw_q/dw = 1 everywhere (`clip_gradient=False`, "SAWB+"), or 0 on |w| > a (`clip_gradient=True`, as in the
                paper, which leaves 13.8 % of Gaussian weights without gradient at 2 bits); none through `a`
 
-    Levels L = 2^b to 4 bits, without zero; 2^b - 1 from 5 bits on, so that the codes fit int8. At 4 levels the paper's
-    coefficients. Ours is where the moments do not tell the clip:
+    At 1 to 4 bits the grid has L = 2^b levels, without zero; from 5 bits on L = 2^b - 1, so that the codes fit int8.
+    Where the two moments do not determine a good clip, this library uses another one:
 
-    - max|w| where `a` is no clip between 0 and max|w|, or where what it cuts off, E[(|w| - a)+^2], is more than
-      rounding up to max|w| loses on average, (max|w| / (L - 1))^2 / 3: weights all alike or far from zero;
-    - the clip of least squared error, `LeastSquares`', of ranges of fewer than `FEW` values;
-    - from 5 bits on, where `a` is a small difference of large numbers (at 8 bits it lost 1.4 times the least error on
-      5,120 Gaussian values and 28 times on uniform ones), max|w|, unless it loses `MUCH` times what that clip does: the
-      least of many nearly equal errors jumps from step to step as the weight moves, max|w| moves with it.
+    - max|w| if `a` does not lie between 0 and max|w|, or if clipping at `a` loses more, E[(|w| - a)+^2], than rounding
+      up to max|w| does on average, (max|w| / (L - 1))^2 / 3. Such weights are all alike, or far from zero.
+    - The clip of least squared error (`LeastSquares`) for ranges of fewer than `FEW_VALUES` values.
+    - From 5 bits on, max|w|, because `a` is a small difference of large numbers (at 8 bits its error was 1.4 times the
+      least one on 5,120 Gaussian values, and 28 times on uniform ones). If max|w| loses `TOLERATED_LOSS` times the
+      least error, the clip of least error. That one is not always used because it jumps from step to step as the weight
+      moves, the errors being nearly equal; max|w| moves with the weight.
+
+    Args:
+        bits, signed, shape, of_weight: as in `Quantizer`; the grid is always signed.
+        clip_gradient: whether weights beyond the clip get no gradient.
+
+    Raises:
+        ValueError: `signed` is False.
+
+    References:
+        Choi et al. 2018, arXiv 1807.06964.
     """
 
     stored = False
     weights_only = True
     vanishes = True
-    fits_few = False  # as LeastSquares' then
+    fits_few = False  # two moments of a few values say little
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(QuantizerSettings):
@@ -77,7 +89,7 @@ class SAWB(Quantizer):
         with torch.no_grad():
             w = x.float()
             rows, half = grouped(self, w), (levels - 1) / 2
-            many = rows.shape[1] >= FEW
+            many = rows.shape[1] >= FEW_VALUES
             if many and levels in COEFFICIENTS:
                 clip = self._published(w, levels)
             else:
@@ -86,18 +98,19 @@ class SAWB(Quantizer):
             return -clip, clip
 
     def _steady(self, w: Tensor, nearest: Tensor, half: float) -> Tensor:
-        """max|w| unless `nearest`, whose choice may jump from step to step, loses clearly less."""
+        """Return max|w|, or `nearest`, the clip of least error, where that loses clearly less."""
         top = self.reduce(w.abs(), torch.amax)
         unit = torch.where(top > 0, top, 1.0)
 
-        def lost(clip: Tensor) -> Tensor:
+        def error(clip: Tensor) -> Tensor:
             step = torch.where(clip > 0, clip, unit) / half
             rounded = torch.round(w / step).clamp(-half, half) * step
             return self.reduce(((rounded - w) / unit).square(), torch.mean)
 
-        return torch.where(lost(top) <= MUCH**2 * lost(nearest), top, nearest)
+        return torch.where(error(top) <= TOLERATED_LOSS**2 * error(nearest), top, nearest)
 
     def _published(self, w: Tensor, levels: int) -> Tensor:
+        """Return the clip of the paper's formula, or max|w| where the formula does not fit."""
         c1, c2 = COEFFICIENTS[levels]
         size = w.abs()
         clip = c1 * self.reduce(w.square(), torch.mean).sqrt() + c2 * self.reduce(size, torch.mean)

@@ -22,7 +22,7 @@ from spequant.deploy.engines import ENGINES, versions
 from spequant.deploy.mixed import float_graph
 from spequant.deploy.processor import instruction_sets
 from spequant.extras import needs
-from spequant.models.named import OWN
+from spequant.models.named import BUILDERS
 from spequant.preparation.placement import prepare, unprepare
 from spequant.quantizers import PACT, SAWB
 
@@ -164,8 +164,8 @@ def _at_widths(settings: Infer, source: Source, form: Callable[[nn.Module], Made
 
 
 def _random(settings: Infer) -> Subject:
-    if settings.network not in OWN:
-        raise ValueError(f"network is {settings.network!r}; expected one of {', '.join(OWN)}")
+    if settings.network not in BUILDERS:
+        raise ValueError(f"network is {settings.network!r}; expected one of {', '.join(BUILDERS)}")
     network = getattr(models, settings.network)()
     x = torch.randn(settings.batch, 3, settings.image, settings.image)
     try:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from spequant import models
 from spequant.app.recipes.images import channels_last
 from spequant.methods.tasks import Classification
-from spequant.models.named import OWN
+from spequant.models.named import BUILDERS
 
 BERT = "bert6"
-NETWORKS = (*OWN, BERT)
+NETWORKS = (*BUILDERS, BERT)
 CLASSES = 10
 LENGTH = 128  # tokens
 

@@ -125,7 +125,7 @@ def about_run(recipe: Recipe, test: TestSet, model: nn.Module) -> dict[str, Any]
         own = {"classes": test.classes, "shape": list(test.images.shape[1:])}
     else:
         network = replace(network, name=_without_folders(network.name))
-        own = {"network": models.configuration_told(model)}
+        own = {"network": models.configuration_dict(model)}
     told = without_paths(replace(recipe, network=network))
     return {"recipe": json.loads(to_json(told)), **own}
 

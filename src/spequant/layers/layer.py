@@ -1,0 +1,140 @@
+"""A float layer on quantized weight and input."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from spequant.layers.sealed_weight import SealedWeight, refuse_weight
+from spequant.layers.wrapper import Wrapper
+from spequant.quantizers.base import Quantizer
+
+
+class QuantizedLayer(Wrapper):
+    """A float layer that computes with its weight and its input quantized.
+
+    Args:
+        layer: of `QUANTIZABLE` or `EMBEDDINGS`, or a subclass with its own forward. A subclass that does not compute
+            with its weight as it is, but for example with a standardised one, needs two methods, so that the weight
+            that is quantized is the one that it computes with: `effective_weight()` and `run_with(input, weight)`.
+        weight_quantizer: None leaves the weight float.
+        act_quantizer: quantizer of the input; None leaves the input float.
+
+    Raises:
+        RuntimeError: in forward, if the weight is no longer a plain parameter of `layer`, or a hook writes it.
+    """
+
+    INNER = "layer"
+    ACTS = ("act_quantizer",)
+
+    def __init__(self, layer: nn.Module, weight_quantizer: Quantizer | None, act_quantizer: Quantizer | None):
+        super().__init__()
+        self.layer = layer
+        self.weight_quantizer = weight_quantizer
+        self.act_quantizer = act_quantizer
+
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.act_quantizer is not None:
+            input = self.act_quantizer(input)
+        if self.weight_quantizer is None:
+            return self.layer(input, *args, **kwargs)
+        _check_weight(self.layer, self.weight_quantizer.name)
+        return run_with(self.layer, self.weight_quantizer(self.float_weight), input, *args, **kwargs)
+
+    @property
+    def float_weight(self) -> Tensor:
+        """The float weight that is quantized: `effective_weight(layer)`."""
+        return effective_weight(self.layer)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the weight as a `SealedWeight`, and other attributes as `Wrapper` does."""
+        if name == "weight":
+            layer: Any = self.layer
+            return SealedWeight(layer.weight, self._name())
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            self._set_weight(value)
+        else:
+            super().__setattr__(name, value)
+
+    def _set_weight(self, value: Any) -> None:
+        layer: Any = self.layer
+        if isinstance(value, SealedWeight):
+            if value._weight is not layer.weight:
+                raise ValueError(
+                    f"{self._name()}: its weight was set to that of {value._layer_name}, which has another quantizer; "
+                    "tie the weights in the float model, then prepare: layers with one weight share its quantizer"
+                )
+        elif not isinstance(value, nn.Parameter) or value.shape != layer.weight.shape:
+            refuse_weight(self._name(), layer.weight, value)
+        else:
+            layer.weight = value
+
+    def _name(self) -> str:
+        quantizer = self.weight_quantizer or self.act_quantizer
+        return quantizer.name if quantizer is not None else "this layer"
+
+
+def run_with(layer: nn.Module, weight: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Return `layer(input, *args, **kwargs)` computed with `weight` in place of the layer's own weight.
+
+    The layer is only read, so that several threads may run it at once. Its hooks run, unless the layer has its own
+    `run_with`; they see a module that shares everything with the layer except the weight.
+
+    Args:
+        layer: a float layer.
+        weight: of the shape of the layer's weight.
+        input, args, kwargs: arguments of the layer's forward.
+
+    Raises:
+        RuntimeError: a hook writes the weight.
+    """
+    if hasattr(layer, "run_with"):
+        return layer.run_with(input, weight)  # type: ignore[operator]
+    if torch.compiler.is_compiling():  # there the parameter is only swapped in the graph
+        return functional_call(layer, {"weight": weight}, (input, *args), kwargs)
+    twin = _with_weight(layer, weight)
+    version = None if weight.is_inference() else weight._version
+    output = twin(input, *args, **kwargs)
+    same = twin._parameters.get("weight") is weight and "weight" not in vars(twin)
+    if not same or (version is not None and weight._version != version):
+        raise RuntimeError(
+            f"a hook of {layer!r} writes its weight as it runs, past the quantizer; remove the hook, or leave the "
+            "layer float: prepare(..., skip=[...])"
+        )
+    return output
+
+
+def effective_weight(layer: nn.Module) -> Tensor:
+    """Return the weight that `layer` computes with: the result of its method `effective_weight`, or its weight."""
+    module: Any = layer
+    return module.effective_weight() if hasattr(layer, "effective_weight") else module.weight
+
+
+def _with_weight(layer: nn.Module, weight: Tensor) -> nn.Module:
+    """Return a module that shares everything with `layer` except its weight, which is `weight`."""
+    twin = object.__new__(type(layer))
+    vars(twin).update(vars(layer))
+    vars(twin).pop("weight", None)  # a replica of DataParallel keeps its weight there
+    vars(twin)["_parameters"] = {**layer._parameters, "weight": weight}
+    return twin
+
+
+def _check_weight(layer: nn.Module, name: str) -> None:
+    """Raise a RuntimeError if `layer` now computes its weight before each forward, which would bypass the quantizer."""
+    # Replicas of DataParallel keep their weights in _former_parameters.
+    if "weight" not in layer._parameters and "weight" not in vars(layer).get("_former_parameters", ()):
+        raise RuntimeError(
+            f"{name}: its weight is computed from other tensors since prepare (pruning, weight or spectral norm, a "
+            f"parametrization, an adapter such as LoRA: the layer is now a {type(layer).__name__}), which would bypass "
+            "its quantizer; make it a plain parameter again (prune.remove, remove_parametrizations, merge_and_unload), "
+            "or change the float model and prepare that"
+        )
+    if any(kind.__name__ == "FSDPModule" for kind in type(layer).__mro__):
+        raise RuntimeError(
+            f"{name}: fully_shard was called on the float layer inside the quantized one, whose weight is whole only "
+            "after the quantizer has read it; call it on the quantized layer, on blocks of them, or on the whole model"
+        )
