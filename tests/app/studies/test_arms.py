@@ -178,7 +178,7 @@ def test_a_page_names_the_runs_that_its_own_start_from(tmp_path, monkeypatch):
 
 
 def test_rows_have_means_deviations_and_paired_differences(tmp_path):
-    """Against figures worked out by hand: two seeds, t = 12.706."""
+    """Against figures worked out by hand: two seeds, t = 12.706205."""
     folder = written(tmp_path / "run", RECIPES["digits-w2a2-speq"]())
 
     def found(*accuracies):
@@ -191,7 +191,7 @@ def test_rows_have_means_deviations_and_paired_differences(tmp_path):
     assert (first["test accuracy"], first["seeds"], first["paper"], first["seconds a run"]) == (71.0, 2, 71.0, 2.5)
     assert first["deviation"] == pytest.approx(2**0.5) and first["minus Retrain"] is None
     assert (first["minus SPEQ"], second["minus Retrain"], second["minus SPEQ"]) == (-2.5, 2.5, None)
-    half = 12.706 * 1.5  # differences of 1 and 4: deviation 3 / sqrt 2, over sqrt 2
+    half = 12.706205 * 1.5  # differences of 1 and 4: deviation 3 / sqrt 2, over sqrt 2
     assert second["+- (95 %)"] == pytest.approx(half) == pytest.approx(first["+- to SPEQ"])
     columns = over_seeds("x", {0: 1.0, 1: 3.0}, {"it": {0: 0.0, 1: -1.0}})
     assert columns == {

@@ -130,7 +130,7 @@ def folders(monkeypatch) -> None:
     monkeypatch.setattr(Workshop, "finished", finished)
 
 
-HALF = 12.706 * 2.5
+HALF = 12.706205 * 2.5
 """of the 95 % interval of two differences that are 5 apart"""
 
 
@@ -247,8 +247,9 @@ def test_bad_settings_are_named(name, settings, named, expected, tmp_path):
     assert not (tmp_path / "study").exists()  # nothing was trained before
 
 
-def test_a_study_that_cannot_draw_trains_nothing(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+@pytest.mark.parametrize("package", ["matplotlib.figure", "jinja2", "scipy.special"])
+def test_a_study_that_cannot_write_its_page_trains_nothing(package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setitem(STUDIES, "table2", lambda shop: pytest.fail("it began"))
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'spequant\[report\]'"):
         run_study("table2", Study(out=tmp_path / "study"))

@@ -13,10 +13,7 @@ from tyro.conf import Positional
 from spequant.app.recipes import Recipe
 from spequant.app.recipes.folder import RECIPE, figures, main_figure, read_result
 from spequant.app.recipes.schema import differences, from_json
-
-# Student's t, 97.5 %, by degrees of freedom; past the table its expansion (Abramowitz and Stegun 26.7.5).
-T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-
+from spequant.extras import needs
 
 OF_A_SEED = ("train.seed ", "network.weights ", "method.teacher ")
 """fields in which the runs of an arm may differ"""
@@ -38,14 +35,21 @@ def deviation(values: Sequence[float]) -> float:
     return stdev(values) if len(values) > 1 else math.nan
 
 
+def students_t() -> Any:
+    """The function of (degrees of freedom, probability) that gives the quantile of Student's t distribution.
+
+    Long work whose results are compared asks for it before it begins.
+    """
+    return needs("scipy.special", "report").stdtrit
+
+
 def paired(a: Mapping[int, float], b: Mapping[int, float]) -> tuple[float, float, int]:
     """(mean of b - a over the seeds of both, half width of its 95 % interval by Student's t, number of pairs)."""
     differences = [b[seed] - a[seed] for seed in sorted(set(a) & set(b))]
     n = len(differences)
     if n < 2:
         return (differences[0] if n else math.nan), math.nan, n
-    t = T975[n - 2] if n - 2 < len(T975) else 1.96 + 2.372 / (n - 1) + 2.82 / (n - 1) ** 2
-    return mean(differences), t * stdev(differences) / math.sqrt(n), n
+    return mean(differences), float(students_t()(n - 1, 0.975)) * stdev(differences) / math.sqrt(n), n
 
 
 def difference(a: Mapping[int, float], b: Mapping[int, float]) -> str:

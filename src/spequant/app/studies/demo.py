@@ -10,9 +10,10 @@ from rich.table import Table
 
 from spequant.app.recipes import RECIPES, run
 from spequant.app.recipes.build import with_seed
-from spequant.app.studies.compare import deviation, difference
+from spequant.app.studies.compare import deviation, difference, students_t
 from spequant.app.studies.pictures import draw_curves
 from spequant.app.terminal import Terminal, print_table
+from spequant.extras import needs
 from spequant.files import make_folder, remove
 
 MARK = ".demo"
@@ -35,6 +36,9 @@ def run_demo(settings: Demo) -> None:
     """Train, print one table, write curves, metrics and networks below `settings.out`."""
     if settings.seeds < 1:
         raise ValueError(f"seeds is {settings.seeds}; expected 1 or more")
+    needs("matplotlib.figure", "report")  # of the curves at the very end
+    if settings.seeds > 1:
+        students_t()
     if settings.out.exists() and not (settings.out / MARK).exists() and any(settings.out.iterdir()):
         raise ValueError(
             f"out is {settings.out}, which holds something and was not made by a demo; name an empty or new folder"

@@ -232,7 +232,8 @@ def run_study(name: str, settings: Study) -> Path:
         if value != default:
             raise ValueError(f"{field} is {value!r}, which has no effect on {name}; expected {default!r}")
     shop = Workshop(name, settings)
-    needs("matplotlib.figure", "report")  # which draws at the very end
+    for package in ("matplotlib.figure", "jinja2", "scipy.special"):
+        needs(package, "report")  # at the very end
     report = STUDIES[name](shop)
     facts = {"command": study_command(name, settings), "written": time.strftime("%Y-%m-%d %H:%M:%S %z")}
     write_report(replace(report, facts={**facts, **report.facts}), shop.folder, name)

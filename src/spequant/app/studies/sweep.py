@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spequant.app.studies.compare import Compare, report
+from spequant.app.studies.compare import Compare, report, students_t
 from spequant.app.studies.side_by_side import Job, all_finished, side_by_side
 from spequant.app.terminal import print_table
 
@@ -37,6 +37,8 @@ def run_sweep(jobs: Sequence[Job], at_once: int) -> None:
         raise ValueError(
             f"two runs would be in {', '.join(twice)}; give seeds and recipes once, and no --name to several"
         )
+    if len(jobs) > len({job.recipe for job in jobs}) > 1:
+        students_t()  # of the differences at the very end
     codes = side_by_side(jobs, at_once)
     arms = [job.recipe for job in jobs]  # the first recipe is what the others are compared with, if it finished at all
     done = [job for job, code in zip(jobs, codes, strict=True) if code == 0]
