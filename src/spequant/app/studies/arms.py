@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -42,6 +42,43 @@ class Arm:
     note: str = ""
     changes: tuple[str, ...] = ()
     more: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An arm with its runs.
+
+    Args:
+        arm: what was trained.
+        runs: {seed: (result, folder)}; the result is empty where the run diverged.
+    """
+
+    arm: Arm
+    runs: dict[int, tuple[dict[str, Any], Path]]
+
+    @property
+    def results(self) -> dict[int, dict[str, Any]]:
+        """{seed: result} of the runs that did not diverge."""
+        return {seed: result for seed, (result, _) in self.runs.items() if result}
+
+    @property
+    def folders(self) -> dict[int, Path]:
+        """{seed: folder} of all runs."""
+        return {seed: folder for seed, (_, folder) in self.runs.items()}
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the first run."""
+        return next(iter(self.folders.values()))
+
+    @property
+    def command(self) -> str:
+        """The `spequant train` of the first run, into the folder where it is."""
+        return command_of(self.arm.base, with_seed(self.arm.recipe, next(iter(self.runs))), self.folder)
+
+    def figures(self, name: str) -> dict[int, float]:
+        """{seed: figure} of the results that have a figure of that name."""
+        return {seed: float(result[name]) for seed, result in self.results.items() if name in result}
 
 
 def chosen(arms: Sequence[Arm], patterns: Sequence[str]) -> list[Arm]:
@@ -126,11 +163,6 @@ def command_of(base: str, recipe: Recipe, out: Path | None = None) -> str:
     return shlex.join(words if out is None else [*words, "--out", str(out)])
 
 
-def row_command(arm: Arm, seed: int, folder: Path) -> str:
-    """The `spequant train` of `arm` with `seed`, into the folder where it is."""
-    return command_of(arm.base, with_seed(arm.recipe, seed), folder)
-
-
 def options(values: Mapping[str, Any], defaults: Mapping[str, Any], part: str = "") -> list[str]:
     """The words of a command line that set `values` where they are not `defaults`."""
     words = []
@@ -145,65 +177,65 @@ def options(values: Mapping[str, Any], defaults: Mapping[str, Any], part: str = 
     return words
 
 
-def train_arms(
-    arms: Sequence[Arm], seeds: Sequence[int], runs: Path, at_once: int = 1
-) -> list[dict[int, tuple[dict[str, Any], Path]]]:
-    """{seed: (result, folder)} of each arm, the result empty where the run diverged. All arms of a seed before the next
-    one, so that what is there is paired."""
+def train_arms(arms: Sequence[Arm], seeds: Sequence[int], runs: Path, at_once: int = 1) -> list[Trained]:
+    """Train each arm with each seed, in folders below `runs`, `at_once` runs at the same time.
+
+    All arms of a seed come before the next seed, so that an interrupted study has pairs.
+    """
     if at_once > 1:
         train_at_once([with_seed(arm.recipe, seed) for seed in seeds for arm in arms], runs, at_once)
-    done: list[dict[int, tuple[dict[str, Any], Path]]] = [{} for _ in arms]
+    trained = [Trained(arm, {}) for arm in arms]
     for seed in seeds:
-        for arm, found in zip(arms, done, strict=True):
-            recipe = with_seed(arm.recipe, seed)
+        for arm in trained:
+            recipe = with_seed(arm.arm.recipe, seed)
             try:
-                found[seed] = carry_out(recipe, runs)
+                arm.runs[seed] = carry_out(recipe, runs)
             except FloatingPointError:
-                found[seed] = {}, folder_of(recipe, runs)
-    return done
+                arm.runs[seed] = {}, folder_of(recipe, runs)
+    return trained
 
 
-def arms_report(
-    title: str,
-    about: str,
-    arms: Sequence[Arm],
-    done: Sequence[Mapping[int, tuple[dict[str, Any], Path]]],
-    against: Sequence[str] = (),
-) -> Report:
-    """A row an arm: mean, deviation and paired difference to its group's first arm, Retrain, and to those that
-    `against` labels. FloatingPointError: every run diverged."""
-    results = [{seed: result for seed, (result, _) in found.items() if result} for found in done]
-    names = [name for found in results for result in found.values() for name in result]
-    if not names:
-        raise FloatingPointError(f"every run of {title!r} diverged: {reason(next(iter(done[0].values()))[1])}")
-    figure = main_figure(name for name in names if name.startswith("test_"))
-    apart = figure.replace("test_", "held_out_")
-    values = [{seed: float(result[figure]) for seed, result in found.items()} for found in results]
+def arms_report(title: str, about: str, arms: Sequence[Trained], against: Sequence[str] = ()) -> Report:
+    """A report with one row per arm: mean, deviation, and paired differences.
+
+    Args:
+        title: of the report.
+        about: of the report.
+        arms: with their runs.
+        against: labels of arms; the rows have differences to these, too, besides those to their group's first arm.
+
+    Raises:
+        FloatingPointError: every run diverged.
+    """
+    columns = [name for arm in arms for result in arm.results.values() for name in result]
+    if not columns:
+        raise FloatingPointError(f"every run of {title!r} diverged: {reason(arms[0].folder)}")
+    figure = main_figure(name for name in columns if name.startswith("test_"))
     rows: list[Row] = []
-    for arm, found, own, ran in zip(arms, results, values, done, strict=True):
-        numbers = list(own.values())
-        held = [result[apart] for result in found.values() if apart in result]
-        lost = [str(seed) for seed, (result, _) in ran.items() if not result]
-        notes = [arm.note] * bool(arm.note) + [f"diverged: seed {', '.join(lost)}"] * bool(lost)
+    for trained in arms:
+        arm, values = trained.arm, list(trained.figures(figure).values())
+        held_out = list(trained.figures(figure.replace("test_", "held_out_")).values())
+        diverged = [str(seed) for seed in trained.runs if seed not in trained.results]
+        notes = [arm.note] * bool(arm.note) + [f"diverged: seed {', '.join(diverged)}"] * bool(diverged)
         rows.append(
             {
                 "group": arm.group,
                 "arm": arm.label,
                 "epochs": arm.recipe.train.epochs,
-                figure.replace("_", " "): _mean(numbers),
-                "deviation": deviation(numbers),
-                "seeds": len(numbers),
-                **_differences(arm, own, arms, values, against),
-                "held out": mean(held) if held else None,
+                figure.replace("_", " "): _mean(values),
+                "deviation": deviation(values),
+                "seeds": len(values),
+                **_differences(trained, arms, figure, against),
+                "held out": mean(held_out) if held_out else None,
                 **arm.more,
                 "paper": arm.paper,
-                "seconds a run": _mean([float(result["seconds"]) for result in found.values()]),
+                "seconds a run": _mean(list(trained.figures("seconds").values())),
                 "note": "; ".join(notes),
-                "command": row_command(arm, *next((seed, folder) for seed, (_, folder) in ran.items())),
+                "command": trained.command,
             }
         )
     rows = same_columns(rows)
-    return Report(title, about, rows, lambda figure: _draw(figure, rows), facts_of(folders_of(done)))
+    return Report(title, about, rows, lambda figure: _draw(figure, rows), facts_of(folders_of(arms)))
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -211,19 +243,15 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _differences(
-    arm: Arm,
-    own: Mapping[int, float],
-    arms: Sequence[Arm],
-    values: Sequence[Mapping[int, float]],
-    against: Sequence[str],
+    trained: Trained, arms: Sequence[Trained], figure: str, against: Sequence[str]
 ) -> dict[str, float | None]:
-    """Columns of `arm`'s paired differences to its group's first one, and to those that `against` labels."""
-    group = {a.label: found for a, found in zip(arms, values, strict=True) if a.group == arm.group}
+    """Columns of the paired differences of an arm to its group's first one, and to those that `against` labels."""
+    group = {a.arm.label: a.figures(figure) for a in arms if a.arm.group == trained.arm.group}
     columns: dict[str, float | None] = {}
     for label in (next(iter(group)), *against):
-        gap, half, _ = paired(group[label], own)
-        title = "+- (95 %)" if not columns else f"+- to {label}"
-        columns |= {f"minus {label}": None, title: None} if arm.label == label else {f"minus {label}": gap, title: half}
+        gap, half, _ = paired(group[label], trained.figures(figure))
+        title, itself = f"+- to {label}" if columns else "+- (95 %)", trained.arm.label == label
+        columns |= {f"minus {label}": None if itself else gap, title: None if itself else half}
     return columns
 
 
@@ -246,9 +274,9 @@ def over_seeds(title: str, own: Mapping[int, float], against: Mapping[str, Mappi
     return columns
 
 
-def folders_of(done: Sequence[Mapping[int, tuple[dict[str, Any], Path]]]) -> list[Path]:
-    """Of all runs of arms, {seed: (result, folder)} each."""
-    return [folder for found in done for _, folder in found.values()]
+def folders_of(arms: Iterable[Trained]) -> list[Path]:
+    """The folders of all runs of `arms`."""
+    return [folder for arm in arms for folder in arm.folders.values()]
 
 
 def facts_of(folders: Sequence[Path]) -> dict[str, Any]:

@@ -185,7 +185,7 @@ def beyond(shop: Workshop) -> Report:
             "of what follows; its seconds are the last part's."
         )
     done = shop.train(arms)
-    report = arms_report("Beyond the paper's settings", text, arms, done, [f"{name}, best" for name in SEARCHES])
+    report = arms_report("Beyond the paper's settings", text, done, [f"{name}, best" for name in SEARCHES])
     facts = facts_of([*folders_of(done), *_folders(base, tried, shop)])
     return replace(report, facts=facts, more={"trials": table})
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from spequant.app.recipes.check import check
 from spequant.app.recipes.folder import RECIPE
 from spequant.app.recipes.schema import Data, from_json
 from spequant.app.recipes.variants import FLOAT, RETRAIN
-from spequant.app.studies.arms import Arm, carry_out, reason, row_command, train_arms, train_at_once
+from spequant.app.studies.arms import Arm, Trained, carry_out, reason, train_arms, train_at_once
 from spequant.app.studies.tables import CIFAR, RESNET20, Change, Family, arm
 from spequant.app.studies.tiny import tiny, write_images
 from spequant.app.studies.widths import WIDTHS
@@ -98,8 +98,8 @@ class Workshop:
         data = recipe.data if root is None else replace(recipe.data, root=root)
         return replace(recipe, data=data, train=replace(recipe.train, device=self.settings.device)), model
 
-    def train(self, arms: Sequence[Arm], seeds: Sequence[int] = ()) -> list[dict[int, tuple[dict[str, Any], Path]]]:
-        """{seed: (result, folder)} of each arm; seeds: all of the settings' where none is given."""
+    def train(self, arms: Sequence[Arm], seeds: Sequence[int] = ()) -> list[Trained]:
+        """Each arm with its runs, one per seed; no `seeds`: all of the settings."""
         return train_arms(arms, seeds or self.seeds, self.runs, self.settings.at_once)
 
     def ahead(self, recipes: Sequence[Recipe]) -> None:
@@ -228,34 +228,26 @@ def _apart(weights: Path, data: Data) -> bool:
     return theirs.images <= data.images
 
 
-@dataclass(frozen=True)
-class Trained:
-    """One arm's finished runs. base: the catalogue's recipe. results, folders: by seed. command: of the first."""
-
-    base: str
-    recipe: Recipe
-    results: dict[int, dict[str, Any]]
-    folders: dict[int, Path]
-    command: str
-
-
 def low_bits(shop: Workshop, changes: Mapping[str, Change], seeds: Sequence[int] = ()) -> dict[str, Trained]:
-    """{label: runs} of the study's one network with each of `changes`; seeds: all of the settings' where none is given.
-    FloatingPointError: all of one label's diverged."""
+    """Train the study's one network with each of `changes`.
+
+    Args:
+        shop: where.
+        changes: of the recipe, by label.
+        seeds: of the runs; none: all of the settings.
+
+    Returns:
+        {label: its runs that did not diverge}.
+
+    Raises:
+        FloatingPointError: all runs of a label diverged.
+    """
     family, shared = shop.family(), once(shop.shared())
     arms = [arm(family, label, change, shared) for label, change in changes.items()]
-    found = {}
-    for made, done in zip(arms, shop.train(arms, seeds), strict=True):
-        ended = {seed: run for seed, run in done.items() if run[0]}
-        if not ended:
-            folder = next(iter(done.values()))[1]
-            raise FloatingPointError(f"{made.label} diverged, so that there is nothing to measure: {reason(folder)}")
-        results, folders = {s: result for s, (result, _) in ended.items()}, {s: f for s, (_, f) in ended.items()}
-        command = row_command(made, *next(iter(folders.items())))
-        found[made.label] = Trained(made.base, made.recipe, results, folders, command)
-    return found
-
-
-def folders_in(networks: Mapping[str, Trained]) -> list[Path]:
-    """Of all their runs."""
-    return [folder for network in networks.values() for folder in network.folders.values()]
+    networks = {}
+    for trained in shop.train(arms, seeds):
+        label = trained.arm.label
+        if not trained.results:
+            raise FloatingPointError(f"{label} diverged, so that there is nothing to measure: {reason(trained.folder)}")
+        networks[label] = replace(trained, runs={seed: trained.runs[seed] for seed in trained.results})
+    return networks
