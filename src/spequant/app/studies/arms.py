@@ -1,4 +1,4 @@
-"""The arms of a study: recipes on equal terms, trained with several seeds, each run once, and what came of them."""
+"""The arms of a study: recipes on equal terms, trained with several seeds, each run once, and the table of results."""
 
 import dataclasses
 import hashlib
@@ -24,15 +24,24 @@ from spequant.app.terminal import Terminal
 
 RETRAIN = "Retrain"
 WEIGHTS = (("network", "weights"), ("method", "teacher"))
-"""Fields of a recipe that name weights to start from, or to learn from."""
+"""fields of a recipe that name weights to start from, or to learn from"""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """group: of arms that are compared with each other, e.g. a network. base: the recipe of the catalogue that `recipe`
-    is made of. paper: the published figure, or None. note: what a reader has to know of this row. changes: fields
-    beside the method's that it may have otherwise than its group's first arm, all of a part's where one ends in a
-    point. more: columns of its own."""
+    """One row of a study: a recipe that is compared with others.
+
+    Args:
+        group: arms of one group, e.g. of one network, are compared with each other.
+        label: the arm's name in its group.
+        base: name of the catalogue's recipe that `recipe` is made from.
+        recipe: what is trained.
+        paper: the published figure, or None.
+        note: what a reader has to know about this row.
+        changes: fields, in addition to the method's, that may differ from the group's first arm; "quant." stands for
+            all fields of that part.
+        more: further columns of the row.
+    """
 
     group: str
     label: str
@@ -82,7 +91,11 @@ class Trained:
 
 
 def chosen(arms: Sequence[Arm], patterns: Sequence[str]) -> list[Arm]:
-    """Those whose "GROUP/LABEL" matches one of `patterns`; none given: all. ValueError: a pattern without a match."""
+    """The arms whose "GROUP/LABEL" matches one of `patterns`; all where there are no patterns.
+
+    Raises:
+        ValueError: a pattern matches no arm.
+    """
     for pattern in patterns:
         if not any(fnmatchcase(f"{a.group}/{a.label}", pattern) for a in arms):
             names = ", ".join(f"{a.group}/{a.label}" for a in arms)
@@ -91,35 +104,44 @@ def chosen(arms: Sequence[Arm], patterns: Sequence[str]) -> list[Arm]:
 
 
 def digest(recipe: Recipe, runs: Path) -> str:
-    """Of all fields that say what is trained: runs of one digest are one run. Weights of a run below `runs`, and images
-    beside them, count by their name, so that the folder of a study may be moved, or its path be written otherwise."""
+    """A hash of all fields that determine what is trained: recipes with one digest have one run.
+
+    Weights of a run below `runs`, and images next to that folder, count by their name. So the folder of a study may be
+    moved, or its path be written in another way.
+    """
     content = json.loads(to_json(replace(recipe, name="")))
     for name in ELSEWHERE:
         part, field = name.split(".")
         del content[part][field]
     for part, field in WEIGHTS:
         content[part][field] = _place(content[part][field], runs)
-    if recipe.data.name == FOLDER:  # whose root is the data set; of others it says where the set lies
+    if recipe.data.name == FOLDER:  # its root is the data set; the root of other sets is only the place
         content["data"]["root"] = _place(recipe.data.root or os.environ.get("SPEQUANT_DATA"), runs.parent)
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=5).hexdigest()
 
 
 def _place(path: str | Path | None, folder: Path) -> str | None:
-    """The name of what lies in `folder`, the whole path of what does not."""
+    """The name of a path in `folder`, the full path elsewhere."""
     if path is None:
         return None
-    whole = Path(path).resolve()
-    return whole.name if whole.parent == folder.resolve() else str(whole)
+    resolved = Path(path).resolve()
+    return resolved.name if resolved.parent == folder.resolve() else str(resolved)
 
 
 def folder_of(recipe: Recipe, runs: Path) -> Path:
-    """Where below `runs` the run of `recipe` is: equal recipes have one folder."""
+    """The folder of the run of `recipe`, below `runs`: equal recipes have one folder."""
     return runs / f"{recipe.name}-{digest(recipe, runs)}"
 
 
 def carry_out(recipe: Recipe, runs: Path) -> tuple[dict[str, Any], Path]:
-    """(result, folder) of `recipe` below `runs`: trained, gone on with, or read where it is finished.
-    FloatingPointError: it diverges, or has done so before."""
+    """Train `recipe` in its folder below `runs`; go on with an interrupted run; only read a finished one.
+
+    Returns:
+        (result, folder).
+
+    Raises:
+        FloatingPointError: the run diverges, or has diverged before.
+    """
     folder = folder_of(recipe, runs)
     if (folder / RESULT).exists():
         return read_result(folder), folder
@@ -135,8 +157,13 @@ def reason(folder: Path) -> str:
 
 
 def train_at_once(recipes: Sequence[Recipe], runs: Path, at_once: int) -> None:
-    """Those that are not finished, so many at a time, in processes of their own; equal ones once. `carry_out` finds
-    them done, or diverged. ChildProcessError: some did neither; the others did."""
+    """Train the recipes that are not finished, `at_once` at the same time, each in its own process; equal ones once.
+
+    `carry_out` then finds their results.
+
+    Raises:
+        ChildProcessError: some neither finished nor diverged; the others did.
+    """
     jobs = {}
     for recipe in recipes:
         folder = folder_of(recipe, runs)
@@ -153,8 +180,13 @@ def _ended(folder: Path) -> bool:
 
 
 def command_of(base: str, recipe: Recipe, out: Path | None = None) -> str:
-    """The `spequant train` that carries out `recipe`, by the fields in which it differs from `base`. out: where to;
-    None: where `train` puts it."""
+    """The `spequant train` that carries out `recipe`, by the fields in which it differs from the recipe `base`.
+
+    Args:
+        base: name of a recipe of the catalogue.
+        recipe: what is trained.
+        out: the run's folder; None: where `train` puts it.
+    """
     words = ["spequant", "train", base]
     start = dataclasses.asdict(RECIPES[base]())
     for part, fields in dataclasses.asdict(recipe).items():
@@ -186,12 +218,12 @@ def train_arms(arms: Sequence[Arm], seeds: Sequence[int], runs: Path, at_once: i
         train_at_once([with_seed(arm.recipe, seed) for seed in seeds for arm in arms], runs, at_once)
     trained = [Trained(arm, {}) for arm in arms]
     for seed in seeds:
-        for arm in trained:
-            recipe = with_seed(arm.arm.recipe, seed)
+        for t in trained:
+            recipe = with_seed(t.arm.recipe, seed)
             try:
-                arm.runs[seed] = carry_out(recipe, runs)
+                t.runs[seed] = carry_out(recipe, runs)
             except FloatingPointError:
-                arm.runs[seed] = {}, folder_of(recipe, runs)
+                t.runs[seed] = {}, folder_of(recipe, runs)
     return trained
 
 
@@ -256,20 +288,28 @@ def _differences(
 
 
 def same_columns(rows: Sequence[Row]) -> list[Row]:
-    """Every row with the columns of all, in the order of their first appearance."""
+    """`rows` with the columns of all, in the order of their first appearance; None where a row has no value."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return [{name: row.get(name) for name in columns} for row in rows]
 
 
-def over_seeds(title: str, own: Mapping[int, float], against: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
-    """Columns: the mean of a figure {seed: value}, its deviation, and its paired differences to others by name, with
-    their 95 % intervals where there are several seeds."""
-    columns = {title: mean(own.values())}
-    spread = len(own) > 1
+def over_seeds(title: str, values: Mapping[int, float], against: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
+    """Columns of a figure: its mean, its deviation, and its paired differences to others.
+
+    Args:
+        title: of the figure.
+        values: {seed: value} of the figure.
+        against: the same of others, by name.
+
+    Returns:
+        {column: value}; with deviation and 95 % intervals where there are several seeds.
+    """
+    columns = {title: mean(values.values())}
+    spread = len(values) > 1
     if spread:
-        columns[f"{title}, deviation"] = deviation(list(own.values()))
+        columns[f"{title}, deviation"] = deviation(list(values.values()))
     for name, other in against.items():
-        gap, half, _ = paired(other, own)
+        gap, half, _ = paired(other, values)
         columns |= {f"{title}, minus {name}": gap} | ({f"{title}, +- to {name} (95 %)": half} if spread else {})
     return columns
 
@@ -280,8 +320,7 @@ def folders_of(arms: Iterable[Trained]) -> list[Path]:
 
 
 def facts_of(folders: Sequence[Path]) -> dict[str, Any]:
-    """Machine, commit and versions of the runs in `folders` and of those that they start from, and a hash of each
-    one's log."""
+    """Machine, commit and versions of the runs in `folders` and of the runs that they start from; hashes of logs."""
     every = list(dict.fromkeys(f for folder in folders for f in _line(folder)))
     facts = ran_on([start for f in every for start in json.loads((f / ENVIRONMENT).read_text())])
     for start in every:
@@ -293,13 +332,13 @@ def facts_of(folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def ran_on(starts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Machines, commits and versions of all `starts` of runs."""
+    """Machines, commits and versions of `starts`, the entries of environment.json."""
     names = ("device", "commit", "python", "torch")
     return {name: ", ".join(sorted({str(start[name]) for start in starts})) for name in names}
 
 
 def _line(folder: Path) -> list[Path]:
-    """The run in `folder`, after those beside it that it starts or learns from."""
+    """The run in `folder`, after the runs next to it that it starts or learns from."""
     content = json.loads((folder / RECIPE).read_text())
     names = [Path(path).name for part, field in WEIGHTS if (path := content[part][field]) is not None]
     before = [folder.parent / name for name in names if (folder.parent / name / METRICS).exists()]
@@ -307,7 +346,7 @@ def _line(folder: Path) -> list[Path]:
 
 
 def _draw(figure: Any, rows: Sequence[Row]) -> None:
-    """Means with their deviations, a panel a group, two side by side: their labels are long."""
+    """Draw means with their deviations, one panel per group, two side by side: their labels are long."""
     name = next(n for n in rows[0] if n.startswith("test "))
     groups = list(dict.fromkeys(row["group"] for row in rows))
     across = min(2, len(groups))
@@ -316,10 +355,10 @@ def _draw(figure: Any, rows: Sequence[Row]) -> None:
     figure.set_size_inches(width, height * down)
     for i, group in enumerate(groups):
         axes = figure.add_subplot(down, across, i + 1)
-        own = [row for row in rows if row["group"] == group]
-        spread = [0.0 if math.isnan(row["deviation"]) else row["deviation"] for row in own]
-        axes.errorbar([row[name] for row in own], range(len(own)), xerr=spread, fmt="o", capsize=3)
-        axes.set_yticks(range(len(own)), [row["arm"] for row in own])
+        arms = [row for row in rows if row["group"] == group]
+        spread = [0.0 if math.isnan(row["deviation"]) else row["deviation"] for row in arms]
+        axes.errorbar([row[name] for row in arms], range(len(arms)), xerr=spread, fmt="o", capsize=3)
+        axes.set_yticks(range(len(arms)), [row["arm"] for row in arms])
         axes.invert_yaxis()
         axes.set_title(group, fontsize=10)
         axes.set_xlabel(name + ", %")
@@ -327,11 +366,14 @@ def _draw(figure: Any, rows: Sequence[Row]) -> None:
 
 
 def equal_terms(arms: Sequence[Arm]) -> None:
-    """ValueError unless the arms of a group share data, network, quantization and schedule, but for an arm's own
-    `changes`."""
+    """Check that the arms of a group share data, network, quantization and schedule, apart from an arm's `changes`.
+
+    Raises:
+        ValueError: an arm differs from its group's first one in another field.
+    """
     for arm in arms:
         first = next(a for a in arms if a.group == arm.group)
         free = ("method.", "name ", *(field if field.endswith(".") else f"{field} " for field in arm.changes))
-        other = [d for d in differences(arm.recipe, first.recipe) if not d.startswith(free)]
-        if other:
-            raise ValueError(f"{arm.group}/{arm.label} is not on equal terms with {first.label}: {'; '.join(other)}")
+        unequal = [d for d in differences(arm.recipe, first.recipe) if not d.startswith(free)]
+        if unequal:
+            raise ValueError(f"{arm.group}/{arm.label} is not on equal terms with {first.label}: {'; '.join(unequal)}")
