@@ -13,6 +13,7 @@ from spequant.app.recipes.build import with_seed
 from spequant.app.recipes.folder import listing
 from spequant.app.studies.arms import (
     Arm,
+    Trained,
     arms_report,
     carry_out,
     chosen,
@@ -52,18 +53,18 @@ def diverges_beside_the_other(tmp_path: Path, at_once: int) -> list[Arm]:
     """Of two arms: its row says so, and it is not tried again."""
     arms = arms_of(short(tmp_path))
     done = train_arms(arms, [0, 1], tmp_path / "runs", at_once)
-    assert [[bool(result) for result, _ in found.values()] for found in done] == [[True, True], [False, False]]
-    report = arms_report("t", "a", arms, done)
+    assert [[bool(result) for result, _ in arm.runs.values()] for arm in done] == [[True, True], [False, False]]
+    report = arms_report("t", "a", done)
     assert [(row["seeds"], row["note"]) for row in report.rows] == [(2, ""), (0, "diverged: seed 0, 1")]
     write_report(report, tmp_path, "t")
-    folder = done[1][0][1]
+    folder = done[1].folders[0]
     assert "not finite at epoch 1" in reason(folder)
     assert {row["run"]: row["state"] for row in listing(tmp_path / "runs")}[str(folder)] == "diverged"
     before = (folder / "metrics.jsonl").stat().st_mtime_ns
     assert train_arms(arms, [0, 1], tmp_path / "runs", at_once) == done
     assert (folder / "metrics.jsonl").stat().st_mtime_ns == before
     with pytest.raises(FloatingPointError, match=r"every run of 't' diverged: .*not finite"):
-        arms_report("t", "a", arms[1:], done[1:])
+        arms_report("t", "a", done[1:])
     return arms
 
 
@@ -92,7 +93,7 @@ def test_runs_at_once_are_told_from_the_ones_that_failed(tmp_path, monkeypatch):
     done = train_arms(arms, [0, 1], runs, 2)
     folders = [folder_of(with_seed(arm.recipe, seed), runs) for seed in (0, 1) for arm in arms]
     assert run.trained == folders  # what is asked for is what the commands say
-    assert [[bool(result) for result, _ in found.values()] for found in done] == [[True, True], [False, False]]
+    assert [[bool(result) for result, _ in arm.runs.values()] for arm in done] == [[True, True], [False, False]]
     assert train_arms(arms, [0, 1], runs, 2) == done and run.trained == folders  # nor is it tried again
 
 
@@ -178,7 +179,7 @@ def test_a_page_names_the_runs_that_its_own_start_from(tmp_path, monkeypatch):
 
 
 def test_rows_have_means_deviations_and_paired_differences(tmp_path):
-    """Against figures worked out by hand: two seeds, t = 12.706."""
+    """Against figures worked out by hand: two seeds, t = 12.706205."""
     folder = written(tmp_path / "run", RECIPES["digits-w2a2-speq"]())
 
     def found(*accuracies):
@@ -186,12 +187,13 @@ def test_rows_have_means_deviations_and_paired_differences(tmp_path):
 
     recipe = RECIPES["digits-w2a2-speq"]()
     arms = [Arm("g", label, recipe.name, recipe, paper=71.0) for label in ("Retrain", "SPEQ")]
-    report = arms_report("t", "a", arms, [found(70.0, 72.0), found(71.0, 76.0)], ["SPEQ"])
+    done = [Trained(arms[0], found(70.0, 72.0)), Trained(arms[1], found(71.0, 76.0))]
+    report = arms_report("t", "a", done, ["SPEQ"])
     first, second = report.rows
     assert (first["test accuracy"], first["seeds"], first["paper"], first["seconds a run"]) == (71.0, 2, 71.0, 2.5)
     assert first["deviation"] == pytest.approx(2**0.5) and first["minus Retrain"] is None
     assert (first["minus SPEQ"], second["minus Retrain"], second["minus SPEQ"]) == (-2.5, 2.5, None)
-    half = 12.706 * 1.5  # differences of 1 and 4: deviation 3 / sqrt 2, over sqrt 2
+    half = 12.706205 * 1.5  # differences of 1 and 4: deviation 3 / sqrt 2, over sqrt 2
     assert second["+- (95 %)"] == pytest.approx(half) == pytest.approx(first["+- to SPEQ"])
     columns = over_seeds("x", {0: 1.0, 1: 3.0}, {"it": {0: 0.0, 1: -1.0}})
     assert columns == {
@@ -208,7 +210,7 @@ def test_a_difference_of_one_seed_has_no_interval(tmp_path):
         return {0: ({"test_accuracy": accuracy, "seconds": 2.0}, written(tmp_path / str(accuracy), recipe))}
 
     arms = [Arm("g", label, "digits-w2a2-speq", recipe) for label in ("Retrain", "SPEQ")]
-    report = arms_report("t", "a", arms, [found(90.0), found(91.0)])
+    report = arms_report("t", "a", [Trained(arms[0], found(90.0)), Trained(arms[1], found(91.0))])
     assert report.rows[1]["minus Retrain"] == 1.0 and math.isnan(report.rows[1]["+- (95 %)"])
     write_report(report, tmp_path, "a")
     assert [shlex.split(row["command"])[-2:] for row in report.rows] == [
@@ -222,9 +224,9 @@ def test_a_difference_of_one_seed_has_no_interval(tmp_path):
 def test_a_picture_of_many_networks_has_room_for_each(families, table, panels, tmp_path):
     folder = written(tmp_path / "run", RECIPES["digits-w2a2-speq"]())
     arms = [a for family in families for a in table(family, lambda recipe: recipe)]
-    done = [{0: ({"test_accuracy": 70.0 + i / 7, "seconds": 2.0}, folder)} for i in range(len(arms))]
+    done = [Trained(a, {0: ({"test_accuracy": 70.0 + i / 7, "seconds": 2.0}, folder)}) for i, a in enumerate(arms)]
     figure = blank(9, 4.5)
-    arms_report("t", "a", arms, done).draw(figure)
+    arms_report("t", "a", done).draw(figure)
     figure.canvas.draw()  # warns, which is an error here, where labels leave a panel nothing
     assert len(figure.axes) == panels
     for axes in figure.axes:

@@ -1,5 +1,6 @@
 """The command `compare`: arms paired by seed, against figures worked out by hand; runs that are no arms of one."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,9 +67,18 @@ def test_a_damaged_result_is_named(tmp_path, content, capsys):
 def test_paired_difference():
     a, b = {0: 1.0, 1: 2.0, 2: 3.0}, {0: 2.0, 1: 2.5, 2: 4.5, 7: 9.0}
     gap, half, pairs = paired(a, b)
-    assert (gap, pairs) == (1.0, 3) and half == pytest.approx(4.303 * 0.5 / 3**0.5, rel=1e-3)
+    assert (gap, pairs) == (1.0, 3) and half == pytest.approx(4.302653 * 0.5 / 3**0.5, rel=1e-6)
     many = {seed: float(seed) for seed in range(25)}
     _, half, _ = paired({seed: 0.0 for seed in many}, many)
-    assert half == pytest.approx(2.0639 * deviation(list(many.values())) / 5, rel=1e-3)  # past the table of t
+    assert half == pytest.approx(2.0638986 * deviation(list(many.values())) / 5, rel=1e-6)
     assert deviation([1.0, 3.0]) == pytest.approx(2**0.5)
     assert difference(a, {5: 1.0}) == "no seed in common"
+
+
+def test_an_interval_without_scipy_names_the_extra(tmp_path, monkeypatch, capsys):
+    runs = [result(tmp_path / f"{arm}{seed}", arm, seed, test_accuracy=70.0) for arm in "ab" for seed in (0, 1)]
+    monkeypatch.setitem(sys.modules, "scipy.special", None)
+    with pytest.raises(SystemExit, match=r"scipy\.special is not installed: .*'spequant\[report\]'"):
+        main(["compare", *runs])
+    main(["compare", runs[0], runs[2]])  # one seed has no interval
+    assert "+0.00 (1 pair)" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """The command `demo`: what it trains, prints and writes, and that it removes only what is its own."""
 
 import re
+import sys
 from dataclasses import replace
 
 import pytest
@@ -66,3 +67,11 @@ def test_the_demo_does_not_remove_what_is_not_its_own(tmp_path, name):
 def test_a_demo_without_seeds_is_refused():
     with pytest.raises(SystemExit, match="seeds is 0; expected 1"):
         main(["demo", "--seeds", "0"])
+
+
+@pytest.mark.parametrize("package", ["matplotlib.figure", "scipy.special"])
+def test_a_demo_that_cannot_show_its_results_trains_nothing(package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit, match=r"pip install 'spequant\[report\]'"):
+        main(["demo", "--out", str(tmp_path / "demo")])
+    assert not (tmp_path / "demo").exists()

@@ -1,6 +1,8 @@
 """What a study writes: a page that stands alone, in a browser, too; tables whose small numbers keep their digits."""
 
+import html
 import math
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -36,6 +38,26 @@ def test_a_page_stands_alone_and_escapes(tmp_path):
     assert "script" not in page.tags and {"table", "img", "ul"} <= set(page.tags)
     assert "1.23" in (tmp_path / "a.html").read_text() and "\\|" in (tmp_path / "a.md").read_text()
     assert rows_of(tmp_path, "a") == [{"arm": rows[0]["arm"], "x": "1.234", "n": "", "command": "a 'b|c'"}]
+
+
+def test_names_of_columns_are_shown_as_they_are(tmp_path):
+    """Also those that a table of a page, or a template, would read otherwise; a table without rows is left out."""
+    names = ["a|b", "mixed, 1.5", "<i>", "{{ x }}", "length", "items"]
+    write_report(Report("t", "a", [dict.fromkeys(names, 0.25)], more={"none": []}), tmp_path, "a")
+    shown = " | ".join(names).replace("a|b", "a\\|b")
+    assert f"| {shown} |\n|{'---|' * 6}\n|{' 0.25 |' * 6}\n" in (tmp_path / "a.md").read_text()
+    page = (tmp_path / "a.html").read_text()
+    for name in names:
+        assert f'<th class="number">{html.escape(name)}</th>' in page
+    assert "none" not in page and not (tmp_path / "a.png").exists() and "<img" not in page
+    assert rows_of(tmp_path, "a") == [dict.fromkeys(names, "0.25")]
+
+
+def test_a_page_without_jinja_names_the_extra_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(ModuleNotFoundError, match=r"jinja2 is not installed: .*'spequant\[report\]'"):
+        write_report(Report("t", "a", [{"x": 1}]), tmp_path / "study", "a")
+    assert not (tmp_path / "study").exists()
 
 
 @pytest.mark.skipif(chromium() is None, reason="no Chromium is installed")

@@ -40,7 +40,7 @@ def test_one_layer_alone_is_quantized():
     assert losses == pytest.approx({n: loss(n) for n in names}, rel=1e-4)
     assert len(set(losses.values())) == len(names)
     trained, raised = losses_raised(model, names[1:-1], images)
-    first = greedy_order(model, x, labels, batch=48)
+    first = greedy_order(model, images)
     assert trained == pytest.approx(first[0].loss, rel=1e-5) and min(raised, key=raised.get) == first[1].layer
 
 

@@ -130,7 +130,7 @@ def folders(monkeypatch) -> None:
     monkeypatch.setattr(Workshop, "finished", finished)
 
 
-HALF = 12.706 * 2.5
+HALF = 12.706205 * 2.5
 """of the 95 % interval of two differences that are 5 apart"""
 
 
@@ -180,7 +180,7 @@ def test_fig2_raises_layers_of_a_run_that_another_study_made(tmp_path, made_up, 
     count = len(made_up.trained)
     recipe, model, _ = load_run(digits_run)
     monkeypatch.setattr(Workshop, "finished", lambda shop, folder: (recipe, model))
-    monkeypatch.setattr("spequant.app.studies.study.IMAGES", 50)
+    monkeypatch.setattr("spequant.app.studies.greedy.GREEDY_IMAGES", 50)
     rows = smoke("fig2", tmp_path, "--resume", *SMALL)
     assert len(made_up.trained) == count  # Retrain was there
     assert [int(row["raised"]) for row in rows] == list(range(len(rows))) and len(rows) == 7
@@ -247,8 +247,9 @@ def test_bad_settings_are_named(name, settings, named, expected, tmp_path):
     assert not (tmp_path / "study").exists()  # nothing was trained before
 
 
-def test_a_study_that_cannot_draw_trains_nothing(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+@pytest.mark.parametrize("package", ["matplotlib.figure", "jinja2", "scipy.special"])
+def test_a_study_that_cannot_write_its_page_trains_nothing(package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setitem(STUDIES, "table2", lambda shop: pytest.fail("it began"))
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'spequant\[report\]'"):
         run_study("table2", Study(out=tmp_path / "study"))
@@ -262,7 +263,7 @@ def test_float_networks_are_trained_for_the_arms_asked_for_alone(tmp_path, monke
 
     monkeypatch.setattr(Workshop, "shared", shared)
     monkeypatch.setattr(Workshop, "train", lambda shop, arms: [a.label for a in arms])
-    monkeypatch.setattr("spequant.app.studies.study.arms_report", lambda title, about, arms, done: done)
+    monkeypatch.setattr("spequant.app.studies.study.arms_report", lambda title, about, done: done)
     labels = STUDIES["table4"](Workshop("table4", Study(out=tmp_path / "study", only=("ResNet-32*/QKD",))))
     assert labels == ["QKD"] and started == ["cifar100-resnet32-w2a2-speq"]
     one = Study(out=tmp_path / "study", recipe="cifar10-5k-resnet20-w2a2-speq", only=("*/QKD", "*/GSLR"))

@@ -107,6 +107,17 @@ def test_the_first_recipe_is_the_one_compared_with(tmp_path, monkeypatch, capfd)
     assert "+1.00 (1 pair)" in capfd.readouterr().out
 
 
+def test_a_sweep_that_cannot_compare_trains_nothing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.special", None)
+    monkeypatch.setattr("spequant.app.studies.sweep.side_by_side", lambda jobs, at_once: pytest.fail("it began"))
+    with pytest.raises(SystemExit, match=r"pip install 'spequant\[report\]'"):
+        main(["sweep", "digits-float", "digits-w2a2-retrain", "--seeds", "0", "1", "--out", str(tmp_path), *QUICK])
+    monkeypatch.setattr("spequant.app.studies.sweep.side_by_side", lambda jobs, at_once: [1] * len(jobs))
+    for one in (["digits-float", "--seeds", "0", "1"], ["digits-float", "digits-w2a2-retrain", "--seeds", "0"]):
+        with pytest.raises(SystemExit, match="exit 1"):  # without an interval it begins
+            main(["sweep", *one, "--out", str(tmp_path), *QUICK])
+
+
 @pytest.mark.parametrize(
     ("args", "named"),
     [

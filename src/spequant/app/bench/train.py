@@ -233,8 +233,8 @@ def _work(pipe: Connection, name: str, settings: BenchTrain) -> None:
     """In the process of a row: get ready, then as many steps as are asked for, until the pipe is closed."""
     device = torch.device(settings.device)
     torch.set_num_threads(settings.threads or 1)
-    keep_freed_memory()
     try:
+        keep_freed_memory()  # as in a run
         step, fixed = ready(KINDS[name], settings, device)
         for _ in range(WARM_UP):
             step()

@@ -1,4 +1,4 @@
-"""The arms of a study: recipes on equal terms, trained with several seeds, each run once, and what came of them."""
+"""The arms of a study: recipes on equal terms, trained with several seeds, each run once, and the table of results."""
 
 import dataclasses
 import hashlib
@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -24,15 +24,24 @@ from spequant.app.terminal import Terminal
 
 RETRAIN = "Retrain"
 WEIGHTS = (("network", "weights"), ("method", "teacher"))
-"""Fields of a recipe that name weights to start from, or to learn from."""
+"""fields of a recipe that name weights to start from, or to learn from"""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """group: of arms that are compared with each other, e.g. a network. base: the recipe of the catalogue that `recipe`
-    is made of. paper: the published figure, or None. note: what a reader has to know of this row. changes: fields
-    beside the method's that it may have otherwise than its group's first arm, all of a part's where one ends in a
-    point. more: columns of its own."""
+    """One row of a study: a recipe that is compared with others.
+
+    Args:
+        group: arms of one group, e.g. of one network, are compared with each other.
+        label: the arm's name in its group.
+        base: name of the catalogue's recipe that `recipe` is made from.
+        recipe: what is trained.
+        paper: the published figure, or None.
+        note: what a reader has to know about this row.
+        changes: fields, in addition to the method's, that may differ from the group's first arm; "quant." stands for
+            all fields of that part.
+        more: further columns of the row.
+    """
 
     group: str
     label: str
@@ -44,8 +53,49 @@ class Arm:
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Trained:
+    """An arm with its runs.
+
+    Args:
+        arm: what was trained.
+        runs: {seed: (result, folder)}; the result is empty where the run diverged.
+    """
+
+    arm: Arm
+    runs: dict[int, tuple[dict[str, Any], Path]]
+
+    @property
+    def results(self) -> dict[int, dict[str, Any]]:
+        """{seed: result} of the runs that did not diverge."""
+        return {seed: result for seed, (result, _) in self.runs.items() if result}
+
+    @property
+    def folders(self) -> dict[int, Path]:
+        """{seed: folder} of all runs."""
+        return {seed: folder for seed, (_, folder) in self.runs.items()}
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the first run."""
+        return next(iter(self.folders.values()))
+
+    @property
+    def command(self) -> str:
+        """The `spequant train` of the first run, into the folder where it is."""
+        return command_of(self.arm.base, with_seed(self.arm.recipe, next(iter(self.runs))), self.folder)
+
+    def figures(self, name: str) -> dict[int, float]:
+        """{seed: figure} of the results that have a figure of that name."""
+        return {seed: float(result[name]) for seed, result in self.results.items() if name in result}
+
+
 def chosen(arms: Sequence[Arm], patterns: Sequence[str]) -> list[Arm]:
-    """Those whose "GROUP/LABEL" matches one of `patterns`; none given: all. ValueError: a pattern without a match."""
+    """The arms whose "GROUP/LABEL" matches one of `patterns`; all where there are no patterns.
+
+    Raises:
+        ValueError: a pattern matches no arm.
+    """
     for pattern in patterns:
         if not any(fnmatchcase(f"{a.group}/{a.label}", pattern) for a in arms):
             names = ", ".join(f"{a.group}/{a.label}" for a in arms)
@@ -54,35 +104,44 @@ def chosen(arms: Sequence[Arm], patterns: Sequence[str]) -> list[Arm]:
 
 
 def digest(recipe: Recipe, runs: Path) -> str:
-    """Of all fields that say what is trained: runs of one digest are one run. Weights of a run below `runs`, and images
-    beside them, count by their name, so that the folder of a study may be moved, or its path be written otherwise."""
+    """A hash of all fields that determine what is trained: recipes with one digest have one run.
+
+    Weights of a run below `runs`, and images next to that folder, count by their name. So the folder of a study may be
+    moved, or its path be written in another way.
+    """
     content = json.loads(to_json(replace(recipe, name="")))
     for name in ELSEWHERE:
         part, field = name.split(".")
         del content[part][field]
     for part, field in WEIGHTS:
         content[part][field] = _place(content[part][field], runs)
-    if recipe.data.name == FOLDER:  # whose root is the data set; of others it says where the set lies
+    if recipe.data.name == FOLDER:  # its root is the data set; the root of other sets is only the place
         content["data"]["root"] = _place(recipe.data.root or os.environ.get("SPEQUANT_DATA"), runs.parent)
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=5).hexdigest()
 
 
 def _place(path: str | Path | None, folder: Path) -> str | None:
-    """The name of what lies in `folder`, the whole path of what does not."""
+    """The name of a path in `folder`, the full path elsewhere."""
     if path is None:
         return None
-    whole = Path(path).resolve()
-    return whole.name if whole.parent == folder.resolve() else str(whole)
+    resolved = Path(path).resolve()
+    return resolved.name if resolved.parent == folder.resolve() else str(resolved)
 
 
 def folder_of(recipe: Recipe, runs: Path) -> Path:
-    """Where below `runs` the run of `recipe` is: equal recipes have one folder."""
+    """The folder of the run of `recipe`, below `runs`: equal recipes have one folder."""
     return runs / f"{recipe.name}-{digest(recipe, runs)}"
 
 
 def carry_out(recipe: Recipe, runs: Path) -> tuple[dict[str, Any], Path]:
-    """(result, folder) of `recipe` below `runs`: trained, gone on with, or read where it is finished.
-    FloatingPointError: it diverges, or has done so before."""
+    """Train `recipe` in its folder below `runs`; go on with an interrupted run; only read a finished one.
+
+    Returns:
+        (result, folder).
+
+    Raises:
+        FloatingPointError: the run diverges, or has diverged before.
+    """
     folder = folder_of(recipe, runs)
     if (folder / RESULT).exists():
         return read_result(folder), folder
@@ -98,8 +157,13 @@ def reason(folder: Path) -> str:
 
 
 def train_at_once(recipes: Sequence[Recipe], runs: Path, at_once: int) -> None:
-    """Those that are not finished, so many at a time, in processes of their own; equal ones once. `carry_out` finds
-    them done, or diverged. ChildProcessError: some did neither; the others did."""
+    """Train the recipes that are not finished, `at_once` at the same time, each in its own process; equal ones once.
+
+    `carry_out` then finds their results.
+
+    Raises:
+        ChildProcessError: some neither finished nor diverged; the others did.
+    """
     jobs = {}
     for recipe in recipes:
         folder = folder_of(recipe, runs)
@@ -116,19 +180,19 @@ def _ended(folder: Path) -> bool:
 
 
 def command_of(base: str, recipe: Recipe, out: Path | None = None) -> str:
-    """The `spequant train` that carries out `recipe`, by the fields in which it differs from `base`. out: where to;
-    None: where `train` puts it."""
+    """The `spequant train` that carries out `recipe`, by the fields in which it differs from the recipe `base`.
+
+    Args:
+        base: name of a recipe of the catalogue.
+        recipe: what is trained.
+        out: the run's folder; None: where `train` puts it.
+    """
     words = ["spequant", "train", base]
     start = dataclasses.asdict(RECIPES[base]())
     for part, fields in dataclasses.asdict(recipe).items():
         if isinstance(fields, dict):
             words += options(fields, start[part], f"{part}.")
     return shlex.join(words if out is None else [*words, "--out", str(out)])
-
-
-def row_command(arm: Arm, seed: int, folder: Path) -> str:
-    """The `spequant train` of `arm` with `seed`, into the folder where it is."""
-    return command_of(arm.base, with_seed(arm.recipe, seed), folder)
 
 
 def options(values: Mapping[str, Any], defaults: Mapping[str, Any], part: str = "") -> list[str]:
@@ -145,65 +209,65 @@ def options(values: Mapping[str, Any], defaults: Mapping[str, Any], part: str = 
     return words
 
 
-def train_arms(
-    arms: Sequence[Arm], seeds: Sequence[int], runs: Path, at_once: int = 1
-) -> list[dict[int, tuple[dict[str, Any], Path]]]:
-    """{seed: (result, folder)} of each arm, the result empty where the run diverged. All arms of a seed before the next
-    one, so that what is there is paired."""
+def train_arms(arms: Sequence[Arm], seeds: Sequence[int], runs: Path, at_once: int = 1) -> list[Trained]:
+    """Train each arm with each seed, in folders below `runs`, `at_once` runs at the same time.
+
+    All arms of a seed come before the next seed, so that an interrupted study has pairs.
+    """
     if at_once > 1:
         train_at_once([with_seed(arm.recipe, seed) for seed in seeds for arm in arms], runs, at_once)
-    done: list[dict[int, tuple[dict[str, Any], Path]]] = [{} for _ in arms]
+    trained = [Trained(arm, {}) for arm in arms]
     for seed in seeds:
-        for arm, found in zip(arms, done, strict=True):
-            recipe = with_seed(arm.recipe, seed)
+        for t in trained:
+            recipe = with_seed(t.arm.recipe, seed)
             try:
-                found[seed] = carry_out(recipe, runs)
+                t.runs[seed] = carry_out(recipe, runs)
             except FloatingPointError:
-                found[seed] = {}, folder_of(recipe, runs)
-    return done
+                t.runs[seed] = {}, folder_of(recipe, runs)
+    return trained
 
 
-def arms_report(
-    title: str,
-    about: str,
-    arms: Sequence[Arm],
-    done: Sequence[Mapping[int, tuple[dict[str, Any], Path]]],
-    against: Sequence[str] = (),
-) -> Report:
-    """A row an arm: mean, deviation and paired difference to its group's first arm, Retrain, and to those that
-    `against` labels. FloatingPointError: every run diverged."""
-    results = [{seed: result for seed, (result, _) in found.items() if result} for found in done]
-    names = [name for found in results for result in found.values() for name in result]
-    if not names:
-        raise FloatingPointError(f"every run of {title!r} diverged: {reason(next(iter(done[0].values()))[1])}")
-    figure = main_figure(name for name in names if name.startswith("test_"))
-    apart = figure.replace("test_", "held_out_")
-    values = [{seed: float(result[figure]) for seed, result in found.items()} for found in results]
+def arms_report(title: str, about: str, arms: Sequence[Trained], against: Sequence[str] = ()) -> Report:
+    """A report with one row per arm: mean, deviation, and paired differences.
+
+    Args:
+        title: of the report.
+        about: of the report.
+        arms: with their runs.
+        against: labels of arms; the rows have differences to these, too, besides those to their group's first arm.
+
+    Raises:
+        FloatingPointError: every run diverged.
+    """
+    columns = [name for arm in arms for result in arm.results.values() for name in result]
+    if not columns:
+        raise FloatingPointError(f"every run of {title!r} diverged: {reason(arms[0].folder)}")
+    figure = main_figure(name for name in columns if name.startswith("test_"))
     rows: list[Row] = []
-    for arm, found, own, ran in zip(arms, results, values, done, strict=True):
-        numbers = list(own.values())
-        held = [result[apart] for result in found.values() if apart in result]
-        lost = [str(seed) for seed, (result, _) in ran.items() if not result]
-        notes = [arm.note] * bool(arm.note) + [f"diverged: seed {', '.join(lost)}"] * bool(lost)
+    for trained in arms:
+        arm, values = trained.arm, list(trained.figures(figure).values())
+        held_out = list(trained.figures(figure.replace("test_", "held_out_")).values())
+        diverged = [str(seed) for seed in trained.runs if seed not in trained.results]
+        notes = [arm.note] * bool(arm.note) + [f"diverged: seed {', '.join(diverged)}"] * bool(diverged)
         rows.append(
             {
                 "group": arm.group,
                 "arm": arm.label,
                 "epochs": arm.recipe.train.epochs,
-                figure.replace("_", " "): _mean(numbers),
-                "deviation": deviation(numbers),
-                "seeds": len(numbers),
-                **_differences(arm, own, arms, values, against),
-                "held out": mean(held) if held else None,
+                figure.replace("_", " "): _mean(values),
+                "deviation": deviation(values),
+                "seeds": len(values),
+                **_differences(trained, arms, figure, against),
+                "held out": mean(held_out) if held_out else None,
                 **arm.more,
                 "paper": arm.paper,
-                "seconds a run": _mean([float(result["seconds"]) for result in found.values()]),
+                "seconds a run": _mean(list(trained.figures("seconds").values())),
                 "note": "; ".join(notes),
-                "command": row_command(arm, *next((seed, folder) for seed, (_, folder) in ran.items())),
+                "command": trained.command,
             }
         )
     rows = same_columns(rows)
-    return Report(title, about, rows, lambda figure: _draw(figure, rows), facts_of(folders_of(done)))
+    return Report(title, about, rows, lambda figure: _draw(figure, rows), facts_of(folders_of(arms)))
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -211,49 +275,52 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _differences(
-    arm: Arm,
-    own: Mapping[int, float],
-    arms: Sequence[Arm],
-    values: Sequence[Mapping[int, float]],
-    against: Sequence[str],
+    trained: Trained, arms: Sequence[Trained], figure: str, against: Sequence[str]
 ) -> dict[str, float | None]:
-    """Columns of `arm`'s paired differences to its group's first one, and to those that `against` labels."""
-    group = {a.label: found for a, found in zip(arms, values, strict=True) if a.group == arm.group}
+    """Columns of the paired differences of an arm to its group's first one, and to those that `against` labels."""
+    group = {a.arm.label: a.figures(figure) for a in arms if a.arm.group == trained.arm.group}
     columns: dict[str, float | None] = {}
     for label in (next(iter(group)), *against):
-        gap, half, _ = paired(group[label], own)
-        title = "+- (95 %)" if not columns else f"+- to {label}"
-        columns |= {f"minus {label}": None, title: None} if arm.label == label else {f"minus {label}": gap, title: half}
+        gap, half, _ = paired(group[label], trained.figures(figure))
+        title, itself = f"+- to {label}" if columns else "+- (95 %)", trained.arm.label == label
+        columns |= {f"minus {label}": None if itself else gap, title: None if itself else half}
     return columns
 
 
 def same_columns(rows: Sequence[Row]) -> list[Row]:
-    """Every row with the columns of all, in the order of their first appearance."""
+    """`rows` with the columns of all, in the order of their first appearance; None where a row has no value."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return [{name: row.get(name) for name in columns} for row in rows]
 
 
-def over_seeds(title: str, own: Mapping[int, float], against: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
-    """Columns: the mean of a figure {seed: value}, its deviation, and its paired differences to others by name, with
-    their 95 % intervals where there are several seeds."""
-    columns = {title: mean(own.values())}
-    spread = len(own) > 1
+def over_seeds(title: str, values: Mapping[int, float], against: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
+    """Columns of a figure: its mean, its deviation, and its paired differences to others.
+
+    Args:
+        title: of the figure.
+        values: {seed: value} of the figure.
+        against: the same of others, by name.
+
+    Returns:
+        {column: value}; with deviation and 95 % intervals where there are several seeds.
+    """
+    columns = {title: mean(values.values())}
+    spread = len(values) > 1
     if spread:
-        columns[f"{title}, deviation"] = deviation(list(own.values()))
+        columns[f"{title}, deviation"] = deviation(list(values.values()))
     for name, other in against.items():
-        gap, half, _ = paired(other, own)
+        gap, half, _ = paired(other, values)
         columns |= {f"{title}, minus {name}": gap} | ({f"{title}, +- to {name} (95 %)": half} if spread else {})
     return columns
 
 
-def folders_of(done: Sequence[Mapping[int, tuple[dict[str, Any], Path]]]) -> list[Path]:
-    """Of all runs of arms, {seed: (result, folder)} each."""
-    return [folder for found in done for _, folder in found.values()]
+def folders_of(arms: Iterable[Trained]) -> list[Path]:
+    """The folders of all runs of `arms`."""
+    return [folder for arm in arms for folder in arm.folders.values()]
 
 
 def facts_of(folders: Sequence[Path]) -> dict[str, Any]:
-    """Machine, commit and versions of the runs in `folders` and of those that they start from, and a hash of each
-    one's log."""
+    """Machine, commit and versions of the runs in `folders` and of the runs that they start from; hashes of logs."""
     every = list(dict.fromkeys(f for folder in folders for f in _line(folder)))
     facts = ran_on([start for f in every for start in json.loads((f / ENVIRONMENT).read_text())])
     for start in every:
@@ -265,13 +332,13 @@ def facts_of(folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def ran_on(starts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Machines, commits and versions of all `starts` of runs."""
+    """Machines, commits and versions of `starts`, the entries of environment.json."""
     names = ("device", "commit", "python", "torch")
     return {name: ", ".join(sorted({str(start[name]) for start in starts})) for name in names}
 
 
 def _line(folder: Path) -> list[Path]:
-    """The run in `folder`, after those beside it that it starts or learns from."""
+    """The run in `folder`, after the runs next to it that it starts or learns from."""
     content = json.loads((folder / RECIPE).read_text())
     names = [Path(path).name for part, field in WEIGHTS if (path := content[part][field]) is not None]
     before = [folder.parent / name for name in names if (folder.parent / name / METRICS).exists()]
@@ -279,7 +346,7 @@ def _line(folder: Path) -> list[Path]:
 
 
 def _draw(figure: Any, rows: Sequence[Row]) -> None:
-    """Means with their deviations, a panel a group, two side by side: their labels are long."""
+    """Draw means with their deviations, one panel per group, two side by side: their labels are long."""
     name = next(n for n in rows[0] if n.startswith("test "))
     groups = list(dict.fromkeys(row["group"] for row in rows))
     across = min(2, len(groups))
@@ -288,10 +355,10 @@ def _draw(figure: Any, rows: Sequence[Row]) -> None:
     figure.set_size_inches(width, height * down)
     for i, group in enumerate(groups):
         axes = figure.add_subplot(down, across, i + 1)
-        own = [row for row in rows if row["group"] == group]
-        spread = [0.0 if math.isnan(row["deviation"]) else row["deviation"] for row in own]
-        axes.errorbar([row[name] for row in own], range(len(own)), xerr=spread, fmt="o", capsize=3)
-        axes.set_yticks(range(len(own)), [row["arm"] for row in own])
+        arms = [row for row in rows if row["group"] == group]
+        spread = [0.0 if math.isnan(row["deviation"]) else row["deviation"] for row in arms]
+        axes.errorbar([row[name] for row in arms], range(len(arms)), xerr=spread, fmt="o", capsize=3)
+        axes.set_yticks(range(len(arms)), [row["arm"] for row in arms])
         axes.invert_yaxis()
         axes.set_title(group, fontsize=10)
         axes.set_xlabel(name + ", %")
@@ -299,11 +366,14 @@ def _draw(figure: Any, rows: Sequence[Row]) -> None:
 
 
 def equal_terms(arms: Sequence[Arm]) -> None:
-    """ValueError unless the arms of a group share data, network, quantization and schedule, but for an arm's own
-    `changes`."""
+    """Check that the arms of a group share data, network, quantization and schedule, apart from an arm's `changes`.
+
+    Raises:
+        ValueError: an arm differs from its group's first one in another field.
+    """
     for arm in arms:
         first = next(a for a in arms if a.group == arm.group)
         free = ("method.", "name ", *(field if field.endswith(".") else f"{field} " for field in arm.changes))
-        other = [d for d in differences(arm.recipe, first.recipe) if not d.startswith(free)]
-        if other:
-            raise ValueError(f"{arm.group}/{arm.label} is not on equal terms with {first.label}: {'; '.join(other)}")
+        unequal = [d for d in differences(arm.recipe, first.recipe) if not d.startswith(free)]
+        if unequal:
+            raise ValueError(f"{arm.group}/{arm.label} is not on equal terms with {first.label}: {'; '.join(unequal)}")

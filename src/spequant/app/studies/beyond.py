@@ -25,100 +25,21 @@ from spequant.extras import needs
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
-AGAIN = 3
-"""best trials of each search that are trained with all seeds, of which the best mean wins"""
+FINALISTS = 3
+"""the best trials of each search that are trained with all seeds; the best mean of these wins"""
 
 SEARCHED = (
     *("quant.weight", "quant.act", "network.weights"),
     *("train.lr", "train.weight_decay", "train.label_smoothing", "train.epochs"),
 )
-"""fields that a search may change, beside the method's"""
+"""fields that a search may change, in addition to the method's"""
 
 PROGRESSIVE = {"no": (), "4": (4,), "4 -> 3": (4, 3)}
-"""bits of weights and activations alike, before those of the recipe"""
+"""bits of both weights and activations, before those of the recipe"""
 
 DIVERGED = -math.inf
-"""what a trial is worth whose loss was not finite"""
+"""the value of a trial whose loss was not finite"""
 
-
-@dataclass(frozen=True)
-class Tried:
-    """parts: {what is changed: the change}, in the order in which they are made. held: accuracy on held-out images,
-    `DIVERGED` where there is none."""
-
-    method: str
-    parts: Mapping[str, Change]
-    held: float
-
-    @property
-    def label(self) -> str:
-        return ", ".join(self.parts) or "the paper's settings"
-
-
-def common_parts(trial: "Trial") -> dict[str, Change]:
-    """What both searches may change."""
-    found: dict[str, Change] = {}
-    if trial.suggest_categorical("quantizers", ["recipe's", "lsq"]) == "lsq":
-        found["LSQ"] = _set("quant", weight="lsq", act="lsq")
-    if (rate := trial.suggest_float("rate", 0.5, 2.0, log=True)) != 1.0:
-        found[f"lr x {rate:.2f}"] = lambda r: replace(r, train=replace(r.train, lr=r.train.lr * rate))
-    decay = trial.suggest_categorical("weight decay", [0.5, 1.0, 2.0])
-    if decay != 1.0:
-        found[f"weight decay x {decay:g}"] = lambda r: replace(
-            r, train=replace(r.train, weight_decay=r.train.weight_decay * decay)
-        )
-    return found
-
-
-def last_parts(trial: "Trial", shop: Workshop) -> dict[str, Change]:
-    """What is made of all the rest."""
-    first = PROGRESSIVE[trial.suggest_categorical("progressive", list(PROGRESSIVE))]
-    label = f"{' -> '.join(map(str, first))} bits for {len(first)}/{len(first) + 1} of the epochs first"
-    return {label: functools.partial(_more_bits_first, shop, first)} if first else {}
-
-
-def retrain_parts(trial: "Trial", shop: Workshop, steps: int) -> dict[str, Change]:
-    found = common_parts(trial)
-    smoothing = trial.suggest_categorical("label smoothing", [0.0, 0.05, 0.1])
-    if smoothing:
-        found[f"label smoothing {smoothing:g}"] = _set("train", label_smoothing=smoothing)
-    return found | last_parts(trial, shop)
-
-
-def speq_parts(trial: "Trial", shop: Workshop, steps: int) -> dict[str, Change]:
-    found = common_parts(trial)
-    temperature = trial.suggest_categorical("T", [1.0, 2.0, 4.0])
-    weight = trial.suggest_categorical("weight", [0.5, 1.0, 2.0, 4.0])
-    probability = trial.suggest_categorical("u", [0.25, 0.5, 0.75])
-    for name, setting, value, own in (
-        ("T", "temperature", temperature, 1.0),
-        ("weight", "weight", weight, 1.0),
-        ("u", "probability", probability, 0.5),
-    ):
-        if value != own:
-            found[f"{name} = {value:g}"] = _set("method", **{setting: value})
-    if (passes := trial.suggest_categorical("passes", [1, 2])) > 1:
-        found[f"{passes} passes"] = _set("method", passes=passes)
-    if trial.suggest_categorical("a separate teacher", [False, True]):
-        found["the float network as a teacher"] = _set("method", name="speq-distill")
-        return found | last_parts(trial, shop)
-    if temperature > 1 and trial.suggest_categorical("T falls", [False, True]):
-        found["T falls to 1"] = _set("method", temperature_end=1.0)
-    if trial.suggest_categorical("u falls", [False, True]):
-        found["u falls to 0"] = _set("method", probability_end=0.0)
-    if (epochs := trial.suggest_categorical("averaged epochs", [0.0, 0.25, 1.0])) > 0:
-        decay = round(1 - 1 / (1 + epochs * steps), 4)  # whose weights reach back that far on average
-        found[f"weights averaged over {epochs:g} epochs teach"] = _set("method", average=decay)
-    if (feature := trial.suggest_categorical("features", [0.0, 0.5, 2.0])) > 0:
-        found[f"features, {feature:g}"] = _set("method", feature_weight=feature)
-    return found | last_parts(trial, shop)
-
-
-SEARCHES: dict[str, tuple[str, Callable[["Trial", Workshop, int], dict[str, Change]]]] = {
-    "Retrain": ("retrain", retrain_parts),
-    "SPEQ": ("speq", speq_parts),
-}
-"""{name: (method, what a trial changes, of so many steps an epoch)}"""
 PAPER = {
     "quantizers": "recipe's",
     "rate": 1.0,
@@ -135,7 +56,96 @@ PAPER = {
     "features": 0.0,
     "progressive": "no",
 }
-"""what each search tries first: none ends below where it began"""
+"""the first trial of each search, so that none ends below where it began"""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A trial.
+
+    Args:
+        method: how it is trained.
+        parts: {what is changed: the change}, in the order in which the changes are made.
+        held: accuracy on held-out images, %; `DIVERGED` where there is none.
+    """
+
+    method: str
+    parts: Mapping[str, Change]
+    held: float
+
+    @property
+    def label(self) -> str:
+        """All that is changed, in words."""
+        return ", ".join(self.parts) or "the paper's settings"
+
+
+def retrain_parts(trial: "Trial", shop: Workshop, steps: int) -> dict[str, Change]:
+    """What a trial of Retrain changes."""
+    parts = _common_parts(trial)
+    if smoothing := _other(trial, "label smoothing", [0.0, 0.05, 0.1]):
+        parts[f"label smoothing {smoothing:g}"] = _set("train", label_smoothing=smoothing)
+    return parts | _last_parts(trial, shop)
+
+
+def speq_parts(trial: "Trial", shop: Workshop, steps: int) -> dict[str, Change]:
+    """What a trial of SPEQ changes; steps: optimizer steps per epoch."""
+    parts = _common_parts(trial)
+    for name, setting, values in (
+        ("T", "temperature", [1.0, 2.0, 4.0]),
+        ("weight", "weight", [0.5, 1.0, 2.0, 4.0]),
+        ("u", "probability", [0.25, 0.5, 0.75]),
+    ):
+        if value := _other(trial, name, values):
+            parts[f"{name} = {value:g}"] = _set("method", **{setting: value})
+    if passes := _other(trial, "passes", [1, 2]):
+        parts[f"{passes} passes"] = _set("method", passes=passes)
+    if _other(trial, "a separate teacher", [False, True]):
+        parts["the float network as a teacher"] = _set("method", name="speq-distill")
+        return parts | _last_parts(trial, shop)
+    if trial.params["T"] > 1 and _other(trial, "T falls", [False, True]):
+        parts["T falls to 1"] = _set("method", temperature_end=1.0)
+    if _other(trial, "u falls", [False, True]):
+        parts["u falls to 0"] = _set("method", probability_end=0.0)
+    if epochs := _other(trial, "averaged epochs", [0.0, 0.25, 1.0]):
+        decay = round(1 - 1 / (1 + epochs * steps), 4)  # whose weights reach back that far on average
+        parts[f"weights averaged over {epochs:g} epochs teach"] = _set("method", average=decay)
+    if feature := _other(trial, "features", [0.0, 0.5, 2.0]):
+        parts[f"features, {feature:g}"] = _set("method", feature_weight=feature)
+    return parts | _last_parts(trial, shop)
+
+
+SEARCHES: dict[str, tuple[str, Callable[["Trial", Workshop, int], dict[str, Change]]]] = {
+    "Retrain": ("retrain", retrain_parts),
+    "SPEQ": ("speq", speq_parts),
+}
+"""{name: (method, what a trial changes, given the steps per epoch)}"""
+
+
+def _common_parts(trial: "Trial") -> dict[str, Change]:
+    """What both searches change first."""
+    parts: dict[str, Change] = {}
+    if _other(trial, "quantizers", ["recipe's", "lsq"]):
+        parts["LSQ"] = _set("quant", weight="lsq", act="lsq")
+    if (rate := trial.suggest_float("rate", 0.5, 2.0, log=True)) != PAPER["rate"]:
+        parts[f"lr x {rate:.2f}"] = _scaled("lr", rate)
+    if decay := _other(trial, "weight decay", [0.5, 1.0, 2.0]):
+        parts[f"weight decay x {decay:g}"] = _scaled("weight_decay", decay)
+    return parts
+
+
+def _last_parts(trial: "Trial", shop: Workshop) -> dict[str, Change]:
+    """What both searches change last: it trains a network by all changes before it."""
+    if (name := _other(trial, "progressive", list(PROGRESSIVE))) is None:
+        return {}
+    widths = PROGRESSIVE[name]
+    label = f"{' -> '.join(map(str, widths))} bits for {len(widths)}/{len(widths) + 1} of the epochs first"
+    return {label: functools.partial(_more_bits_first, shop, widths)}
+
+
+def _other(trial: "Trial", name: str, values: Sequence[Any]) -> Any:
+    """The trial's choice of `values`; None where it is the paper's."""
+    value = trial.suggest_categorical(name, values)
+    return None if value == PAPER[name] else value
 
 
 def beyond(shop: Workshop) -> Report:
@@ -147,7 +157,7 @@ def beyond(shop: Workshop) -> Report:
     if not base.data.held_out:
         raise ValueError("held_out is 0; expected training images to choose by, e.g. --held-out 5000")
     tried = {name: search(name, base, shop) for name in SEARCHES}
-    best = {name: winner(found, base, shop) for name, found in tried.items()}
+    best = {name: winner(trials, base, shop) for name, trials in tried.items()}
 
     def arm(label: str, tried: Tried, start: Recipe = base, note: str | None = None) -> Arm:
         recipe = _recipe(start, tried, shop)
@@ -170,14 +180,14 @@ def beyond(shop: Workshop) -> Report:
             "held out": None if t.held == DIVERGED else t.held,
             "what": f"{t.label} (diverged)" if t.held == DIVERGED else t.label,
         }
-        for name, found in tried.items()
-        for i, t in enumerate(found)
+        for name, trials in tried.items()
+        for i, t in enumerate(trials)
     ]
     count = len(tried["SPEQ"])
     text = (
         f"{about(shop)} {count} trials for each search, by one seed's held-out images: the paper's settings first, "
-        f"{startup(count) - 1} at random, the rest by TPE; the {AGAIN} best of each with all seeds, the best mean of "
-        "which won. Test figures chose nothing."
+        f"{startup(count) - 1} at random, the rest by TPE; the {FINALISTS} best of each with all seeds, the best "
+        "mean of which won. Test figures chose nothing."
     )
     if any("bits for" in a.note for a in arms):
         text += (
@@ -185,13 +195,13 @@ def beyond(shop: Workshop) -> Report:
             "of what follows; its seconds are the last part's."
         )
     done = shop.train(arms)
-    report = arms_report("Beyond the paper's settings", text, arms, done, [f"{name}, best" for name in SEARCHES])
+    report = arms_report("Beyond the paper's settings", text, done, [f"{name}, best" for name in SEARCHES])
     facts = facts_of([*folders_of(done), *_folders(base, tried, shop)])
     return replace(report, facts=facts, more={"trials": table})
 
 
 def passes_of(choice: MethodChoice) -> int:
-    """Of teachers, in a step of SPEQ's."""
+    """The number of teacher passes in a step of SPEQ."""
     return choice.passes + (choice.name == "speq-distill")
 
 
@@ -201,48 +211,54 @@ def without_each(won: Tried) -> dict[str, Tried]:
 
 
 def search(name: str, base: Recipe, shop: Workshop) -> list[Tried]:
-    """As many trials as the settings say. Repeated after an interruption, it asks for the very same ones, whose runs
-    are there."""
+    """Carry out the search `name` from the recipe `base`, with as many trials as the settings say.
+
+    After an interruption it asks for the same trials again, whose runs are there.
+    """
     optuna = needs("optuna", "report")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     trials = min(shop.settings.trials, 2) if shop.settings.smoke else shop.settings.trials
     sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=startup(trials))
     study = optuna.create_study(direction="maximize", sampler=sampler)
-    kind, parts = SEARCHES[name]
+    kind, parts_of = SEARCHES[name]
     study.enqueue_trial(PAPER)
     steps = make_field(base, torch.device("cpu")).sizes[0] // base.train.batch_size
-    found: list[Tried] = []
-    while len(found) < trials:
-        asked = [study.ask() for _ in range(min(shop.settings.at_once, trials - len(found)))]
-        tried = [Tried(kind, parts(trial, shop, steps), 0.0) for trial in asked]
-        shop.ahead(_recipes(base, tried, shop, shop.seeds[:1]))
-        for trial, t in zip(asked, tried, strict=True):
-            found.append(replace(t, held=_held(t, base, shop, shop.seeds[0])))
-            if found[-1].held == DIVERGED:
+    done: list[Tried] = []
+    while len(done) < trials:
+        batch = [study.ask() for _ in range(min(shop.settings.at_once, trials - len(done)))]
+        changes = [Tried(kind, parts_of(trial, shop, steps), DIVERGED) for trial in batch]
+        shop.ahead(_recipes(base, changes, shop, shop.seeds[:1]))
+        for trial, change in zip(batch, changes, strict=True):
+            held = _held(change, base, shop, shop.seeds[0])
+            done.append(replace(change, held=held))
+            if held == DIVERGED:
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
             else:
-                study.tell(trial, found[-1].held)
-    return found
+                study.tell(trial, held)
+    return done
 
 
 def startup(trials: int) -> int:
-    """Trials before TPE has enough to go by, a third of all."""
+    """The number of random trials before TPE chooses: a third of all."""
     return max(2, trials // 3)
 
 
-def winner(found: Sequence[Tried], base: Recipe, shop: Workshop) -> Tried:
-    """Of the `AGAIN` best on one seed's held-out images, the one whose mean over all seeds is best.
+def winner(trials: Sequence[Tried], base: Recipe, shop: Workshop) -> Tried:
+    """The trial with the best mean over all seeds, of the `FINALISTS` best on one seed's held-out images.
 
-    FloatingPointError: every trial diverged."""
-    finite = [t for t in found if t.held > DIVERGED]
+    Raises:
+        FloatingPointError: every trial diverged.
+    """
+    finite = [t for t in trials if t.held > DIVERGED]
     if not finite:
-        raise FloatingPointError(f"all of {len(found)} trials diverged; expected a lower rate in {base.name}")
-    first = sorted(finite, key=lambda t: -t.held)[:AGAIN]
-    shop.ahead(_recipes(base, first, shop, shop.seeds))
-    return max(first, key=lambda t: mean(_held(t, base, shop, seed) for seed in shop.seeds))
+        raise FloatingPointError(f"all of {len(trials)} trials diverged; expected a lower rate in {base.name}")
+    finalists = sorted(finite, key=lambda t: -t.held)[:FINALISTS]
+    shop.ahead(_recipes(base, finalists, shop, shop.seeds))
+    return max(finalists, key=lambda t: mean(_held(t, base, shop, seed) for seed in shop.seeds))
 
 
 def _held(tried: Tried, base: Recipe, shop: Workshop, seed: int) -> float:
+    """Accuracy on held-out images of a trial trained with `seed`."""
     try:
         result = carry_out(with_seed(_recipe(base, tried, shop), seed), shop.runs)[0]
     except FloatingPointError:
@@ -251,17 +267,17 @@ def _held(tried: Tried, base: Recipe, shop: Workshop, seed: int) -> float:
 
 
 def _recipes(base: Recipe, tried: Sequence[Tried], shop: Workshop, seeds: Sequence[int]) -> list[Recipe]:
-    """What is trained for each of them; nothing where its start diverges."""
-    found = []
-    for t in tried:
+    """The recipes of trials with each seed; a trial whose start diverges has none."""
+    recipes = []
+    for trial in tried:
         with suppress(FloatingPointError):
-            found.append(_recipe(base, t, shop))
-    return [with_seed(recipe, seed) for seed in seeds for recipe in found]
+            recipes.append(_recipe(base, trial, shop))
+    return [with_seed(recipe, seed) for seed in seeds for recipe in recipes]
 
 
 def _folders(base: Recipe, tried: Mapping[str, Sequence[Tried]], shop: Workshop) -> list[Path]:
-    """Of all runs of the trials."""
-    recipes = [r for found in tried.values() for r in _recipes(base, found, shop, shop.seeds)]
+    """The folders of all runs of the trials."""
+    recipes = [r for trials in tried.values() for r in _recipes(base, trials, shop, shop.seeds)]
     return [folder for r in recipes if (folder := folder_of(r, shop.runs)).exists()]
 
 
@@ -271,8 +287,10 @@ def _recipe(base: Recipe, tried: Tried, shop: Workshop) -> Recipe:
 
 
 def _more_bits_first(shop: Workshop, widths: Sequence[int], recipe: Recipe) -> Recipe:
-    """From weights that were trained at `widths` bits one after another, here, by the same recipe and with one seed for
-    all, an equal part of the epochs each."""
+    """Train at `widths` bits, one after another, and start `recipe` from the last of these networks.
+
+    Each has an equal part of the epochs. They are trained here, by the same recipe, with one seed for all.
+    """
     epochs, at_start = recipe.train.epochs, recipe.network.weights
     part = max(1, epochs // (len(widths) + 1))
     if recipe.method.name == "speq-distill":  # the float network teaches all parts
@@ -286,3 +304,8 @@ def _more_bits_first(shop: Workshop, widths: Sequence[int], recipe: Recipe) -> R
 
 def _set(part: str, **values: Any) -> Change:
     return lambda recipe: replace(recipe, **{part: replace(getattr(recipe, part), **values)})  # type: ignore[arg-type]
+
+
+def _scaled(field: str, factor: float) -> Change:
+    """A change of a number in `train`."""
+    return lambda recipe: _set("train", **{field: getattr(recipe.train, field) * factor})(recipe)

@@ -1,4 +1,4 @@
-"""Finished runs side by side: mean and deviation of each arm over its seeds, and paired differences."""
+"""The command `compare`: mean and deviation of each arm over its seeds, and paired differences."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,23 +13,20 @@ from tyro.conf import Positional
 from spequant.app.recipes import Recipe
 from spequant.app.recipes.folder import RECIPE, figures, main_figure, read_result
 from spequant.app.recipes.serial import differences, from_json
+from spequant.extras import needs
 
-# Student's t, 97.5 %, by degrees of freedom; past the table its expansion (Abramowitz and Stegun 26.7.5).
-T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-
-
-OF_A_SEED = ("train.seed ", "network.weights ", "method.teacher ")
+SEED_FIELDS = ("train.seed ", "network.weights ", "method.teacher ")
 """fields in which the runs of an arm may differ"""
 
 
 @dataclass(frozen=True)
 class Compare:
-    """Which runs, and what of them. Runs of one recipe name are one arm, paired with the first arm by seed."""
+    """Compare finished runs. Runs of one recipe name are one arm, which is paired with the first arm by seed."""
 
     runs: Annotated[tuple[Path, ...], Positional]
-    """folders of finished runs; the first one's arm is what the others are compared with"""
+    """folders of finished runs; the arm of the first run is the one that the others are compared with"""
     figure: str | None = None
-    """test_accuracy, held_out_accuracy; of questions test_f1, test_exact_match, held_out_f1, held_out_exact_match;
+    """test_accuracy or held_out_accuracy; for questions test_f1, test_exact_match, held_out_f1 or held_out_exact_match;
     None: test_accuracy, or test_f1"""
 
 
@@ -38,18 +35,37 @@ def deviation(values: Sequence[float]) -> float:
     return stdev(values) if len(values) > 1 else math.nan
 
 
+def students_t() -> Any:
+    """The function of (degrees of freedom, probability) that gives the quantile of Student's t distribution.
+
+    Long work whose results are compared asks for it before it begins.
+    """
+    return needs("scipy.special", "report").stdtrit
+
+
 def paired(a: Mapping[int, float], b: Mapping[int, float]) -> tuple[float, float, int]:
-    """(mean of b - a over the seeds of both, half width of its 95 % interval by Student's t, number of pairs)."""
+    """The mean difference of two arms, paired by seed.
+
+    Args:
+        a: {seed: figure} of the arm that is compared with.
+        b: the same of the other one.
+
+    Returns:
+        (mean of b - a over the seeds of both, half the width of its 95 % interval by Student's t, number of pairs); NaN
+        without a pair, and an interval of NaN with one pair.
+
+    Raises:
+        ModuleNotFoundError: there are several pairs, and scipy is not installed.
+    """
     differences = [b[seed] - a[seed] for seed in sorted(set(a) & set(b))]
     n = len(differences)
     if n < 2:
         return (differences[0] if n else math.nan), math.nan, n
-    t = T975[n - 2] if n - 2 < len(T975) else 1.96 + 2.372 / (n - 1) + 2.82 / (n - 1) ** 2
-    return mean(differences), t * stdev(differences) / math.sqrt(n), n
+    return mean(differences), float(students_t()(n - 1, 0.975)) * stdev(differences) / math.sqrt(n), n
 
 
 def difference(a: Mapping[int, float], b: Mapping[int, float]) -> str:
-    """`paired` in words: +0.31 ± 0.20 (5 pairs); without an interval where there is one pair alone."""
+    """`paired` in words: "+0.31 ± 0.20 (5 pairs)"; without an interval where there is only one pair."""
     gap, half, pairs = paired(a, b)
     if not pairs:
         return "no seed in common"
@@ -57,10 +73,14 @@ def difference(a: Mapping[int, float], b: Mapping[int, float]) -> str:
 
 
 def read(folders: Sequence[Path]) -> dict[str, dict[int, dict[str, Any]]]:
-    """{recipe: {seed: result}} of finished runs.
+    """Read the results of finished runs.
 
-    FileNotFoundError names a folder without a result; ValueError two runs of one name that are of one seed, or differ
-    in more than seed and start.
+    Returns:
+        {name of the recipe: {seed: result}}.
+
+    Raises:
+        FileNotFoundError: a folder has no result.
+        ValueError: two runs of one name have one seed, or differ in more than seed and start.
     """
     arms: dict[str, dict[int, dict[str, Any]]] = {}
     recipes: dict[str, Recipe] = {}
@@ -68,9 +88,9 @@ def read(folders: Sequence[Path]) -> dict[str, dict[int, dict[str, Any]]]:
         result = read_result(folder)
         recipe = from_json((folder / RECIPE).read_text())
         first = recipes.setdefault(result["recipe"], recipe)
-        if other := [d for d in differences(recipe, first) if not d.startswith(OF_A_SEED)]:
+        if changes := [d for d in differences(recipe, first) if not d.startswith(SEED_FIELDS)]:
             raise ValueError(
-                f"{folder} is another experiment than the first run of {result['recipe']}: {'; '.join(other)}. Train "
+                f"{folder} is another experiment than the first run of {result['recipe']}: {'; '.join(changes)}. Train "
                 "variants of a recipe with --name, so that each is an arm of its own"
             )
         arm = arms.setdefault(result["recipe"], {})
@@ -84,20 +104,21 @@ def read(folders: Sequence[Path]) -> dict[str, dict[int, dict[str, Any]]]:
 
 
 def report(settings: Compare) -> Table:
-    """A table of arms; the difference of each to the first, seed by seed.
+    """A table with one row per arm and its difference to the first arm.
 
-    ValueError where no folder is given, or a run has not the figure asked for.
+    Raises:
+        ValueError: there is no folder, or a run does not have the figure.
     """
     arms = read(settings.runs)
     if not arms:
         raise ValueError("compare takes the folders of finished runs, e.g. runs/a runs/a-seed1 runs/b runs/b-seed1")
-    one = next(iter(next(iter(arms.values())).values()))
-    figure = settings.figure or main_figure(figures(one, "test_"))
+    result = next(iter(next(iter(arms.values())).values()))
+    figure = settings.figure or main_figure(figures(result, "test_"))
     without = [f"{name}, seed {seed}" for name, arm in arms.items() for seed, r in arm.items() if figure not in r]
     if without:
-        known = ", ".join([*figures(one, "test_"), *figures(one, "held_out_")])
+        measured = ", ".join([*figures(result, "test_"), *figures(result, "held_out_")])
         raise ValueError(
-            f"figure is {figure!r}, not measured by {'; '.join(without)}; the first run has {known} (held_out_... "
+            f"figure is {figure!r}, not measured by {'; '.join(without)}; the first run has {measured} (held_out_... "
             "where it is trained with --data.held-out)"
         )
     table = Table(

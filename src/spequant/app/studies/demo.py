@@ -1,4 +1,4 @@
-"""The demo: a small float ResNet on handwritten digits, made W2A2, trained from there as Retrain and as SPEQ."""
+"""The command `demo`: a small float ResNet on handwritten digits, then W2A2 networks from it by Retrain and SPEQ."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,14 +10,15 @@ from rich.table import Table
 
 from spequant.app.recipes import RECIPES, run
 from spequant.app.recipes.build import with_seed
-from spequant.app.studies.compare import deviation, difference
+from spequant.app.studies.compare import deviation, difference, students_t
 from spequant.app.studies.pictures import draw_curves
 from spequant.app.terminal import Terminal, print_table
+from spequant.extras import needs
 from spequant.files import make_folder, remove
 
 MARK = ".demo"
 """a file that says that a demo made this folder"""
-OWN = ("digits-float", "digits-w2a2-retrain-seed*", "digits-w2a2-speq-seed*", "curves.png")
+DEMO_FILES = ("digits-float", "digits-w2a2-retrain-seed*", "digits-w2a2-speq-seed*", "curves.png")
 
 
 @dataclass(frozen=True)
@@ -25,23 +26,32 @@ class Demo:
     """Handwritten digits: a small float ResNet, then W2A2 from it by Retrain and by SPEQ."""
 
     out: Path = Path("runs/demo")
-    """an empty or new folder, or an earlier demo's, whose runs are removed first; other files in it stay"""
+    """an empty or new folder, or that of an earlier demo, whose runs are removed first; other files in it stay"""
     seeds: int = 3
+    """number of runs of each method, with seeds from 0"""
     epochs: int | None = None
-    """of each run; None: as the recipes have it"""
+    """of each run; None: as in the recipes"""
 
 
 def run_demo(settings: Demo) -> None:
-    """Train, print one table, write curves, metrics and networks below `settings.out`."""
+    """Train, print one table, write curves, metrics and networks below `settings.out`.
+
+    Raises:
+        ValueError: no seeds, or a folder that holds something else.
+        ModuleNotFoundError: a package of the extra `report` is missing.
+    """
     if settings.seeds < 1:
         raise ValueError(f"seeds is {settings.seeds}; expected 1 or more")
+    needs("matplotlib.figure", "report")  # which the curves need at the end
+    if settings.seeds > 1:
+        students_t()
     if settings.out.exists() and not (settings.out / MARK).exists() and any(settings.out.iterdir()):
         raise ValueError(
             f"out is {settings.out}, which holds something and was not made by a demo; name an empty or new folder"
         )
     make_folder(settings.out)
     (settings.out / MARK).touch()
-    for path in [path for pattern in OWN for path in settings.out.glob(pattern)]:
+    for path in [path for pattern in DEMO_FILES for path in settings.out.glob(pattern)]:
         remove(path) if path.is_dir() else path.unlink()
     arms: dict[str, list[dict[str, Any]]] = {}
     folders: dict[str, list[Path]] = {}

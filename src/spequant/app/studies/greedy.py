@@ -5,20 +5,69 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from spequant.data import ImageSet
+from spequant.app.recipes.build import device_of
+from spequant.app.recipes.images import Images, measure
+from spequant.app.studies.arms import RETRAIN, facts_of
+from spequant.app.studies.page import Report
+from spequant.app.studies.tables import method
+from spequant.app.studies.workshop import Workshop, about_one, low_bits
+from spequant.data import ImageSet, eval_batches
 from spequant.layers import act_quantizers
 from spequant.methods.losses import cosine
 from spequant.policies import Fixed, LowBit, precision
-from spequant.train import evaluate
 
-HIGH = 8
+TEACHER_BITS = 8
+GREEDY_IMAGES = 2000
+"""on which each measurement of the greedy choice runs the network"""
+
+
+def fig2(shop: Workshop) -> Report:
+    """The order in which layers raised to 8 bits gain most; soft labels by width."""
+    network = low_bits(shop, {RETRAIN: method("retrain")}, shop.seeds[:1])[RETRAIN]
+    recipe, model = shop.finished(network.folder)
+    images = Images(recipe, device_of(recipe))
+    data = (images.test if images.held is None else images.held).part(slice(0, GREEDY_IMAGES))
+    order = greedy_order(model, data)
+    soft = soft_labels(model, data, shop.widths)
+    rows = [
+        {
+            "raised": step.raised,
+            "layer": step.layer,
+            "accuracy": step.accuracy,
+            "loss": f"{step.loss:.4f}",
+            "command": network.command,
+        }
+        for step in order
+    ]
+
+    def draw(figure: Any) -> None:
+        left, right = figure.subplots(1, 2)
+        left.plot([step.raised for step in order], [step.accuracy for step in order], marker="o")
+        left.set_xlabel("layers with 8-bit activations, greedily chosen")
+        left.set_ylabel("accuracy, %")
+        for name in ("confidence", "distance to 8 bits"):
+            right.plot([row["activations"] for row in soft], [row[name] for row in soft], marker="o", label=name)
+        right.set_xlabel("activation bits of all layers")
+        right.set_title("soft labels", fontsize=10)
+        right.legend(frameon=False)
+
+    about = f"{about_one(shop)} {len(data)} {'test' if images.held is None else 'held-out'} images, chosen by the loss."
+    title, facts = "Greedy order of layers, and soft labels (figure 2)", facts_of([network.folder])
+    return Report(title, about, rows, draw, facts, {"soft labels": soft})
 
 
 @dataclass(frozen=True)
 class Step:
-    """layers raised so far, the last one raised, accuracy in per cent and mean loss with them."""
+    """A step of the greedy order.
+
+    Args:
+        raised: the number of layers raised so far.
+        layer: the last one raised, "" before the first.
+        accuracy: of the network then, %.
+        loss: its mean cross-entropy, nats.
+    """
 
     raised: int
     layer: str
@@ -26,38 +75,44 @@ class Step:
     loss: float
 
 
-def greedy_order(model: nn.Module, images: Tensor, labels: Tensor, batch: int = 500) -> list[Step]:
-    """Raise one low-bit activation after another to 8 bits, each time the one that leaves the least loss, from none to
-    all. `images` as the network takes them, (n, channels, height, width); `labels` int64 (n,)."""
+def greedy_order(model: nn.Module, data: ImageSet) -> list[Step]:
+    """Raise one low-bit activation after another to 8 bits, from none to all.
+
+    Args:
+        model: a prepared network.
+        data: images and labels; each step takes the activation that leaves the least loss on them.
+
+    Returns:
+        One step per number of raised activations, the first one without any.
+    """
     widths = {name: q.bits for name, q in act_quantizers(model).items()}
     low = [name for name, bits in widths.items() if bits == min(b for b in widths.values() if b is not None)]
-    raised: list[str] = []
-    steps = [Step(0, "", *_measure(model, raised, images, labels, batch))]
-    while len(raised) < len(low):
-        tries = {name: _measure(model, [*raised, name], images, labels, batch) for name in low if name not in raised}
-        best = min(tries, key=lambda name: tries[name][1])
-        raised.append(best)
-        steps.append(Step(len(raised), best, *tries[best]))
+
+    def step(*raised: str) -> Step:
+        with precision(model, Fixed(dict.fromkeys(raised, TEACHER_BITS))):
+            evaluation = measure(model, data)
+        return Step(len(raised), raised[-1] if raised else "", evaluation.accuracy, evaluation.loss)
+
+    steps = [step()]
+    while len(steps) <= len(low):
+        raised = [s.layer for s in steps[1:]]
+        steps.append(min((step(*raised, name) for name in low if name not in raised), key=lambda s: s.loss))
     return steps
 
 
-def _measure(
-    model: nn.Module, raised: Sequence[str], images: Tensor, labels: Tensor, batch: int
-) -> tuple[float, float]:
-    with precision(model, Fixed(dict.fromkeys(raised, HIGH))):
-        found = evaluate(model, zip(images.split(batch), labels.split(batch), strict=True))
-    return found.accuracy, found.loss
-
-
 @torch.no_grad()
-def soft_labels(model: nn.Module, images: Tensor, labels: Tensor, widths: Sequence[int]) -> list[dict[str, Any]]:
-    """At each activation width: mean confidence (largest probability), entropy in nats, accuracy, and 1 - cosine to the
-    soft labels at 8 bits."""
+def soft_labels(model: nn.Module, data: ImageSet, widths: Sequence[int]) -> list[dict[str, Any]]:
+    """What the soft labels of `model` on `data` are at each activation width.
+
+    Returns:
+        One row per width: mean confidence (the largest probability), entropy in nats, accuracy in %, and 1 - cosine to
+        the soft labels at 8 bits.
+    """
     model.eval()
     logits = {}
-    for bits in dict.fromkeys([*widths, HIGH]):
+    for bits in dict.fromkeys([*widths, TEACHER_BITS]):
         with precision(model, LowBit(bits)):
-            logits[bits] = torch.cat([model(x).float() for x in images.split(500)])
+            logits[bits] = torch.cat([model(images).float() for images, _ in eval_batches(data, 500)])
     rows = []
     for bits in widths:
         p = logits[bits].softmax(1)
@@ -66,14 +121,8 @@ def soft_labels(model: nn.Module, images: Tensor, labels: Tensor, widths: Sequen
                 "activations": bits,
                 "confidence": float(p.amax(1).mean()),
                 "entropy": float(-(p * p.clamp_min(1e-12).log()).sum(1).mean()),
-                "accuracy": float((p.argmax(1) == labels).float().mean()) * 100,
-                "distance to 8 bits": float(cosine(logits[bits], logits[HIGH])),
+                "accuracy": float((p.argmax(1) == data.labels).float().mean()) * 100,
+                "distance to 8 bits": float(cosine(logits[bits], logits[TEACHER_BITS])),
             }
         )
     return rows
-
-
-def held_or_test(data: ImageSet, most: int) -> tuple[Tensor, Tensor]:
-    """The first `most` images of a set, as networks take them, and their labels."""
-    count = min(most, len(data))
-    return data.normalise(data.images[:count]), data.labels[:count]

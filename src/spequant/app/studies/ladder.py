@@ -1,33 +1,31 @@
 """What each step down in bits costs, by calibration alone and after short training, and the worst layer."""
 
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 
 import torch
 from rich.table import Table
 
 from spequant.app.recipes import RECIPES, Recipe, run
-from spequant.app.recipes.build import build_augment, build_data, build_network, calibrated, device_of
+from spequant.app.recipes.build import calibrated, device_of
 from spequant.app.recipes.check import check
+from spequant.app.recipes.images import Images, measure
 from spequant.app.recipes.schema import Quantization
 from spequant.app.studies.sensitivity import losses_alone
 from spequant.app.terminal import Terminal, print_table
-from spequant.data import eval_batches, train_batches
 from spequant.files import write_json
-from spequant.train import evaluate
 
 RUNGS = ((8, 8), (4, 4), (2, 8), (8, 2), (2, 2))  # (weight bits, activation bits)
-IMAGES = 1000  # on which each layer alone is tried
+LAYER_IMAGES = 1000  # on which each layer is tried
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """Settings of the ladder."""
+    """Train a network at fewer and fewer bits from one float network; the worst layer of each step."""
 
     recipe: Recipe = field(default_factory=lambda: _start())
     out: Path = Path("runs/ladder")
-    """a folder a rung, and ladder.json"""
+    """one folder per step, and ladder.json"""
 
 
 def _start() -> Recipe:
@@ -37,7 +35,12 @@ def _start() -> Recipe:
 
 
 def run_ladder(settings: Ladder) -> None:
-    """Print one table: held-out and test accuracy of each rung, calibrated and trained, and its worst layer."""
+    """Print one table: held-out and test accuracy of each step, calibrated and trained, and its worst layer.
+
+    Raises:
+        ValueError: the recipe has no float weights, or no held-out images.
+        FileExistsError: `settings.out` exists.
+    """
     recipe = settings.recipe
     check(recipe)
     if recipe.network.weights is None:
@@ -47,25 +50,23 @@ def run_ladder(settings: Ladder) -> None:
         )
     if settings.out.exists():
         raise FileExistsError(f"{settings.out} exists; give another --out, or remove it")
-    device = device_of(recipe)
     if recipe.train.threads is not None:
         torch.set_num_threads(recipe.train.threads)
-    train, held, test = build_data(recipe.data, device, recipe.network.name)
-    if held is None:
+    images = Images(recipe, device_of(recipe))
+    if images.held is None:
         raise ValueError("recipe.data.held_out is 0; the ladder needs held-out images to name the worst layer")
-    network = build_network(recipe.network, train).to(device)
-    augment = build_augment(recipe.data, train)
-    batches = list(islice(train_batches(train, 128, seed=0, epoch=0, augment=augment), 8))
+    network, batches = images.network(), images.calibration()
+    sets = {"held": images.held, "test": images.test}
     rows = []
     for weight, act in RUNGS:
         rung = replace(recipe, name=f"W{weight}A{act}", quant=replace(recipe.quant, weight_bits=weight, act_bits=act))
         model = calibrated(network, rung.quant, batches)
-        costs = losses_alone(model, held.part(slice(0, IMAGES)))[1]
+        costs = losses_alone(model, images.held.part(slice(0, LAYER_IMAGES)))[1]
         layer = max(costs, key=costs.__getitem__)
         row = {
             "rung": rung.name,
-            "calibrated": evaluate(model, eval_batches(held, 500)).accuracy,
-            "calibrated_test": evaluate(model, eval_batches(test, 500)).accuracy,
+            "calibrated": measure(model, images.held).accuracy,
+            "calibrated_test": measure(model, images.test).accuracy,
             "worst_layer": layer,
             "worst_layer_loss": costs[layer],
         }
@@ -73,9 +74,7 @@ def run_ladder(settings: Ladder) -> None:
             result = run(rung, settings.out / rung.name, reporter)
         rows.append({**row, "trained": result["held_out_accuracy"], "trained_test": result["test_accuracy"]})
     table = Table("", "calibrated: held out", "test", "trained: held out", "test", "worst layer (loss if alone)")
-    floating = {
-        name: evaluate(network, eval_batches(data, 500)).accuracy for name, data in (("held", held), ("test", test))
-    }
+    floating = {name: measure(network, data).accuracy for name, data in sets.items()}
     table.add_row("float", f"{floating['held']:.2f}", f"{floating['test']:.2f}")
     for row in rows:
         figures = [f"{row[k]:.2f}" for k in ("calibrated", "calibrated_test", "trained", "trained_test")]

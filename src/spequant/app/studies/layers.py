@@ -10,10 +10,10 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from spequant.app.recipes.folder import RECIPE, rows_of
-from spequant.app.studies.pictures import blank
+from spequant.app.studies.pictures import blank, save
 from spequant.app.terminal import print_table
 from spequant.extras import needs
-from spequant.files import destination, placed
+from spequant.files import destination
 from spequant.train import Looks, read_looks
 from spequant.train.freezing import MAX_BITS
 
@@ -24,7 +24,6 @@ LEAST = 1e-4
 """the share of changed codes at which the picture's colours begin"""
 TOLD = 12
 """epochs whose agreement is printed, at most"""
-DPI = 150
 
 
 @dataclass(frozen=True)
@@ -150,5 +149,4 @@ def draw_layers(looks: Looks, out: Path) -> None:
         picture.colorbar(shown, ax=axes, location="bottom", aspect=25).ax.tick_params(labelsize=8)
     all_axes[0].set_yticks(range(rows), looks.names, fontsize=7)
     picture.supxlabel("grey: not of this layer, or not known yet", fontsize=8, color="dimgrey")
-    with placed(out) as temporary:
-        picture.savefig(temporary, dpi=DPI, format="png")
+    save(picture, out)

@@ -67,7 +67,7 @@ def sensitivity(shop: Workshop) -> Report:
     arms = _arms(base, recipe, layers, shop)
     equal_terms(arms)
     done = shop.train(arms)
-    report = arms_report("Sensitivity of layers, and mixed precision", "", arms, done)
+    report = arms_report("Sensitivity of layers, and mixed precision", "", done)
     table = [
         {
             "layer": n,
@@ -97,8 +97,7 @@ def _subject(shop: Workshop) -> tuple[str, Recipe, Path]:
     folder = shop.settings.run
     if folder is None:
         network = low_bits(shop, {"SPEQ": method("speq")}, shop.seeds[:1])["SPEQ"]
-        (folder,) = network.folders.values()
-        return network.base, network.recipe, folder
+        return network.arm.base, network.arm.recipe, network.folder
     if shop.settings.smoke:
         raise ValueError(f"run is {folder}, which --smoke does not take: it trains a network of its own")
     if shop.settings.recipe is not None:

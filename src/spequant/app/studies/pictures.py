@@ -1,5 +1,6 @@
-"""Pictures: a blank one, and curves of runs."""
+"""Pictures: an empty figure, its file, and curves of runs."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,30 +9,42 @@ from spequant.app.recipes.folder import rows_of
 from spequant.extras import needs
 from spequant.files import placed
 
+CURVES = {"task": "cross-entropy", "train_accuracy": "accuracy on training images, %"}
+"""columns of metrics.jsonl's epoch rows that `draw_curves` shows, with the labels of their axes"""
+
 
 def blank(width: float, height: float) -> Any:
-    """A figure of matplotlib, inches, that needs no screen."""
+    """An empty figure of matplotlib, `width` x `height` inches, that needs no screen."""
     figure = needs("matplotlib.figure", "report").Figure(figsize=(width, height), layout="constrained")
     needs("matplotlib.backends.backend_agg", "report").FigureCanvasAgg(figure)
     return figure
 
 
-def draw_curves(
-    arms: Mapping[str, Sequence[Path]], out: Path, figures: Sequence[str] = ("task", "train_accuracy")
-) -> None:
-    """One panel a figure of metrics.jsonl's epoch rows, one colour an arm, one line a run; written to `out` (PNG)."""
-    labels = {"task": "cross-entropy", "train_accuracy": "accuracy on training images, %"}
-    picture = blank(5 * len(figures), 3.5)
-    for axes, figure in zip(picture.subplots(1, len(figures), squeeze=False)[0], figures, strict=True):
+def save(figure: Any, path: Path) -> bytes:
+    """Write a figure to `path` as PNG, 150 pixels per inch, whole or not at all; the file's content."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=150)
+    with placed(path) as temporary:
+        temporary.write_bytes(content.getvalue())
+    return content.getvalue()
+
+
+def draw_curves(arms: Mapping[str, Sequence[Path]], out: Path) -> None:
+    """Draw loss and accuracy over the epochs: one colour per arm, one line per run.
+
+    Args:
+        arms: folders of runs by arm.
+        out: the picture, PNG.
+    """
+    picture = blank(5 * len(CURVES), 3.5)
+    for axes, (column, label) in zip(picture.subplots(1, len(CURVES)), CURVES.items(), strict=True):
         for colour, (arm, folders) in enumerate(arms.items()):
             for i, folder in enumerate(folders):
-                rows = [row for row in rows_of(folder, "epoch") if figure in row]
-                x, y = [row["epoch"] for row in rows], [row[figure] for row in rows]
+                rows = [row for row in rows_of(folder, "epoch") if column in row]
+                x, y = [row["epoch"] for row in rows], [row[column] for row in rows]
                 axes.plot(x, y, color=f"C{colour}", label=arm if i == 0 else None, linewidth=1)
         axes.set_xlabel("epoch")
-        axes.set_ylabel(labels.get(figure, figure.replace("_", " ")))
-        if figure == "task":
-            axes.set_yscale("log")
+        axes.set_ylabel(label)
         axes.legend(frameon=False)
-    with placed(out) as temporary:
-        picture.savefig(temporary, dpi=150, format="png")
+    picture.axes[0].set_yscale("log")
+    save(picture, out)

@@ -1,4 +1,4 @@
-"""Runs side by side, each in a process of its own: one may fail, be killed and be resumed without the others."""
+"""Runs side by side, each in its own process: one may fail, be killed and be resumed without the others."""
 
 import signal
 import subprocess
@@ -16,7 +16,7 @@ from spequant.train.interruption import interruptions
 
 @dataclass(frozen=True)
 class Job:
-    """One run: its recipe's name, its folder, and what `spequant` is called with."""
+    """One run: the name of its recipe, its folder, and the arguments of `spequant`."""
 
     recipe: str
     folder: Path
@@ -24,14 +24,20 @@ class Job:
 
 
 def threads_each(at_once: int) -> list[str]:
-    """The option that gives each of so many runs its share of the CPU's threads; empty for one, which has them all."""
+    """The option that gives each of `at_once` runs its share of the CPU's threads; one run has them all without it."""
     return ["--train.threads", str(max(1, torch.get_num_threads() // at_once))] if at_once > 1 else []
 
 
 def side_by_side(jobs: Sequence[Job], at_once: int) -> list[int]:
-    """Carry out `jobs`, so many at a time, printing what they print; the exit status of each.
+    """Carry out `jobs`, `at_once` at the same time, and print their lines as they come.
 
-    KeyboardInterrupt: SIGINT or SIGTERM, passed on to the runs, which save and end; at a second one they are killed.
+    Returns:
+        The exit status of each job.
+
+    Raises:
+        ValueError: `at_once` is less than 1.
+        KeyboardInterrupt: SIGINT or SIGTERM came. It is passed on to the runs, which save and end; a second one kills
+            them.
     """
     if at_once < 1:
         raise ValueError(f"at_once is {at_once}; expected 1 or more")
@@ -50,7 +56,11 @@ def side_by_side(jobs: Sequence[Job], at_once: int) -> list[int]:
 
 
 def all_finished(jobs: Sequence[Job], codes: Sequence[int]) -> None:
-    """ChildProcessError that names those that are not."""
+    """Check that all jobs ended with exit status 0.
+
+    Raises:
+        ChildProcessError: names the jobs that did not.
+    """
     failed = [f"{job.folder} (exit {code})" for job, code in zip(jobs, codes, strict=True) if code]
     if failed:
         raise ChildProcessError(f"not finished: {', '.join(failed)}; the reasons stand above")
@@ -70,12 +80,12 @@ class _Processes:
             self.stop(signal.SIGKILL)
 
     def carry_out(self, job: Job) -> int:
-        """The exit status of a run, whose lines are printed as they come; nothing is begun after `stop`."""
+        """Carry out a run; its exit status. Nothing is started after `stop`."""
         command = [sys.executable, "-m", "spequant", *job.arguments]
         with self.lock:
             if self.stopped:
                 return 130
-            process = subprocess.Popen(  # in a session of its own: Ctrl-C reaches it once, through `stop`
+            process = subprocess.Popen(  # in its own session: Ctrl-C reaches it once, through `stop`
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -91,7 +101,7 @@ class _Processes:
             with process.stdout as lines:
                 for line in lines:
                     print(line if line.startswith(name) else name + line, end="", flush=True)
-        except BaseException:  # nobody reads what is printed any more
+        except BaseException:  # nobody reads its lines any more
             self.stop(signal.SIGINT)
             raise
         finally:
@@ -101,7 +111,7 @@ class _Processes:
         return code
 
     def stop(self, number: signal.Signals) -> None:
-        """Send a signal to each: SIGINT, as a scheduler may have sent SIGTERM already, and a second one kills."""
+        """Send a signal to each run: SIGINT to save, as a scheduler may have sent SIGTERM, and a second one kills."""
         with self.lock:
             self.stopped = True
             for process in self.running:

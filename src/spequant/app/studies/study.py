@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from spequant.app.recipes import Recipe
-from spequant.app.recipes.build import device_of
-from spequant.app.recipes.fields import make_field
-from spequant.app.recipes.images import Images
 from spequant.app.studies.arms import (
     RETRAIN,
     Arm,
@@ -20,24 +17,23 @@ from spequant.app.studies.arms import (
     chosen,
     equal_terms,
     facts_of,
+    folders_of,
     options,
     over_seeds,
     same_columns,
 )
 from spequant.app.studies.beyond import beyond
-from spequant.app.studies.gradients import CONFIDENCES, fig3
-from spequant.app.studies.greedy import greedy_order, held_or_test, soft_labels
+from spequant.app.studies.gradients import fig3
+from spequant.app.studies.greedy import fig2
 from spequant.app.studies.mixed import sensitivity
 from spequant.app.studies.page import Report, write_report
 from spequant.app.studies.tables import CIFAR, IMAGENET, Change, Family, method, table2, table3, table4, table5
 from spequant.app.studies.widths import at_activation_widths, every_pair
-from spequant.app.studies.workshop import Study, Workshop, about, about_one, folders_in, low_bits, once
+from spequant.app.studies.workshop import Study, Workshop, about, low_bits, once
 from spequant.extras import needs
 
 KINDS = ("bounds held", "refitted")
 TRAINED = "trained at this width"
-IMAGES = 2000
-"""of the greedy choice: each of its measurements runs the network on so many"""
 
 
 def _compared(
@@ -59,7 +55,7 @@ def _compared(
         shared = once(shop.shared(size, one=one))  # which trains the float networks: of those asked for alone
         arms = [a for family in asked for a in table(family, shared) if (a.group, a.label) in names]
         equal_terms(arms)
-        return arms_report(title, about(shop, *(a.base for a in arms)), arms, shop.train(arms))
+        return arms_report(title, about(shop, *(a.base for a in arms)), shop.train(arms))
 
     study.__doc__ = table.__doc__
     return study
@@ -94,7 +90,7 @@ def table1(shop: Workshop) -> Report:
             axes.set_title(f"{label}, {kind}", fontsize=9)
 
     text = f"{about(shop)} Test accuracy, %, of trained networks at other widths; ends and addends keep theirs."
-    facts = facts_of(folders_in(networks))
+    facts = facts_of(folders_of(networks.values()))
     return Report("Other widths than trained (table 1)", text, same_columns(rows), draw, facts)
 
 
@@ -110,7 +106,7 @@ def any_precision(shop: Workshop) -> Report:
     rows = []
     for bits in widths:
         own = networks[f"{RETRAIN} at {bits}"]
-        trained = {seed: float(result["test_accuracy"]) for seed, result in own.results.items()}
+        trained = own.figures("test_accuracy")
         row: dict[str, Any] = {"activations": bits, "seeds": len(trained), **over_seeds(TRAINED, trained, {})}
         for label, values in single.items():
             at_bits = {seed: found[bits] for seed, found in values.items()}
@@ -125,7 +121,7 @@ def any_precision(shop: Workshop) -> Report:
         axes.set_ylabel("test accuracy, %")
         axes.legend(frameon=False)
 
-    facts = facts_of(folders_in(networks))
+    facts = facts_of(folders_of(networks.values()))
     for label in one:
         facts[f"command of the one network, {label}"] = networks[label].command
     text = f'{about(shop)} Test accuracy, %; "it" is a network trained at the width.'
@@ -140,54 +136,10 @@ def _retrain_at(act_bits: int) -> Change:
     return change
 
 
-def fig2(shop: Workshop) -> Report:
-    """The order in which layers raised to 8 bits gain most; soft labels by width."""
-    network = low_bits(shop, {RETRAIN: method("retrain")}, shop.seeds[:1])[RETRAIN]
-    (folder,) = network.folders.values()
-    recipe, model = shop.finished(folder)
-    field = make_field(recipe, device_of(recipe))
-    assert isinstance(field, Images)
-    data = field.test if field.held is None else field.held
-    images, labels = held_or_test(data, IMAGES)
-    order = greedy_order(model, images, labels)
-    soft = soft_labels(model, images, labels, shop.widths)
-    rows = [
-        {
-            "raised": s.raised,
-            "layer": s.layer,
-            "accuracy": s.accuracy,
-            "loss": f"{s.loss:.4f}",
-            "command": network.command,
-        }
-        for s in order
-    ]
-
-    def draw(figure: Any) -> None:
-        left, right = figure.subplots(1, 2)
-        left.plot([s.raised for s in order], [s.accuracy for s in order], marker="o")
-        left.set_xlabel("layers with 8-bit activations, greedily chosen")
-        left.set_ylabel("accuracy, %")
-        for name in ("confidence", "distance to 8 bits"):
-            right.plot([row["activations"] for row in soft], [row[name] for row in soft], marker="o", label=name)
-        right.set_xlabel("activation bits of all layers")
-        right.set_title("soft labels", fontsize=10)
-        right.legend(frameon=False)
-
-    kind = "held-out" if field.held is not None else "test"
-    about = f"{about_one(shop)} {len(labels)} {kind} images, chosen by the loss."
-    title, facts = "Greedy order of layers, and soft labels (figure 2)", facts_of([folder])
-    return Report(title, about, rows, draw, facts, {"soft labels": soft})
-
-
-def figure3(shop: Workshop) -> Report:
-    """Gradients of KL and cosine over teacher's and student's confidence; nothing is trained."""
-    return fig3(CONFIDENCES[::4] if shop.settings.smoke else CONFIDENCES)
-
-
 STUDIES: dict[str, Callable[[Workshop], Report]] = {
     "table1": table1,
     "fig2": fig2,
-    "fig3": figure3,
+    "fig3": fig3,
     "table2": _compared("Losses and teachers (table 2)", None, table2),
     "table3": _compared("u, T and the weight (table 3)", None, table3),
     "table4": _compared("CIFAR networks and the rivals (table 4)", CIFAR, table4, size=32),
@@ -232,7 +184,8 @@ def run_study(name: str, settings: Study) -> Path:
         if value != default:
             raise ValueError(f"{field} is {value!r}, which has no effect on {name}; expected {default!r}")
     shop = Workshop(name, settings)
-    needs("matplotlib.figure", "report")  # which draws at the very end
+    for package in ("matplotlib.figure", "jinja2", "scipy.special"):
+        needs(package, "report")  # at the very end
     report = STUDIES[name](shop)
     facts = {"command": study_command(name, settings), "written": time.strftime("%Y-%m-%d %H:%M:%S %z")}
     write_report(replace(report, facts={**facts, **report.facts}), shop.folder, name)

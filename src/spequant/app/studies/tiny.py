@@ -1,4 +1,4 @@
-"""Stand-ins for the data of a study's `--smoke`: a few small images of two classes, in files, that show nothing."""
+"""The data of a study's `--smoke`: files of a few small random images, of two classes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,15 +7,15 @@ import numpy as np
 
 from spequant.app.recipes import Recipe
 
-CLASSES, EACH = ("dark", "light"), {"train": 24, "val": 8}
+CLASSES, IMAGES_PER_CLASS = ("dark", "light"), {"train": 24, "val": 8}
 
 
 def write_images(folder: Path, size: int) -> Path:
-    """Write them below `folder`, `size` pixels square, the very same ones each time; `folder`."""
+    """Write images of `size` x `size` pixels below `folder`, the same ones each time; `folder`."""
     from PIL import Image
 
     rng = np.random.default_rng(0)
-    for part, count in EACH.items():
+    for part, count in IMAGES_PER_CLASS.items():
         for number, name in enumerate(CLASSES):
             (folder / part / name).mkdir(parents=True, exist_ok=True)
             for i in range(count):
@@ -25,7 +25,7 @@ def write_images(folder: Path, size: int) -> Path:
 
 
 def tiny(recipe: Recipe, images: Path, size: int) -> Recipe:
-    """`recipe` on those images for one epoch, on plain kernels."""
+    """`recipe` on the images of `write_images` for one epoch, in fp32 and not compiled."""
     data = replace(
         type(recipe.data)(name="folder"),
         root=images,
@@ -37,5 +37,5 @@ def tiny(recipe: Recipe, images: Path, size: int) -> Recipe:
     )
     train = replace(recipe.train, epochs=1, batch_size=8, precision="fp32", compile=False)
     network = replace(recipe.network, pretrained=False, new_head=False)
-    quant = replace(recipe.quant, percentile=99.9)  # at once, where the search for the least error takes seconds
+    quant = replace(recipe.quant, percentile=99.9)  # quick, where the search for the least error takes seconds
     return replace(recipe, data=data, network=network, quant=quant, train=train)

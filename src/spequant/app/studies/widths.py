@@ -1,4 +1,4 @@
-"""table1 and any-precision: one trained network at widths that it was not trained at."""
+"""table1 and any-precision: a trained network at widths that it was not trained at."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 
 @contextmanager
 def weights_at(model: nn.Module, bits: int, trained: int) -> Iterator[None]:
-    """Inside, weights that were trained at `trained` bits are at `bits`, their bounds where they are."""
+    """Inside, weights that were trained at `trained` bits have `bits` bits within the same bounds."""
     quantizers = [q for q in weight_quantizers(model).values() if q.bits == trained]
     try:
         for q in quantizers:
@@ -32,32 +32,42 @@ def weights_at(model: nn.Module, bits: int, trained: int) -> Iterator[None]:
             q.levels = q.home_levels
 
 
-def every_pair(
-    recipe: Recipe, model: nn.Module, widths: Sequence[int] = WIDTHS
-) -> dict[tuple[int, int], dict[str, float]]:
-    """{(weight, activation bits): test accuracy} of what `load_run` gives: "bounds held"; and "refitted", ranges and
-    batch norm found anew for the same weights."""
+def every_pair(recipe: Recipe, model: nn.Module, widths: Sequence[int]) -> dict[tuple[int, int], dict[str, float]]:
+    """Test accuracy of a trained network at every pair of weight and activation widths.
+
+    Args:
+        recipe: of the run, with low-bit weights and activations.
+        model: its network.
+        widths: bits of both.
+
+    Returns:
+        {(weight bits, activation bits): accuracies, %}: "bounds held", and "refitted", where ranges and batch norm are
+        calibrated again for the same weights.
+
+    Raises:
+        ValueError: weights or activations of the recipe are float.
+    """
     field, plain = make_field(recipe, device_of(recipe)), unprepare(model)
     trained, act_bits = recipe.quant.weight_bits, recipe.quant.act_bits
     if trained is None or act_bits is None:
         raise ValueError(f"recipe is {recipe.name!r}; expected one with low-bit weights and activations")
-    found = {}
+    accuracies = {}
     for weight, act in product(widths, widths):
         with weights_at(model, weight, trained), precision(model, LowBit(act, act_bits)):
             held = _accuracy(field, model)
         again = calibrated(plain, replace(recipe.quant, weight_bits=weight, act_bits=act), field.calibration())
         reestimate_batch_norm(again, field.statistics())
-        found[weight, act] = {"bounds held": held, "refitted": _accuracy(field, again)}
-    return found
+        accuracies[weight, act] = {"bounds held": held, "refitted": _accuracy(field, again)}
+    return accuracies
 
 
-def at_activation_widths(recipe: Recipe, model: nn.Module, widths: Sequence[int] = WIDTHS) -> dict[int, float]:
-    """Test accuracy of what `load_run` gives with its low-bit activations at each of `widths`, bounds held."""
-    field, found = make_field(recipe, device_of(recipe)), {}
+def at_activation_widths(recipe: Recipe, model: nn.Module, widths: Sequence[int]) -> dict[int, float]:
+    """{bits: test accuracy, %} of a trained network with its low-bit activations at each of `widths`, bounds held."""
+    field, accuracies = make_field(recipe, device_of(recipe)), {}
     for bits in widths:
         with precision(model, LowBit(bits, recipe.quant.act_bits)):
-            found[bits] = _accuracy(field, model)
-    return found
+            accuracies[bits] = _accuracy(field, model)
+    return accuracies
 
 
 def _accuracy(field: Field, model: nn.Module) -> float:

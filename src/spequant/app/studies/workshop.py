@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -15,58 +15,58 @@ from spequant.app.recipes.check import check
 from spequant.app.recipes.folder import RECIPE
 from spequant.app.recipes.schema import Data, from_json
 from spequant.app.recipes.variants import FLOAT, RETRAIN
-from spequant.app.studies.arms import Arm, carry_out, reason, row_command, train_arms, train_at_once
+from spequant.app.studies.arms import Arm, Trained, carry_out, reason, train_arms, train_at_once
 from spequant.app.studies.tables import CIFAR, RESNET20, Change, Family, arm
 from spequant.app.studies.tiny import tiny, write_images
 from spequant.app.studies.widths import WIDTHS
 
-IMAGES = "images"
-"""the folder of a smoke's, below the study's"""
+SMOKE_IMAGES = "images"
+"""the folder of the made-up images of --smoke, below the study's"""
 FLOAT_RUN = "float"
-"""stands for what is not trained yet"""
+"""stands for the folder of a float run that is not trained yet"""
 LONG = "-200"
-"""behind the name of a recipe whose schedule is the paper's, where another one of that name is short"""
+"""ends the name of a recipe with the paper's schedule, where the recipe without it has a short one"""
 
 
 @dataclass(frozen=True)
 class Study:
-    """Settings of the studies. Those that one does not read are refused."""
+    """Settings of the studies. A setting that a study does not read is refused."""
 
     run: Positional[Path | None] = None
-    """of sensitivity: a finished low-bit run; None: the recipe's, trained first"""
+    """of sensitivity: the folder of a finished low-bit run; None: the recipe's network, trained first"""
     budget: Literal["size", "bit-operations"] = "bit-operations"
-    """of sensitivity: what its mixed networks have to stay within"""
+    """of sensitivity: what is limited in its mixed networks"""
     trials: int = 30
-    """of beyond: for each of its searches"""
+    """of beyond: the number of trials of each search"""
     widths: tuple[int, ...] = WIDTHS
-    """bits that table1 and any-precision go through, and fig2's soft labels"""
+    """of table1, any-precision and fig2's soft labels: bits at which networks are measured"""
     smoke: bool = False
-    """two seeds of one epoch on a few made-up images: that it runs, no result"""
+    """two seeds of one epoch on a few made-up images: a test that the study runs, without a result"""
     resume: bool = False
-    """keep what is finished below `out`, go on with what was interrupted"""
+    """keep finished runs below `out`, go on with interrupted ones"""
     out: Path | None = None
-    """None: runs/study-NAME"""
+    """the study's folder; None: runs/study-NAME"""
     seeds: tuple[int, ...] = (0, 1, 2)
     only: tuple[str, ...] = ()
-    """patterns of GROUP/ARM, of studies that compare arms: these alone"""
+    """of studies that compare arms: patterns of GROUP/ARM; only the arms that match one are trained"""
     recipe: str | None = None
-    """the SPEQ recipe that all arms are made of, its settings of SPEQ among them; None: cifar10-resnet20-w2a2-speq;
-    table4 and table5: all of theirs"""
+    """the SPEQ recipe that all arms are made from, with its settings of SPEQ; None: cifar10-resnet20-w2a2-speq, and all
+    networks of table4 and table5"""
     weights: Path | None = None
-    """float weights to start from, of one network; None: those that the recipe names, whose run is trained
+    """float weights that the one network starts from; None: the float run that the recipe names, which is trained
     first"""
     epochs: int | None = None
-    """of low-bit runs; None: as the recipe has it"""
+    """of each low-bit run; None: as in the recipe"""
     images: int | None = None
-    """train on the first so many alone"""
+    """train only on the first so many; None: as in the recipe"""
     held_out: int | None = None
-    """training images kept apart for choices; None: as the recipe has it"""
+    """number of training images that are kept apart for choices; None: as in the recipe"""
     root: Path | None = None
-    """folder of the data; None: SPEQUANT_DATA"""
+    """folder of the data set; None: SPEQUANT_DATA"""
     device: str = "auto"
     threads: int | None = None
     at_once: int = 1
-    """runs at the same time, in processes of their own; the CPU's threads are divided among them"""
+    """number of runs at the same time, each in its own process; the CPU's threads are divided among them"""
 
 
 class Workshop:
@@ -93,22 +93,22 @@ class Workshop:
 
     def finished(self, folder: Path) -> tuple[Recipe, nn.Module]:
         """(recipe, network) of a finished run, with the data and on the device of the settings."""
-        root = self.folder / IMAGES if self.settings.smoke else self.settings.root
+        root = self.folder / SMOKE_IMAGES if self.settings.smoke else self.settings.root
         recipe, model, _ = load_run(folder, root, self.settings.device)
         data = recipe.data if root is None else replace(recipe.data, root=root)
         return replace(recipe, data=data, train=replace(recipe.train, device=self.settings.device)), model
 
-    def train(self, arms: Sequence[Arm], seeds: Sequence[int] = ()) -> list[dict[int, tuple[dict[str, Any], Path]]]:
-        """{seed: (result, folder)} of each arm; seeds: all of the settings' where none is given."""
+    def train(self, arms: Sequence[Arm], seeds: Sequence[int] = ()) -> list[Trained]:
+        """Each arm with its runs, one per seed; no `seeds`: all of the settings."""
         return train_arms(arms, seeds or self.seeds, self.runs, self.settings.at_once)
 
     def ahead(self, recipes: Sequence[Recipe]) -> None:
-        """Train those at once whose results are about to be asked for, where the settings say so."""
+        """Train `recipes`, whose results are needed next, several at the same time where the settings say so."""
         if self.settings.at_once > 1:
             train_at_once(recipes, self.runs, self.settings.at_once)
 
     def family(self, known: Sequence[Family] = CIFAR) -> Family:
-        """The network of a study on one of them."""
+        """The network of a study of one network; its published figures where it is one of `known`."""
         name = self.settings.recipe or RESNET20
         if name not in RECIPES or RECIPES[name]().method.name != "speq":
             raise ValueError(f"recipe is {name!r}; expected a recipe of SPEQ's, e.g. {RESNET20} or {RESNET20}-200")
@@ -116,19 +116,24 @@ class Workshop:
         return replace(next(alike, Family(name.removesuffix("-speq"), name)), speq=name)
 
     def shared(self, size: int = 16, *, one: bool = True) -> Callable[[Recipe], Recipe]:
-        """What the settings change in every arm. one: the study is on one network, whose weights may be given."""
+        """The change that the settings make in the recipe of every arm, which also trains its float network.
+
+        Args:
+            size: height and width of the images of --smoke, pixels.
+            one: the study has one network, which `settings.weights` belong to.
+        """
         settings = self.settings
 
         def change(recipe: Recipe) -> Recipe:
             train = replace(recipe.train, device=settings.device, threads=settings.threads)
             if settings.epochs is not None:
                 train = replace(train, epochs=settings.epochs)
-            given = {"root": settings.root, "images": settings.images, "held_out": settings.held_out}
-            data = replace(recipe.data, **{k: v for k, v in given.items() if v is not None})
-            data = replace(data, measure_every=train.epochs)  # nobody reads what is held out before the end
+            fields = {"root": settings.root, "images": settings.images, "held_out": settings.held_out}
+            data = replace(recipe.data, **{k: v for k, v in fields.items() if v is not None})
+            data = replace(data, measure_every=train.epochs)  # held-out accuracy is read only at the end
             recipe = replace(recipe, train=train, data=data)
             if settings.smoke:
-                recipe = tiny(recipe, write_images(self.folder / IMAGES, size), size)
+                recipe = tiny(recipe, write_images(self.folder / SMOKE_IMAGES, size), size)
             weights = settings.weights if one and settings.weights is not None else recipe.network.weights
             start = Path(FLOAT_RUN) if weights is None and not recipe.network.pretrained else weights
             check(replace(recipe, network=replace(recipe.network, weights=start)))  # before that is trained
@@ -137,8 +142,10 @@ class Workshop:
         return change
 
     def _start(self, recipe: Recipe, weights: Path | None) -> Path | None:
-        """The float weights of `recipe`: a file, or a run's folder, trained here if a recipe has its name; where none
-        is named, that of the recipe NETWORK-float."""
+        """The float weights of `recipe`: a file, or a run's folder, which is trained here if a recipe has its name.
+
+        A recipe that names no weights starts from the run of the recipe NETWORK-float.
+        """
         if weights is None and not recipe.network.pretrained and (name := _float_name(recipe)) in RECIPES:
             weights = Path("runs") / name
         name = "" if weights is None else weights.name
@@ -147,7 +154,7 @@ class Workshop:
             floating = replace(floating, network=replace(recipe.network, weights=None))
         elif weights is not None and weights == Path("runs") / name and name in RECIPES and not weights.exists():
             data = replace(RECIPES[name]().data, root=recipe.data.root)
-            if recipe.data.held_out:  # which the float network must not have seen either
+            if recipe.data.held_out:  # the float network must not have seen these images either
                 held_out = recipe.data.held_out if recipe.data.images is None else 0  # they lie behind the images
                 data = replace(data, images=recipe.data.images, held_out=held_out)
             train = replace(RECIPES[name]().train, device=recipe.train.device, threads=recipe.train.threads)
@@ -169,19 +176,24 @@ def _float_name(recipe: Recipe) -> str:
 
 
 def once(change: Callable[[Recipe], Recipe]) -> Callable[[Recipe], Recipe]:
-    """`change`, carried out once for each recipe."""
-    known: dict[str, Recipe] = {}
+    """`change`, carried out once for each recipe, by name."""
+    changed: dict[str, Recipe] = {}
 
-    def kept(recipe: Recipe) -> Recipe:
-        if recipe.name not in known:
-            known[recipe.name] = change(recipe)
-        return known[recipe.name]
+    def cached(recipe: Recipe) -> Recipe:
+        if recipe.name not in changed:
+            changed[recipe.name] = change(recipe)
+        return changed[recipe.name]
 
-    return kept
+    return cached
 
 
 def about(shop: Workshop, *bases: str) -> str:
-    """What its figures are. bases: the catalogue's recipes that the runs are made of; none: the study's one."""
+    """What the figures of a study are, in words.
+
+    Args:
+        shop: where the study works.
+        bases: names of the catalogue's recipes that the runs are made from; none: the study's one recipe.
+    """
     if shop.settings.smoke:
         return "SMOKE: one epoch on made-up images, to see that every arm runs. The figures say nothing."
     return (
@@ -192,21 +204,20 @@ def about(shop: Workshop, *bases: str) -> str:
 
 
 def about_one(shop: Workshop) -> str:
-    """Of studies whose networks have one seed."""
+    """`about`, of a study whose networks have one seed."""
     if shop.settings.smoke:
         return about(shop)
     return f"One network each, seed {shop.seeds[0]}." + _reservations(shop, ())
 
 
 def _reservations(shop: Workshop, bases: Sequence[str]) -> str:
-    """What is less than the paper's schedule, or the recipes', have: short ones are marked as such. And what held-out
-    images are not."""
+    """What a reader must know: a shorter schedule than the paper's, and held-out images that were seen before."""
     settings = shop.settings
     text = ""
     for name in bases or (shop.family().speq,):
-        own, full = RECIPES[name](), RECIPES.get(f"{name}{LONG}", RECIPES[name])()
-        epochs = own.train.epochs if settings.epochs is None else settings.epochs
-        images = own.data.images if settings.images is None else settings.images
+        recipe, full = RECIPES[name](), RECIPES.get(f"{name}{LONG}", RECIPES[name])()
+        epochs = recipe.train.epochs if settings.epochs is None else settings.epochs
+        images = recipe.data.images if settings.images is None else settings.images
         less = [f"{epochs} of {full.train.epochs} epochs"] * (epochs < full.train.epochs)
         less += [f"{images} training images"] * (images is not None)
         if less and not text:
@@ -217,7 +228,7 @@ def _reservations(shop: Workshop, bases: Sequence[str]) -> str:
 
 
 def _apart(weights: Path, data: Data) -> bool:
-    """Whether the float run in the folder `weights` says that it has not seen what `data` holds out."""
+    """Whether the float run in the folder `weights` did not train on the images that `data` holds out."""
     if not (weights / RECIPE).is_file():
         return False
     theirs = from_json((weights / RECIPE).read_text()).data
@@ -228,34 +239,26 @@ def _apart(weights: Path, data: Data) -> bool:
     return theirs.images <= data.images
 
 
-@dataclass(frozen=True)
-class Trained:
-    """One arm's finished runs. base: the catalogue's recipe. results, folders: by seed. command: of the first."""
-
-    base: str
-    recipe: Recipe
-    results: dict[int, dict[str, Any]]
-    folders: dict[int, Path]
-    command: str
-
-
 def low_bits(shop: Workshop, changes: Mapping[str, Change], seeds: Sequence[int] = ()) -> dict[str, Trained]:
-    """{label: runs} of the study's one network with each of `changes`; seeds: all of the settings' where none is given.
-    FloatingPointError: all of one label's diverged."""
+    """Train the study's one network with each of `changes`.
+
+    Args:
+        shop: where.
+        changes: of the recipe, by label.
+        seeds: of the runs; none: all of the settings.
+
+    Returns:
+        {label: its runs that did not diverge}.
+
+    Raises:
+        FloatingPointError: all runs of a label diverged.
+    """
     family, shared = shop.family(), once(shop.shared())
     arms = [arm(family, label, change, shared) for label, change in changes.items()]
-    found = {}
-    for made, done in zip(arms, shop.train(arms, seeds), strict=True):
-        ended = {seed: run for seed, run in done.items() if run[0]}
-        if not ended:
-            folder = next(iter(done.values()))[1]
-            raise FloatingPointError(f"{made.label} diverged, so that there is nothing to measure: {reason(folder)}")
-        results, folders = {s: result for s, (result, _) in ended.items()}, {s: f for s, (_, f) in ended.items()}
-        command = row_command(made, *next(iter(folders.items())))
-        found[made.label] = Trained(made.base, made.recipe, results, folders, command)
-    return found
-
-
-def folders_in(networks: Mapping[str, Trained]) -> list[Path]:
-    """Of all their runs."""
-    return [folder for network in networks.values() for folder in network.folders.values()]
+    networks = {}
+    for trained in shop.train(arms, seeds):
+        label = trained.arm.label
+        if not trained.results:
+            raise FloatingPointError(f"{label} diverged, so that there is nothing to measure: {reason(trained.folder)}")
+        networks[label] = replace(trained, runs={seed: trained.runs[seed] for seed in trained.results})
+    return networks
