@@ -39,7 +39,7 @@ USAGE = """usage: spequant COMMAND [ARGUMENTS]
   bench train                   time of a training step against float, eager and compiled, and other toolkits'
   bench infer [RUN|FILE]        time in onnxruntime and OpenVINO against fp32
   demo                          float, Retrain and SPEQ on handwritten digits, a table
-  ladder [--help]               what each step down in bits costs, W8A8 to W2A2
+  ladder [RECIPE]               what each step down in bits costs, W8A8 to W2A2
   study NAME [--smoke]          the paper's tables and figures, re-run; --resume keeps what is done
   study sensitivity [RUN]       what each layer costs at few bits, and mixed precision from it
   compare RUN RUN ...           mean, deviation and paired difference of finished runs
@@ -216,9 +216,11 @@ def demo(args: list[str]) -> None:
 
 
 def ladder(args: list[str]) -> None:
-    from spequant.app.studies.ladder import Ladder, run_ladder
+    from spequant.app.studies.ladder import Ladder, ladder_recipe, run_ladder
 
-    run_ladder(tyro.cli(Ladder, args=args, prog="spequant ladder"))
+    named = bool(args) and not args[0].startswith("-")
+    recipe, left = parts_chosen(recipe_named(args[0]) if named else ladder_recipe(), args[named:])
+    run_ladder(tyro.cli(Ladder, default=Ladder(recipe), args=left, prog="spequant ladder"))
 
 
 def compare(args: list[str]) -> None:

@@ -9,7 +9,6 @@ import pytest
 
 from spequant.app.cli import parsed_train
 from spequant.app.recipes import RECIPES, Recipe
-from spequant.app.recipes.build import with_seed
 from spequant.app.recipes.folder import listing
 from spequant.app.studies.arms import (
     Arm,
@@ -71,7 +70,7 @@ def diverges_beside_the_other(tmp_path: Path, at_once: int) -> list[Arm]:
 @pytest.mark.slow
 def test_a_run_that_diverges_is_a_row_that_says_so(tmp_path):
     _, bad = diverges_beside_the_other(tmp_path, 1)
-    again = with_seed(bad.recipe, 0)
+    again = bad.recipe.with_seed(0)
     (folder_of(again, tmp_path / "runs") / "diverged.txt").unlink()
     with pytest.raises(FloatingPointError, match="not finite"):
         carry_out(again, tmp_path / "runs")
@@ -91,7 +90,7 @@ def test_runs_at_once_are_told_from_the_ones_that_failed(tmp_path, monkeypatch):
     monkeypatch.setattr("spequant.app.studies.arms.side_by_side", in_this_process)
     arms, runs = arms_of(short(tmp_path)), tmp_path / "runs"
     done = train_arms(arms, [0, 1], runs, 2)
-    folders = [folder_of(with_seed(arm.recipe, seed), runs) for seed in (0, 1) for arm in arms]
+    folders = [folder_of(arm.recipe.with_seed(seed), runs) for seed in (0, 1) for arm in arms]
     assert run.trained == folders  # what is asked for is what the commands say
     assert [[bool(result) for result, _ in arm.runs.values()] for arm in done] == [[True, True], [False, False]]
     assert train_arms(arms, [0, 1], runs, 2) == done and run.trained == folders  # nor is it tried again

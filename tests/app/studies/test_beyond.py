@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 
 from spequant.app.recipes import RECIPES
-from spequant.app.recipes.schema import MethodChoice, differences
+from spequant.app.recipes.serial import differences
 from spequant.app.studies.beyond import PAPER, SEARCHES, Tried, passes_of, search, startup, winner, without_each
 from spequant.app.studies.workshop import Study, Workshop
+from spequant.methods import SPEQDistill
+from spequant.quantizers import LSQ
 from support.made_up_runs import Run, in_this_process
 from support.study_files import SMALL, rows_of, smoke
 
@@ -54,7 +56,7 @@ BASE = replace(BASE, data=replace(BASE.data, held_out=200))
 
 def test_a_trial_that_diverges_is_none_that_wins(shop, monkeypatch):
     """LSQ diverges; of the others, the more that is changed, the better."""
-    run = Run(lambda r: math.nan if r.quant.weight == "lsq" else float(len(differences(r, BASE))))
+    run = Run(lambda r: math.nan if r.quant.weight == LSQ.Settings() else float(len(differences(r, BASE))))
     monkeypatch.setattr("spequant.app.studies.arms.run", run)
     found = search("Retrain", BASE, shop)
     assert len(found) == 12 and {t.method for t in found} == {"retrain"} and found[0].parts == {}
@@ -113,15 +115,15 @@ def test_more_bits_come_first_for_their_share_of_the_epochs(shop, monkeypatch):
     four, three = run.trained
     assert recipe.network.weights == three and recipe.train.epochs == 4  # of 12
     assert (recipe.quant.weight_bits, recipe.quant.act_bits) == (2, 2)
-    assert recipe.method.name == "speq-distill" and recipe.method.teacher == BASE.network.weights
+    assert isinstance(recipe.method, SPEQDistill.Settings) and recipe.method.distill.teacher == BASE.network.weights
     told = three.joinpath("recipe.json").read_text()
     assert str(four) in told and '"weight_bits": 3' in told and '"epochs": 4' in told
 
 
 def test_equal_time_counts_the_passes_of_every_teacher():
     base = RECIPES["cifar10-5k-resnet20-w2a2-beyond"]()
-    assert base.method.passes == 2 and passes_of(base.method) == 3  # and the float network's
-    assert passes_of(MethodChoice("speq")) == 1
+    assert base.method.speq.passes == 2 and passes_of(base) == 3  # and the float network's
+    assert passes_of(BASE) == 1
 
 
 def test_an_ablation_leaves_out_one_part_at_a_time():

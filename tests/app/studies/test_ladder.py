@@ -9,12 +9,12 @@ from spequant.app.cli import main
 from spequant.app.studies import ladder
 from support.made_up_runs import Run
 
-SETTINGS = "--data.name digits --data.held-out 200 --data.no-augment --network.name resnet8 --train.no-compile"
+SETTINGS = "--data digits --data.held-out 200 --data.no-augment --network.name resnet8 --train.no-compile"
 
 
 def climbed(float_run: Path, out: Path, printed, *more: str) -> dict:
-    arguments = [*SETTINGS.replace("--", "--recipe.").split(), *more]
-    arguments += ["--recipe.network.weights", str(float_run), "--out", str(out)]
+    arguments = [*SETTINGS.split(), *more]
+    arguments += ["--network.weights", str(float_run), "--out", str(out)]
     main(["ladder", *arguments])
     found = json.loads((out / "ladder.json").read_text())
     rungs = {r["rung"]: r for r in found["rungs"]}
@@ -34,7 +34,7 @@ def test_ladder_names_the_worst_layer_of_each_rung(digits_run, tmp_path, monkeyp
     run = Run(lambda recipe: 90.0 + recipe.quant.weight_bits)
     monkeypatch.setattr(ladder, "RUNGS", (ladder.RUNGS[0], ladder.RUNGS[-1]))
     monkeypatch.setattr(ladder, "run", run)
-    at_once = ("--recipe.quant.percentile", "99.9")
+    at_once = ("--quant.percentile", "99.9")
     rungs = climbed(digits_run.parent / "digits-float", tmp_path / "ladder", capsys, *at_once)
     assert run.trained == [tmp_path / "ladder" / name for name in rungs]
     assert [r["trained"] for r in rungs.values()] == [r["trained_test"] for r in rungs.values()] == [98.0, 92.0]
@@ -49,12 +49,12 @@ def test_the_ladder_whole(digits_run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ([], r"recipe\.network\.weights is not set"),
-        (["--recipe.network.weights", "a", "--recipe.data.held-out", "0"], r"recipe\.data\.held_out is 0"),
+        ([], r"network\.weights is not set"),
+        (["--network.weights", "a", "--data.held-out", "0"], r"data\.held_out is 0"),
     ],
 )
 def test_what_the_ladder_cannot_start_from_is_named(settings, named, digits_run, tmp_path):
     own = [str(digits_run.parent / "digits-float") if word == "a" else word for word in settings]
     with pytest.raises(SystemExit, match=named):
-        main(["ladder", *SETTINGS.replace("--", "--recipe.").split(), *own, "--out", str(tmp_path / "ladder")])
+        main(["ladder", *SETTINGS.split(), *own, "--out", str(tmp_path / "ladder")])
     assert not (tmp_path / "ladder").exists()

@@ -16,12 +16,13 @@ import tyro
 
 from spequant.app.cli import main, parsed_train
 from spequant.app.recipes import load_run
-from spequant.app.recipes.schema import from_json
+from spequant.app.recipes.serial import from_json
 from spequant.app.studies.arms import folder_of
 from spequant.app.studies.page import Report
 from spequant.app.studies.study import STUDIES, run_study, study_command
 from spequant.app.studies.tables import CIFAR
 from spequant.app.studies.workshop import Study, Workshop, about
+from spequant.methods import SPEQ, JointBits, Retrain
 from support.made_up_runs import Run, in_this_process
 from support.study_files import SMALL, rows_of, smoke
 
@@ -56,7 +57,9 @@ def test_table2(tmp_path, monkeypatch):
     assert [p for p in again if again[p] != finished[p]] == [lost / "result.json"]
     command = shlex.split(rows[1]["command"])
     trained = parsed_train(command[2], command[3:])
-    assert trained.recipe.method.name == "speq" and trained.out == folder_of(trained.recipe, Path("study/runs"))
+    assert isinstance(trained.recipe.method, SPEQ.Settings) and trained.out == folder_of(
+        trained.recipe, Path("study/runs")
+    )
     start = trained.recipe.network.weights
     assert f"sha256 of {start.name}/metrics.jsonl" in Path("study/table2.md").read_text()
     os.rename("study", "moved")
@@ -136,7 +139,7 @@ HALF = 12.706205 * 2.5
 
 def test_table1_has_the_known_figures(tmp_path, made_up, monkeypatch):
     def pairs(recipe, seed, widths):
-        gain = 5 * (1 + seed) if recipe.method.name == "speq" else 0
+        gain = 5 * (1 + seed) if isinstance(recipe.method, SPEQ.Settings) else 0
         return {(w, a): {"bounds held": w + 10 * a + seed + gain, "refitted": 1.0} for w in widths for a in widths}
 
     folders(monkeypatch)
@@ -157,10 +160,16 @@ def test_table1_has_the_known_figures(tmp_path, made_up, monkeypatch):
 def test_any_precision_has_the_known_figures(tmp_path, made_up, monkeypatch):
     made_up.accuracy = lambda recipe: 60.0 + recipe.train.seed
     folders(monkeypatch)
-    widths = {"speq": 5, "joint-bits": 2, "retrain": 0}
+    widths = {SPEQ: 5, JointBits: 2, Retrain: 0}
 
     def at_widths(recipe, seed, asked):
-        return {bits: 60.0 + bits + seed + widths[recipe.method.name] * (1 + seed) for bits in asked}
+        return {
+            bits: 60.0
+            + bits
+            + seed
+            + next(v for k, v in widths.items() if isinstance(recipe.method, k.Settings)) * (1 + seed)
+            for bits in asked
+        }
 
     monkeypatch.setattr("spequant.app.studies.study.at_activation_widths", at_widths)
     rows = smoke("any-precision", tmp_path, *SMALL)

@@ -102,7 +102,7 @@ def options_of(recipe: Recipe, base: Recipe) -> list[str]:
     chosen = {"format", "name", *(f"{option}.name" for option in PARTS)}
     for name, value in flat(content_of(recipe)):
         if name not in chosen and value != before[name]:
-            words += _option(name.replace("_", "-"), value)
+            words += option_words(name, value)
     return words
 
 
@@ -113,10 +113,12 @@ def _part(recipe: Recipe, option: str) -> Any:
     return part
 
 
-def _option(name: str, value: Any) -> list[str]:
+def option_words(name: str, value: Any) -> list[str]:
+    """The words that set the field `name`: ["--train.lr", "0.1"], ["--train.no-compile"]."""
+    name = name.replace("_", "-")
     if isinstance(value, bool):
-        part, _, last = name.rpartition(".")
-        return [f"--{name}" if value else f"--{part}.no-{last}"]
+        part, dot, last = name.rpartition(".")
+        return [f"--{name}" if value else f"--{part}{dot}no-{last}"]
     return [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
 
 

@@ -1,10 +1,11 @@
 """What one recipe is made of another by: the same without a teacher, or with another one."""
 
 from dataclasses import replace
+from typing import Any
 
 from spequant.app.recipes.quantization import Quantization
 from spequant.app.recipes.recipe import Recipe
-from spequant.methods import SPEQ, Distill, MethodSettings, Retrain, SPEQDistill
+from spequant.methods import SPEQ, Distill, ExtendedSPEQ, MethodSettings, Retrain, SPEQDistill
 from spequant.quantizers import LSQ
 
 FLOAT = Quantization(weight_bits=None, act_bits=None)
@@ -23,12 +24,12 @@ def retrain(speq: Recipe) -> Recipe:
 
 def distill(speq: Recipe) -> Recipe:
     """The same with the float network as teacher, at SPEQ's temperature and weight, by KL."""
-    return with_method(speq, "distill", _distill(_speq(speq)))
+    return with_method(speq, "distill", _distill(speq_of(speq)))
 
 
 def speq_distill(speq: Recipe) -> Recipe:
     """The same with both teachers."""
-    settings = _speq(speq)
+    settings = speq_of(speq)
     return with_method(speq, "speq-distill", SPEQDistill.Settings(speq=settings, distill=_distill(settings)))
 
 
@@ -43,10 +44,28 @@ def beyond(speq: Recipe) -> Recipe:
     return replace(with_method(speq, "beyond", method), quant=quant, train=train)
 
 
-def _speq(recipe: Recipe) -> SPEQ.Settings:
-    if not isinstance(recipe.method, SPEQ.Settings):
-        raise ValueError(f"recipe {recipe.name} has {type(recipe.method).__qualname__}; expected SPEQ.Settings")
-    return recipe.method
+def speq_of(recipe: Recipe) -> SPEQ.Settings:
+    """The settings of SPEQ in a recipe's method: its own, or those inside of it. ValueError: it has none."""
+    method = recipe.method
+    if isinstance(method, SPEQ.Settings):
+        return method
+    if isinstance(method, SPEQDistill.Settings | ExtendedSPEQ.Settings):
+        return method.speq
+    raise ValueError(f"recipe {recipe.name} has {type(method).__qualname__}; expected SPEQ.Settings")
+
+
+def with_speq(recipe: Recipe, **settings: Any) -> Recipe:
+    """The same with other settings of SPEQ."""
+    speq = replace(speq_of(recipe), **settings)
+    method = speq if isinstance(recipe.method, SPEQ.Settings) else replace(recipe.method, speq=speq)  # type: ignore[call-arg]
+    return replace(recipe, method=method)
+
+
+def extended(recipe: Recipe, **settings: Any) -> Recipe:
+    """The same with additions to SPEQ, fields of `ExtendedSPEQ.Settings`."""
+    method = recipe.method
+    before = method if isinstance(method, ExtendedSPEQ.Settings) else ExtendedSPEQ.Settings(speq=speq_of(recipe))
+    return replace(recipe, method=replace(before, **settings))
 
 
 def _distill(speq: SPEQ.Settings) -> Distill.Settings:

@@ -1,10 +1,8 @@
 """The arms of a study: recipes on equal terms, trained with several seeds, each run once, and the table of results."""
 
-import dataclasses
 import hashlib
 import json
 import math
-import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,17 +12,17 @@ from statistics import mean
 from typing import Any
 
 from spequant.app.recipes import RECIPES, Recipe, run
-from spequant.app.recipes.build import with_seed
+from spequant.app.recipes.command_line import options_of, recipe_named
 from spequant.app.recipes.folder import DIVERGED, ENVIRONMENT, METRICS, RECIPE, RESULT, main_figure, read_result
-from spequant.app.recipes.schema import ELSEWHERE, FOLDER, differences, from_json, to_json
+from spequant.app.recipes.serial import ELSEWHERE, content_of, differences, flat, from_json
 from spequant.app.studies.compare import deviation, paired
 from spequant.app.studies.page import Report, Row
 from spequant.app.studies.side_by_side import Job, all_finished, side_by_side, threads_each
 from spequant.app.terminal import Terminal
+from spequant.data import Folder
+from spequant.data.settings import folder_of as data_folder
 
 RETRAIN = "Retrain"
-WEIGHTS = (("network", "weights"), ("method", "teacher"))
-"""fields of a recipe that name weights to start from, or to learn from"""
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Arm:
     Args:
         group: arms of one group, e.g. of one network, are compared with each other.
         label: the arm's name in its group.
-        base: name of the catalogue's recipe that `recipe` is made from.
+        base: name of the recipe that `recipe` is made from.
         recipe: what is trained.
         paper: the published figure, or None.
         note: what a reader has to know about this row.
@@ -83,7 +81,7 @@ class Trained:
     @property
     def command(self) -> str:
         """The `spequant train` of the first run, into the folder where it is."""
-        return command_of(self.arm.base, with_seed(self.arm.recipe, next(iter(self.runs))), self.folder)
+        return command_of(self.arm.base, self.arm.recipe.with_seed(next(iter(self.runs))), self.folder)
 
     def figures(self, name: str) -> dict[int, float]:
         """{seed: figure} of the results that have a figure of that name."""
@@ -109,15 +107,17 @@ def digest(recipe: Recipe, runs: Path) -> str:
     Weights of a run below `runs`, and images next to that folder, count by their name. So the folder of a study may be
     moved, or its path be written in another way.
     """
-    content = json.loads(to_json(replace(recipe, name="")))
-    for name in ELSEWHERE:
-        part, field = name.split(".")
-        del content[part][field]
-    for part, field in WEIGHTS:
-        content[part][field] = _place(content[part][field], runs)
-    if recipe.data.name == FOLDER:  # its root is the data set; the root of other sets is only the place
-        content["data"]["root"] = _place(recipe.data.root or os.environ.get("SPEQUANT_DATA"), runs.parent)
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=5).hexdigest()
+    content = {name: v for name, v in flat(content_of(replace(recipe, name=""))) if name not in ELSEWHERE}
+    content |= {name: _place(path, runs) for name, path in _weights(content).items()}
+    if isinstance(recipe.data, Folder):  # its root is the data set; the root of other sets is only the place
+        content["data.root"] = _place(data_folder(recipe.data.root), runs.parent)
+    return hashlib.blake2b(json.dumps(content, sort_keys=True, default=str).encode(), digest_size=5).hexdigest()
+
+
+def _weights(content: Mapping[str, Any]) -> dict[str, str | Path | None]:
+    """The fields of a recipe that name weights to start from, or to learn from."""
+    names = (n for n in content if n == "network.weights" or (n.startswith("method.") and n.endswith("teacher")))
+    return {name: content[name] for name in names}
 
 
 def _place(path: str | Path | None, folder: Path) -> str | None:
@@ -183,30 +183,12 @@ def command_of(base: str, recipe: Recipe, out: Path | None = None) -> str:
     """The `spequant train` that carries out `recipe`, by the fields in which it differs from the recipe `base`.
 
     Args:
-        base: name of a recipe of the catalogue.
+        base: name of a recipe (`recipe_named`).
         recipe: what is trained.
         out: the run's folder; None: where `train` puts it.
     """
-    words = ["spequant", "train", base]
-    start = dataclasses.asdict(RECIPES[base]())
-    for part, fields in dataclasses.asdict(recipe).items():
-        if isinstance(fields, dict):
-            words += options(fields, start[part], f"{part}.")
+    words = ["spequant", "train", base, *options_of(recipe, recipe_named(base))]
     return shlex.join(words if out is None else [*words, "--out", str(out)])
-
-
-def options(values: Mapping[str, Any], defaults: Mapping[str, Any], part: str = "") -> list[str]:
-    """The words of a command line that set `values` where they are not `defaults`."""
-    words = []
-    for name, value in values.items():
-        if value == defaults[name]:
-            continue
-        option = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{part}{option}" if value else f"--{part}no-{option}")
-        else:
-            words += [f"--{part}{option}", *map(str, value if isinstance(value, tuple) else (value,))]
-    return words
 
 
 def train_arms(arms: Sequence[Arm], seeds: Sequence[int], runs: Path, at_once: int = 1) -> list[Trained]:
@@ -215,11 +197,11 @@ def train_arms(arms: Sequence[Arm], seeds: Sequence[int], runs: Path, at_once: i
     All arms of a seed come before the next seed, so that an interrupted study has pairs.
     """
     if at_once > 1:
-        train_at_once([with_seed(arm.recipe, seed) for seed in seeds for arm in arms], runs, at_once)
+        train_at_once([arm.recipe.with_seed(seed) for seed in seeds for arm in arms], runs, at_once)
     trained = [Trained(arm, {}) for arm in arms]
     for seed in seeds:
         for t in trained:
-            recipe = with_seed(t.arm.recipe, seed)
+            recipe = t.arm.recipe.with_seed(seed)
             try:
                 t.runs[seed] = carry_out(recipe, runs)
             except FloatingPointError:
@@ -339,8 +321,8 @@ def ran_on(starts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 def _line(folder: Path) -> list[Path]:
     """The run in `folder`, after the runs next to it that it starts or learns from."""
-    content = json.loads((folder / RECIPE).read_text())
-    names = [Path(path).name for part, field in WEIGHTS if (path := content[part][field]) is not None]
+    weights = _weights(dict(flat(json.loads((folder / RECIPE).read_text()))))
+    names = [Path(path).name for path in weights.values() if path is not None]
     before = [folder.parent / name for name in names if (folder.parent / name / METRICS).exists()]
     return [*(run for start in before for run in _line(start)), folder]
 

@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from spequant.app.recipes import RECIPES, Recipe
-from spequant.app.recipes.build import with_seed
+from spequant.app.recipes import Recipe
+from spequant.app.recipes.command_line import recipe_named
 from spequant.app.recipes.fields import make_field
 from spequant.app.recipes.folder import main_figure
-from spequant.app.recipes.schema import MethodChoice
+from spequant.app.recipes.variants import extended, speq_distill, speq_of, with_speq
 from spequant.app.studies.arms import RETRAIN, Arm, arms_report, carry_out, equal_terms, facts_of, folder_of, folders_of
 from spequant.app.studies.page import Report
 from spequant.app.studies.tables import Change, longer, method
 from spequant.app.studies.workshop import Workshop, about
 from spequant.extras import needs
+from spequant.methods import SPEQ, SPEQDistill, by_name
+from spequant.quantizers import LSQ
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -96,21 +98,21 @@ def speq_parts(trial: "Trial", shop: Workshop, steps: int) -> dict[str, Change]:
         ("u", "probability", [0.25, 0.5, 0.75]),
     ):
         if value := _other(trial, name, values):
-            parts[f"{name} = {value:g}"] = _set("method", **{setting: value})
+            parts[f"{name} = {value:g}"] = functools.partial(with_speq, **{setting: value})
     if passes := _other(trial, "passes", [1, 2]):
-        parts[f"{passes} passes"] = _set("method", passes=passes)
+        parts[f"{passes} passes"] = functools.partial(with_speq, passes=passes)
     if _other(trial, "a separate teacher", [False, True]):
-        parts["the float network as a teacher"] = _set("method", name="speq-distill")
+        parts["the float network as a teacher"] = _taught
         return parts | _last_parts(trial, shop)
     if trial.params["T"] > 1 and _other(trial, "T falls", [False, True]):
-        parts["T falls to 1"] = _set("method", temperature_end=1.0)
+        parts["T falls to 1"] = functools.partial(extended, temperature_end=1.0)
     if _other(trial, "u falls", [False, True]):
-        parts["u falls to 0"] = _set("method", probability_end=0.0)
+        parts["u falls to 0"] = functools.partial(extended, probability_end=0.0)
     if epochs := _other(trial, "averaged epochs", [0.0, 0.25, 1.0]):
         decay = round(1 - 1 / (1 + epochs * steps), 4)  # whose weights reach back that far on average
-        parts[f"weights averaged over {epochs:g} epochs teach"] = _set("method", average=decay)
+        parts[f"weights averaged over {epochs:g} epochs teach"] = functools.partial(extended, average=decay)
     if feature := _other(trial, "features", [0.0, 0.5, 2.0]):
-        parts[f"features, {feature:g}"] = _set("method", feature_weight=feature)
+        parts[f"features, {feature:g}"] = functools.partial(extended, feature_weight=feature)
     return parts | _last_parts(trial, shop)
 
 
@@ -125,7 +127,7 @@ def _common_parts(trial: "Trial") -> dict[str, Change]:
     """What both searches change first."""
     parts: dict[str, Change] = {}
     if _other(trial, "quantizers", ["recipe's", "lsq"]):
-        parts["LSQ"] = _set("quant", weight="lsq", act="lsq")
+        parts["LSQ"] = _set("quant", weight=LSQ.Settings(), act=LSQ.Settings())
     if (rate := trial.suggest_float("rate", 0.5, 2.0, log=True)) != PAPER["rate"]:
         parts[f"lr x {rate:.2f}"] = _scaled("lr", rate)
     if decay := _other(trial, "weight decay", [0.5, 1.0, 2.0]):
@@ -153,7 +155,7 @@ def beyond(shop: Workshop) -> Report:
     if shop.settings.trials < 1:
         raise ValueError(f"trials is {shop.settings.trials!r}; expected 1 or more")
     family = shop.family()
-    base = shop.shared()(RECIPES[family.speq]())
+    base = shop.shared()(recipe_named(family.speq))
     if not base.data.held_out:
         raise ValueError("held_out is 0; expected training images to choose by, e.g. --held-out 5000")
     tried = {name: search(name, base, shop) for name in SEARCHES}
@@ -164,10 +166,10 @@ def beyond(shop: Workshop) -> Report:
         return Arm(family.group, label, family.speq, recipe, note=note or tried.label, changes=SEARCHED)
 
     arms = [Arm(family.group, RETRAIN, family.speq, method("retrain")(base), paper=family.retrain)]
-    arms.append(Arm(family.group, "SPEQ", family.speq, replace(base, method=MethodChoice("speq")), paper=family.paper))
+    arms.append(Arm(family.group, "SPEQ", family.speq, replace(base, method=SPEQ.Settings()), paper=family.paper))
     for name, won in best.items():
         arms.append(arm(f"{name}, best", won))
-    more = longer(base, passes_of(arms[-1].recipe.method))
+    more = longer(base, passes_of(arms[-1].recipe))
     note = f"{best['Retrain'].label}; {more.train.epochs} epochs, the wall time of SPEQ's best"
     arms.append(arm("Retrain, best, equal time", best["Retrain"], more, note))
     for part, rest in without_each(best["SPEQ"]).items():
@@ -200,9 +202,9 @@ def beyond(shop: Workshop) -> Report:
     return replace(report, facts=facts, more={"trials": table})
 
 
-def passes_of(choice: MethodChoice) -> int:
+def passes_of(recipe: Recipe) -> int:
     """The number of teacher passes in a step of SPEQ."""
-    return choice.passes + (choice.name == "speq-distill")
+    return speq_of(recipe).passes + isinstance(recipe.method, SPEQDistill.Settings)
 
 
 def without_each(won: Tried) -> dict[str, Tried]:
@@ -260,7 +262,7 @@ def winner(trials: Sequence[Tried], base: Recipe, shop: Workshop) -> Tried:
 def _held(tried: Tried, base: Recipe, shop: Workshop, seed: int) -> float:
     """Accuracy on held-out images of a trial trained with `seed`."""
     try:
-        result = carry_out(with_seed(_recipe(base, tried, shop), seed), shop.runs)[0]
+        result = carry_out(_recipe(base, tried, shop).with_seed(seed), shop.runs)[0]
     except FloatingPointError:
         return DIVERGED
     return float(result[main_figure(n for n in result if n.startswith("held_out_"))])
@@ -272,7 +274,7 @@ def _recipes(base: Recipe, tried: Sequence[Tried], shop: Workshop, seeds: Sequen
     for trial in tried:
         with suppress(FloatingPointError):
             recipes.append(_recipe(base, trial, shop))
-    return [with_seed(recipe, seed) for seed in seeds for recipe in recipes]
+    return [recipe.with_seed(seed) for seed in seeds for recipe in recipes]
 
 
 def _folders(base: Recipe, tried: Mapping[str, Sequence[Tried]], shop: Workshop) -> list[Path]:
@@ -281,8 +283,13 @@ def _folders(base: Recipe, tried: Mapping[str, Sequence[Tried]], shop: Workshop)
     return [folder for r in recipes if (folder := folder_of(r, shop.runs)).exists()]
 
 
+def _taught(recipe: Recipe) -> Recipe:
+    """The float network teaches as well, at SPEQ's temperature and weight."""
+    return replace(recipe, method=speq_distill(recipe).method)
+
+
 def _recipe(base: Recipe, tried: Tried, shop: Workshop) -> Recipe:
-    start = replace(base, method=MethodChoice(tried.method))  # type: ignore[arg-type]
+    start = replace(base, method=by_name[tried.method]())
     return functools.reduce(lambda recipe, change: change(recipe), tried.parts.values(), start)
 
 
@@ -293,8 +300,9 @@ def _more_bits_first(shop: Workshop, widths: Sequence[int], recipe: Recipe) -> R
     """
     epochs, at_start = recipe.train.epochs, recipe.network.weights
     part = max(1, epochs // (len(widths) + 1))
-    if recipe.method.name == "speq-distill":  # the float network teaches all parts
-        recipe = replace(recipe, method=replace(recipe.method, teacher=recipe.method.teacher or at_start))
+    if isinstance(recipe.method, SPEQDistill.Settings):  # the float network teaches all parts
+        taught = replace(recipe.method.distill, teacher=recipe.method.distill.teacher or at_start)
+        recipe = replace(recipe, method=replace(recipe.method, distill=taught))
     for bits in widths:
         quant = replace(recipe.quant, weight_bits=bits, act_bits=bits)
         folder = carry_out(replace(recipe, quant=quant, train=replace(recipe.train, epochs=part)), shop.runs)[1]

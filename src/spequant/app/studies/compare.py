@@ -30,6 +30,12 @@ class Compare:
     None: test_accuracy, or test_f1"""
 
 
+def check_seeds(seeds: Sequence[int]) -> None:
+    """ValueError: `seeds` are no numbers from 0 on, each once."""
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds is {tuple(seeds)!r}; expected numbers from 0 on, each once, e.g. --seeds 0 1 2")
+
+
 def deviation(values: Sequence[float]) -> float:
     """Sample standard deviation; NaN for one value."""
     return stdev(values) if len(values) > 1 else math.nan

@@ -9,8 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from spequant.app.recipes import RECIPES, run
-from spequant.app.recipes.build import with_seed
-from spequant.app.studies.compare import deviation, difference, students_t
+from spequant.app.studies.compare import check_seeds, deviation, difference, students_t
 from spequant.app.studies.pictures import draw_curves
 from spequant.app.terminal import Terminal, print_table
 from spequant.extras import needs
@@ -27,8 +26,8 @@ class Demo:
 
     out: Path = Path("runs/demo")
     """an empty or new folder, or that of an earlier demo, whose runs are removed first; other files in it stay"""
-    seeds: int = 3
-    """number of runs of each method, with seeds from 0"""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """of the low-bit runs, one of each method per seed"""
     epochs: int | None = None
     """of each run; None: as in the recipes"""
 
@@ -40,10 +39,9 @@ def run_demo(settings: Demo) -> None:
         ValueError: no seeds, or a folder that holds something else.
         ModuleNotFoundError: a package of the extra `report` is missing.
     """
-    if settings.seeds < 1:
-        raise ValueError(f"seeds is {settings.seeds}; expected 1 or more")
+    check_seeds(settings.seeds)
     needs("matplotlib.figure", "report")  # which the curves need at the end
-    if settings.seeds > 1:
+    if len(settings.seeds) > 1:
         students_t()
     if settings.out.exists() and not (settings.out / MARK).exists() and any(settings.out.iterdir()):
         raise ValueError(
@@ -61,8 +59,8 @@ def run_demo(settings: Demo) -> None:
         ("Retrain W2A2", "digits-w2a2-retrain"),
         ("SPEQ W2A2", "digits-w2a2-speq"),
     ):
-        for seed in range(1 if arm == "float" else settings.seeds):
-            recipe = with_seed(RECIPES[name](), seed)
+        for seed in (0,) if arm == "float" else settings.seeds:
+            recipe = RECIPES[name]().with_seed(seed)
             if settings.epochs is not None:
                 recipe = replace(recipe, train=replace(recipe.train, epochs=settings.epochs))
             if arm != "float":
@@ -73,7 +71,7 @@ def run_demo(settings: Demo) -> None:
             arms.setdefault(arm, []).append(result)
             folders.setdefault(arm, []).append(folder)
     print_table(_table(arms))
-    if settings.seeds > 1:
+    if len(settings.seeds) > 1:
         retrain, speq = ({r["seed"]: r["test_accuracy"] for r in arms[a]} for a in ("Retrain W2A2", "SPEQ W2A2"))
         print(f"SPEQ - Retrain, paired: {difference(retrain, speq)} points, 95 %, 500 test images")
     draw_curves(folders, settings.out / "curves.png")

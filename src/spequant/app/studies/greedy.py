@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from spequant.app.recipes.build import device_of
 from spequant.app.recipes.images import Images, measure
+from spequant.app.recipes.training import device_named
 from spequant.app.studies.arms import RETRAIN, facts_of
 from spequant.app.studies.page import Report
 from spequant.app.studies.tables import method
@@ -27,7 +27,7 @@ def fig2(shop: Workshop) -> Report:
     """The order in which layers raised to 8 bits gain most; soft labels by width."""
     network = low_bits(shop, {RETRAIN: method("retrain")}, shop.seeds[:1])[RETRAIN]
     recipe, model = shop.finished(network.folder)
-    images = Images(recipe, device_of(recipe))
+    images = Images(recipe, device_named(recipe.train.device))
     data = (images.test if images.held is None else images.held).part(slice(0, GREEDY_IMAGES))
     order = greedy_order(model, data)
     soft = soft_labels(model, data, shop.widths)

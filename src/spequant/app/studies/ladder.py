@@ -2,15 +2,16 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import tyro
 from rich.table import Table
 
 from spequant.app.recipes import RECIPES, Recipe, run
-from spequant.app.recipes.build import calibrated, device_of
-from spequant.app.recipes.check import check
 from spequant.app.recipes.images import Images, measure
-from spequant.app.recipes.schema import Quantization
+from spequant.app.recipes.quantization import Quantization
+from spequant.app.recipes.training import device_named
 from spequant.app.studies.sensitivity import losses_alone
 from spequant.app.terminal import Terminal, print_table
 from spequant.files import write_json
@@ -23,12 +24,12 @@ LAYER_IMAGES = 1000  # on which each layer is tried
 class Ladder:
     """Train a network at fewer and fewer bits from one float network; the worst layer of each step."""
 
-    recipe: Recipe = field(default_factory=lambda: _start())
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=lambda: ladder_recipe())
     out: Path = Path("runs/ladder")
     """one folder per step, and ladder.json"""
 
 
-def _start() -> Recipe:
+def ladder_recipe() -> Recipe:
     recipe = RECIPES["cifar10-resnet20-w2a2-retrain"]()
     train = replace(recipe.train, epochs=1, lr=0.02)
     return replace(recipe, name="ladder", data=replace(recipe.data, held_out=5000), quant=Quantization(), train=train)
@@ -42,25 +43,25 @@ def run_ladder(settings: Ladder) -> None:
         FileExistsError: `settings.out` exists.
     """
     recipe = settings.recipe
-    check(recipe)
+    recipe.check_ready()
     if recipe.network.weights is None:
         raise ValueError(
-            "recipe.network.weights is not set; the ladder starts from a float network: give its weight file, or the "
+            "network.weights is not set; the ladder starts from a float network: give its weight file, or the "
             "folder of a float run"
         )
     if settings.out.exists():
         raise FileExistsError(f"{settings.out} exists; give another --out, or remove it")
     if recipe.train.threads is not None:
         torch.set_num_threads(recipe.train.threads)
-    images = Images(recipe, device_of(recipe))
+    images = Images(recipe, device_named(recipe.train.device))
     if images.held is None:
-        raise ValueError("recipe.data.held_out is 0; the ladder needs held-out images to name the worst layer")
+        raise ValueError("data.held_out is 0; the ladder needs held-out images to name the worst layer")
     network, batches = images.network(), images.calibration()
     sets = {"held": images.held, "test": images.test}
     rows = []
     for weight, act in RUNGS:
         rung = replace(recipe, name=f"W{weight}A{act}", quant=replace(recipe.quant, weight_bits=weight, act_bits=act))
-        model = calibrated(network, rung.quant, batches)
+        model = rung.quant.calibrated(network, batches)
         costs = losses_alone(model, images.held.part(slice(0, LAYER_IMAGES)))[1]
         layer = max(costs, key=costs.__getitem__)
         row = {

@@ -9,16 +9,17 @@ from typing import Any
 from torch import nn
 
 from spequant.app.recipes import RECIPES, Recipe
-from spequant.app.recipes.build import calibrated, device_of
 from spequant.app.recipes.fields import make_field
 from spequant.app.recipes.images import Images
-from spequant.app.recipes.schema import MethodChoice
+from spequant.app.recipes.quantization import Quantization
+from spequant.app.recipes.training import device_named
 from spequant.app.studies.arms import RETRAIN, Arm, arms_report, equal_terms, facts_of, folders_of
 from spequant.app.studies.page import Report, Row
 from spequant.app.studies.sensitivity import assign, losses_alone, losses_raised, low_bit_layers
 from spequant.app.studies.tables import method
 from spequant.app.studies.workshop import Workshop, about, low_bits
 from spequant.deploy import LayerCost, model_costs
+from spequant.methods import SPEQ
 from spequant.preparation.placement import unprepare
 
 WIDTHS = (2, 3, 4, 8)
@@ -112,7 +113,7 @@ def _subject(shop: Workshop) -> tuple[str, Recipe, Path]:
 
 def measured(recipe: Recipe, model: nn.Module) -> Layers:
     """Of a trained network, on held-out images of `recipe`, or where there are none, on training images."""
-    field = make_field(recipe, device_of(recipe))
+    field = make_field(recipe, device_named(recipe.train.device))
     assert isinstance(field, Images) and field.example is not None
     names = low_bit_layers(model, recipe.quant.weight_bits, recipe.quant.act_bits)
     if not names:
@@ -123,7 +124,7 @@ def measured(recipe: Recipe, model: nn.Module) -> Layers:
     floating = field.network() if from_float else unprepare(model)
     alone, costs = {}, {}
     for bits in WIDTHS:
-        quantized = calibrated(floating, _uniform(recipe, bits).quant, field.calibration())
+        quantized = _uniform(recipe.quant, bits).calibrated(floating, field.calibration())
         costs[bits] = {c.name: c for c in model_costs(quantized, field.example)}
         without, losses = losses_alone(quantized, data)
         alone[bits] = {n: losses[n] - without for n in names}
@@ -131,13 +132,13 @@ def measured(recipe: Recipe, model: nn.Module) -> Layers:
     return Layers(alone, {n: loss - trained for n, loss in raised.items()}, costs, f"{len(data)} {kind} images")
 
 
-def _uniform(recipe: Recipe, bits: int) -> Recipe:
-    return replace(recipe, quant=replace(recipe.quant, weight_bits=bits, act_bits=bits))
+def _uniform(quant: Quantization, bits: int) -> Quantization:
+    return replace(quant, weight_bits=bits, act_bits=bits)
 
 
 def _arms(base: str, recipe: Recipe, layers: Layers, shop: Workshop) -> list[Arm]:
     """Retrain and SPEQ at uniform bits; and SPEQ at mixed ones, within what the inner widths and the middles take."""
-    taught = recipe if recipe.method.name == "speq" else replace(recipe, method=MethodChoice("speq"))
+    taught = recipe if isinstance(recipe.method, SPEQ.Settings) else replace(recipe, method=SPEQ.Settings())
     what, widths = shop.settings.budget, UNIFORM[:2] if shop.settings.smoke else UNIFORM
     group = recipe.network.name
 
@@ -147,7 +148,7 @@ def _arms(base: str, recipe: Recipe, layers: Layers, shop: Workshop) -> list[Arm
 
     found = []
     for bits in widths:
-        everywhere, made = dict.fromkeys(layers.raised, bits), _uniform(taught, bits)
+        everywhere, made = dict.fromkeys(layers.raised, bits), replace(taught, quant=_uniform(taught.quant, bits))
         if not found:
             found.append(arm(RETRAIN, method("retrain")(made), everywhere))
         found.append(arm(f"W{bits}A{bits}", made, everywhere, note="uniform"))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from spequant.app.recipes import Recipe
+from spequant.app.recipes.command_line import option_words
 from spequant.app.studies.arms import (
     RETRAIN,
     Arm,
@@ -18,7 +19,6 @@ from spequant.app.studies.arms import (
     equal_terms,
     facts_of,
     folders_of,
-    options,
     over_seeds,
     same_columns,
 )
@@ -196,5 +196,11 @@ def study_command(name: str, settings: Study) -> str:
     """The `spequant study` of `settings`."""
     values, defaults = dataclasses.asdict(settings), dataclasses.asdict(Study())
     run = values.pop("run")
-    words = ["spequant", "study", name, *([] if run is None else [str(run)]), *options(values, defaults)]
+    words = [
+        "spequant",
+        "study",
+        name,
+        *([] if run is None else [str(run)]),
+        *(word for field, value in values.items() if value != defaults[field] for word in option_words(field, value)),
+    ]
     return shlex.join(words)

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from spequant.app.recipes import RECIPES, Recipe
-from spequant.app.recipes.schema import MethodChoice
+from spequant.app.recipes import Recipe
+from spequant.app.recipes.command_line import recipe_named
+from spequant.app.recipes.variants import speq_distill, speq_of
 from spequant.app.studies.arms import RETRAIN, Arm
+from spequant.methods import by_name
 
 TEACHER_PASS = 1 / 3
 """of a step of Retrain's, which a pass of a teacher costs: SPEQ's step takes 1.25 to 1.33 of it (benchmarks)"""
@@ -48,7 +50,8 @@ def method(name: str, **settings: Any) -> Change:
     """Another way of training, all else as it is; the recipe's own keeps the settings that are not given."""
 
     def change(recipe: Recipe) -> Recipe:
-        start = recipe.method if recipe.method.name == name else MethodChoice(name)  # type: ignore[arg-type]
+        kind = by_name[name]
+        start = recipe.method if type(recipe.method) is kind else kind()
         return replace(recipe, method=replace(start, **settings))
 
     return change
@@ -62,7 +65,7 @@ def longer(recipe: Recipe, passes: int = 1) -> Recipe:
 
 def arm(family: Family, label: str, change: Change, shared: Change, **about: Any) -> Arm:
     group = family.group + (OURS if about.pop("ours", False) else "")
-    return Arm(group, label, family.speq, change(shared(RECIPES[family.speq]())), **about)
+    return Arm(group, label, family.speq, change(shared(recipe_named(family.speq))), **about)
 
 
 def table2(family: Family, shared: Change) -> list[Arm]:
@@ -73,7 +76,7 @@ def table2(family: Family, shared: Change) -> list[Arm]:
     for loss in ("kl", "cosine"):
         for label, settings in teachers.items():
             found = published.get((loss, label)) if family.speq.startswith(RESNET20) else None
-            change = method("speq", loss=None if loss == "cosine" else loss, **settings)  # SPEQ's own, as elsewhere
+            change = method("speq", loss=loss, **settings)
             arms.append(arm(family, f"{'KL' if loss == 'kl' else loss}, {label}", change, shared, paper=found))
     return arms
 
@@ -90,11 +93,11 @@ def table3(family: Family, shared: Change) -> list[Arm]:
         about = {"note": f"{factor:g} of the rate", "changes": ("train.lr",)}
         arms.append(arm(family, f"Retrain, lr x {factor:g}", other_rate, shared, **about))
     arms.append(arm(family, "SPEQ", method("speq"), shared))
-    own = RECIPES[family.speq]().method
+    own = speq_of(recipe_named(family.speq))
     sweeps = {
         "u": ("probability", own.probability, (0.25, 0.5, 0.75, 1.0)),
-        "T": ("temperature", own.temperature or 1.0, (1.0, 2.0, 4.0)),
-        "weight": ("weight", own.weight or 1.0, (0.5, 1.0, 2.0)),
+        "T": ("temperature", own.temperature, (1.0, 2.0, 4.0)),
+        "weight": ("weight", own.weight, (0.5, 1.0, 2.0)),
     }
     for label, (name, known, values) in sweeps.items():
         others = [v for v in values if v != known]
@@ -126,7 +129,7 @@ def table4(family: Family, shared: Change) -> list[Arm]:
         ("member ensemble", method("member-ensemble"), {"note": ABSTRACT, "ours": True}),
         ("joint bits", method("joint-bits"), {"note": ABSTRACT, "ours": True}),
     ]
-    if RECIPES[family.speq]().network.pretrained:  # timm's weights, which no file holds for a teacher alone
+    if recipe_named(family.speq).network.pretrained:  # timm's weights, which no file holds for a teacher alone
         rows = [row for row in rows if row[0] != APPRENTICE_B]
     return [arm(family, label, change, shared, **about) for label, change, about in rows]
 
@@ -145,8 +148,8 @@ KD = method("distill", temperature=2.0)
 
 
 def speq_and_kd(recipe: Recipe) -> Recipe:
-    """The float network teaches beside SPEQ, by the recipe's own settings."""
-    return replace(recipe, method=replace(recipe.method, name="speq-distill"))
+    """The float network teaches as well, by the recipe's own settings."""
+    return replace(recipe, method=speq_distill(recipe).method)
 
 
 def sqakd(recipe: Recipe) -> Recipe:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from spequant.app.recipes import Recipe
+from spequant.data import Folder
 
 CLASSES, IMAGES_PER_CLASS = ("dark", "light"), {"train": 24, "val": 8}
 
@@ -26,16 +27,8 @@ def write_images(folder: Path, size: int) -> Path:
 
 def tiny(recipe: Recipe, images: Path, size: int) -> Recipe:
     """`recipe` on the images of `write_images` for one epoch, in fp32 and not compiled."""
-    data = replace(
-        type(recipe.data)(name="folder"),
-        root=images,
-        size=size,
-        crop_scale=0.5,
-        held_out=16,
-        workers=0,
-        measure_every=1,
-    )
-    train = replace(recipe.train, epochs=1, batch_size=8, precision="fp32", compile=False)
+    data = Folder(root=images, size=size, crop_scale=0.5, held_out=16, workers=0)
+    train = replace(recipe.train, epochs=1, batch_size=8, precision="fp32", compile=False, measure_every=1)
     network = replace(recipe.network, pretrained=False, new_head=False)
     quant = replace(recipe.quant, percentile=99.9)  # quick, where the search for the least error takes seconds
     return replace(recipe, data=data, network=network, quant=quant, train=train)

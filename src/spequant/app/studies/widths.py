@@ -8,8 +8,8 @@ from itertools import product
 from torch import nn
 
 from spequant.app.recipes import Recipe
-from spequant.app.recipes.build import calibrated, device_of
 from spequant.app.recipes.fields import Field, make_field
+from spequant.app.recipes.training import device_named
 from spequant.calibration.batch_norm import reestimate_batch_norm
 from spequant.layers import weight_quantizers
 from spequant.policies import LowBit, precision
@@ -47,7 +47,7 @@ def every_pair(recipe: Recipe, model: nn.Module, widths: Sequence[int]) -> dict[
     Raises:
         ValueError: weights or activations of the recipe are float.
     """
-    field, plain = make_field(recipe, device_of(recipe)), unprepare(model)
+    field, plain = make_field(recipe, device_named(recipe.train.device)), unprepare(model)
     trained, act_bits = recipe.quant.weight_bits, recipe.quant.act_bits
     if trained is None or act_bits is None:
         raise ValueError(f"recipe is {recipe.name!r}; expected one with low-bit weights and activations")
@@ -55,7 +55,7 @@ def every_pair(recipe: Recipe, model: nn.Module, widths: Sequence[int]) -> dict[
     for weight, act in product(widths, widths):
         with weights_at(model, weight, trained), precision(model, LowBit(act, act_bits)):
             held = _accuracy(field, model)
-        again = calibrated(plain, replace(recipe.quant, weight_bits=weight, act_bits=act), field.calibration())
+        again = replace(recipe.quant, weight_bits=weight, act_bits=act).calibrated(plain, field.calibration())
         reestimate_batch_norm(again, field.statistics())
         accuracies[weight, act] = {"bounds held": held, "refitted": _accuracy(field, again)}
     return accuracies
@@ -63,7 +63,7 @@ def every_pair(recipe: Recipe, model: nn.Module, widths: Sequence[int]) -> dict[
 
 def at_activation_widths(recipe: Recipe, model: nn.Module, widths: Sequence[int]) -> dict[int, float]:
     """{bits: test accuracy, %} of a trained network with its low-bit activations at each of `widths`, bounds held."""
-    field, accuracies = make_field(recipe, device_of(recipe)), {}
+    field, accuracies = make_field(recipe, device_named(recipe.train.device)), {}
     for bits in widths:
         with precision(model, LowBit(bits, recipe.quant.act_bits)):
             accuracies[bits] = _accuracy(field, model)

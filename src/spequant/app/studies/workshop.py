@@ -4,21 +4,24 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from tyro.conf import Positional
 
 from spequant.app.recipes import RECIPES, Recipe, load_run
-from spequant.app.recipes.check import check
+from spequant.app.recipes.command_line import recipe_named
 from spequant.app.recipes.folder import RECIPE
-from spequant.app.recipes.schema import Data, from_json
+from spequant.app.recipes.serial import from_json
 from spequant.app.recipes.variants import FLOAT, RETRAIN
 from spequant.app.studies.arms import Arm, Trained, carry_out, reason, train_arms, train_at_once
+from spequant.app.studies.compare import check_seeds
 from spequant.app.studies.tables import CIFAR, RESNET20, Change, Family, arm
 from spequant.app.studies.tiny import tiny, write_images
 from spequant.app.studies.widths import WIDTHS
+from spequant.data import DataSettings
+from spequant.methods import SPEQ
 
 SMOKE_IMAGES = "images"
 """the folder of the made-up images of --smoke, below the study's"""
@@ -83,8 +86,7 @@ class Workshop:
         self.seen = False
         """whether float weights may have seen what is held out"""
         self.seeds = settings.seeds[:2] if settings.smoke else settings.seeds
-        if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds is {self.seeds!r}; expected numbers from 0 on, each once, e.g. --seeds 0 1 2")
+        check_seeds(self.seeds)
         if settings.at_once < 1:
             raise ValueError(f"at_once is {settings.at_once}; expected 1 or more")
         self.widths = (2, 4, 8) if settings.smoke else settings.widths
@@ -110,7 +112,7 @@ class Workshop:
     def family(self, known: Sequence[Family] = CIFAR) -> Family:
         """The network of a study of one network; its published figures where it is one of `known`."""
         name = self.settings.recipe or RESNET20
-        if name not in RECIPES or RECIPES[name]().method.name != "speq":
+        if not isinstance(recipe_named(name).method, SPEQ.Settings):
             raise ValueError(f"recipe is {name!r}; expected a recipe of SPEQ's, e.g. {RESNET20} or {RESNET20}-200")
         alike = (f for f in known if f.speq.removesuffix(LONG) == name.removesuffix(LONG))  # at whatever length
         return replace(next(alike, Family(name.removesuffix("-speq"), name)), speq=name)
@@ -130,13 +132,13 @@ class Workshop:
                 train = replace(train, epochs=settings.epochs)
             fields = {"root": settings.root, "images": settings.images, "held_out": settings.held_out}
             data = replace(recipe.data, **{k: v for k, v in fields.items() if v is not None})
-            data = replace(data, measure_every=train.epochs)  # held-out accuracy is read only at the end
+            train = replace(train, measure_every=train.epochs)  # held-out accuracy is read only at the end
             recipe = replace(recipe, train=train, data=data)
             if settings.smoke:
                 recipe = tiny(recipe, write_images(self.folder / SMOKE_IMAGES, size), size)
             weights = settings.weights if one and settings.weights is not None else recipe.network.weights
             start = Path(FLOAT_RUN) if weights is None and not recipe.network.pretrained else weights
-            check(replace(recipe, network=replace(recipe.network, weights=start)))  # before that is trained
+            replace(recipe, network=replace(recipe.network, weights=start)).check_ready()  # before that is trained
             return replace(recipe, network=replace(recipe.network, weights=self._start(recipe, weights)))
 
         return change
@@ -153,7 +155,7 @@ class Workshop:
             floating = replace(recipe, name=f"{recipe.name}-float", quant=FLOAT, method=RETRAIN)
             floating = replace(floating, network=replace(recipe.network, weights=None))
         elif weights is not None and weights == Path("runs") / name and name in RECIPES and not weights.exists():
-            data = replace(RECIPES[name]().data, root=recipe.data.root)
+            data = replace(RECIPES[name]().data, **_root(recipe.data))
             if recipe.data.held_out:  # the float network must not have seen these images either
                 held_out = recipe.data.held_out if recipe.data.images is None else 0  # they lie behind the images
                 data = replace(data, images=recipe.data.images, held_out=held_out)
@@ -168,6 +170,11 @@ class Workshop:
             self.seen |= weights is not None and recipe.data.held_out > 0 and not _apart(weights, recipe.data)
             return weights
         return carry_out(floating, self.runs)[1]
+
+
+def _root(data: DataSettings) -> dict[str, Any]:
+    """The folder of the data, for sets that have one."""
+    return {"root": data.root} if hasattr(data, "root") else {}  # type: ignore[attr-defined]
 
 
 def _float_name(recipe: Recipe) -> str:
@@ -215,7 +222,7 @@ def _reservations(shop: Workshop, bases: Sequence[str]) -> str:
     settings = shop.settings
     text = ""
     for name in bases or (shop.family().speq,):
-        recipe, full = RECIPES[name](), RECIPES.get(f"{name}{LONG}", RECIPES[name])()
+        recipe, full = recipe_named(name), recipe_named(f"{name}{LONG}" if f"{name}{LONG}" in RECIPES else name)
         epochs = recipe.train.epochs if settings.epochs is None else settings.epochs
         images = recipe.data.images if settings.images is None else settings.images
         less = [f"{epochs} of {full.train.epochs} epochs"] * (epochs < full.train.epochs)
@@ -227,12 +234,12 @@ def _reservations(shop: Workshop, bases: Sequence[str]) -> str:
     return text
 
 
-def _apart(weights: Path, data: Data) -> bool:
+def _apart(weights: Path, data: DataSettings) -> bool:
     """Whether the float run in the folder `weights` did not train on the images that `data` holds out."""
     if not (weights / RECIPE).is_file():
         return False
     theirs = from_json((weights / RECIPE).read_text()).data
-    if theirs.name != data.name:
+    if type(theirs) is not type(data):
         return True
     if theirs.images is None or data.images is None:
         return theirs.images is data.images and theirs.held_out >= data.held_out
