@@ -170,7 +170,7 @@ def placed_folder(path: Path) -> Iterator[Path]:
     """
     end = _followed(path)
     if not stat.S_ISDIR(_mode(end) or stat.S_IFDIR):
-        raise NotADirectoryError(f"{path} cannot be written: it is there, and no folder; give another name")
+        raise NotADirectoryError(f"{path} cannot be written: it exists and is no folder; give another name")
     end.parent.mkdir(parents=True, exist_ok=True)
     with _temporary_folder(end) as folder:
         temporary, before = folder / "new", folder / "old"
@@ -193,7 +193,7 @@ def make_folder(path: Path) -> None:
     try:
         Path(os.path.realpath(path)).mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise NotADirectoryError(f"{path} cannot be made: it is there, or one above it, and no folder") from None
+        raise NotADirectoryError(f"{path} cannot be made: it, or a name above it, exists and is no folder") from None
 
 
 def remove(folder: Path) -> None:

@@ -90,6 +90,6 @@ def _transformers() -> Any:
 
 def _absent(name: str, what: str, error: Exception) -> ValueError:
     source = Path(name.removeprefix(TRANSFORMERS))
-    where = "a folder that lacks it" if source.is_dir() else "no folder here, and not to be had from the hub"
+    where = "a folder that lacks it" if source.is_dir() else "no folder here, and not available from the hub"
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ValueError(f"network.name is {name!r}: expected {what}; {where} ({first})")

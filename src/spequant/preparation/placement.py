@@ -28,7 +28,7 @@ from spequant.preparation.adapters.encoder import Addition
 from spequant.preparation.additions import find_additions
 from spequant.preparation.sharing import Reader, readers_together
 from spequant.quantizers import LeastSquares, Quantizer
-from spequant.quantizers.pruned import warn_of_lost_zeros
+from spequant.quantizers.pruned import tell_lost_zeros
 
 Choice = Quantizer | int | None
 """A quantizer to copy; or bits for the model's own kind of quantizer; or None, float."""
@@ -242,7 +242,7 @@ def _quantized_layers(
             w.padding = getattr(layer, "padding_idx", w.padding)
         if w is not None or a is not None:
             made[id(layer)] = QuantizedLayer(layer, w, a)
-    warn_of_lost_zeros((m.weight_quantizer, m.float_weight) for m in made.values())
+    tell_lost_zeros((m.weight_quantizer, m.float_weight) for m in made.values())
     return made
 
 

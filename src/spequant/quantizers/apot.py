@@ -14,10 +14,10 @@ TERMS: dict[int, tuple[tuple[int, ...], ...]] = {
     4: ((0, 2, 8, 32), (0, 1, 4, 16)),
     5: ((0, 2, 16, 64), (0, 1, 8, 32), (0, 4)),
 }
-"""{bits of a magnitude: its terms}. A magnitude is a sum of one value per term, in units; values are powers of two."""
+"""{bits of a magnitude: its terms}. A magnitude is a sum of one value per term, in units: 0 or a power of two."""
 
 ROUNDING = 1e-6
-"""Bound of the relative rounding error of a mean of fp32 numbers; a smaller deviation counts as zero."""
+"""Relative rounding error of a mean of fp32 numbers; a deviation below this share of the rms counts as zero."""
 
 
 def magnitudes(bits: int) -> list[int]:

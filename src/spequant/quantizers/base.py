@@ -29,7 +29,7 @@ def check_bits(bits: object, argument: str, *, both_signs: bool = False, or_floa
         or_float: True also accepts None, which leaves the tensor float.
 
     Raises:
-        ValueError: it is not.
+        ValueError: `bits` is another value.
     """
     if bits is None and or_float:
         return
@@ -88,16 +88,12 @@ class Quantizer(nn.Module):
     ):
         super().__init__()
         check_bits(bits, "bits", or_float=True)
-        self.bits, self.signed, self.shape, self.of_weight = (
-            bits,
-            True if of_weight else signed,
-            tuple(shape),
-            of_weight,
-        )
+        self.bits, self.shape, self.of_weight = bits, tuple(shape), of_weight
+        self.signed = True if of_weight else signed
         self.sign_open = self.signed is None  # every calibration decides the sign anew
         self.name = ""  # name of its layer in the model; set by prepare
         self.calibrated = not self.stored
-        self.watch: Callable[[Quantizer, Tensor], None] | None = None  # sees the float input, which then passes as is
+        self.watch: Callable[[Quantizer, Tensor], None] | None = None  # called with the input, which then passes as is
         self._switched_by: int | None = None  # the thread whose precision context is open
         self.home_levels = self._levels = level_tensor(2 if bits is None else self.level_count())
         self.frozen: Tensor | None
@@ -141,7 +137,11 @@ class Quantizer(nn.Module):
         raise TypeError(f"{type(self).__name__} stores a range and must define set_clip(clip)")
 
     def level_count(self, bits: int | None = None) -> int:
-        """Return the number of levels at `bits` (default: home bits): 2^b, or 2^b - 1 if signed, to include zero."""
+        """Return the number of levels at `bits` (default: home bits): 2^b, or 2^b - 1 if signed, to include zero.
+
+        Raises:
+            ValueError: one bit, signed, where the grid has to contain zero.
+        """
         bits = self.bits if bits is None else bits
         assert bits is not None
         if self.signed and bits == 1:
@@ -251,8 +251,9 @@ class Quantizer(nn.Module):
     def levels_at(self, bits: int) -> int:
         """Return the number of levels when the precision is switched to `bits` over the same bounds.
 
-        At home bits L and more: k (L - 1) + 1 with the whole k that comes nearest to the number of levels at `bits`, so
-        that the finer grid contains every value of the home grid. Below home bits: the number of levels at `bits`.
+        Below home bits this is `level_count(bits)`. Otherwise it is k (L - 1) + 1, where L is the number of levels of
+        the home grid and the whole number k brings the result nearest to `level_count(bits)`; every value of the home
+        grid is then on the finer grid.
         """
         assert self.bits is not None
         if bits < self.bits:
@@ -262,6 +263,12 @@ class Quantizer(nn.Module):
         return refine * steps + 1
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return `x` rounded to the grid in use, of the same shape and dtype; frozen elements at their codes.
+
+        Raises:
+            RuntimeError: there is no range yet; or the model is exported inside a precision context.
+            TypeError: torch.fx traces into the quantizer.
+        """
         if torch.compiler.is_exporting():
             self._refuse_switched()
         if isinstance(x, fx.Proxy):
@@ -292,7 +299,7 @@ class Quantizer(nn.Module):
         return dequantize(codes.float(), *self.span(x), self.home_levels).to(x.dtype)
 
     def quantized(self, x: Tensor) -> Tensor:
-        """Return `x` rounded to the grid in use, frozen elements like all others."""
+        """Return `x` rounded to the grid in use; frozen elements count like all others."""
         low, high = self.span(x)
         return fake_quantize(
             x,
@@ -305,7 +312,7 @@ class Quantizer(nn.Module):
         )
 
     def nearest(self, x: Tensor) -> Tensor:
-        """Return the codes of the levels nearest to `x`, whole numbers as fp32; frozen elements like all others."""
+        """Return the codes of the levels nearest to `x`, whole numbers as fp32; frozen elements count like others."""
         return quantize(x, *self.span(x), self.levels)
 
     def encode(self, x: Tensor) -> Tensor:

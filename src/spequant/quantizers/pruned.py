@@ -13,7 +13,7 @@ FEW = 0.01
 """Share of zeros in a weight up to which there is no warning."""
 
 
-def warn_of_lost_zeros(weights: Iterable[tuple[Quantizer | None, Tensor]]) -> None:
+def tell_lost_zeros(weights: Iterable[tuple[Quantizer | None, Tensor]]) -> None:
     """Warn of weights with more than `FEW` exact zeros whose grid has no level at zero.
 
     The UserWarning names the layers and points at the line that called `prepare`, two calls up. Ranges that are all

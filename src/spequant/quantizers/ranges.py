@@ -118,10 +118,10 @@ def _fractions_on_levels(quantizer: Quantizer, values: Tensor) -> Tensor:
 def best_zero(values: Tensor, levels: int) -> int:
     """Return the zero point, 0 to `levels` - 1, whose grid has the least squared error at the best of 100 steps.
 
-    The largest step spans the values from least to largest; zero points at which an end of the grid would lie beyond
-    the values are left out. Running sums of the sorted values give, for each level, the number n and the sum t of the
-    values nearest to it. The squared error is sum(level^2 n - 2 level t), plus a term that is the same for all grids.
-    All-zero values give the middle.
+    The grid of the largest step spans the values from least to largest. Zero points that would leave levels at an end
+    of the grid unused are not tried. Running sums of the sorted values give, for each level, the number n and the sum t
+    of the values nearest to it. The squared error is sum(level^2 n - 2 level t), plus a term that is the same for all
+    grids. All-zero values give the middle.
 
     Args:
         values: sample of an activation, one-dimensional.

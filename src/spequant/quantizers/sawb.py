@@ -35,12 +35,12 @@ class SAWB(Quantizer):
     Where the two moments do not determine a good clip, this library uses another one:
 
     - max|w| if `a` does not lie between 0 and max|w|, or if clipping at `a` loses more, E[(|w| - a)+^2], than rounding
-      up to max|w| does on average, (max|w| / (L - 1))^2 / 3. Such weights are all alike, or far from zero.
+      up to max|w| does on average, (max|w| / (L - 1))^2 / 3. This is so for weights that are all alike, or far from 0.
     - The clip of least squared error (`LeastSquares`) for ranges of fewer than `FEW_VALUES` values.
-    - From 5 bits on, max|w|, because `a` is a small difference of large numbers (at 8 bits its error was 1.4 times the
-      least one on 5,120 Gaussian values, and 28 times on uniform ones). If max|w| loses `TOLERATED_LOSS` times the
-      least error, the clip of least error. That one is not always used because it jumps from step to step as the weight
-      moves, the errors being nearly equal; max|w| moves with the weight.
+    - From 5 bits on, max|w|, because `a` would be a small difference of large numbers (at 8 bits its error was 1.4
+      times the least one on 5,120 Gaussian values, and 28 times on uniform ones); or the clip of least error, where the
+      error at max|w| is more than `TOLERATED_LOSS` times as large. The clip of least error is not always taken because
+      many clips have nearly that error, so that it jumps as the weight moves, while max|w| moves with the weight.
 
     Args:
         bits, signed, shape, of_weight: as in `Quantizer`; the grid is always signed.
