@@ -86,7 +86,7 @@ def curves(path):
     pytest.importorskip("matplotlib")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of no runs: the legend is empty
-        draw_curves({}, path, figures=("task",))
+        draw_curves({}, path)
 
 
 WRITERS = {

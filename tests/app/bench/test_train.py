@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from spequant.app.bench import train
-from spequant.app.bench.train import KINDS, BenchTrain, Row, bench_train, ready
+from spequant.app.bench.train import STEPS, BenchTrain, Row, bench_train, ready
 from spequant.app.cli import main
 
 FIELDS = {"name", "step_ms", "ratio_to_float", "peak_mib", "graphs", "threads", "device", "dtype"}
@@ -109,13 +109,13 @@ def test_a_row_that_does_not_run_costs_no_other(workers):
 
 
 def takes_a_step(name: str) -> None:
-    step, fixed = ready(KINDS[name], SETTINGS, torch.device("cpu"))
+    step, fixed = ready(STEPS[name], SETTINGS, torch.device("cpu"))
     before = fixed()
     assert float(step()[0]) > 0
     assert fixed() > before > 4 * 75_000  # momenta beside the parameters
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if not name.endswith("eager") and name != "brevitas"])
+@pytest.mark.parametrize("name", [name for name in STEPS if not name.endswith("eager") and name != "brevitas"])
 @pytest.mark.filterwarnings("ignore")  # of torch.ao
 def test_every_row_takes_a_step(name):
     takes_a_step(name)

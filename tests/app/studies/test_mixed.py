@@ -60,7 +60,7 @@ def test_layers_of_a_run_are_measured(digits_run, monkeypatch):
     assert layers.cost(everywhere, "size") == sum(cost.size for cost in own)
     assert layers.cost(everywhere, "bit-operations") == sum(cost.bit_operations for cost in own)
     without = replace(recipe, data=replace(recipe.data, held_out=0))
-    monkeypatch.setattr(mixed, "IMAGES", 10)
+    monkeypatch.setattr(mixed, "LAYER_IMAGES", 10)
     assert measured(without, model).images == "10 training images"
     other = replace(recipe, quant=replace(recipe.quant, weight_bits=5))
     with pytest.raises(ValueError, match=r"run .*expected low bits"):

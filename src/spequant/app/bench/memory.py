@@ -1,4 +1,4 @@
-"""How much memory a step takes at its peak, beyond what was there before it."""
+"""The peak memory of a step, beyond what is in use before it."""
 
 import json
 import tempfile
@@ -11,8 +11,11 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(step: Callable[[], Any], device: torch.device) -> int:
-    """Bytes that tensors hold at the peak of one `step()`, those from before aside: counted by torch's allocator on a
-    GPU, from the allocations that its profiler records on a CPU (a process's own peak would hold the compiler's)."""
+    """Bytes that the tensors of one `step()` take at its peak, without those that exist before it.
+
+    On a GPU torch's allocator counts them. On a CPU they follow from the allocations that torch's profiler records: the
+    peak of the process would include the compiler's memory.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -30,7 +33,7 @@ def peak_bytes(step: Callable[[], Any], device: torch.device) -> int:
 
 
 def peak_of(allocations: Iterable[tuple[float, int]]) -> int:
-    """The largest running sum of (time, bytes taken or, negative, given back)."""
+    """The largest running sum of allocations, (time, bytes) each; bytes are negative where memory is freed."""
     total = peak = 0
     for _, size in sorted(allocations, key=lambda pair: pair[0]):
         total += size

@@ -1,4 +1,4 @@
-"""Other toolkits' low-bit networks, for times beside ours: the same layers at the same bits, each in its own way."""
+"""Low-bit networks of other toolkits, to compare their times with ours: the same layers at the same bits."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -15,13 +15,19 @@ Make = Callable[[nn.Module, int, bool], nn.Module]
 
 
 def low_bit(network: nn.Module, bits: int, layer: Make, addend: Callable[[], nn.Module]) -> nn.Module:
-    """`network` with every convolution and linear layer made by `layer`, the first and the last at 8 bits, and every
-    addend of a marked residual addition through an `addend()`."""
+    """Replace the layers and residual additions of a network; `network` is changed.
+
+    Args:
+        network: float; its residual additions are marked by `residual_addition`.
+        bits: of weights and inputs; the first and the last layer have 8.
+        layer: makes the low-bit layer from each convolution and linear layer.
+        addend: makes the quantizer of each addend.
+    """
     layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     ends = layers[0], layers[-1]
-    made = {id(m): layer(m, 8 if m in ends else bits, m is layers[0]) for m in layers}
+    low_bit_layers = {id(m): layer(m, 8 if m in ends else bits, m is layers[0]) for m in layers}
     adds = [m for m in network.modules() if getattr(m, "residual_addition", False)]
-    return replace_modules(network, made | {id(m): _Add(addend(), addend()) for m in adds}).train()
+    return replace_modules(network, low_bit_layers | {id(m): _Add(addend(), addend()) for m in adds}).train()
 
 
 class _Add(nn.Module):
@@ -34,10 +40,13 @@ class _Add(nn.Module):
 
 
 def brevitas(network: nn.Module, bits: int) -> nn.Module:
-    """Brevitas: QuantConv2d and QuantLinear, scales a tensor, those of activations learned from the second step on (by
-    default it takes percentiles for 300 steps first, which are several times slower); `network` is changed.
+    """A network of Brevitas' QuantConv2d and QuantLinear, with one scale per tensor; `network` is changed.
 
-    ModuleNotFoundError without the package.
+    Scales of activations are learned from the second step on. By default Brevitas takes percentiles for 300 steps
+    first, which are several times slower.
+
+    Raises:
+        ModuleNotFoundError: Brevitas is not installed.
     """
     qnn, quant = import_module("brevitas.nn"), import_module("brevitas.quant")
 
@@ -51,13 +60,13 @@ def brevitas(network: nn.Module, bits: int) -> nn.Module:
             "bias": m.bias is not None,
         }
         if isinstance(m, nn.Linear):
-            made = qnn.QuantLinear(m.in_features, m.out_features, **settings)
+            low_bit_layer = qnn.QuantLinear(m.in_features, m.out_features, **settings)
         else:
             assert isinstance(m, nn.Conv2d)
             shape = {k: getattr(m, k) for k in ("kernel_size", "stride", "padding", "dilation", "groups")}
-            made = qnn.QuantConv2d(m.in_channels, m.out_channels, **shape, **settings)
-        made.load_state_dict(m.state_dict(), strict=False)
-        return made
+            low_bit_layer = qnn.QuantConv2d(m.in_channels, m.out_channels, **shape, **settings)
+        low_bit_layer.load_state_dict(m.state_dict(), strict=False)
+        return low_bit_layer
 
     def addend() -> nn.Module:
         return qnn.QuantIdentity(act_quant=quant.Int8ActPerTensorFloat, collect_stats_steps=1)
@@ -66,9 +75,10 @@ def brevitas(network: nn.Module, bits: int) -> nn.Module:
 
 
 def torch_ao(network: nn.Module, bits: int) -> nn.Module:
-    """torch.ao.quantization: FakeQuantize with moving minima and maxima; `network` is changed.
+    """A network with torch.ao's FakeQuantize, whose ranges are moving minima and maxima; `network` is changed.
 
-    ModuleNotFoundError where this torch has it no more.
+    Raises:
+        ModuleNotFoundError: this version of torch does not have torch.ao.quantization any more.
     """
     ao = import_module("torch.ao.quantization")
 

@@ -1,4 +1,4 @@
-"""What the commands bench train and bench infer print; no measuring."""
+"""What the commands bench train and bench infer print. Nothing is measured here."""
 
 import platform
 
@@ -12,19 +12,15 @@ from spequant.files import destination, write_json
 
 
 def print_bench_train(settings: BenchTrain) -> None:
+    """Measure training steps; print a table and, where the settings ask for it, write the rows as JSON."""
     if settings.json is not None:
         destination(settings.json)
     rows = bench_train(settings)
     table = Table("step", "ms", "ratio to float", "peak, MiB", "graphs")
     for row in rows:
         if row["name"] != "input":
-            numbers = (
-                f"{row['step_ms']:.1f}",
-                f"{row['ratio_to_float']:.2f}",
-                f"{row['peak_mib']:.0f}",
-                str(row["graphs"]),
-            )
-            table.add_row(row["name"], *numbers)
+            figures = (f"{row['step_ms']:.1f}", f"{row['ratio_to_float']:.2f}", f"{row['peak_mib']:.0f}")
+            table.add_row(row["name"], *figures, str(row["graphs"]))
     print_table(table)
     times = {row["name"]: row["step_ms"] for row in rows}
     for name, time in times.items():
@@ -43,6 +39,7 @@ def print_bench_train(settings: BenchTrain) -> None:
 
 
 def print_bench_infer(settings: Infer) -> None:
+    """Measure inference; print a table and, where the settings ask for it, write the rows as JSON."""
     if settings.json is not None:
         destination(settings.json)
     rows = bench_infer(settings)

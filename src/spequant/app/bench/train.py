@@ -1,4 +1,4 @@
-"""Training steps of every kind on one network, interleaved, so that their ratios hold on a machine that is shared."""
+"""Times of training steps on one network, interleaved, so that their ratios hold on a shared machine."""
 
 import statistics
 import time
@@ -44,40 +44,48 @@ CALIBRATION = 16  # samples
 class BenchTrain:
     """Time training steps: float, Retrain, SPEQ and others, each compiled and eager.
 
-    Each round runs two steps of every row and times the second (with at_once: five, the mean of the last four, of the
-    slowest process); the median over the rounds is printed.
+    Each round runs two steps of every row and times the second. With --at-once it runs five, and takes the mean of the
+    last four in the slowest process. The median over the rounds is printed.
     """
 
     network: str = "resnet20"
     """a network of the recipes, or bert6: six layers of BERT-base on 128 tokens"""
     batch: int = 128
+    """images, or sequences, per step"""
     image: int = 32
     """height and width of the images"""
     bits: int = 2
-    """of weights and activations; first and last layer and addends at 8"""
+    """of weights and activations; the first and the last layer and addends have 8"""
     dtype: Literal["fp32", "bf16"] = "bf16"
     """autocast of the steps; quantization stays fp32"""
     rows: tuple[str, ...] = ()
-    """which rows; none: all. float is always among them"""
+    """names of the rows; none: all. float is always measured"""
     rounds: int = 10
+    """number of measurements of each row"""
     steps: int = 0
-    """more steps of each row, to see that they add no graphs"""
+    """further steps of each row, to see that they add no graphs"""
     at_once: int = 1
-    """beside each row another one of so many processes that train side by side, threads divided among them"""
+    """adds to each row one of so many processes that train side by side, with the threads divided among them"""
     compile: bool = True
-    """False: every row is eager"""
+    """if False, every row is eager"""
     cuda_graphs: bool = False
-    """on a GPU: replay compiled steps as CUDA graphs"""
+    """on a GPU, replay compiled steps as CUDA graphs"""
     threads: int | None = None
+    """threads of the CPU; None: as torch chooses"""
     device: str = "auto"
     json: Path | None = None
-    """rows as JSON"""
+    """a file for the rows as JSON"""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a row trains: (subject, bits) -> model, which may be its network, changed; (subject, whether a teacher is
-    compiled) -> method, asked first."""
+    """What a row trains.
+
+    Args:
+        model: makes the model from (subject, bits); it may change the subject's network and return it.
+        method: makes the method from (subject, whether a teacher is compiled), before the model is made.
+        compiled: whether the step is compiled.
+    """
 
     model: Callable[[Subject, int], nn.Module]
     method: Callable[[Subject, bool], Method] = lambda subject, compile: Retrain()
@@ -85,13 +93,13 @@ class Kind:
 
 
 def _quantized(weight: type[Quantizer], act: type[Quantizer]) -> Callable[[Subject, int], nn.Module]:
-    def make(subject: Subject, bits: int) -> nn.Module:
+    def quantized(subject: Subject, bits: int) -> nn.Module:
         model = prepare(subject.network, weight=weight(bits), act=act(bits), residual=subject.residual)
         count = min(CALIBRATION, samples(subject.batch))
         calibrate(model, [subject.part(count)], samples=count)
         return model.train()
 
-    return make
+    return quantized
 
 
 def _distill(subject: Subject, compile: bool) -> Method:
@@ -101,33 +109,41 @@ def _distill(subject: Subject, compile: bool) -> Method:
     return method
 
 
-_ours = _quantized(SAWB, PACT)
-_compiled = {
+_sawb_pact = _quantized(SAWB, PACT)
+_compiled_kinds = {
     "float": Kind(lambda subject, bits: allow_float(subject.network)),
-    "retrain": Kind(_ours),
-    "speq": Kind(_ours, lambda subject, compile: SPEQ()),
-    "distill": Kind(_ours, _distill),
+    "retrain": Kind(_sawb_pact),
+    "speq": Kind(_sawb_pact, lambda subject, compile: SPEQ()),
+    "distill": Kind(_sawb_pact, _distill),
     "lsq": Kind(_quantized(LSQ, LSQ)),
     "torch.ao": Kind(lambda subject, bits: allow_float(torch_ao(subject.network, bits))),
     "brevitas": Kind(lambda subject, bits: allow_float(brevitas(subject.network, bits))),
 }
-KINDS = _compiled | {f"{name} eager": replace(kind, compiled=False) for name, kind in _compiled.items()}
+STEPS = _compiled_kinds | {f"{name} eager": replace(kind, compiled=False) for name, kind in _compiled_kinds.items()}
+"""what each row trains, by its name"""
 
 
 def bench_train(settings: BenchTrain, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
-    """Rows `name`, `step_ms`, `ratio_to_float`, `peak_mib`, `graphs`, `threads`, `device`, `dtype`; for images one
-    `input` beside them, the time in which the next batch is made. Each row lives in a process of its own, so that
-    graphs, caches and memory are its own; the steps take turns. A row that does not run is told to `say` and left out.
+    """Measure training steps. The rows take turns, each in its own process, with its own graphs and memory.
 
-    ValueError: an unknown row or device, or a number that is too small. ChildProcessError: the float row does not run,
-    or a row's process died.
+    Args:
+        settings: what is measured.
+        say: is called with a line for each row that does not run, which is left out.
+
+    Returns:
+        Rows `name`, `step_ms`, `ratio_to_float`, `peak_mib`, `graphs`, `threads`, `device`, `dtype`; for images also a
+        row `input`, the time in which the next batch is made.
+
+    Raises:
+        ValueError: an unknown row or device, or a number that is too small.
+        ChildProcessError: the float row does not run, or a row's process died.
     """
     _check(settings)
     device = device_named(settings.device)
     settings = replace(settings, device=str(device), threads=settings.threads or torch.get_num_threads())
     rows: list[Row] = []
     try:
-        for name, copies in product(KINDS, sorted({1, settings.at_once})):
+        for name, copies in product(STEPS, sorted({1, settings.at_once})):
             if name == "float" or not settings.rows or name in settings.rows:
                 row = Row(name, settings, copies)
                 if row.error is None:
@@ -148,7 +164,7 @@ def bench_train(settings: BenchTrain, say: Callable[[str], None] = print) -> lis
     floats = statistics.median(rows[0].times)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     shared = {"threads": settings.threads, "device": where, "dtype": settings.dtype}
-    found = [
+    measured = [
         {
             "name": row.label,
             "step_ms": round(1000 * statistics.median(row.times), 3),
@@ -159,13 +175,13 @@ def bench_train(settings: BenchTrain, say: Callable[[str], None] = print) -> lis
         }
         for row in rows
     ]
-    return found if settings.network == BERT else [*found, _input(settings, floats) | shared]
+    return measured if settings.network == BERT else [*measured, _input(settings, floats) | shared]
 
 
 def _check(settings: BenchTrain) -> None:
-    unknown = [name for name in settings.rows if name not in KINDS]
+    unknown = [name for name in settings.rows if name not in STEPS]
     if unknown:
-        raise ValueError(f"rows has {', '.join(map(repr, unknown))}; expected some of {', '.join(map(repr, KINDS))}")
+        raise ValueError(f"rows has {', '.join(map(repr, unknown))}; expected some of {', '.join(map(repr, STEPS))}")
     for name, least in (("batch", 2), ("image", 1), ("rounds", 1), ("steps", 0), ("at_once", 1), ("threads", 1)):
         value = getattr(settings, name)
         if value is not None and value < least:
@@ -175,8 +191,11 @@ def _check(settings: BenchTrain) -> None:
 
 
 class Row:
-    """Processes that run the same steps at the same time, mostly one. error: why they do not run, or None; peak: bytes
-    of all; graphs: of one, since it started; times: seconds of a step."""
+    """The processes of a row, mostly one, which run the same steps at the same time.
+
+    `error`: why they do not run, or None. `peak`: bytes of all together. `graphs`: number of graphs that one has made.
+    `times`: seconds per step, one entry per round.
+    """
 
     def __init__(self, name: str, settings: BenchTrain, copies: int):
         self.label, self.copies, self.times = name if copies == 1 else f"{name} x{copies}", copies, []
@@ -189,12 +208,12 @@ class Row:
                 self.peak += peak
 
     def ask(self, steps: int) -> float:
-        """Run so many steps; seconds of one, the first left out, where they took longest."""
+        """Run `steps` steps; the mean seconds of one, without the first, in the slowest process."""
         for worker in self.workers:
             worker.ask(steps)
         answers = [worker.hear() for worker in self.workers]
-        if died := next((error for error, *_ in answers if error), None):
-            raise ChildProcessError(f"row {self.label!r}: {died}; leave it out with rows, or give fewer at_once")
+        if reason := next((error for error, *_ in answers if error), None):
+            raise ChildProcessError(f"row {self.label!r}: {reason}; leave it out with rows, or give fewer at_once")
         self.graphs = answers[0][2]
         return max(seconds for _, seconds, _ in answers)
 
@@ -204,21 +223,21 @@ class Row:
 
 
 class Worker:
-    """One process of a row. It is heard once when it is ready, and once after each question."""
+    """One process of a row. It answers once when it is ready, and once after each `ask`."""
 
     def __init__(self, name: str, settings: BenchTrain):
-        spawn = get_context("spawn")  # a fork would inherit threads that do not exist in it
+        spawn = get_context("spawn")  # a forked process would lack torch's threads
         self.pipe, other = spawn.Pipe()
         self.process = spawn.Process(target=_work, args=(other, name, settings), daemon=True)
         self.process.start()
         other.close()
 
     def ask(self, steps: int) -> None:
-        with suppress(BrokenPipeError):  # heard next
+        with suppress(BrokenPipeError):  # `hear` reports it
             self.pipe.send(steps)
 
     def hear(self) -> tuple[str | None, Any, int]:
-        """(what went wrong or None, bytes when it is ready or seconds of a step, graphs)."""
+        """(what went wrong or None, bytes when it is ready or seconds per step later, number of graphs)."""
         try:
             return self.pipe.recv()
         except (EOFError, ConnectionError):
@@ -230,12 +249,12 @@ class Worker:
 
 
 def _work(pipe: Connection, name: str, settings: BenchTrain) -> None:
-    """In the process of a row: get ready, then as many steps as are asked for, until the pipe is closed."""
+    """In the process of a row: get ready, then run as many steps as are asked for, until the pipe is closed."""
     device = torch.device(settings.device)
     torch.set_num_threads(settings.threads or 1)
     try:
         keep_freed_memory()  # as in a run
-        step, fixed = ready(KINDS[name], settings, device)
+        step, fixed = ready(STEPS[name], settings, device)
         for _ in range(WARM_UP):
             step()
         pipe.send((None, fixed() + peak_bytes(step, device), _graphs()))
@@ -255,7 +274,11 @@ def _work(pipe: Connection, name: str, settings: BenchTrain) -> None:
 
 
 def ready(kind: Kind, settings: BenchTrain, device: torch.device) -> tuple[Callable[[], Any], Callable[[], int]]:
-    """(one training step, bytes of what is there between steps: parameters, buffers, momenta, teacher, batch)."""
+    """A training step, ready to run.
+
+    Returns:
+        (the step, the bytes of all tensors that exist between steps: parameters, buffers, momenta, teacher, batch).
+    """
     subject = make_subject(settings.network, settings.batch, settings.image, device)
     compiled = kind.compiled and settings.compile
     method = kind.method(subject, compiled)
@@ -266,24 +289,24 @@ def ready(kind: Kind, settings: BenchTrain, device: torch.device) -> tuple[Calla
     accelerator = make_accelerator(settings.dtype, device=str(device))
 
     def fixed() -> int:
-        held = [*model.parameters(), *model.buffers(), *(v for s in optimizer.state.values() for v in s.values())]
+        tensors = [*model.parameters(), *model.buffers(), *(v for s in optimizer.state.values() for v in s.values())]
         if isinstance(method, Distill):
-            held += [*method.teacher.parameters(), *method.teacher.buffers()]
-        held += subject.tensors
-        return sum(t.numel() * t.element_size() for t in held if isinstance(t, torch.Tensor))
+            tensors += [*method.teacher.parameters(), *method.teacher.buffers()]
+        tensors += subject.tensors
+        return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
 
     return lambda: train_step(state, subject.batch, accelerator), fixed
 
 
 def _graphs() -> int:
-    """Graphs that torch.compile has made in this process."""
+    """The number of graphs that torch.compile has made in this process."""
     from torch._dynamo.utils import counters
 
     return counters["stats"]["unique_graphs"]
 
 
 def _input(settings: BenchTrain, floats: float) -> dict[str, Any]:
-    """How long a step waits for its images, augmented as in training: they are made where and when they are used."""
+    """The time that a step waits for its images, which are augmented as in training when they are used."""
     device, threads = torch.device(settings.device), torch.get_num_threads()
     keep_freed_memory()  # as in a run
     images = torch.randint(256, (max(5000, 2 * settings.batch), 3, settings.image, settings.image), dtype=torch.uint8)
@@ -292,7 +315,7 @@ def _input(settings: BenchTrain, floats: float) -> dict[str, Any]:
     torch.set_num_threads(settings.threads or threads)
     for epoch in range(settings.rounds):
         batches = train_batches(data, settings.batch, seed=0, epoch=epoch, augment=Augment())
-        next(batches)  # shuffles first
+        next(batches)  # the first one includes the shuffle
         begun = time.perf_counter()
         next(batches)
         if device.type == "cuda":

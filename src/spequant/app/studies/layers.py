@@ -1,4 +1,4 @@
-"""`spequant layers RUN`: what the layers of a run did, as a table of the last look and a picture of all looks."""
+"""The command `layers`: what the layers of a run did, as a table of the last look and a picture of all looks."""
 
 import math
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from spequant.train import Looks, read_looks
 from spequant.train.freezing import MAX_BITS
 
 CLIPPED, USED, CHANGED = 0.05, 0.5, 0.01
-"""a layer is marked that clips a larger share, uses a smaller share of its levels, or has a larger share of codes of
-`MAX_BITS` bits or fewer that still change"""
+"""a layer is marked if it clips a larger share, uses a smaller share of its levels, or, with `MAX_BITS` bits or fewer,
+has a larger share of codes that still change"""
 LEAST = 1e-4
 """the share of changed codes at which the picture's colours begin"""
-TOLD = 12
-"""epochs whose agreement is printed, at most"""
+MOST_EPOCHS = 12
+"""the largest number of epochs whose agreement is printed"""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,12 @@ class Layers:
 
 
 def show_layers(settings: Layers) -> None:
-    """Print the table, write the picture. FileNotFoundError: no run, or no folder for the picture. ValueError: a run
-    that did not look at its layers, or a picture that is no PNG."""
+    """Print the table and write the picture.
+
+    Raises:
+        FileNotFoundError: there is no run, or no folder for the picture.
+        ValueError: the run did not look at its layers, or the picture is no PNG.
+    """
     looks = looks_of(settings.run)
     out = settings.out or settings.run / "layers.png"
     if out.suffix.lower() != ".png":
@@ -53,7 +57,12 @@ def show_layers(settings: Layers) -> None:
 
 
 def looks_of(run: Path) -> Looks:
-    """What the run in the folder `run` saw of its layers. FileNotFoundError; ValueError: nothing."""
+    """All looks of the run in the folder `run` at its layers.
+
+    Raises:
+        FileNotFoundError: there is no run.
+        ValueError: the run did not look at its layers.
+    """
     if not (run / RECIPE).is_file():
         raise FileNotFoundError(f"{run / RECIPE} does not exist; expected the folder of a run")
     looks = read_looks(rows_of(run, "layers"))
@@ -63,7 +72,7 @@ def looks_of(run: Path) -> Looks:
 
 
 def layers_table(looks: Looks) -> Table:
-    """A row a layer, as it was at the last look."""
+    """A table with one row per layer, as it was at the last look."""
     table = Table(title=f"layers after epoch {looks.epochs[-1]}")
     since = f"since epoch {looks.epochs[-2]}" if len(looks.epochs) > 1 else "yet"
     for head in ("layer", "W", "A", "clipped, %", "levels", "low", "high", "largest weight"):
@@ -92,8 +101,8 @@ def _number(value: float) -> str:
 
 
 def remarks(looks: Looks) -> list[list[str]]:
-    """Of each layer what deserves attention at the last look; see `CLIPPED`."""
-    found: list[list[str]] = []
+    """What deserves attention at the last look, one list per layer; see `CLIPPED`."""
+    all_notes: list[list[str]] = []
     for i, weight_bits in enumerate(looks.weight_bits):
         clipped, levels, changed = (float(looks.values[what][i, -1]) for what in ("clipped", "levels", "changed"))
         of, notes = looks.of[i], []
@@ -103,28 +112,28 @@ def remarks(looks: Looks) -> list[list[str]]:
             notes.append("half the levels unused")
         if changed > CHANGED and weight_bits is not None and weight_bits <= MAX_BITS:
             notes.append("codes still change")
-        found.append(notes)
-    return found
+        all_notes.append(notes)
+    return all_notes
 
 
 def marked(looks: Looks) -> list[str]:
-    """How many layers there are of each remark, in words."""
+    """Each remark with the number of its layers, in words."""
     flat = [note for notes in remarks(looks) for note in notes]
     return [f"{note} ({flat.count(note)} of {len(looks.names)} layers)" for note in dict.fromkeys(flat)]
 
 
 def agreement_line(looks: Looks) -> str:
-    """Agreement of teacher and student by epoch, of `TOLD` looks at most, the last among them; "": there is none."""
-    known = [(e, a) for e, a in zip(looks.epochs, looks.agreement, strict=True) if a is not None]
-    if not known:
+    """Agreement of teacher and student by epoch, at `MOST_EPOCHS` looks or fewer with the last one; "" without any."""
+    looked = [(e, a) for e, a in zip(looks.epochs, looks.agreement, strict=True) if a is not None]
+    if not looked:
         return ""
-    places = np.unique(np.linspace(0, len(known) - 1, TOLD).round().astype(int))
-    pairs = (f"{known[i][0]}: {100 * known[i][1]:.1f}" for i in places)
+    places = np.unique(np.linspace(0, len(looked) - 1, MOST_EPOCHS).round().astype(int))
+    pairs = (f"{looked[i][0]}: {100 * looked[i][1]:.1f}" for i in places)
     return f"teacher and student agree, % of answers, by epoch: {', '.join(pairs)}"
 
 
 def draw_layers(looks: Looks, out: Path) -> None:
-    """Three heat maps, layers downwards and epochs to the right: clipping, levels in use, codes changed (PNG)."""
+    """Write three heat maps, layers downwards and epochs to the right: clipping, levels in use, codes changed (PNG)."""
     colors = needs("matplotlib.colors", "report")
     of = np.array([math.nan if n is None else n for n in looks.of])[:, None]
     clipped, changed = looks.values["clipped"], looks.values["changed"]

@@ -1,4 +1,4 @@
-"""sensitivity: what each layer costs at few bits, mixed precision from it, and how that stands against uniform bits."""
+"""sensitivity: the loss that each layer costs at few bits, and mixed precision from it against uniform bits."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,18 +23,23 @@ from spequant.methods import SPEQ
 from spequant.preparation.placement import unprepare
 
 WIDTHS = (2, 3, 4, 8)
-"""from which each layer's is chosen, its weight's and its input's alike"""
+"""bits from which each layer's are chosen, the same for its weight and its input"""
 UNIFORM = (2, 3, 4)
-IMAGES = 1000
-"""that each measurement of a layer sees"""
+LAYER_IMAGES = 1000
+"""on which the loss of each layer is measured"""
 UNITS = {"size": ("KiB", 1024), "bit-operations": ("million bit operations", 10**6)}
 
 
 @dataclass(frozen=True)
 class Layers:
-    """What was found of a network's layers. alone: {bits: {layer: loss above the float network's with it alone
-    quantized}}; raised: {layer: loss above the trained network's with its input at 8 bits}; costs: {bits: {layer: its
-    cost}}, the layers that keep their bits among them; images: on which."""
+    """Losses and costs of a network's layers.
+
+    Args:
+        alone: {bits: {layer: loss with only that layer quantized, minus the float network's}}, nats.
+        raised: {layer: loss with its input at 8 bits, minus the trained network's}, nats.
+        costs: {bits: {layer: cost}}, including the layers that keep their bits.
+        images: what the losses were measured on, in words.
+    """
 
     alone: Mapping[int, Mapping[str, float]]
     raised: Mapping[str, float]
@@ -42,12 +47,12 @@ class Layers:
     images: str
 
     def cost(self, widths: Mapping[str, int], what: str) -> int:
-        """Of the whole network with each layer at its bits in `widths`."""
+        """Cost of the whole network with each layer at its bits in `widths`; what: a key of `UNITS`."""
         fixed = next(iter(self.costs.values()))
         return sum(_of(self.costs[widths[n]][n] if n in widths else c, what) for n, c in fixed.items())
 
     def best(self, budget: float, what: str) -> dict[str, int]:
-        """The bits of each layer that lose least while the whole network stays within `budget`."""
+        """The bits of each layer with the least sum of losses, the whole network within `budget`."""
         names = list(self.raised)
         fixed = sum(_of(c, what) for n, c in next(iter(self.costs.values())).items() if n not in self.raised)
         return assign(
@@ -74,7 +79,7 @@ def sensitivity(shop: Workshop) -> Report:
             "layer": n,
             **{f"alone at {bits} bits": f"{layers.alone[bits][n]:.4f}" for bits in WIDTHS},
             "input raised to 8": f"{layers.raised[n]:.4f}",
-            **{a.label: bits[n] for a in arms if n in (bits := _own_bits(a))},
+            **{a.label: bits[n] for a in arms if n in (bits := _override_bits(a))},
         }
         for n in layers.raised
     ]
@@ -94,7 +99,7 @@ def sensitivity(shop: Workshop) -> Report:
 
 
 def _subject(shop: Workshop) -> tuple[str, Recipe, Path]:
-    """(the catalogue's recipe, the recipe, the run's folder): of the run given, or of SPEQ's, trained here."""
+    """(name in the catalogue, recipe, folder) of the run in the settings, or of a SPEQ run that is trained here."""
     folder = shop.settings.run
     if folder is None:
         network = low_bits(shop, {"SPEQ": method("speq")}, shop.seeds[:1])["SPEQ"]
@@ -112,14 +117,14 @@ def _subject(shop: Workshop) -> tuple[str, Recipe, Path]:
 
 
 def measured(recipe: Recipe, model: nn.Module) -> Layers:
-    """Of a trained network, on held-out images of `recipe`, or where there are none, on training images."""
+    """Measure the layers of a trained network, on held-out images of `recipe`, or else on training images."""
     field = make_field(recipe, device_named(recipe.train.device))
     assert isinstance(field, Images) and field.example is not None
     names = low_bit_layers(model, recipe.quant.weight_bits, recipe.quant.act_bits)
     if not names:
         raise ValueError("run is a network no layer of which has the bits of its recipe; expected low bits")
     kind, data = ("training", field.train) if field.held is None else ("held-out", field.held)
-    data = data.part(slice(0, IMAGES))
+    data = data.part(slice(0, LAYER_IMAGES))
     from_float = recipe.network.weights is not None or recipe.network.pretrained
     floating = field.network() if from_float else unprepare(model)
     alone, costs = {}, {}
@@ -137,33 +142,33 @@ def _uniform(quant: Quantization, bits: int) -> Quantization:
 
 
 def _arms(base: str, recipe: Recipe, layers: Layers, shop: Workshop) -> list[Arm]:
-    """Retrain and SPEQ at uniform bits; and SPEQ at mixed ones, within what the inner widths and the middles take."""
-    taught = recipe if isinstance(recipe.method, SPEQ.Settings) else replace(recipe, method=SPEQ.Settings())
+    """Retrain and SPEQ at uniform bits, and SPEQ at mixed ones; budgets: the inner widths' costs, and the middles."""
+    speq = recipe if isinstance(recipe.method, SPEQ.Settings) else replace(recipe, method=SPEQ.Settings())
     what, widths = shop.settings.budget, UNIFORM[:2] if shop.settings.smoke else UNIFORM
     group = recipe.network.name
 
-    def arm(label: str, made: Recipe, bits: Mapping[str, int], note: str = "") -> Arm:
+    def arm(label: str, recipe: Recipe, bits: Mapping[str, int], note: str = "") -> Arm:
         more = {title: layers.cost(bits, name) / per for name, (title, per) in UNITS.items()}
-        return Arm(group, label, base, made, note=note, changes=("quant.",), more=more)
+        return Arm(group, label, base, recipe, note=note, changes=("quant.",), more=more)
 
-    found = []
+    arms = []
     for bits in widths:
-        everywhere, made = dict.fromkeys(layers.raised, bits), replace(taught, quant=_uniform(taught.quant, bits))
-        if not found:
-            found.append(arm(RETRAIN, method("retrain")(made), everywhere))
-        found.append(arm(f"W{bits}A{bits}", made, everywhere, note="uniform"))
-    spent = [layers.cost(dict.fromkeys(layers.raised, bits), what) for bits in widths]
-    for budget in sorted({*spent[1:-1], *((a + b) / 2 for a, b in pairwise(spent))}):
+        everywhere, uniform = dict.fromkeys(layers.raised, bits), replace(speq, quant=_uniform(speq.quant, bits))
+        if not arms:
+            arms.append(arm(RETRAIN, method("retrain")(uniform), everywhere))
+        arms.append(arm(f"W{bits}A{bits}", uniform, everywhere, note="uniform"))
+    costs = [layers.cost(dict.fromkeys(layers.raised, bits), what) for bits in widths]
+    for budget in sorted({*costs[1:-1], *((a + b) / 2 for a, b in pairwise(costs))}):
         chosen = layers.best(budget, what)
         texts = (f"{name}={bits}" for name, bits in chosen.items())
-        made = replace(taught, quant=replace(taught.quant, overrides=(*taught.quant.overrides, *texts)))
+        mixed = replace(speq, quant=replace(speq.quant, overrides=(*speq.quant.overrides, *texts)))
         title, per = UNITS[what]
-        found.append(arm(f"mixed, {budget / per:.4g}", made, chosen, note=f"within {budget / per:.4g} {title}"))
-    return found
+        arms.append(arm(f"mixed, {budget / per:.4g}", mixed, chosen, note=f"within {budget / per:.4g} {title}"))
+    return arms
 
 
-def _own_bits(arm: Arm) -> dict[str, str]:
-    """{layer: bits} that the arm was given for single layers."""
+def _override_bits(arm: Arm) -> dict[str, str]:
+    """{layer: bits} of the arm's overrides."""
     return dict(text.rsplit("=", 1) for text in arm.recipe.quant.overrides)
 
 
@@ -185,8 +190,8 @@ def _draw(figure: Any, layers: Layers, rows: Sequence[Row], what: str) -> None:
     middle.set_yticks([])
     title, name = UNITS[what][0], next(n for n in rows[0] if n.startswith("test "))
     for kind, mark in (("uniform", "o-"), ("within", "s--")):
-        own = sorted((row[title], row[name]) for row in rows if row["note"].startswith(kind))
-        right.plot([x for x, _ in own], [y for _, y in own], mark, label={"within": "mixed"}.get(kind, kind))
+        points = sorted((row[title], row[name]) for row in rows if row["note"].startswith(kind))
+        right.plot([x for x, _ in points], [y for _, y in points], mark, label={"within": "mixed"}.get(kind, kind))
     right.set_xlabel(title)
     right.set_title(name + ", %, SPEQ", fontsize=9)
     right.legend(frameon=False, fontsize=8)

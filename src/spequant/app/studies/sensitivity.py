@@ -1,4 +1,4 @@
-"""What each layer costs at few bits, and which widths make the least of a budget."""
+"""The loss that each layer costs at few bits, and the best widths within a budget."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,9 +16,11 @@ from spequant.layers import QuantizedLayer
 from spequant.policies import Fixed, precision
 from spequant.quantizers import Quantizer
 
+RAISED_BITS = 8
+
 
 def low_bit_layers(model: nn.Module, weight_bits: int | None, act_bits: int | None) -> list[str]:
-    """Names of the layers whose weight and input have those bits: all but ends and what was given bits of its own."""
+    """Names of the layers whose weight and input have these bits: neither the ends nor layers with `overrides`."""
     return [
         name
         for name, m in model.named_modules()
@@ -29,61 +31,75 @@ def low_bit_layers(model: nn.Module, weight_bits: int | None, act_bits: int | No
 
 
 def losses_alone(model: nn.Module, data: ImageSet) -> tuple[float, dict[str, float]]:
-    """(loss with nothing quantized, {layer: loss with it alone quantized}) of a calibrated `model`, in nats.
+    """The loss of a calibrated network with only one layer quantized.
 
-    Batch norm takes its statistics from the batches of `data`: running ones fit one of these networks alone.
+    Batch norm takes its statistics from the batches of `data`: running ones fit only one of these networks.
+
+    Returns:
+        (loss with nothing quantized, {layer: loss with only that layer quantized}), nats.
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, QuantizedLayer)}
-    everyone = [q for q in model.modules() if isinstance(q, Quantizer)]
-    with _float(everyone):
+    quantizers = [q for q in model.modules() if isinstance(q, Quantizer)]
+    with _float(quantizers):
         losses = {"": _loss(model, data)}
     for name, layer in layers.items():
-        own = (layer.weight_quantizer, layer.act_quantizer)
-        with _float([q for q in everyone if q not in own]):
+        of_layer = (layer.weight_quantizer, layer.act_quantizer)
+        with _float([q for q in quantizers if q not in of_layer]):
             losses[name] = _loss(model, data)
     return losses.pop(""), losses
 
 
-def losses_raised(
-    model: nn.Module, layers: Collection[str], data: ImageSet, bits: int = 8
-) -> tuple[float, dict[str, float]]:
-    """(loss as trained, {layer: loss with the input of it alone at `bits`}) of a trained `model`, in nats."""
-    found = {}
+def losses_raised(model: nn.Module, layers: Collection[str], data: ImageSet) -> tuple[float, dict[str, float]]:
+    """(loss as trained, {layer: loss with only the input of that layer at 8 bits}) of a trained `model`, nats."""
+    losses = {}
     for name in layers:
-        with precision(model, Fixed({name: bits})):
-            found[name] = measure(model, data).loss
-    return measure(model, data).loss, found
+        with precision(model, Fixed({name: RAISED_BITS})):
+            losses[name] = measure(model, data).loss
+    return measure(model, data).loss, losses
 
 
 def assign(
     losses: Mapping[str, Mapping[int, float]], costs: Mapping[str, Mapping[int, float]], budget: float
 ) -> dict[str, int]:
-    """{layer: bits} of the least sum of losses whose sum of costs is within `budget`: exact, by integer programming.
+    """The bits of each layer with the least sum of losses whose sum of costs is within `budget`.
 
-    losses, costs: {layer: {bits: ...}}, the choices of a layer. That losses of single layers add up is an assumption
-    (as in HAWQ-V2, Dong et al. 2020, arXiv 1911.03852). ValueError: the budget is below what the cheapest takes.
+    The answer is exact, by integer programming. That losses of single layers add up is an assumption.
+
+    Args:
+        losses: {layer: {bits: loss}}, the choices of each layer.
+        costs: {layer: {bits: cost}} of the same choices.
+        budget: the largest sum of costs.
+
+    Returns:
+        {layer: bits}.
+
+    Raises:
+        ValueError: the budget is less than the fewest bits cost.
+
+    References:
+        HAWQ-V2, Dong et al. 2020, arXiv 1911.03852, which assumes the same.
     """
     scipy = needs("scipy.optimize", "report")
     least = sum(min(choices.values()) for choices in costs.values())
     if not least <= budget:
         raise ValueError(f"budget is {budget:,.0f}; expected {least:,.0f} or more, which the fewest bits take")
-    choices = [(name, bits) for name, found in losses.items() for bits in found]
+    choices = [(name, bits) for name, widths in losses.items() for bits in widths]
     one_each = np.array([[name == layer for name, _ in choices] for layer in losses], dtype=float)
-    taken = np.array([[costs[name][bits] / max(budget, 1) for name, bits in choices]])
-    found = scipy.milp(
+    cost = np.array([[costs[name][bits] / max(budget, 1) for name, bits in choices]])
+    solution = scipy.milp(
         np.array([losses[name][bits] for name, bits in choices]),
-        constraints=[scipy.LinearConstraint(one_each, 1, 1), scipy.LinearConstraint(taken, 0, budget / max(budget, 1))],
+        constraints=[scipy.LinearConstraint(one_each, 1, 1), scipy.LinearConstraint(cost, 0, budget / max(budget, 1))],
         integrality=np.ones(len(choices)),
         bounds=scipy.Bounds(0, 1),
     )
-    if found.x is None:
-        raise ValueError(f"no assignment was found: {found.message}")
-    return {name: bits for (name, bits), on in zip(choices, found.x, strict=True) if on > 0.5}
+    if solution.x is None:
+        raise ValueError(f"no assignment was found: {solution.message}")
+    return {name: bits for (name, bits), on in zip(choices, solution.x, strict=True) if on > 0.5}
 
 
 @contextmanager
 def _float(quantizers: Sequence[Quantizer]) -> Iterator[None]:
-    """Inside, `quantizers` let their tensors through."""
+    """Inside, `quantizers` return their tensors unquantized."""
     try:
         for q in quantizers:
             q.watch = _pass
@@ -94,7 +110,7 @@ def _float(quantizers: Sequence[Quantizer]) -> Iterator[None]:
 
 
 def _pass(*_: object) -> None:
-    """Watching, a quantizer lets its tensor through unquantized."""
+    """A quantizer that is watched returns its tensor unquantized."""
 
 
 @torch.no_grad()

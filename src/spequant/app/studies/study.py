@@ -1,4 +1,4 @@
-"""The command `study`: the paper's tables and figures, re-runnable. What is done is kept, and the rest goes on."""
+"""The command `study`: the paper's tables and figures, which anybody can run again."""
 
 import dataclasses
 import shlex
@@ -32,14 +32,21 @@ from spequant.app.studies.widths import at_activation_widths, every_pair
 from spequant.app.studies.workshop import Study, Workshop, about, low_bits, once
 from spequant.extras import needs
 
-KINDS = ("bounds held", "refitted")
+TABLE1_COLUMNS = ("bounds held", "refitted")
 TRAINED = "trained at this width"
 
 
 def _compared(
     title: str, families: Sequence[Family] | None, table: Callable[..., list[Arm]], size: int = 16
 ) -> Callable[[Workshop], Report]:
-    """A study that trains arms. families: on these networks, or the settings' own; None: on that alone."""
+    """A study that trains the arms of `table`.
+
+    Args:
+        title: of its report.
+        families: its networks, where the settings name no recipe; None: it has only the one network of the settings.
+        table: makes the arms of a network.
+        size: height and width of the images of --smoke, pixels.
+    """
 
     def study(shop: Workshop) -> Report:
         one = families is None or shop.settings.recipe is not None
@@ -48,12 +55,12 @@ def _compared(
                 f"weights is {str(shop.settings.weights)!r}, which has no effect on several networks; choose one with "
                 "--recipe, or leave it out"
             )
-        known = families if families is not None and not one else [shop.family(families or CIFAR)]
-        plain = {family: table(family, lambda recipe: recipe) for family in known}
+        networks = families if families is not None and not one else [shop.family(families or CIFAR)]
+        plain = {family: table(family, lambda recipe: recipe) for family in networks}
         names = {(a.group, a.label) for a in chosen([a for arms in plain.values() for a in arms], shop.settings.only)}
-        asked = [family for family, arms in plain.items() if any((a.group, a.label) in names for a in arms)]
-        shared = once(shop.shared(size, one=one))  # which trains the float networks: of those asked for alone
-        arms = [a for family in asked for a in table(family, shared) if (a.group, a.label) in names]
+        networks = [family for family, arms in plain.items() if any((a.group, a.label) in names for a in arms)]
+        shared = once(shop.shared(size, one=one))  # which trains the float networks, only of the chosen arms
+        arms = [a for family in networks for a in table(family, shared) if (a.group, a.label) in names]
         equal_terms(arms)
         return arms_report(title, about(shop, *(a.base for a in arms)), shop.train(arms))
 
@@ -65,20 +72,25 @@ def table1(shop: Workshop) -> Report:
     """Networks trained at few bits, at every pair of weight and activation widths."""
     widths = shop.widths
     networks = low_bits(shop, {RETRAIN: method("retrain"), "SPEQ": method("speq")})
-    found = {n: {s: every_pair(*shop.finished(f), widths) for s, f in m.folders.items()} for n, m in networks.items()}
+    accuracies = {
+        label: {seed: every_pair(*shop.finished(folder), widths) for seed, folder in network.folders.items()}
+        for label, network in networks.items()
+    }
     rows = []
     for label, network in networks.items():
         for weight, act in product(widths, widths):
             row = {"network": label, "weights": weight, "activations": act, "seeds": len(network.folders)}
-            for kind in KINDS:
-                values = {n: {s: pairs[weight, act][kind] for s, pairs in own.items()} for n, own in found.items()}
+            for column in TABLE1_COLUMNS:
+                values = {
+                    n: {s: pairs[weight, act][column] for s, pairs in seeds.items()} for n, seeds in accuracies.items()
+                }
                 against = {} if label == RETRAIN else {RETRAIN: values[RETRAIN]}
-                row |= over_seeds(kind, values[label], against)
+                row |= over_seeds(column, values[label], against)
             rows.append({**row, "command": network.command})
 
     def draw(figure: Any) -> None:
-        for axes, (label, kind) in zip(figure.subplots(1, 4), product(networks, KINDS), strict=True):
-            values = [[r[kind] for r in rows if r["network"] == label and r["weights"] == w] for w in widths]
+        for axes, (label, column) in zip(figure.subplots(1, 4), product(networks, TABLE1_COLUMNS), strict=True):
+            values = [[r[column] for r in rows if r["network"] == label and r["weights"] == w] for w in widths]
             axes.imshow(values, vmin=min(map(min, values)), vmax=max(map(max, values)))
             for i, line in enumerate(values):
                 for j, value in enumerate(line):
@@ -87,7 +99,7 @@ def table1(shop: Workshop) -> Report:
             axes.set_yticks(range(len(widths)), widths)
             axes.set_xlabel("activation bits")
             axes.set_ylabel("weight bits")
-            axes.set_title(f"{label}, {kind}", fontsize=9)
+            axes.set_title(f"{label}, {column}", fontsize=9)
 
     text = f"{about(shop)} Test accuracy, %, of trained networks at other widths; ends and addends keep theirs."
     facts = facts_of(folders_of(networks.values()))
@@ -95,34 +107,34 @@ def table1(shop: Workshop) -> Report:
 
 
 def any_precision(shop: Workshop) -> Report:
-    """One SPEQ network at each activation width against networks trained at it."""
+    """One SPEQ network at each activation width, against networks trained at that width."""
     widths = shop.widths
-    one = {"SPEQ": method("speq"), "joint bits": method("joint-bits"), RETRAIN: method("retrain")}
-    networks = low_bits(shop, one | {f"{RETRAIN} at {bits}": _retrain_at(bits) for bits in widths})
+    measured = {"SPEQ": method("speq"), "joint bits": method("joint-bits"), RETRAIN: method("retrain")}
+    networks = low_bits(shop, measured | {f"{RETRAIN} at {bits}": _retrain_at(bits) for bits in widths})
     single = {
         label: {s: at_activation_widths(*shop.finished(f), widths) for s, f in networks[label].folders.items()}
-        for label in one
+        for label in measured
     }
     rows = []
     for bits in widths:
-        own = networks[f"{RETRAIN} at {bits}"]
-        trained = own.figures("test_accuracy")
+        network = networks[f"{RETRAIN} at {bits}"]
+        trained = network.figures("test_accuracy")
         row: dict[str, Any] = {"activations": bits, "seeds": len(trained), **over_seeds(TRAINED, trained, {})}
         for label, values in single.items():
-            at_bits = {seed: found[bits] for seed, found in values.items()}
+            at_bits = {seed: accuracies[bits] for seed, accuracies in values.items()}
             row |= over_seeds(f"one network, {label}", at_bits, {"it": trained})
-        rows.append({**row, "command": own.command})
+        rows.append({**row, "command": network.command})
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
-        for name in (TRAINED, *(f"one network, {label}" for label in one)):
+        for name in (TRAINED, *(f"one network, {label}" for label in measured)):
             axes.plot(widths, [row[name] for row in rows], marker="o", label=name)
         axes.set_xlabel("activation bits")
         axes.set_ylabel("test accuracy, %")
         axes.legend(frameon=False)
 
     facts = facts_of(folders_of(networks.values()))
-    for label in one:
+    for label in measured:
         facts[f"command of the one network, {label}"] = networks[label].command
     text = f'{about(shop)} Test accuracy, %; "it" is a network trained at the width.'
     return Report("Any precision: one network at each activation width", text, same_columns(rows), draw, facts)
@@ -159,33 +171,38 @@ WITHOUT_EFFECT = {
     "beyond": ("only",),
     "fig3": ("only", *TRAINING),
 }
-"""Settings that a study does not read: it has no arms to choose from, or trains nothing."""
-OWN = {
+"""settings that a study does not read: it has no arms to choose from, or trains nothing"""
+SPECIAL = {
     "sensitivity": ("run", "budget"),
     "beyond": ("trials",),
     "table1": ("widths",),
     "fig2": ("widths",),
     "any-precision": ("widths",),
 }
-"""Settings that few studies read."""
+"""settings that only some studies read"""
 
 
 def run_study(name: str, settings: Study) -> Path:
-    """Carry out study `name`; the folder with its files, NAME.csv, NAME.md, NAME.png and NAME.html.
+    """Carry out the study `name`.
 
-    ValueError: no such study, or settings that make none. FileExistsError: the folder holds something and `resume` is
-    false.
+    Returns:
+        The folder with its files NAME.csv, NAME.md, NAME.png and NAME.html.
+
+    Raises:
+        ValueError: there is no such study, or a setting is wrong or not read by it.
+        FileExistsError: the folder holds something and `resume` is false.
+        ModuleNotFoundError: a package of the extra `report` is missing.
     """
     if name not in STUDIES:
         raise ValueError(f"study is {name!r}; expected one of {', '.join(STUDIES)}")
-    elsewhere = [field for fields in OWN.values() for field in fields if field not in OWN.get(name, ())]
+    elsewhere = [field for fields in SPECIAL.values() for field in fields if field not in SPECIAL.get(name, ())]
     for field in (*WITHOUT_EFFECT.get(name, ()), *elsewhere):
         value, default = getattr(settings, field), getattr(Study, field)
         if value != default:
             raise ValueError(f"{field} is {value!r}, which has no effect on {name}; expected {default!r}")
     shop = Workshop(name, settings)
     for package in ("matplotlib.figure", "jinja2", "scipy.special"):
-        needs(package, "report")  # at the very end
+        needs(package, "report")  # which the page needs at the end
     report = STUDIES[name](shop)
     facts = {"command": study_command(name, settings), "written": time.strftime("%Y-%m-%d %H:%M:%S %z")}
     write_report(replace(report, facts={**facts, **report.facts}), shop.folder, name)
@@ -193,7 +210,7 @@ def run_study(name: str, settings: Study) -> Path:
 
 
 def study_command(name: str, settings: Study) -> str:
-    """The `spequant study` of `settings`."""
+    """The `spequant study` that carries out the study `name` with `settings`."""
     values, defaults = dataclasses.asdict(settings), dataclasses.asdict(Study())
     run = values.pop("run")
     words = [

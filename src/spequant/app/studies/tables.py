@@ -1,4 +1,4 @@
-"""The paper's tables that compare ways of training: which arms, from what start, on what schedule."""
+"""The paper's tables that compare ways of training: their arms, from which start, on which schedule."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,17 +11,24 @@ from spequant.app.studies.arms import RETRAIN, Arm
 from spequant.methods import by_name
 
 TEACHER_PASS = 1 / 3
-"""of a step of Retrain's, which a pass of a teacher costs: SPEQ's step takes 1.25 to 1.33 of it (benchmarks)"""
+"""the time of a teacher's pass, in steps of Retrain: SPEQ's step takes 1.25 to 1.33 of Retrain's (benchmarks)"""
 EQUAL_TIME = {"note": "4/3 of the epochs: SPEQ's wall time", "changes": ("train.epochs",)}
 APPRENTICE_B, STARTS = "Apprentice B", ("network.weights", "network.pretrained")
-ABSTRACT = "built from the abstract alone"
+ABSTRACT = "built only from the abstract"
 OURS = ": ours, from abstracts"
-"""behind the name of the group of such arms, which are none of a paper's"""
+"""ends the name of the group of such arms"""
 
 
 @dataclass(frozen=True)
 class Family:
-    """group: the network and its data. speq: the recipe by name. retrain, paper: published figures."""
+    """A network of the paper's tables.
+
+    Args:
+        group: the network and its data, in words.
+        speq: name of its SPEQ recipe.
+        retrain: the published accuracy of Retrain, %.
+        paper: the published accuracy of SPEQ, %.
+    """
 
     group: str
     speq: str
@@ -47,7 +54,10 @@ Change = Callable[[Recipe], Recipe]
 
 
 def method(name: str, **settings: Any) -> Change:
-    """Another way of training, all else as it is; the recipe's own keeps the settings that are not given."""
+    """The change to the method `name`; nothing else changes.
+
+    Where the recipe has that method already, it keeps the settings that are not named here.
+    """
 
     def change(recipe: Recipe) -> Recipe:
         kind = by_name[name]
@@ -58,12 +68,18 @@ def method(name: str, **settings: Any) -> Change:
 
 
 def longer(recipe: Recipe, passes: int = 1) -> Recipe:
-    """Retrain with the epochs that the wall time allows of a method with so many passes of teachers a step."""
+    """`recipe`, of Retrain, with as many epochs as take the wall time of a method.
+
+    Args:
+        recipe: with the method's epochs.
+        passes: teacher passes per step of the method.
+    """
     epochs = round(recipe.train.epochs * (1 + passes * TEACHER_PASS))
     return replace(recipe, train=replace(recipe.train, epochs=epochs))
 
 
 def arm(family: Family, label: str, change: Change, shared: Change, **about: Any) -> Arm:
+    """An arm on a network: `change` after `shared`, what all arms have in common; about: further fields of the arm."""
     group = family.group + (OURS if about.pop("ours", False) else "")
     return Arm(group, label, family.speq, change(shared(recipe_named(family.speq))), **about)
 
@@ -75,14 +91,14 @@ def table2(family: Family, shared: Change) -> list[Arm]:
     published = {("cosine", "stochastic, u = .5"): 91.44, ("cosine", "Mix"): 91.23}
     for loss in ("kl", "cosine"):
         for label, settings in teachers.items():
-            found = published.get((loss, label)) if family.speq.startswith(RESNET20) else None
+            paper = published.get((loss, label)) if family.speq.startswith(RESNET20) else None
             change = method("speq", loss=loss, **settings)
-            arms.append(arm(family, f"{'KL' if loss == 'kl' else loss}, {label}", change, shared, paper=found))
+            arms.append(arm(family, f"{'KL' if loss == 'kl' else loss}, {label}", change, shared, paper=paper))
     return arms
 
 
 def table3(family: Family, shared: Change) -> list[Arm]:
-    """u, T and the weight, one at a time; Retrain's rate with as many tries as T, or as the weight."""
+    """u, T and the weight, one at a time; as many rates of Retrain as values of T or the weight."""
     arms = [arm(family, RETRAIN, method("retrain"), shared)]
     for factor in (0.5, 2.0):
 
@@ -93,22 +109,24 @@ def table3(family: Family, shared: Change) -> list[Arm]:
         about = {"note": f"{factor:g} of the rate", "changes": ("train.lr",)}
         arms.append(arm(family, f"Retrain, lr x {factor:g}", other_rate, shared, **about))
     arms.append(arm(family, "SPEQ", method("speq"), shared))
-    own = speq_of(recipe_named(family.speq))
+    recipe = speq_of(recipe_named(family.speq))
     sweeps = {
-        "u": ("probability", own.probability, (0.25, 0.5, 0.75, 1.0)),
-        "T": ("temperature", own.temperature, (1.0, 2.0, 4.0)),
-        "weight": ("weight", own.weight, (0.5, 1.0, 2.0)),
+        "u": ("probability", recipe.probability, (0.25, 0.5, 0.75, 1.0)),
+        "T": ("temperature", recipe.temperature, (1.0, 2.0, 4.0)),
+        "weight": ("weight", recipe.weight, (0.5, 1.0, 2.0)),
     }
-    for label, (name, known, values) in sweeps.items():
-        others = [v for v in values if v != known]
+    for label, (name, default, values) in sweeps.items():
+        others = [v for v in values if v != default]
         arms += [arm(family, f"SPEQ, {label} = {v:g}", method("speq", **{name: v}), shared) for v in others]
     return arms
 
 
 def table4(family: Family, shared: Change) -> list[Arm]:
-    """Retrain, SPEQ, distillation and the rivals on one network, those that are known by their abstracts in a group of
-    their own; without Apprentice B, whose student starts at random, where the float weights are the network's own and
-    not a file's."""
+    """Retrain, SPEQ, distillation and the rivals on one network.
+
+    Rivals that are built from their abstracts are a separate group. Apprentice B, whose student starts at random, is
+    left out where the float weights come with the network: no file holds them for its teacher.
+    """
     qkd = 91.24 if family.speq.startswith(RESNET20) else None
     rows: list[tuple[str, Change, dict[str, Any]]] = [
         (RETRAIN, method("retrain"), {"paper": family.retrain}),
@@ -129,7 +147,7 @@ def table4(family: Family, shared: Change) -> list[Arm]:
         ("member ensemble", method("member-ensemble"), {"note": ABSTRACT, "ours": True}),
         ("joint bits", method("joint-bits"), {"note": ABSTRACT, "ours": True}),
     ]
-    if recipe_named(family.speq).network.pretrained:  # timm's weights, which no file holds for a teacher alone
+    if recipe_named(family.speq).network.pretrained:  # timm's weights: no file holds them for the teacher
         rows = [row for row in rows if row[0] != APPRENTICE_B]
     return [arm(family, label, change, shared, **about) for label, change, about in rows]
 
@@ -148,15 +166,16 @@ KD = method("distill", temperature=2.0)
 
 
 def speq_and_kd(recipe: Recipe) -> Recipe:
-    """The float network teaches as well, by the recipe's own settings."""
+    """The float network teaches in addition to SPEQ's teacher, with the settings of the recipe."""
     return replace(recipe, method=speq_distill(recipe).method)
 
 
 def sqakd(recipe: Recipe) -> Recipe:
+    """SQAKD, with EWGS in the backward pass."""
     return replace(method("sqakd")(recipe), quant=replace(recipe.quant, ewgs=0.001))
 
 
 def apprentice_b(recipe: Recipe) -> Recipe:
-    """The float weights teach; the student has none of them."""
+    """The float weights teach; the student starts at random."""
     recipe = method("apprentice", teacher=recipe.network.weights)(recipe)
     return replace(recipe, network=replace(recipe.network, weights=None, pretrained=False))
