@@ -51,7 +51,7 @@ def test_addends_are_counted_marked_or_not(capsys):
     assert "found that stay float: " in str(spequant.summary(without))
 
 
-def test_a_network_that_cannot_be_traced_says_so():
+def test_a_network_that_cannot_be_traced_is_reported():
     class Decides(nn.Module):
         def __init__(self):
             super().__init__()

@@ -3,6 +3,9 @@
 Each file here adapts one kind of module, so that it calls its layers. An adapted module computes the same as before, in
 float up to rounding, and its layers can be quantized like any others. A module that no file here knows keeps reading
 `layer.weight`, which a quantized layer refuses with an error that names it.
+
+A file has a function `adapt(module)`, which changes the class of the module in place. The new class has a method
+`restore()`, which changes it back.
 """
 
 import inspect

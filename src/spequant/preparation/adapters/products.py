@@ -22,6 +22,7 @@ def add_products(module: nn.Module) -> None:
 
 
 def remove_products(module: nn.Module) -> None:
+    """Undo `add_products`."""
     del module.scores, module.mix
 
 
