@@ -126,7 +126,7 @@ def test_a_parameter_that_no_loss_depends_on_is_noticed_at_the_step_that_broke_i
 
 @pytest.mark.slow
 def test_parts_of_a_batch_are_watched_one_by_one():
-    method = Breaks(9, lambda model: math.nan)  # the third step's first half, of three calls a step
+    method = Breaks(9, lambda model: math.nan)  # the third step's first half, of three calls per step
     accelerator = make_accelerator(accumulate=4)
     state, batches = a_state(method)
     with pytest.raises(NotFinite) as error:
