@@ -1,4 +1,4 @@
-"""Batch norm: running statistics measured anew, and left, updated or used in a pass of the teacher's."""
+"""Batch norm: re-estimated running statistics, and the modes in which a pass leaves, updates or uses them."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from spequant.calibration.batch_norm import (
 from spequant.quantizers import PACT, SAWB
 
 
-def test_batch_norm_is_measured_anew_at_low_bits():
+def test_statistics_are_reestimated_at_low_bits():
     def net():
         return nn.Sequential(
             nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.9), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
@@ -40,7 +40,7 @@ def test_batch_norm_is_measured_anew_at_low_bits():
     assert torch.equal(model[1].running_mean, torch.zeros(4))
 
 
-def test_batch_norm_is_not_measured_on_nothing():
+def test_no_batches_are_an_error_that_changes_nothing():
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     batches = iter([torch.randn(64, 4) + 3])
     spequant.reestimate_batch_norm(model, batches)
@@ -51,7 +51,7 @@ def test_batch_norm_is_not_measured_on_nothing():
 
 
 @pytest.mark.parametrize("mode", ["leave", "update", "eval"])
-def test_what_a_pass_leaves_and_reads(mode):
+def test_each_mode_reads_and_writes_its_statistics(mode):
     norm, x = nn.BatchNorm1d(3).train(), torch.randn(16, 3) * 2 + 1
     before = {name: b.clone() for name, b in norm.named_buffers()}
     with batch_norm_mode(norm, mode):
@@ -68,7 +68,7 @@ def test_a_wrong_mode_is_named():
         pass
 
 
-def test_everything_is_put_back_after_an_exception():
+def test_everything_is_restored_after_an_exception():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout(0.3), nn.BatchNorm1d(2)).train()
     model[3].eval()
     with pytest.raises(KeyError), modes_kept(model), dropout_off(model), batch_norm_untracked(model):
@@ -88,7 +88,7 @@ def test_a_batch_norm_that_does_more_is_refused_by_name():
         synchronise_batch_norm(nn.Sequential(BatchNormAct(2)))
 
 
-def test_synchronised_batch_norm_alone_is_plain_batch_norm():
+def test_with_one_process_synchronised_batch_norm_is_plain_batch_norm():
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.3), nn.Linear(6, 5), nn.Flatten(0, 1))
     plain.append(nn.BatchNorm1d(6, affine=False, track_running_stats=False))
     x = torch.randn(2, 3, 8, 8)
@@ -99,7 +99,7 @@ def test_synchronised_batch_norm_alone_is_plain_batch_norm():
     plain[1].reset_running_stats()
     synchronise_batch_norm(other)
     assert [type(m) is SyncBatchNorm for m in other] == [False, True, False, False, True]
-    found = [other.train()(x), other.eval()(x)]
+    outputs = [other.train()(x), other.eval()(x)]
     assert list(other.state_dict()) == names and other[1].weight is plain[1].weight
-    for a, b in zip(expected, found, strict=True):
+    for a, b in zip(expected, outputs, strict=True):
         torch.testing.assert_close(a, b)

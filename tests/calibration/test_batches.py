@@ -10,7 +10,7 @@ from spequant.calibration.batches import check_batches, cloned, run_model, sampl
 IMAGES = [torch.rand(3, 8, 9 + i) for i in range(16)]
 X = torch.rand(16, 4)
 
-HOLD = {
+BATCHES = {
     "a tensor": (X, 16),
     "inputs and labels": ((X, torch.zeros(16)), 16),
     "a list of both": ([X, torch.zeros(16)], 16),
@@ -23,7 +23,7 @@ HOLD = {
     "a dict of images": ({"pixel_values": IMAGES}, 16),
     "sequences of many lengths": (([torch.rand(i + 1, 5) for i in range(16)], None), 16),
     "two inputs": (((X, torch.rand(16, 6)), torch.zeros(16)), 16),
-    "two images a sample": ([[torch.rand(16, 3, 8, 8), torch.rand(16, 3, 8, 8)], torch.zeros(16)], 16),
+    "two images per sample": ([[torch.rand(16, 3, 8, 8), torch.rand(16, 3, 8, 8)], torch.zeros(16)], 16),
     "none": (X[:0], 0),
     "an empty list": ([], 0),
     "a number before": ((torch.tensor(3.0), X), 16),
@@ -32,9 +32,9 @@ HOLD = {
 }
 
 
-@pytest.mark.parametrize("case", HOLD)
+@pytest.mark.parametrize("case", BATCHES)
 def test_samples_are_counted(case):
-    batch, count = HOLD[case]
+    batch, count = BATCHES[case]
     assert samples_in(batch) == count
 
 
@@ -51,13 +51,13 @@ def test_a_model_is_called_with_the_inputs():
         assert torch.equal(run_model(model, batch), model(X))
 
 
-@pytest.mark.parametrize("given", [X, {"x": X}, TensorDataset(X)])
-def test_one_batch_is_not_taken_for_several(given):
-    with pytest.raises(ValueError, match=f"data is a {type(given).__name__}"):
-        check_batches(given, "data")
+@pytest.mark.parametrize("batch", [X, {"x": X}, TensorDataset(X)])
+def test_a_single_batch_is_refused_where_several_are_expected(batch):
+    with pytest.raises(ValueError, match=f"data is a {type(batch).__name__}"):
+        check_batches(batch, "data")
 
 
-def test_copies_are_of_tensors_by_name_as_well():
+def test_tensors_and_mappings_of_tensors_are_copied():
     x = torch.zeros(2)
     one, named = cloned(x), cloned({"a": x})
     one += 1

@@ -115,8 +115,8 @@ def test_a_layer_that_never_ran_is_named():
     spequant.calibrate(prepare(Bypass(), skip=["unused"]), [torch.randn(8, 4)], samples=8)
 
 
-def test_a_weight_read_past_its_layer_is_refused():
-    class Past(nn.Module):
+def test_a_weight_that_is_read_without_calling_its_layer_is_refused():
+    class Bypass(nn.Module):
         def __init__(self):
             super().__init__()
             self.inner = nn.Linear(4, 4)
@@ -124,7 +124,7 @@ def test_a_weight_read_past_its_layer_is_refused():
         def forward(self, x):
             return nn.functional.linear(x, self.inner.weight)
 
-    model = prepare(Past(), ends=2, residual=None)
+    model = prepare(Bypass(), ends=2, residual=None)
     with pytest.raises(AttributeError, match=r"^inner is quantized.*skip=\['inner'\]"):
         spequant.calibrate(model, [torch.randn(8, 3, 4)], samples=8)
 
@@ -137,7 +137,7 @@ def test_weights_only_models_and_dorefa():
 
 
 @pytest.mark.parametrize("width", [384, 3 * 5 * 7, 96])
-def test_every_column_is_met_and_a_few_outliers_do_not_decide(width):
+def test_every_column_is_sampled_and_a_few_outliers_do_not_decide(width):
     x = torch.rand(1024, width)
     x[:, 1::3] *= 4
     model = spequant.prepare(nn.Sequential(nn.Linear(width, 4)), weight=None, act=PACT(2), ends=2)
@@ -145,7 +145,7 @@ def test_every_column_is_met_and_a_few_outliers_do_not_decide(width):
     assert float(act_quantizers(model)["0"].clip.detach()) == pytest.approx(float(x.flatten().quantile(0.99)), rel=0.02)
 
     x = torch.randn(1024, 4096).relu()
-    x[::128, 0] = 100.0  # 8 of 4.2 million, one the largest of each batch
+    x[::128, 0] = 100.0  # 8 of 4.2 million values: the largest of each batch
     model = spequant.prepare(nn.Sequential(nn.Linear(4096, 4)), weight=None, act=PACT(2), ends=2)
     spequant.calibrate(model, x.split(128), reestimate=False)
     assert float(act_quantizers(model)["0"].clip.detach()) < 3
@@ -155,7 +155,7 @@ def test_every_column_is_met_and_a_few_outliers_do_not_decide(width):
 
 
 class TwoLevels(nn.Module):
-    """One head on two tensors, and another layer on the second of them alone."""
+    """`head` reads two tensors, and `down` reads only the second of them."""
 
     def __init__(self):
         super().__init__()
@@ -167,7 +167,7 @@ class TwoLevels(nn.Module):
         return self.out(self.head(first) + self.head(second) + self.down(second))
 
 
-def test_a_layer_used_on_two_tensors_shares_with_no_one_that_reads_one_of_them():
+def test_a_layer_that_reads_two_tensors_shares_no_quantizer_with_a_layer_that_reads_one():
     torch.manual_seed(1)
     x = torch.randn(256, 4)
     floating = TwoLevels()
@@ -193,10 +193,10 @@ def test_calibrating_again_decides_signs_again_and_keeps_frozen_modules():
 
 
 def test_two_prepared_networks_in_one_model():
-    def made():
+    def network():
         return spequant.prepare(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), weight=SAWB(2), act=PACT(2), ends=2)
 
-    model = nn.Sequential(made(), made())
+    model = nn.Sequential(network(), network())
     spequant.calibrate(model, [torch.randn(64, 4)], samples=64)
     assert len(act_quantizers(model)) == 4
     with spequant.precision(model, spequant.Fixed(8)):
@@ -219,7 +219,7 @@ def test_an_activation_without_a_sign_is_not_calibrated():
         model(torch.rand(8, 4))
 
 
-def test_a_batch_is_counted_by_its_first_tensor_whatever_else_it_holds():
+def test_a_batch_is_counted_by_its_first_tensor():
     model = prepare(nn.Linear(4, 4), ends=2)
     x = torch.randn(64, 4)
     for batch, run in (
@@ -252,7 +252,7 @@ def test_calibrated_in_inference_mode_a_network_can_be_trained():
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_one_batch_or_a_set_of_samples_is_no_list_of_batches():
+def test_a_single_batch_or_a_set_of_samples_is_refused():
     x = torch.randn(2048, 6)
     for wrong in (x, TensorDataset(x), {"x": x}):
         model = spequant.prepare(
@@ -280,7 +280,7 @@ class Experts(nn.Module):
         return self.head(out)
 
 
-def test_a_batch_that_leaves_a_layer_empty_counts_and_one_that_never_has_any_is_named():
+def test_a_layer_may_get_empty_inputs_but_not_only_those():
     x = torch.randn(64, 4)
     up = x.clone()
     up[:, 0] = up[:, 0].abs()
@@ -350,22 +350,22 @@ def test_a_last_batch_of_one_sample_is_named_and_changes_nothing():
 
 
 def test_frozen_offsets_stay_frozen():
-    def made(act):
+    def network(act):
         return spequant.prepare(nn.Sequential(nn.Linear(4, 4)), weight=None, act=act, ends=4)
 
-    model, x = made(LSQPlus(4)), torch.randn(64, 4)
+    model, x = network(LSQPlus(4)), torch.randn(64, 4)
     model[0].act_quantizer.offset.requires_grad_(False)
     spequant.calibrate(model, [x], samples=64)
     quantizer = model[0].act_quantizer
     assert quantizer.signed and not quantizer.offset.requires_grad
-    other = made(LSQPlus(4))
+    other = network(LSQPlus(4))
     other[0].act_quantizer.offset.requires_grad_(False)
     other.load_state_dict(model.state_dict())
     assert other[0].act_quantizer.signed and not other[0].act_quantizer.offset.requires_grad
     spequant.calibrate(other, [x.abs()], samples=64)
     spequant.calibrate(other, [x], samples=64)
     assert other[0].act_quantizer.signed and not other[0].act_quantizer.offset.requires_grad
-    free = made(LSQPlus(4))
-    for values in (x.abs(), x):  # not trained while unsigned, and again afterwards
+    free = network(LSQPlus(4))
+    for values in (x.abs(), x):  # an unsigned input has no trained offset, a signed one has
         spequant.calibrate(free, [values], samples=64)
     assert free[0].act_quantizer.offset.requires_grad

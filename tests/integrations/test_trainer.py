@@ -47,17 +47,17 @@ def classified(samples=8):
 
 
 def step_gradients(folder, model, method, rows, size, parts):
-    """Of one optimizer step over all rows, by name."""
-    found = {}
+    """Return the gradients of one optimizer step over all rows, by name."""
+    gradients = {}
 
-    def keep(network):
-        found.update({n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None})
+    def store(network):
+        gradients.update({n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None})
 
     changes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": parts}
     changes |= {"max_steps": 1, "max_grad_norm": 0.0}
-    callbacks = [At("on_pre_optimizer_step", keep)]
+    callbacks = [At("on_pre_optimizer_step", store)]
     trainer(folder, model, method, rows=rows, changes=changes, callbacks=callbacks).train()
-    return found
+    return gradients
 
 
 @pytest.mark.parametrize("name", ["speq", "retrain", "distill", "labels"])
@@ -74,14 +74,14 @@ def test_four_batches_of_two_give_the_gradient_of_one_of_eight(name, tmp_path):
         method = methods.get(name) or spequant.SPEQ(policy=Fixed(8), task=task)
         return step_gradients(tmp_path / f"{size}", copy.deepcopy(model), method, rows, size, parts)
 
-    whole, parts = gradients(8, 1), gradients(2, 4)
-    assert whole.keys() == parts.keys() and any("step" in n for n in whole)
-    a, b = (torch.cat([g[n].flatten() for n in whole]) for g in (whole, parts))
+    one, four = gradients(8, 1), gradients(2, 4)
+    assert one.keys() == four.keys() and any("step" in n for n in one)
+    a, b = (torch.cat([g[n].flatten() for n in one]) for g in (one, four))
     assert a.norm() > 0.1 and (a - b).norm() < 2e-6 * a.norm()
     if name == "speq":  # and it is the gradient of the method's total
         model.train()
         spequant.SPEQ(policy=Fixed(8), task=task)(model, tokens()).total.backward()
-        expected = torch.cat([dict(model.named_parameters())[n].grad.flatten() for n in whole])
+        expected = torch.cat([dict(model.named_parameters())[n].grad.flatten() for n in one])
         assert (a - expected).norm() < 2e-6 * a.norm()
 
 
@@ -92,7 +92,7 @@ def test_logs_have_the_means_of_both_parts_since_the_last_log(tmp_path):
         seen.append(method(model, batch))
         return seen[-1]
 
-    # 10 rows in parts of 2, 2 a step: the third step of each epoch has one part alone
+    # 10 rows in parts of 2, 2 parts per step: the third step of each epoch has only one part
     changes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 7}
     run = trainer(tmp_path, method=recorded, rows=Questions(10), changes=changes)
     run.train()
@@ -107,15 +107,15 @@ def test_logs_have_the_means_of_both_parts_since_the_last_log(tmp_path):
 
 
 def test_noting_a_loss_does_not_wait_for_the_device(tmp_path):
-    there = torch.zeros((), device="meta")  # whose value nobody can read
+    unreadable = torch.zeros((), device="meta")  # it has no value
     with pytest.raises(RuntimeError):
-        float(there)
-    run = trainer(tmp_path, method=lambda model, batch: Losses(there, there, there, there))
-    assert run.compute_loss(run.model.train(), tokens()) is there
+        float(unreadable)
+    run = trainer(tmp_path, method=lambda model, batch: Losses(unreadable, unreadable, unreadable, unreadable))
+    assert run.compute_loss(run.model.train(), tokens()) is unreadable
     assert run.sums.device.type == "meta"
 
 
-def test_what_an_interrupted_run_had_not_logged_is_in_no_later_log(tmp_path):
+def test_losses_of_an_interrupted_run_are_in_no_later_log(tmp_path):
     stop = At("on_step_end", interrupt, step=1)
     run = trainer(tmp_path, callbacks=[stop])
     with pytest.raises(KeyboardInterrupt):
@@ -131,37 +131,37 @@ def test_what_an_interrupted_run_had_not_logged_is_in_no_later_log(tmp_path):
 
 
 @pytest.mark.parametrize("act", [LSQPlus(4), PACT(4)], ids=lambda act: type(act).__name__)
-def test_evaluation_is_the_student_alone_and_its_outputs_are_the_trainers_own(act, tmp_path):
+def test_evaluation_runs_only_the_student_and_outputs_are_those_of_the_trainer(act, tmp_path):
     model, rows, seen = prepared(act=act), Questions(10, seed=1, cut=True), []
 
-    def metrics(found):
-        seen.append(found)
-        return {"starts": float((found.predictions[0].argmax(-1) == found.label_ids[0]).mean())}
+    def metrics(evaluation):
+        seen.append(evaluation)
+        return {"starts": float((evaluation.predictions[0].argmax(-1) == evaluation.label_ids[0]).mean())}
 
     method = spequant.SPEQ(task=SpanExtraction())
-    given = {"eval_dataset": rows, "data_collator": padded, "compute_metrics": metrics}
-    run = trainer(tmp_path, model, method, **given)
+    options = {"eval_dataset": rows, "data_collator": padded, "compute_metrics": metrics}
+    run = trainer(tmp_path, model, method, **options)
     levels = [int(q.levels) for q in act_quantizers(model).values()]
-    found = run.evaluate()
+    result = run.evaluate()
     assert (
         not model._forward_hooks
         and method.step == 0
         and levels == [int(q.levels) for q in act_quantizers(model).values()]
     )
-    plain = transformers.Trainer(model, arguments(tmp_path), **given)
+    plain = transformers.Trainer(model, arguments(tmp_path), **options)
     expected = plain.evaluate()
     ours, theirs = seen
     for a, b in zip((*ours.predictions, *ours.label_ids), (*theirs.predictions, *theirs.label_ids), strict=True):
         assert np.array_equal(a, b) and len(a) == 10
     assert (ours.predictions[0] == -100).any()  # batches of several widths
-    assert found["eval_starts"] == expected["eval_starts"]
+    assert result["eval_starts"] == expected["eval_starts"]
     task, losses = SpanExtraction(), []
     for first in (0, 4, 8):
         batch = padded([rows[i] for i in range(first, min(10, first + 4))])
         with torch.no_grad():
             losses += [float(task.loss(task.logits(model.eval(), batch), batch))] * len(batch["input_ids"])
-    assert found["eval_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
-    assert abs(found["eval_loss"] - expected["eval_loss"]) > 1e-3  # whose loss has probability on padding
+    assert result["eval_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert abs(result["eval_loss"] - expected["eval_loss"]) > 1e-3  # the latter gives probability to padding
     blind = run.predict(Questions(10, seed=1, without=SpanExtraction.LABELS))
     assert blind.predictions[1].shape == (10, LENGTH) and blind.label_ids is None
 
@@ -169,36 +169,36 @@ def test_evaluation_is_the_student_alone_and_its_outputs_are_the_trainers_own(ac
 class Plain(nn.Module):
     """Returns a tensor, or a tuple that begins with it."""
 
-    def __init__(self, alone):
+    def __init__(self, single):
         super().__init__()
-        self.table, self.head, self.alone = nn.Embedding(60, 8), nn.Linear(8, 3), alone
+        self.table, self.head, self.single = nn.Embedding(60, 8), nn.Linear(8, 3), single
 
     def forward(self, input_ids, labels=None):
         logits = self.head(self.table(input_ids).mean(1))
-        return logits if self.alone else (logits, input_ids)
+        return logits if self.single else (logits, input_ids)
 
 
 class ById:
     """The task of `Plain`."""
 
     def logits(self, model, batch):
-        found = model(batch["input_ids"])
-        return found if isinstance(found, torch.Tensor) else found[0]
+        output = model(batch["input_ids"])
+        return output if isinstance(output, torch.Tensor) else output[0]
 
     def loss(self, logits, batch):
         return F.cross_entropy(logits, batch["labels"])
 
 
-@pytest.mark.parametrize("alone", [True, False])
-def test_networks_that_return_tensors_are_evaluated_whole(alone, tmp_path):
-    model = allow_float(Plain(alone).eval())
+@pytest.mark.parametrize("single", [True, False])
+def test_networks_that_return_tensors_are_evaluated_with_all_outputs(single, tmp_path):
+    model = allow_float(Plain(single).eval())
     run = trainer(tmp_path, model, spequant.Retrain(task=ById()), rows=classified(), eval_dataset=classified(6))
-    found = run.predict(run.eval_dataset)
+    prediction = run.predict(run.eval_dataset)
     ids = torch.stack([row["input_ids"] for row in run.eval_dataset])
     with torch.no_grad():
         logits = model.head(model.table(ids).mean(1))
-    expected = logits.numpy() if alone else (logits.numpy(), ids.numpy())
-    assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(found.predictions, expected, strict=True))
+    expected = logits.numpy() if single else (logits.numpy(), ids.numpy())
+    assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(prediction.predictions, expected, strict=True))
     run.train()
 
 
@@ -218,7 +218,7 @@ def named_groups(run):
 
 
 @pytest.mark.parametrize("range_lr", [None, 1e-2])
-def test_ranges_are_a_group_of_their_own_and_the_others_are_the_trainers(range_lr, tmp_path):
+def test_ranges_are_a_separate_group_and_the_other_groups_are_the_trainers(range_lr, tmp_path):
     model, rates = prepared(), []
     run = trainer(tmp_path, model, range_lr=range_lr)
     run.add_callback(At("on_step_begin", lambda m: rates.append([g["lr"] for g in run.optimizer.param_groups])))
@@ -236,11 +236,11 @@ def test_ranges_are_a_group_of_their_own_and_the_others_are_the_trainers(range_l
     assert not any("LayerNorm" in n or n.endswith("bias") for n in decayed)
     assert [g["weight_decay"] for g in run.optimizer.param_groups] == [0.1, 0.0, 0.0]
     top = range_lr or 1e-3
-    for step, found in enumerate(rates):  # linear to 0
-        assert found == pytest.approx([1e-3 * (6 - step) / 6] * 2 + [top * (6 - step) / 6])
+    for step, lrs in enumerate(rates):  # linear to 0
+        assert lrs == pytest.approx([1e-3 * (6 - step) / 6] * 2 + [top * (6 - step) / 6])
 
 
-def test_a_range_rate_of_zero_holds_the_ranges(tmp_path):
+def test_a_range_lr_of_zero_leaves_the_ranges(tmp_path):
     model = prepared()
     before = copied(model)
     trainer(tmp_path, model, range_lr=0.0).train()
@@ -248,17 +248,17 @@ def test_a_range_rate_of_zero_holds_the_ranges(tmp_path):
     assert moved and not any(n.rpartition(".")[2] in ("step", "offset") for n in moved)
 
 
-def test_an_optimizer_of_ones_own_is_left_alone_unless_it_moves_another_network(tmp_path):
+def test_a_users_optimizer_is_used_unchanged_unless_it_belongs_to_another_network(tmp_path):
     model = prepared()
-    own = torch.optim.SGD(model.parameters(), lr=1e-2)
-    run = trainer(tmp_path, model, optimizers=(own, None))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    run = trainer(tmp_path, model, optimizers=(optimizer, None))
     run.train()
-    assert run.optimizer.optimizer is own and len(own.param_groups) == 1
+    assert run.optimizer.optimizer is optimizer and len(optimizer.param_groups) == 1
     early = prepared(calibrate=False)
-    own = torch.optim.SGD(early.parameters(), lr=1e-2)
-    trainer(tmp_path, calibrated(early), optimizers=(own, None)).train()
+    optimizer = torch.optim.SGD(early.parameters(), lr=1e-2)
+    trainer(tmp_path, calibrated(early), optimizers=(optimizer, None)).train()
     with pytest.raises(ValueError, match=r"optimizer holds \d+ parameters"):
-        trainer(tmp_path, prepared(), optimizers=(own, None)).train()
+        trainer(tmp_path, prepared(), optimizers=(optimizer, None)).train()
 
 
 # --- data, precision ---------------------------------------------------------------------------------------------
@@ -302,7 +302,7 @@ def test_a_task_for_other_batches_is_named(tmp_path):
         trainer(tmp_path, method=spequant.SPEQ(task=Pairs())).train()
 
 
-def test_a_key_error_of_the_networks_own_passes(tmp_path):
+def test_another_key_error_is_raised_unchanged(tmp_path):
     def method(model, batch):
         raise KeyError("input_ids")
 
@@ -311,7 +311,7 @@ def test_a_key_error_of_the_networks_own_passes(tmp_path):
 
 
 def test_bf16_is_the_trainers_autocast_and_quantization_stays_fp32(tmp_path):
-    model, kinds, wrong, taught = prepared(), set(), [], set()
+    model, kinds, wrong, teacher_kinds = prepared(), set(), [], set()
 
     def look(q, args, out):
         kinds.add(args[0].dtype)
@@ -320,12 +320,12 @@ def test_bf16_is_the_trainers_autocast_and_quantization_stays_fp32(tmp_path):
 
     method = SPEQDistill(spequant.SPEQ(task=SpanExtraction()), spequant.Distill(answering(), task=SpanExtraction()))
     teacher = method.distill.teacher.bert.encoder.layer[0].intermediate.dense
-    teacher.register_forward_hook(lambda layer, args, out: taught.add(out.dtype))
+    teacher.register_forward_hook(lambda layer, args, out: teacher_kinds.add(out.dtype))
     run = trainer(tmp_path, model, method, changes={"bf16": True, "max_steps": 2})
     for q in act_quantizers(model).values():
         q.register_forward_hook(look)
     run.train()
-    assert kinds == {torch.float32, torch.bfloat16} and not wrong and taught == {torch.bfloat16}
+    assert kinds == {torch.float32, torch.bfloat16} and not wrong and teacher_kinds == {torch.bfloat16}
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     rows = [row for row in run.state.log_history if "loss" in row]
     assert rows[0]["loss"] == pytest.approx(rows[0]["task"] + rows[0]["distill"], rel=1e-5)
@@ -335,7 +335,7 @@ def test_bf16_is_the_trainers_autocast_and_quantization_stays_fp32(tmp_path):
 # --- what is refused ---------------------------------------------------------------------------------------------
 
 
-def test_a_method_that_is_none_is_refused(tmp_path):
+def test_an_object_that_is_no_method_is_refused(tmp_path):
     with pytest.raises(TypeError, match="argument: 'method'"):
         QATTrainer(prepared(), arguments(tmp_path))  # type: ignore[call-arg]
     for method in ("speq", None, spequant.SPEQ):
@@ -365,7 +365,7 @@ def test_a_network_without_activation_quantizers_is_refused(name, tmp_path):
     trainer(tmp_path, prepared(), method, changes={"max_steps": 1}).train()
 
 
-def test_a_float_network_is_trained_where_that_is_said(tmp_path):
+def test_a_float_network_is_trained_where_allow_float_was_called(tmp_path):
     task, network = SpanExtraction(), answering()
     for method in (spequant.Retrain(task=task), spequant.Distill(network, task=task)):
         with pytest.raises(ValueError, match="allow_float"):
@@ -375,16 +375,16 @@ def test_a_float_network_is_trained_where_that_is_said(tmp_path):
         assert len(run.optimizer.param_groups) == 2 and "distill" in run.state.log_history[0]
 
 
-def test_settings_that_would_not_act_are_refused(tmp_path, monkeypatch):
+def test_settings_that_would_be_ignored_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="range_lr is -1; expected"):
         trainer(tmp_path, range_lr=-1)
-    own = torch.optim.SGD(prepared().parameters(), lr=1e-2)
+    optimizer = torch.optim.SGD(prepared().parameters(), lr=1e-2)
     with pytest.raises(ValueError, match=r"range_lr is 0\.01 and optimizers"):
-        trainer(tmp_path, range_lr=0.01, optimizers=(own, None))
+        trainer(tmp_path, range_lr=0.01, optimizers=(optimizer, None))
     with pytest.raises(ValueError, match=r"range_lr is 0\.01, .*AdamW .*expected None"):
         trainer(tmp_path, answering(), spequant.Retrain(task=SpanExtraction()), range_lr=0.01).train()
     with pytest.raises(ValueError, match="compute_loss_func is given"):
-        trainer(tmp_path, compute_loss_func=lambda *given, **named: None)
+        trainer(tmp_path, compute_loss_func=lambda *args, **kwargs: None)
     with pytest.raises(ValueError, match=r"args\.label_smoothing_factor is given"):
         trainer(tmp_path, changes={"label_smoothing_factor": 0.1})
     with pytest.raises(TypeError, match="'methods'"):
@@ -393,8 +393,8 @@ def test_settings_that_would_not_act_are_refused(tmp_path, monkeypatch):
     args._n_gpu = 2
     with pytest.raises(ValueError, match=r"args see 2 GPUs, .*torchrun"):
         QATTrainer(prepared(), args, method=spequant.SPEQ(task=SpanExtraction()))
-    made = QATTrainer.create_accelerator_and_postprocess
-    sharded = lambda self: (made(self), setattr(self, "is_fsdp_enabled", True))  # noqa: E731
+    create = QATTrainer.create_accelerator_and_postprocess
+    sharded = lambda self: (create(self), setattr(self, "is_fsdp_enabled", True))  # noqa: E731
     monkeypatch.setattr(QATTrainer, "create_accelerator_and_postprocess", sharded)
     with pytest.raises(ValueError, match=r"args\.fsdp shards"):
         trainer(tmp_path)

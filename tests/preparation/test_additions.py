@@ -1,4 +1,4 @@
-"""Residual additions that networks do not mark: which modules are found, and what their quantizers see and leave."""
+"""Residual additions that networks do not mark: which modules return the addends, and how those are quantized."""
 
 import copy
 import sys
@@ -49,7 +49,7 @@ def on_grid(q, x):
 
 
 @pytest.mark.parametrize(
-    ("form", "found"),
+    ("form", "pairs"),
     [
         ("x + f(x)", [("stem", "f")]),
         ("f(x) + g(x)", [("f", "g")]),
@@ -67,15 +67,15 @@ def on_grid(q, x):
         ("scores", []),
     ],
 )
-def test_the_modules_that_make_the_addends_are_found(form, found):
-    assert find_additions(Block(form)).found == found
+def test_the_modules_that_make_the_addends_are_found(form, pairs):
+    assert find_additions(Block(form)).pairs == pairs
 
 
 @pytest.mark.parametrize("drop", [nn.Dropout(0.5), nn.Dropout2d(0.5), StochasticDepth(0.5, "row"), DropPath(0.5)])
 @pytest.mark.parametrize("form", ["dropped branch", "dropped shortcut"])
-def test_what_is_dropped_is_quantized_before_it_is_scaled(form, drop):
+def test_a_tensor_is_quantized_before_dropout_scales_it(form, drop):
     network, x = Block(form, drop), torch.randn(16, 3, 8, 8)
-    assert sorted(find_additions(network).found[0]) == ["f", "stem"]
+    assert sorted(find_additions(network).pairs[0]) == ["f", "stem"]
     model = quantized(network, x)
     assert sorted(outputs(model)) == ["f", "stem"]
     seen = []
@@ -97,8 +97,8 @@ class Shared(nn.Module):
         return self.head(self.sequence(x) + self.f(x))
 
 
-def test_a_sequence_is_never_given_a_quantizer():
-    assert find_additions(Shared()).found == []
+def test_a_container_never_gets_a_quantizer():
+    assert find_additions(Shared()).pairs == []
 
 
 class Attending(nn.Module):
@@ -115,19 +115,19 @@ class Attending(nn.Module):
 
 @pytest.mark.parametrize("drop", [nn.Identity(), nn.Dropout(0.5)])
 @pytest.mark.parametrize("batch_first", [True, False])
-def test_what_torchs_attention_returns_is_quantized_by_its_last_layer(batch_first, drop):
+def test_the_output_of_torchs_attention_is_quantized_by_its_last_layer(batch_first, drop):
     network, x = Attending(batch_first, drop), torch.randn(4, 5, 8)
     model = quantized(network, x)
-    own = "drop" if type(drop) is nn.Identity else "attention.out_proj"
-    assert sorted(outputs(model)) == sorted(["stem", own])
+    maker = "drop" if type(drop) is nn.Identity else "attention.out_proj"
+    assert sorted(outputs(model)) == sorted(["stem", maker])
     seen = []
     model.drop.register_forward_hook(lambda m, args, output: seen.extend((args[0], output)))
     model(x)
-    assert on_grid(outputs(model)[own], seen[own == "drop"])
+    assert on_grid(outputs(model)[maker], seen[maker == "drop"])
 
 
 class Straight(nn.Module):
-    """What is dropped is the input itself, made by no module."""
+    """Dropout reads the input of the network, which no module returns."""
 
     def __init__(self, drop):
         super().__init__()
@@ -144,21 +144,24 @@ def test_a_dropped_input_is_an_addend_too(drop):
 
 
 def test_additions_of_well_known_networks():
-    found = find_additions(torchvision.models.resnet18()).found
-    assert len(found) == 8 and found[:3] == [
+    pairs = find_additions(torchvision.models.resnet18()).pairs
+    assert len(pairs) == 8 and pairs[:3] == [
         ("layer1.0.bn2", "maxpool"),
         ("layer1.1.bn2", "layer1.0"),
         ("layer2.0.bn2", "layer2.0.downsample.1"),
     ]
-    found = find_additions(torchvision.models.mobilenet_v2()).found
-    assert len(found) == 10 and found[0] == ("features.2.conv.3", "features.3.conv.3")
+    pairs = find_additions(torchvision.models.mobilenet_v2()).pairs
+    assert len(pairs) == 10 and pairs[0] == ("features.2.conv.3", "features.3.conv.3")
     vit = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, embed_dim=32, num_heads=2)
-    found = find_additions(vit).found
-    assert found == [("norm_pre", "blocks.0.drop_path1"), ("blocks.0", "blocks.1.drop_path1")]  # not to own sums
+    pairs = find_additions(vit).pairs
+    assert pairs == [
+        ("norm_pre", "blocks.0.drop_path1"),
+        ("blocks.0", "blocks.1.drop_path1"),
+    ]  # other additions have a sum as an addend
 
 
 def addends(model, x):
-    """What each addition of two activations in `model` is given: a trace that keeps modules, interpreted."""
+    """Return the addends of each addition of two activations in `model`, from an interpreted trace."""
 
     class Tracer(fx.Tracer):
         def is_leaf_module(self, m, name):
@@ -177,24 +180,24 @@ def addends(model, x):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_addition_is_given_values_of_the_8_bit_grid(training):
+def test_addends_are_values_of_the_8_bit_grid(training):
     x = torch.randn(8, 3, 12, 12)
     for network in (Block("x + f(x)"), Block("+="), residual_network()):
         model = quantized(network, x).train(training)
         grids = list(outputs(model).values())
         assert grids and {q.bits for q in grids} == {8}
         seen = addends(model, x)
-        pairs = find_additions(network).found
+        pairs = find_additions(network).pairs
         assert len(seen) == len(pairs)
         for values, names in zip(seen, pairs, strict=True):
             for value, name in zip(values, names, strict=True):
                 assert on_grid(outputs(model)[name], value) and 2 < len(value.unique()) <= 256
 
 
-def test_marked_networks_are_not_traced_nor_any_without_residuals(monkeypatch):
+def test_networks_are_not_traced_where_additions_are_marked_or_stay_float(monkeypatch):
     x = torch.randn(4, 3, 8, 8)
     monkeypatch.setattr(
-        sys.modules["spequant.preparation.placement"], "find_additions", lambda model: pytest.fail("traced")
+        sys.modules["spequant.preparation.choices"], "find_additions", lambda model: pytest.fail("traced")
     )
     model = quantized(resnet8(), x)
     assert any(isinstance(m, QuantizedAdd) for m in model.modules()) and not outputs(model)
@@ -204,17 +207,17 @@ def test_marked_networks_are_not_traced_nor_any_without_residuals(monkeypatch):
     spequant.prepare(Opaque(), weight=SAWB(2), act=PACT(2), residual=None)  # warnings are errors here
 
 
-def test_a_network_that_cannot_be_traced_is_told():
-    with pytest.warns(UserWarning, match=r"additions of Opaque.*control flow.*residual=None") as told:
+def test_a_network_that_cannot_be_traced_gives_a_warning():
+    with pytest.warns(UserWarning, match=r"additions of Opaque.*control flow.*residual=None") as warned:
         model = spequant.prepare(Opaque(), weight=SAWB(2), act=PACT(2))
-    assert told[0].filename == __file__ and not outputs(model)
+    assert warned[0].filename == __file__ and not outputs(model)
 
 
 def test_other_quantizers_of_additions():
     x = torch.randn(16, 3, 8, 8)
     assert {q.bits for q in outputs(quantized(Block("x + f(x)"), x, residual=5)).values()} == {5}
-    held = outputs(quantized(Block("x + f(x)"), x, residual=MinMax(6)))
-    assert {(type(q), q.bits) for q in held.values()} == {(MinMax, 6)}
+    quantizers = outputs(quantized(Block("x + f(x)"), x, residual=MinMax(6)))
+    assert {(type(q), q.bits) for q in quantizers.values()} == {(MinMax, 6)}
     names = list(act_quantizers(quantized(Block("x + f(x)"), x)))
     assert names == ["stem", "stem.output", "f", "f.output", "head"]
 
@@ -234,7 +237,7 @@ def test_copies_and_states_keep_them_and_unprepare_removes_everything():
     assert torch.equal(again(x), model(x))
 
 
-def test_the_teacher_draws_widths_for_them_as_for_the_others():
+def test_the_teacher_draws_bits_for_addends_as_for_inputs():
     x = torch.randn(16, 3, 8, 8)
     model = quantized(Block("x + f(x)"), x, residual=4, act=LSQ(2))
     widths = set()
@@ -293,12 +296,12 @@ def test_ranges_are_those_of_values_before_they_are_changed_in_place():
     model = quantized(network, x, act=MinMax(4), residual=MinMax(8))
     with torch.no_grad():
         y = network.stem(x)
-        found = outputs(model)
-        for q, value in ((found["stem"], y), (found["f"], network.f(y))):
+        quantizers = outputs(model)
+        for q, value in ((quantizers["stem"], y), (quantizers["f"], network.f(y))):
             assert float(q.bounds(x)[1]) == pytest.approx(float(value.abs().max()), rel=1e-2)
 
 
-def test_optional_arguments_are_as_when_nobody_gives_them():
+def test_optional_arguments_have_their_defaults():
     class Masked(nn.Module):
         def __init__(self):
             super().__init__()
@@ -309,7 +312,7 @@ def test_optional_arguments_are_as_when_nobody_gives_them():
             y = self.b(x if mask is None else x * mask)
             return x + (y if not twice else 2 * y)
 
-    assert find_additions(Masked()).found == [("a", "b")]
+    assert find_additions(Masked()).pairs == [("a", "b")]
 
 
 class Functional(nn.Module):
@@ -326,10 +329,10 @@ class Functional(nn.Module):
         return self.head(F.relu(self.two(x) + x))
 
 
-def test_additions_of_what_no_module_makes_are_told():
-    found = find_additions(Functional())
-    assert found.found == [] and len(found.missed) == 2
-    assert all("the result of relu" in missed for missed in found.missed)
+def test_additions_of_results_that_no_module_returns_are_listed():
+    additions = find_additions(Functional())
+    assert additions.pairs == [] and len(additions.missed) == 2
+    assert all("the result of relu" in missed for missed in additions.missed)
     inner = find_additions(nn.Sequential(Functional()))
     assert all(missed.startswith("0: ") for missed in inner.missed)
     twice = find_additions(Shared())

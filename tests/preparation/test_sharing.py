@@ -1,4 +1,4 @@
-"""Which layers read one tensor, and that `prepare` gives those a quantizer in common before anything has run."""
+"""Which layers read one tensor, and that `prepare` gives them one quantizer before anything has run."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from support.transformers_networks import answering
 
 
 class Branches(nn.Module):
-    """Three layers read one tensor, one of them past a dropout, and one twice; two more read others."""
+    """`a`, `b` (after dropout) and `c` read one tensor; `twice` reads it and another one."""
 
     def __init__(self):
         super().__init__()
@@ -28,7 +28,7 @@ class Branches(nn.Module):
 
 
 class Untraceable(nn.Module):
-    """A part that cannot be traced around one that can."""
+    """A network that cannot be traced, with a part that can."""
 
     def __init__(self):
         super().__init__()
@@ -71,11 +71,11 @@ def test_readers_of_one_tensor_are_found(case):
 
 
 def test_a_residual_blocks_input_is_read_by_its_first_layer_and_its_shortcut():
-    found = names(torchvision.models.resnet18(num_classes=4))
-    assert found == [[f"layer{i}.0.conv1", f"layer{i}.0.downsample.0"] for i in (2, 3, 4)]
+    groups = names(torchvision.models.resnet18(num_classes=4))
+    assert groups == [[f"layer{i}.0.conv1", f"layer{i}.0.downsample.0"] for i in (2, 3, 4)]
 
 
-def test_a_marked_addition_reads_too_where_bits_are_equal():
+def test_a_marked_addition_shares_a_quantizer_where_bits_are_equal():
     network = resnet8()
     eight = spequant.prepare(network, weight=SAWB(8), act=PACT(8))
     assert eight.layer1[0].add.shortcut_quantizer is eight.layer1[0].conv1.act_quantizer
@@ -94,19 +94,19 @@ def test_queries_keys_and_values_of_transformers_share(kind):
     assert shared and all(group in (["key", "query", "value"], ["k_lin", "q_lin", "v_lin"]) for group in shared)
 
 
-def test_queries_to_other_states_stand_alone():
+def test_queries_of_cross_attention_share_no_quantizer():
     from transformers import T5Config, T5Model
 
     sizes = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 10}
-    found = names(T5Model(T5Config(**sizes, feed_forward_proj="gated-gelu")))
+    groups = names(T5Model(T5Config(**sizes, feed_forward_proj="gated-gelu")))
     attention, crossed = "decoder.block.0.layer.0.SelfAttention", "decoder.block.0.layer.1.EncDecAttention"
-    assert [f"{attention}.q", f"{attention}.k", f"{attention}.v"] in found
-    assert [f"{crossed}.k", f"{crossed}.v"] in found
-    assert ["encoder.block.0.layer.1.DenseReluDense.wi_0", "encoder.block.0.layer.1.DenseReluDense.wi_1"] in found
+    assert [f"{attention}.q", f"{attention}.k", f"{attention}.v"] in groups
+    assert [f"{crossed}.k", f"{crossed}.v"] in groups
+    assert ["encoder.block.0.layer.1.DenseReluDense.wi_0", "encoder.block.0.layer.1.DenseReluDense.wi_1"] in groups
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_torchs_attention_shares_what_it_reads(wrapped):
+def test_projections_of_torchs_attention_share_a_quantizer(wrapped):
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     network = nn.TransformerEncoder(layer, 1) if wrapped else layer
     model = spequant.prepare(network, weight=SAWB(2), act=PACT(2))
@@ -124,8 +124,8 @@ def test_an_optimizer_made_before_calibration_trains_all_ranges():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     x = torch.randn(64, 4)
     spequant.calibrate(model, [x], samples=64)
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    assert held == {id(p) for p in model.parameters()} and len(act_quantizers(model)) == 4
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert trained == {id(p) for p in model.parameters()} and len(act_quantizers(model)) == 4
     before = {name: float(q.clip.detach()) for name, q in act_quantizers(model).items()}
     (model(x).square().mean() + sum(q.clip.sum() for q in act_quantizers(model).values())).backward()
     optimizer.step()

@@ -1,4 +1,4 @@
-"""The table of a prepared network: every layer, what stays float, and additions found and not."""
+"""The table of a prepared network: every layer, what stays float, and its additions."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from support.additions import Block
 
 
 class Net(nn.Module):
-    """A block behind a function, a recurrent layer, and a layer to leave float."""
+    """An addition of the result of a function, a recurrent layer, and a layer to leave float."""
 
     def __init__(self):
         super().__init__()
@@ -25,21 +25,21 @@ class Net(nn.Module):
         return self.head(self.rnn(x.unsqueeze(1))[0][:, 0])
 
 
-def test_every_layer_and_what_is_missed_is_told(capsys):
+def test_every_layer_and_every_missed_addition_is_listed(capsys):
     with pytest.warns(UserWarning, match=r"rnn \(GRU\)"):
         model = spequant.prepare(Net(), weight=SAWB(2), act=PACT(4), overrides={"other": (2, None)})
-    made = spequant.summary(model)
+    table = spequant.summary(model)
     printed = capsys.readouterr().out
-    assert printed.endswith(f"{made}\n") and [row[0] for row in made.rows] == ["stem", "other", "head"]
-    assert made.rows[0][1:] == ("Linear", "8 bits, SAWB", "8 bits, PACT", "not calibrated")
-    assert made.rows[1][2:] == ("2 bits, SAWB", "float", "")
+    assert printed.endswith(f"{table}\n") and [row[0] for row in table.rows] == ["stem", "other", "head"]
+    assert table.rows[0][1:] == ("Linear", "8 bits, SAWB", "8 bits, PACT", "not calibrated")
+    assert table.rows[1][2:] == ("2 bits, SAWB", "float", "")
     assert "left float: rnn (GRU)" in printed and "the result of relu" in printed
     spequant.calibrate(model, [torch.rand(64, 4)], samples=64)
     low, high = spequant.summary(model).rows[0][4].split(" to ")
     assert low == "0" and float(high) == pytest.approx(1, abs=0.05)
 
 
-def test_addends_are_counted_whoever_marks_them(capsys):
+def test_addends_are_counted_marked_or_not(capsys):
     x = torch.randn(4, 3, 8, 8)
     model = spequant.prepare(Block("x + f(x)"), weight=SAWB(2), act=PACT(2))
     spequant.calibrate(model, [x], samples=4)
@@ -51,7 +51,7 @@ def test_addends_are_counted_whoever_marks_them(capsys):
     assert "found that stay float: " in str(spequant.summary(without))
 
 
-def test_a_network_that_cannot_be_traced_says_so():
+def test_a_network_that_cannot_be_traced_is_reported():
     class Decides(nn.Module):
         def __init__(self):
             super().__init__()

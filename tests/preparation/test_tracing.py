@@ -1,4 +1,4 @@
-"""Graphs of networks, and what is said of those that have none."""
+"""Graphs of networks, and the reasons why some networks cannot be traced."""
 
 import pytest
 import torch
@@ -17,14 +17,14 @@ class Loops(nn.Module):
         return [image.mean() for image in images]
 
 
-@pytest.mark.parametrize(("network", "said"), [(Decides(), "control flow"), (Loops(), "iterated")])
-def test_why_a_network_cannot_be_traced_is_one_sentence(network, said):
-    with pytest.raises(ValueError, match=said) as error:
+@pytest.mark.parametrize(("network", "reason"), [(Decides(), "control flow"), (Loops(), "iterated")])
+def test_why_a_network_cannot_be_traced_is_one_sentence(network, reason):
+    with pytest.raises(ValueError, match=reason) as error:
         traced(network)
     assert "\n" not in str(error.value) and "co_varnames" not in str(error.value) and len(str(error.value)) < 120
 
 
-def test_what_hides_its_inputs_says_so():
+def test_a_forward_that_hides_its_inputs_is_named():
     from transformers import BertConfig, BertForSequenceClassification, BertModel
 
     config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
@@ -34,7 +34,7 @@ def test_what_hides_its_inputs_says_so():
         traced(BertModel(config))
 
 
-def test_an_optional_argument_is_as_nobody_gives_it():
+def test_an_optional_argument_has_its_default():
     class Masked(nn.Module):
         def __init__(self):
             super().__init__()

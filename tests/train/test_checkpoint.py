@@ -1,4 +1,4 @@
-"""Checkpoints: what is in them, which of them are kept, and that damage is noticed and named."""
+"""Checkpoints: their content, which of them stay, and that damage is noticed and named."""
 
 import json
 import random
@@ -19,12 +19,12 @@ FACTS = {"recipe": {"train": {"seed": 3}}}
 
 @pytest.fixture
 def state():
-    """After one step."""
+    """A training state after one step."""
     model = calibrated(spequant.prepare(small_network(), weight=SAWB(2), act=PACT(2)), small_batch())
     optimizer = make_optimizer("sgd", parameter_groups(model, lr=0.05, weight_decay=0))
-    made = TrainingState(model, spequant.SPEQ(), optimizer, make_schedule("cosine", optimizer, 20))
-    train_step(made, small_batch(), make_accelerator())
-    return made
+    state = TrainingState(model, spequant.SPEQ(), optimizer, make_schedule("cosine", optimizer, 20))
+    train_step(state, small_batch(), make_accelerator())
+    return state
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def checkpoint(state, tmp_path):
     return write(tmp_path, state.capture(), FACTS)
 
 
-def test_it_holds_the_snapshot_without_a_pickle(state, checkpoint):
+def test_a_checkpoint_has_the_snapshot_without_a_pickle(state, checkpoint):
     assert sorted(p.name for p in checkpoint.iterdir()) == ["state.json", "tensors.safetensors"]
     snapshot, facts = read(checkpoint)
     expected = state.capture()
@@ -42,7 +42,7 @@ def test_it_holds_the_snapshot_without_a_pickle(state, checkpoint):
     assert all(torch.equal(v, expected.tensors[k]) for k, v in snapshot.tensors.items())
 
 
-def test_the_last_two_are_kept(state, tmp_path):
+def test_the_last_two_stay(state, tmp_path):
     for state.step in (2, 9, 10):
         write(tmp_path, state.capture(), FACTS)
     assert [p.name for p in checkpoints(tmp_path)] == ["step-00000009", "step-00000010"]
@@ -56,30 +56,30 @@ def test_every_flipped_bit_and_every_cut_is_noticed(checkpoint):
     draw = random.Random(0)
     for name in ("tensors.safetensors", "state.json"):
         path = checkpoint / name
-        whole = path.read_bytes()
-        header = 8 + int.from_bytes(whole[:8], "little") if name.endswith("safetensors") else len(whole)
-        places = [draw.randrange(header) for _ in range(40)] + [draw.randrange(len(whole)) for _ in range(40)]
+        content = path.read_bytes()
+        header = 8 + int.from_bytes(content[:8], "little") if name.endswith("safetensors") else len(content)
+        places = [draw.randrange(header) for _ in range(40)] + [draw.randrange(len(content)) for _ in range(40)]
         for place in places:
-            flipped = bytearray(whole)
+            flipped = bytearray(content)
             flipped[place] ^= 1 << draw.randrange(8)
             path.write_bytes(flipped)
             with pytest.raises(ValueError, match=r"damaged|bytes; expected|lacks|holds the tensor|format is"):
                 read(checkpoint)
-        for size in (0, 1, len(whole) // 2, len(whole) - 1):
-            path.write_bytes(whole[:size])
+        for size in (0, 1, len(content) // 2, len(content) - 1):
+            path.write_bytes(content[:size])
             with pytest.raises(ValueError, match=r"damaged|bytes; expected"):
                 read(checkpoint)
-        path.write_bytes(whole)
+        path.write_bytes(content)
     read(checkpoint)
 
 
 def test_a_damaged_tensor_is_named_with_what_to_do(checkpoint):
     path = checkpoint / "tensors.safetensors"
-    whole = bytearray(path.read_bytes())
-    header = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])
-    at = 8 + int.from_bytes(whole[:8], "little") + header["model.linear.layer.bias"]["data_offsets"][0]
-    whole[at] ^= 1
-    path.write_bytes(whole)
+    content = bytearray(path.read_bytes())
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    at = 8 + int.from_bytes(content[:8], "little") + header["model.linear.layer.bias"]["data_offsets"][0]
+    content[at] ^= 1
+    path.write_bytes(content)
     with pytest.raises(ValueError, match=r"tensor model\.linear\.layer\.bias is damaged.*remove this folder"):
         read(checkpoint)
 
@@ -91,7 +91,7 @@ def test_another_format_is_refused(checkpoint):
         read(checkpoint)
 
 
-def test_a_full_disk_keeps_the_last_good_one(state, checkpoint, tmp_path):
+def test_a_full_disk_leaves_the_last_good_checkpoint(state, checkpoint, tmp_path):
     state.step = 2
     snapshot = state.capture()
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

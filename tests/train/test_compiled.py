@@ -1,4 +1,4 @@
-"""Without a compiler training goes on, and says so."""
+"""Compiled networks: without a compiler, training goes on with a warning."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from torch import nn
 from spequant.train import Compiled
 
 
-def test_where_compiling_fails_the_network_itself_is_called(monkeypatch):
+def test_where_compiling_fails_the_network_runs_uncompiled(monkeypatch):
     from torch._dynamo.exc import BackendCompilerFailed
 
     calls = []
@@ -29,7 +29,7 @@ def test_where_compiling_fails_the_network_itself_is_called(monkeypatch):
     assert torch.equal(compiled(x), model(x)) and len(calls) == 1
 
 
-def test_an_error_of_the_network_is_its_own(monkeypatch):
+def test_an_error_of_the_network_is_raised_unchanged(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda model, mode=None: model)
     compiled = Compiled(nn.Linear(3, 3))
     with warnings.catch_warnings(), pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
@@ -66,6 +66,6 @@ def test_with_a_compiler_that_does_not_run(tmp_path):
         [sys.executable, "-c", FALLBACK], env=environment, capture_output=True, text=True, check=False, timeout=280
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    said, error = done.stdout.splitlines()
-    assert said == str(["torch.compile failed (InvalidCxxCompiler: No working C++ com"] * 2)
+    warned, error = done.stdout.splitlines()
+    assert warned == str(["torch.compile failed (InvalidCxxCompiler: No working C++ com"] * 2)
     assert "shapes cannot be multiplied" in error

@@ -1,4 +1,4 @@
-"""What a quantized network's layers do, sampled on one batch."""
+"""Diagnostics of the layers of a quantized network on one batch."""
 
 import pytest
 import torch

@@ -16,11 +16,11 @@ from support.equations import calibrated
 
 CASES = {
     "lsq": (LSQ(2), False),
-    "lsq a channel": (LSQ(3), True),
+    "lsq per channel": (LSQ(3), True),
     "sawb": (SAWB(2), False),
-    "sawb a channel": (SAWB(4), True),
+    "sawb per channel": (SAWB(4), True),
     "least squares": (LeastSquares(3), False),
-    "least squares a channel": (LeastSquares(2, zero=False), True),
+    "least squares per channel": (LeastSquares(2, zero=False), True),
     "minmax": (MinMax(3), False),
     "dorefa": (DoReFa(2), True),
 }
@@ -58,7 +58,7 @@ def test_equals_its_literal_twin(case):
     training = Training(network(weight, per_channel, ends=(weight, 8)))
     model, freezer = training.model, training.freezer
     layer = model[1]
-    plain = layer.weight_quantizer.like()  # the same without frozen codes
+    plain = layer.weight_quantizer.like()  # an equal quantizer without frozen codes
     plain.calibrated = True
 
     def encode(weights):
@@ -80,7 +80,7 @@ def test_equals_its_literal_twin(case):
             low, high = layer.weight_quantizer.bounds(layer.layer.weight)
             used = layer.weight_quantizer(layer.layer.weight)
             codes = layer.weight_quantizer.encode(layer.layer.weight)
-        # A weight that was frozen just now keeps the code that it was given; the others' are those of the forward.
+        # A frozen weight keeps its code; the codes of the others are those of the forward pass.
         assert all(int(c) == t for c, t, f in zip(codes.flatten(), twin.codes, twin.frozen, strict=True) if f)
         value = low + codes * (high - low) / (plain.level_count() - 1)
         torch.testing.assert_close(used, value)
@@ -110,7 +110,7 @@ def test_an_oscillating_weight_freezes_and_stays_and_others_do_not():
     drifting = torch.linspace(-1.6, 0.9, 30)
     for i in range(30):
         with torch.no_grad():
-            # Across a threshold and back in every step; through three codes in one direction; within one; one change.
+            # One weight oscillates in each step, one passes three codes one way, one keeps its code, one changes once.
             weight.copy_(
                 torch.tensor([[-1.6 if i % 2 else -1.4, drifting[i], 0.1 + 0.3 * (i % 2), 0.9 - 0.7 * (i > 9)]])
             )
@@ -118,13 +118,13 @@ def test_an_oscillating_weight_freezes_and_stays_and_others_do_not():
     assert quantizer.frozen.tolist() == [[True, False, False, False]] and freezer.frozen_share() == 0.25
     code = int(quantizer.frozen_codes[0, 0])
     assert code in (0, 1)
-    held = float(weight.detach()[0, 0])
+    frozen_value = float(weight.detach()[0, 0])
     for value in (-5.0, 5.0):
         with torch.no_grad():
             weight.fill_(value)
             quantizer.step.fill_(0.3)
         freezer.step()
-        assert float(weight.detach()[0, 0]) == pytest.approx(held) and float(weight.detach()[0, 1]) == value
+        assert float(weight.detach()[0, 0]) == pytest.approx(frozen_value) and float(weight.detach()[0, 1]) == value
         assert quantizer(weight)[0, 0].item() == pytest.approx((code - 2) * 0.3)  # its code, at the new step
     quantizer(weight)[0, 0].backward()  # the step is trained through its code, scaled as LSQ's: 1 / sqrt(4 weights)
     assert weight.grad[0, 0] == 0 and quantizer.step.grad == pytest.approx((code - 2) * 0.5)
@@ -144,7 +144,7 @@ def test_the_threshold_can_be_lowered():
     assert [round(annealed(0.1, 0.01, done), 3) for done in (0.0, 0.5, 1.0)] == [0.1, 0.055, 0.01]
 
 
-def test_eight_bit_ends_are_left_alone():
+def test_eight_bit_ends_are_not_watched():
     freezer = OscillationFreezer(network(), threshold=0.1)
     assert list(freezer.watched) == ["1"]
     model = network(LSQ(8))
@@ -160,13 +160,19 @@ def test_eight_bit_ends_are_left_alone():
         OscillationFreezer(fresh, threshold=0.1)
 
 
-def test_frozen_codes_are_saved_with_the_model_and_training_goes_on_where_it_stood():
-    whole = Training(network())
+def test_frozen_codes_are_saved_with_the_model_and_training_resumes():
+    full = Training(network())
     for step in range(80):
-        whole.optimize(step)
-        whole.freezer.step()
+        full.optimize(step)
+        full.freezer.step()
         if step == 39:
-            saved = copy.deepcopy((whole.model.state_dict(), whole.optimizer.state_dict(), whole.freezer.state_dict()))
+            saved = copy.deepcopy(
+                (
+                    full.model.state_dict(),
+                    full.optimizer.state_dict(),
+                    full.freezer.state_dict(),
+                )
+            )
     resumed = Training(network())
     for part, state in zip((resumed.model, resumed.optimizer, resumed.freezer), saved, strict=True):
         part.load_state_dict(state)
@@ -175,22 +181,22 @@ def test_frozen_codes_are_saved_with_the_model_and_training_goes_on_where_it_sto
         resumed.optimize(step)
         resumed.freezer.step()
     x = torch.randn(4, 3, 4, 4)
-    assert torch.equal(resumed.model(x), whole.model(x))
-    own, other = resumed.freezer.state_dict(), whole.freezer.state_dict()
-    assert own.keys() == other.keys() and all(torch.equal(own[k], other[k]) for k in own)
+    assert torch.equal(resumed.model(x), full.model(x))
+    state, expected = resumed.freezer.state_dict(), full.freezer.state_dict()
+    assert state.keys() == expected.keys() and all(torch.equal(state[k], expected[k]) for k in state)
     loaded = network()  # without a freezer, as evaluation does
-    loaded.load_state_dict(whole.model.state_dict())
-    assert torch.equal(loaded(x), whole.model(x)) and torch.equal(copy.deepcopy(loaded)(x), whole.model(x))
+    loaded.load_state_dict(full.model.state_dict())
+    assert torch.equal(loaded(x), full.model(x)) and torch.equal(copy.deepcopy(loaded)(x), full.model(x))
     (q,) = [q for q in weight_quantizers(loaded).values() if q.frozen is not None]
-    assert q.frozen.any() and OscillationFreezer(loaded, threshold=0.1).frozen_share() == whole.freezer.frozen_share()
+    assert q.frozen.any() and OscillationFreezer(loaded, threshold=0.1).frozen_share() == full.freezer.frozen_share()
     with pytest.raises(ValueError, match=r"lacks \['1.average'\] and has \['2'\]"):
-        resumed.freezer.load_state_dict({k.replace("1.average", "2"): v for k, v in other.items()})
+        resumed.freezer.load_state_dict({k.replace("1.average", "2"): v for k, v in expected.items()})
     with pytest.raises(ValueError, match=r"1\.average has shape \(2,\)"):
-        resumed.freezer.load_state_dict({**other, "1.average": torch.zeros(2)})
+        resumed.freezer.load_state_dict({**expected, "1.average": torch.zeros(2)})
 
 
-class NothingRead(TorchDispatchMode):
-    """Refuses what reads a value back from the device."""
+class NoReads(TorchDispatchMode):
+    """Refuses operations that read a value back from the device."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), func
@@ -201,7 +207,7 @@ class NothingRead(TorchDispatchMode):
 def test_a_step_reads_nothing_back(case):
     weight, per_channel = CASES[case]
     training = Training(network(weight, per_channel, ends=(weight, 8)))
-    with NothingRead():
+    with NoReads():
         training.freezer.step()
-    with pytest.raises(AssertionError, match="_local_scalar_dense"), NothingRead():
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoReads():
         training.freezer.frozen_share()

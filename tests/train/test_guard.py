@@ -1,4 +1,4 @@
-"""A loss that is not finite: when it is noticed, what is named, what it costs."""
+"""A loss that is not finite: when it is noticed, which tensors are named, and what noticing costs."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -14,17 +14,20 @@ from spequant.train.loop import train_step
 from support.breaking import STEPS, Breaks, a_state, gone, gradient_of_a_range
 
 
-def test_what_is_not_finite_by_now_is_told_at_once():
+def test_tensors_that_are_not_finite_are_named_at_once():
     error, *_ = gone(Breaks(28, gradient_of_a_range), checkpoint_every=4)
-    assert "after step 28 these are not: the range of layer2.0.conv1: lower" in error.told
+    assert "after step 28 these are not: the range of layer2.0.conv1: lower" in error.message
     assert (error.step, error.finite, error.noticed) == (None, 24, 28)
     error, *_ = gone(Breaks(28, gradient_of_a_range), checkpoint_every=35)
-    assert "step 29 of the run); after step 35 these are not: the range of " in error.told and " more: " in error.told
+    assert (
+        "step 29 of the run); after step 35 these are not: the range of " in error.message
+        and " more: " in error.message
+    )
     assert (error.step, error.finite, error.noticed) == (29, 20, 35)
 
 
 class Reads(TorchDispatchMode):
-    """Counts what makes Python wait for a device: a tensor's value asked for."""
+    """Counts operations that read the value of a tensor, for which Python waits for the device."""
 
     def __init__(self):
         super().__init__()
@@ -39,9 +42,9 @@ def test_a_step_reads_nothing_from_the_device():
     state, batches = a_state(spequant.SPEQ())
     accelerator = make_accelerator()
     guard = FiniteGuard(state, STEPS)
-    given = batches(0, 0)
-    train_step(state, next(given), accelerator)
-    batch = next(given)
+    epoch = batches(0, 0)
+    train_step(state, next(epoch), accelerator)
+    batch = next(epoch)
     with Reads() as reads:
         guard.note(train_step(state, batch, accelerator)[0])
     assert reads.count == 0
@@ -50,9 +53,9 @@ def test_a_step_reads_nothing_from_the_device():
     assert reads.count > 0
 
 
-def test_nothing_of_the_state_is_copied(monkeypatch):
+def test_the_state_is_never_copied(monkeypatch):
     calls = []
     monkeypatch.setattr(TrainingState, "capture", lambda state: calls.append(state.step))
     state, batches = a_state(spequant.Retrain())
-    fit(state, batches, epochs=3, steps=STEPS)  # 60 steps: past a look
+    fit(state, batches, epochs=3, steps=STEPS)  # 60 steps: beyond a check
     assert state.step == 3 * STEPS and not calls

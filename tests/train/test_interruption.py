@@ -1,4 +1,4 @@
-"""Signals: the first asks, a second one acts as ever; handlers are put back."""
+"""Signals: the first one is recorded, a second one acts as usual, and handlers are restored."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from spequant.train.interruption import interruptions
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_and_the_second_acts_as_ever(number):
+def test_the_first_signal_is_recorded_and_the_second_acts_as_usual(number):
     class Acted(Exception):
         pass
 
@@ -30,25 +30,25 @@ def test_the_first_signal_asks_and_the_second_acts_as_ever(number):
         signal.signal(number, before)
 
 
-def test_the_two_are_counted_apart_and_handlers_put_back_after_an_exception():
+def test_signals_are_counted_separately_and_handlers_restored_after_an_exception():
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(KeyError), interruptions() as asked:
         os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGTERM)  # a launcher's, after the terminal's: nothing acts
+        os.kill(os.getpid(), signal.SIGTERM)  # from a launcher, after SIGINT from the terminal: no handler acts
         assert asked()
         raise KeyError
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_beside_the_main_thread_nothing_is_changed():
-    found = []
+def test_outside_the_main_thread_nothing_is_changed():
+    seen = []
 
     def work():
         with interruptions() as asked:
-            found.append((asked(), signal.getsignal(signal.SIGINT)))
+            seen.append((asked(), signal.getsignal(signal.SIGINT)))
 
     before = signal.getsignal(signal.SIGINT)
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert found == [(False, before)]
+    assert seen == [(False, before)]

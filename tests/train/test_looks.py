@@ -1,4 +1,4 @@
-"""Looks at the layers as rows of a file: what is read back is what was seen."""
+"""Diagnostics as rows of a file: they are read back as they were measured."""
 
 import math
 
@@ -12,7 +12,7 @@ from spequant.quantizers import PACT, SAWB
 from spequant.train import Diagnostics, layers_row, read_looks
 
 
-def test_what_is_read_back_is_what_was_seen():
+def test_rows_are_read_back_as_measured():
     model = spequant.prepare(resnet8(in_channels=1), weight=SAWB(2), act=PACT(2))
     x = torch.rand(64, 1, 8, 8)
     spequant.calibrate(model, [x], samples=64)

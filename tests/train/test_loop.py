@@ -1,4 +1,4 @@
-"""The loop: training lowers the loss and follows from its seed; parts of a batch, evaluation, numbers that go wrong."""
+"""The loop: reproducible training that lowers the loss; parts of a batch, evaluation, losses that are not finite."""
 
 import math
 
@@ -72,7 +72,9 @@ def test_bf16_trains_under_autocast_and_evaluates_in_fp32(prepared):
     kinds.clear()
     evaluate(model, eval_batches(train, 500))
     hook.remove()
-    losses_of(prepared, spequant.Retrain(), epochs=1, accelerator=make_accelerator("fp32"))  # one after the other
+    losses_of(
+        prepared, spequant.Retrain(), epochs=1, accelerator=make_accelerator("fp32")
+    )  # a second accelerator in one process
     assert set(kinds) == {torch.float32} and not torch.is_autocast_enabled("cpu")
 
 
@@ -98,7 +100,7 @@ def test_a_loss_that_is_not_finite_stops_training(prepared):
         losses_of(prepared, spequant.Retrain(), lr=1e12)
 
 
-def test_evaluation_is_the_share_of_right_answers_and_keeps_the_mode():
+def test_accuracy_is_the_share_of_right_answers_and_the_mode_is_restored():
     class Parity(nn.Module):
         def forward(self, x):
             return torch.stack([x[:, 0], -x[:, 0]], 1)
@@ -121,11 +123,11 @@ class _Waits(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.found: list[str] = []
+        self.operations: list[str] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.overloadpacket.__name__ in ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal"):
-            self.found.append(str(func))
+            self.operations.append(str(func))
         return func(*args, **(kwargs or {}))
 
 
@@ -139,6 +141,6 @@ def test_no_step_waits_for_the_device(method, quantizers):
     accelerator = make_accelerator()
     with _Waits() as waits:
         sums = train_step(state, batch, accelerator)
-        assert not waits.found
+        assert not waits.operations
         float(sums[0])
-    assert waits.found  # what is looked for is seen where it is
+    assert waits.operations  # a read is really noticed

@@ -1,4 +1,4 @@
-"""Training again to find what went first: ranges, weights, activations, inputs, losses; alone and within a run."""
+"""Repeated training finds the first tensor that is not finite: by itself, and within a run."""
 
 import gc
 import math
@@ -21,15 +21,15 @@ from support.breaking import STEPS, Breaks, a_state, gone, gradient_of_a_range, 
 
 
 def named(method, **settings):
-    """What is said at once, and what once the steps from the last checkpoint, or the start, were made again."""
+    """Return the error, the answer of `first_to_go` (equal from all starts), and the last step saved."""
     error, saved, _, batches = gone(method, **settings)
-    said = {}
+    answers = {}
     for step in {max(saved), 0}:
         state, _ = a_state(method)
         state.restore(saved[step])
-        said[step] = first_to_go(state, batches, error, steps=STEPS)
-    assert len(set(said.values())) == 1  # wherever one begins
-    return error, said[0], max(saved)
+        answers[step] = first_to_go(state, batches, error, steps=STEPS)
+    assert len(set(answers.values())) == 1  # the answer does not depend on the start
+    return error, answers[0], max(saved)
 
 
 @pytest.mark.parametrize(
@@ -70,9 +70,9 @@ def named(method, **settings):
     ],
 )
 def test_the_step_is_named_at_once_and_the_layer_on_replaying(how, step, every, saved, what, first):
-    error, said, last = named(Breaks(step, how), checkpoint_every=every)
-    assert error.told.startswith(what) and str(error).startswith(error.told) and "first_to_go(" in str(error)
-    assert said.startswith(f"{what}; the first to go: {first}"), said
+    error, answer, last = named(Breaks(step, how), checkpoint_every=every)
+    assert error.message.startswith(what) and str(error).startswith(error.message) and "first_to_go(" in str(error)
+    assert answer.startswith(f"{what}; the first to go: {first}"), answer
     assert last == saved  # nothing is saved after it
 
 
@@ -83,9 +83,9 @@ def test_inputs_and_activations_are_named():
         for i, (x, y) in enumerate(batches(epoch, start), start):
             yield (x.masked_fill(x > 0, math.nan) if (epoch, i) == (1, 5) else x), y
 
-    _, said, last = named(spequant.SPEQ(), batches=damaged, epochs=2)
-    assert last == STEPS and "epoch 2, step 6" in said
-    assert "the first to go: the batch's inputs; activations that leave" in said and "more" in said
+    _, answer, last = named(spequant.SPEQ(), batches=damaged, epochs=2)
+    assert last == STEPS and "epoch 2, step 6" in answer
+    assert "the first to go: the batch's inputs; activations that leave" in answer and "more" in answer
 
     class Root(torch.nn.Module):
         def forward(self, x):
@@ -99,8 +99,8 @@ def test_inputs_and_activations_are_named():
     state, batches = broken()
     with pytest.raises(NotFinite, match=r"epoch 1, step 1 ") as error:
         fit(state, batches, epochs=1, steps=STEPS)
-    said = first_to_go(broken()[0], batches, error.value, steps=STEPS)
-    assert "epoch 1, step 1 " in said and "the first to go: activations that leave bn1;" in said
+    answer = first_to_go(broken()[0], batches, error.value, steps=STEPS)
+    assert "epoch 1, step 1 " in answer and "the first to go: activations that leave bn1;" in answer
 
 
 def test_a_parameter_that_no_loss_depends_on_is_noticed_at_the_step_that_broke_it():
@@ -120,23 +120,23 @@ def test_a_parameter_that_no_loss_depends_on_is_noticed_at_the_step_that_broke_i
     state, batches = with_idle()
     with pytest.raises(NotFinite, match="step 20 of the run") as error:
         fit(state, batches, epochs=1, steps=STEPS)
-    said = first_to_go(with_idle()[0], batches, error.value, steps=STEPS)
-    assert said.startswith("the network is not finite after epoch 1, step 5 ") and "the first to go: idle:" in said
+    answer = first_to_go(with_idle()[0], batches, error.value, steps=STEPS)
+    assert answer.startswith("the network is not finite after epoch 1, step 5 ") and "the first to go: idle:" in answer
 
 
 @pytest.mark.slow
 def test_parts_of_a_batch_are_watched_one_by_one():
-    method = Breaks(9, lambda model: math.nan)  # the third step's first half, of three calls a step
+    method = Breaks(9, lambda model: math.nan)  # the third step's first half, of three calls per step
     accelerator = make_accelerator(accumulate=4)
     state, batches = a_state(method)
     with pytest.raises(NotFinite) as error:
         fit(state, batches, epochs=1, steps=STEPS, accelerator=accelerator)
     state, _ = a_state(Breaks(9, method.how))
-    said = first_to_go(state, batches, error.value, steps=STEPS, accelerator=accelerator)
-    assert "epoch 1, step 3 (step 3 of the run); the first to go: the loss in all" in said
+    answer = first_to_go(state, batches, error.value, steps=STEPS, accelerator=accelerator)
+    assert "epoch 1, step 3 (step 3 of the run); the first to go: the loss in all" in answer
 
 
-def test_a_loss_that_is_finite_when_repeated_is_said_to_be():
+def test_a_loss_that_is_finite_when_repeated_is_reported():
     state, batches = a_state(spequant.Retrain())
     error = NotFinite("the loss is not finite at step 3", [], step=3, finite=0, noticed=3)
     assert "all is finite when the steps are repeated" in first_to_go(state, batches, error, steps=STEPS)
@@ -146,7 +146,7 @@ def test_a_loss_that_is_finite_when_repeated_is_said_to_be():
 
 
 class Listens:
-    """A reporter that keeps what is said, and then does `heard`."""
+    """A reporter that stores each line and then calls `heard`."""
 
     def __init__(self, heard=lambda: None):
         self.lines, self.heard = [], heard
@@ -171,7 +171,7 @@ def broken_run(monkeypatch, step, how):
 
 
 @pytest.mark.parametrize(("step", "begin"), [(15, 12), (2, 0)])
-def test_a_run_goes_back_by_itself_and_says_so(step, begin, monkeypatch, tmp_path):
+def test_a_run_repeats_its_last_steps_and_reports_it(step, begin, monkeypatch, tmp_path):
     recipe, states = broken_run(monkeypatch, step, gradient_of_a_range), []
 
     def alive():
@@ -182,24 +182,26 @@ def test_a_run_goes_back_by_itself_and_says_so(step, begin, monkeypatch, tmp_pat
         run(recipe, tmp_path / "run", reporter)
     assert f"(step {step + 1} of the run)" in str(error.value)
     assert (tmp_path / "run" / "diverged.txt").read_text() == f"{error.value}\n"
-    assert len(reporter.lines) == 1 and f"from step {begin} " in reporter.lines[0] and not states  # the old one is gone
+    assert (
+        len(reporter.lines) == 1 and f"from step {begin} " in reporter.lines[0] and not states
+    )  # the state of the run was freed
     assert not (tmp_path / "run" / "result.json").exists()
 
 
-def test_going_back_may_be_interrupted(monkeypatch, tmp_path):
-    recipe, found = broken_run(monkeypatch, 15, gradient_of_a_range), []
+def test_repeating_may_be_interrupted(monkeypatch, tmp_path):
+    recipe, texts = broken_run(monkeypatch, 15, gradient_of_a_range), []
 
     def interrupted():
-        found.append(Path(tmp_path / "run" / "diverged.txt").read_text())
+        texts.append(Path(tmp_path / "run" / "diverged.txt").read_text())
         raise KeyboardInterrupt
 
     with pytest.raises(FloatingPointError, match=r"epoch 2, step 6 \(step 16") as error:
         run(recipe, tmp_path / "run", Listens(interrupted))
-    assert found == [f"{error.value}\n"] and "the first to go" not in found[0]
+    assert texts == [f"{error.value}\n"] and "the first to go" not in texts[0]
 
 
 def test_the_last_step_may_not_leave_a_network_that_is_not_finite():
-    """Its loss is finite, what it makes of the weights is not, and no later loss tells."""
-    error, said, last = named(Breaks(2 * STEPS, gradient_of_a_range), epochs=2)
-    assert f"step {2 * STEPS} of the run" in error.told and last == STEPS
-    assert "the first to go: the range of layer2.0.conv1:" in said
+    """The loss of the last step is finite, its update of the weights is not, and no later loss shows it."""
+    error, answer, last = named(Breaks(2 * STEPS, gradient_of_a_range), epochs=2)
+    assert f"step {2 * STEPS} of the run" in error.message and last == STEPS
+    assert "the first to go: the range of layer2.0.conv1:" in answer

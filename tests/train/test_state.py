@@ -1,4 +1,4 @@
-"""What training stands on: the average of the weights, and a snapshot that fits this network alone."""
+"""The state of training: the average of the weights, and snapshots, which fit only the same network."""
 
 from dataclasses import replace
 
@@ -33,7 +33,7 @@ def test_an_average_of_the_weights_is_the_result():
         state_of(small_network(), ema=1.5)
 
 
-def test_a_snapshot_with_an_average_leads_to_the_very_same_end():
+def test_training_from_a_snapshot_with_an_average_ends_the_same():
     batches = [small_batch() for _ in range(4)]
     first, second = (state_of(small_network(), ema=0.9) for _ in range(2))
     for i, batch in enumerate(batches):
@@ -44,9 +44,9 @@ def test_a_snapshot_with_an_average_leads_to_the_very_same_end():
     assert second.step == 2 and second.method.step == 2
     for batch in batches[2:]:
         train_step(second, batch, make_accelerator())
-    for own, other in ((first.model, second.model), (first.ema.module, second.ema.module)):
+    for ours, other in ((first.model, second.model), (first.ema.module, second.ema.module)):
         theirs = other.state_dict()
-        assert all(torch.equal(v, theirs[k]) for k, v in own.state_dict().items())
+        assert all(torch.equal(v, theirs[k]) for k, v in ours.state_dict().items())
     assert [g["lr"] for g in first.optimizer.param_groups] == [g["lr"] for g in second.optimizer.param_groups]
 
 

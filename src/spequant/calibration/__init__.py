@@ -1,1 +1,1 @@
-"""What real data set before training: ranges of quantizers, and statistics of batch norm."""
+"""What real data decides before training: ranges of quantizers, and statistics of batch norm."""

@@ -1,5 +1,8 @@
-"""Batch norm: its running statistics kept out of the teacher's pass and measured anew for the quantized network, its
-batch statistics taken over all processes."""
+"""Batch norm around quantization: modes for the teacher's pass, re-estimated statistics, several processes.
+
+What batch norm does in one forward pass is set by a context manager. Running statistics are re-estimated after
+calibration, because quantization shifts them. With several processes, batch statistics are taken over all of them.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,18 +24,25 @@ MODES: tuple[Mode, ...] = ("leave", "update", "eval")
 
 @contextmanager
 def batch_norm_mode(model: nn.Module, mode: Mode) -> Iterator[None]:
-    """What batch norm does inside: "leave": batch statistics, and running ones as before afterwards; "update": as in
-    any training forward; "eval": running statistics. A model in eval mode is not touched.
+    """Choose what batch norm does inside the `with` block; layers in eval mode are not touched.
 
-    "leave" puts copies back, so that a compiled model runs the very graph of the student's pass: with
-    `track_running_stats` switched it would need one of its own; with momentum 0 it would still count batches, and one
-    Inf would turn the running statistics to NaN.
+    Args:
+        model: Any network. Only batch norm in train mode that tracks running statistics is affected.
+        mode: "leave" normalises by batch statistics and restores the running statistics at the end; "update"
+            normalises by batch statistics and updates the running ones, as any training forward does; "eval"
+            normalises by running statistics.
+
+    Raises:
+        ValueError: `mode` is none of these.
     """
     if mode not in MODES:
         raise ValueError(f"batch_norm is {mode!r}; expected one of {', '.join(map(repr, MODES))}")
     norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
+    # "leave" restores copies because a compiled model then runs the same graph as in the student's pass. With
+    # `track_running_stats` switched off it would need a second graph. With momentum 0 it would still count batches, and
+    # one Inf would turn the running statistics into NaN.
     running = [b for m in norms for b in m.buffers(recurse=False)] if mode == "leave" else []
-    kept = [b.detach().clone() for b in running]
+    copies = [b.detach().clone() for b in running]
     try:
         if mode == "eval":
             for m in norms:
@@ -44,13 +54,19 @@ def batch_norm_mode(model: nn.Module, mode: Mode) -> Iterator[None]:
             m.training = True
         if running:
             with torch.no_grad():
-                torch._foreach_copy_(running, kept)  # type: ignore[attr-defined]
+                torch._foreach_copy_(running, copies)  # type: ignore[attr-defined]
 
 
 @contextmanager
 def batch_norm_untracked(model: nn.Module) -> Iterator[None]:
-    """Inside, batch norm in train mode takes batch statistics and neither reads nor writes running ones: for passes
-    whose gradient is wanted beside the student's, which autograd refuses once running statistics were put back."""
+    """Let batch norm in train mode use batch statistics, and neither read nor write running ones, inside the block.
+
+    For a pass that is backpropagated together with the student's: autograd refuses that after `batch_norm_mode` has
+    restored the running statistics, because it changed them in place.
+
+    Args:
+        model: Any network. Batch norm in eval mode is not touched.
+    """
     norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
     try:
         for m in norms:
@@ -64,7 +80,7 @@ def batch_norm_untracked(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
-    """At the end each module is in train or eval mode as it was, those that the user froze apart, too."""
+    """Restore the train or eval mode of each module at the end, also where it differs from the mode of `model`."""
     before = [(m, m.training) for m in model.modules()]
     try:
         yield
@@ -75,7 +91,7 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def dropout_off(model: nn.Module) -> Iterator[None]:
-    """Dropout and stochastic depth off, also in train mode."""
+    """Switch dropout and stochastic depth off inside the block, also in train mode."""
     with ExitStack() as undo:
         for m in model.modules():
             attribute = "drop_prob" if hasattr(m, "drop_prob") else "p"
@@ -85,45 +101,56 @@ def dropout_off(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def frozen(norm: _BatchNorm, model: nn.Module) -> bool:
-    """Whether the user of `model` froze the batch norm `norm` in it: it is in eval mode while `model` is not, or none
-    of its parameters learns, or its momentum is 0."""
+def is_frozen(norm: _BatchNorm, model: nn.Module) -> bool:
+    """Tell whether the user froze the batch norm `norm` of `model`.
+
+    It counts as frozen if it is in eval mode while `model` is in train mode, if it has parameters and none of them
+    requires a gradient, or if its momentum is 0.
+    """
     parameters = list(norm.parameters(recurse=False))
-    still = bool(parameters) and not any(p.requires_grad for p in parameters)
-    return still or norm.momentum == 0 or (model.training and not norm.training)
+    learns_nothing = bool(parameters) and not any(p.requires_grad for p in parameters)
+    return learns_nothing or norm.momentum == 0 or (model.training and not norm.training)
 
 
 @torch.no_grad()
 def reestimate_batch_norm(
     model: nn.Module, batches: Iterable[Any], run: Callable[[nn.Module, Any], Any] = run_model
 ) -> None:
-    """Replace running statistics by their mean over `batches`, each forwarded by `run(model, batch)`, dropout off.
+    """Replace the running statistics of batch norm by their mean over `batches`, with dropout off.
 
-    The model runs at the precision in use; its modules' modes are kept. Batch norm that is `frozen` keeps its
-    statistics and computes with them, and so does what ran on no batch. Without batch norm: nothing happens.
-    ValueError: no batches, or one of a single sample, which has no variance.
-    Several processes: each gives batches of its own, equally many, and all end with the mean over everyone's.
+    The model runs at the precision in use, and the mode of each module is restored at the end. A batch norm that its
+    user froze (`is_frozen`) keeps its statistics and normalises by them. A batch norm that ran on no batch keeps its
+    statistics as well. Without batch norm nothing happens. After an error, all statistics are as before.
+
+    Args:
+        model: Any network, prepared or float.
+        batches: Batches that `run` understands. With several processes, each passes the same number of different
+            batches, and all of them end with the mean over all processes.
+        run: Called as `run(model, batch)` once per batch; by default `run_model`.
+
+    Raises:
+        ValueError: There is no batch, or a batch holds a single sample, which has no variance.
     """
     check_batches(batches, "batches")
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    norms = [m for m in norms if not frozen(m, model)]
+    norms = [m for m in norms if not is_frozen(m, model)]
     running = [b for m in norms for b in m.buffers(recurse=False)]
     before, momenta = [b.clone() for b in running], [m.momentum for m in norms]
     count = 0
     try:
         with dropout_off(model), modes_kept(model):
-            still = [m for m in model.modules() if isinstance(m, _BatchNorm) and m not in norms]
+            others = [m for m in model.modules() if isinstance(m, _BatchNorm) and m not in norms]
             model.train()
-            for m in still:
+            for m in others:
                 m.eval()
             for m in norms:
-                m.momentum = None  # the mean over all batches
+                m.momentum = None  # so that torch averages over all batches
                 m.num_batches_tracked.zero_()  # type: ignore[union-attr]
             for count, batch in enumerate(batches, start=1):
                 _run_one(model, batch, count, run)
         if not count:
             raise ValueError(
-                "batches are empty (an iterator that was read before?); expected one at least to measure on"
+                "batches are empty (an iterator that was read before?); expected at least one to measure on"
             )
     except BaseException:
         for b, value in zip(running, before, strict=True):
@@ -136,22 +163,28 @@ def reestimate_batch_norm(
 
 
 def _run_one(model: nn.Module, batch: Any, number: int, run: Callable[[nn.Module, Any], Any]) -> None:
+    """Run one batch, and turn torch's error about a single sample into one that says what to do."""
     try:
         run(model, batch)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
         raise ValueError(
-            f"batch {number} holds a single sample, as the last one may: batch norm has no variance of it. Leave it "
-            "out (drop_last=True of a DataLoader), or say reestimate=False"
+            f"batch {number} holds a single sample (often the last batch of a data set does), of which batch norm has "
+            "no variance. Leave it out (drop_last=True of a DataLoader), or pass reestimate=False"
         ) from error
 
 
 class SyncBatchNorm(_BatchNorm):
-    """Batch norm over the batches of all processes together, on any device; alone, or in eval mode, plain batch norm.
+    """Batch norm whose batch statistics are taken over all processes, on any device.
 
-    torch's own class of this name runs on GPUs alone. Mean and variance in fp32, two sums over processes:
-    y = (x - mean) / sqrt(var + eps) * weight + bias. Input (batch, channels, ...).
+        y = (x - mean) / sqrt(var + eps) * weight + bias
+
+    Mean and variance are computed in fp32, by two sums over the processes. In eval mode, or with one process, it is
+    plain batch norm. torch's class of the same name runs only on GPUs.
+
+    Shape:
+        Input and output: (batch, channels, ...).
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -188,14 +221,21 @@ class SyncBatchNorm(_BatchNorm):
 
 
 PLAIN = (_BatchNorm.forward, nn.SyncBatchNorm.forward, SyncBatchNorm.forward)
-"""What batch norm does and nothing else; a subclass with another forward does more."""
+"""Forward methods that compute only batch norm. A subclass with another forward computes something more."""
 
 
 def synchronise_batch_norm(model: nn.Module) -> None:
-    """Let every batch norm in `model` take its batch statistics over all processes: replaced in place, the parameters
-    and buffers themselves kept. On a GPU torch's own class, elsewhere ours.
+    """Replace every batch norm in `model`, in place, by one with batch statistics over all processes.
 
-    ValueError: one with a forward of its own, which would be lost (timm's has an activation inside)."""
+    On a GPU that is torch's `nn.SyncBatchNorm`, elsewhere the `SyncBatchNorm` of this file. The parameter and buffer
+    objects stay the same.
+
+    Args:
+        model: Any network.
+
+    Raises:
+        ValueError: A batch norm has its own forward, which would be lost (timm's includes an activation).
+    """
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and type(module).forward not in PLAIN:
             raise ValueError(
@@ -207,7 +247,7 @@ def synchronise_batch_norm(model: nn.Module) -> None:
             if isinstance(child, _BatchNorm) and not isinstance(child, SyncBatchNorm | nn.SyncBatchNorm):
                 tensor = next(child.buffers(recurse=False), None)
                 on_gpu = tensor is not None and tensor.device.type == "cuda"
-                made = nn.SyncBatchNorm if on_gpu else SyncBatchNorm
-                new = made(child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats)
+                kind = nn.SyncBatchNorm if on_gpu else SyncBatchNorm
+                new = kind(child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats)
                 new._parameters, new._buffers = child._parameters, child._buffers
                 setattr(parent, name, new.train(child.training))

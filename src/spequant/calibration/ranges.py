@@ -1,4 +1,4 @@
-"""`calibrate`: ranges from real data. Which rule picks a range is in `quantizers/ranges.py`."""
+"""`calibrate`: ranges of quantizers from real data. The rules that pick a range are in `quantizers/ranges.py`."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -13,8 +13,10 @@ from spequant.layers import OUTPUT, act_quantizers, act_slots, weight_quantizers
 from spequant.processes import gathered, world
 from spequant.quantizers import Quantizer, Rule, least_squares
 
-KEPT = 2**17  # values kept of each tensor over all batches
-SIGN_TOLERANCE = 1e-3  # of max|x|: less than that below zero counts as unsigned
+VALUES_PER_TENSOR = 2**17
+"""How many values of each tensor are stored, over all batches together."""
+SIGN_TOLERANCE = 1e-3
+"""A tensor whose minimum is above -SIGN_TOLERANCE * max|x| counts as unsigned."""
 
 
 def calibrate(
@@ -26,23 +28,30 @@ def calibrate(
     reestimate: bool = True,
     run: Callable[[nn.Module, Any], Any] = run_model,
 ) -> None:
-    """Give every quantizer of a prepared `model` its range, from the float network's activations.
+    """Give every quantizer of a prepared `model` its range, from the activations of the float network.
 
-    batches: of training data, augmented as in training where batch norm is re-estimated; read until `samples` samples
-      have passed; anything that `run(model, batch)` understands, by default a tensor, (inputs, ...) or a dict of
-      keyword arguments.
-    rule: (quantizer, values) -> clip, of least squared error at the quantizer's bits by default; `percentile(99.9)`
-      is the usual alternative. Quantizers with a rule of their own (MinMax) keep it.
-    reestimate: batch norm's running statistics are then measured anew on the same batches, at low bits.
+    The signs of activations are decided here, too: an activation is signed if it goes below -1/1000 of its largest
+    magnitude. No parameter object is replaced, so that an optimizer may be made before or after.
 
-    Several processes: each gives its part of the samples; ranges follow from all of them and are the same everywhere.
+    Args:
+        model: What `prepare` returned.
+        batches: Batches of training data, read until `samples` samples have passed. They should be augmented as in
+            training where batch norm is re-estimated. With several processes, each passes its part of the samples;
+            ranges follow from all of them and are the same everywhere.
+        rule: (quantizer, values) -> clip. The default minimises the squared error at the quantizer's bits;
+            `percentile(99.9)` is the usual alternative. Quantizers with their own rule (MinMax) keep it.
+        samples: How many samples are read, over all processes together, 1 or more.
+        reestimate: Whether the running statistics of batch norm are measured anew on the same batches, with quantized
+            weights and activations. Frozen batch norm keeps its statistics (see `batch_norm.is_frozen`).
+        run: Called as `run(model, batch)`. By default a batch is a tensor, (inputs, ...) or a dict of keyword
+            arguments.
 
-    Decides which activations are signed (below -1/1000 of the largest magnitude). No parameter is replaced: an
-    optimizer may be built before or after. Batch norm that its user froze keeps its statistics (`batch_norm.frozen`).
-    ValueError: model not prepared, fewer samples than asked for, values that are not finite. RuntimeError: a quantized
-    layer that never ran, or never on any value.
+    Raises:
+        ValueError: The model is not prepared, `samples` is below 1, there are fewer samples than that, or values are
+            not finite.
+        RuntimeError: A quantized layer never ran, or only on empty tensors.
     """
-    with torch.inference_mode(False):  # where the caller is in it: what is made here is trained later
+    with torch.inference_mode(False):  # the caller may be in inference mode, but these ranges are trained later
         _calibrate(model, batches, rule, samples, reestimate, run)
 
 
@@ -59,12 +68,12 @@ def _calibrate(
         raise ValueError("model holds no quantizer: call spequant.prepare first")
     if samples < 1:
         raise ValueError(f"samples is {samples!r}; expected 1 or more")
-    kept = _read(batches, -(-samples // world()), run is run_model)
-    watcher = _watch(model, [*acts.values(), *weights.values()], kept, run)
+    batches = _read(batches, -(-samples // world()), run is run_model)
+    watcher = _watch(model, [*acts.values(), *weights.values()], batches, run)
     _check_all_ran(watcher, [*acts.values(), *weights.values()])
     outputs = {id(getattr(module, a)) for _, module, a in act_slots(model) if a == OUTPUT}
     for q in act_quantizers(model).values():
-        values = watcher.kept[q].values
+        values = watcher.samples[q].values
         values = torch.cat(gathered(values.cpu())).to(values.device)
         ends = torch.cat(gathered(watcher.ends[q].values.cpu()))
         low, high = ends.min(), ends.max()
@@ -79,44 +88,48 @@ def _calibrate(
     for q in weights.values():
         q.fit(watcher.weights[q], rule)
     if reestimate:
-        reestimate_batch_norm(model, kept, run)
+        reestimate_batch_norm(model, batches, run)
 
 
 def _check_all_ran(watcher: "_Watcher", quantizers: list[Quantizer]) -> None:
-    empty = [q.name for q in quantizers if q in watcher.empty and q not in watcher.kept]
+    """Refuse layers whose quantizers saw no value."""
+    empty = [q.name for q in quantizers if q in watcher.empty and q not in watcher.samples]
     if empty:
         raise RuntimeError(
             f"layers that ran in {watcher.batches} batches, but on no value: {', '.join(empty)}. Give more or other "
-            "data, on which experts get tokens and detectors find something, or leave them float: skip=[...]"
+            "data, on which experts get tokens and detectors find something, or leave these layers float: skip=[...]"
         )
-    silent = [q.name for q in quantizers if q not in watcher.weights and q not in watcher.kept]
+    silent = [q.name for q in quantizers if q not in watcher.weights and q not in watcher.samples]
     if silent:
         raise RuntimeError(
-            f"quantized layers that never ran in {watcher.batches} batches: {', '.join(silent)}. Other modules "
-            "read their weights past their forward, or nothing uses them; leave them float: prepare(..., skip=[...])"
+            f"quantized layers that never ran in {watcher.batches} batches: {', '.join(silent)}. Another module reads "
+            "their weights without calling them, or nothing uses them; leave them float: prepare(..., skip=[...])"
         )
 
 
 def _off_ties(rule: Rule) -> Rule:
-    """`rule` for a tensor that is rounded again by who reads it. Both ranges are round fractions of one largest value,
-    so that whole codes of one grid may lie half-way between two of the other, where torch and an integer engine differ
-    by their last bit; 1/8192 wider they do not."""
+    """Return `rule`, 1/8192 wider, for a tensor that its readers quantize a second time.
+
+    Both ranges are round fractions of the same largest value. Codes of one grid may therefore lie exactly half-way
+    between two codes of the other, where torch and an integer engine round differently by their last bit. The wider
+    range avoids such ties.
+    """
     if getattr(rule, "reads_ends", False):
         return rule
     return lambda quantizer, values: rule(quantizer, values) * (1 + 2**-13)
 
 
 def _watch(
-    model: nn.Module, quantizers: list[Quantizer], kept: list[Any], run: Callable[[nn.Module, Any], Any]
+    model: nn.Module, quantizers: list[Quantizer], batches: list[Any], run: Callable[[nn.Module, Any], Any]
 ) -> "_Watcher":
-    """What reaches each quantizer while the model runs float, in eval mode."""
-    watcher = _Watcher(len(kept))
+    """Record what reaches each quantizer while the model runs in float, in eval mode."""
+    watcher = _Watcher(len(batches))
     try:
         for q in quantizers:
             q.watch = watcher
         with modes_kept(model), torch.no_grad():
             model.eval()
-            for batch in kept:
+            for batch in batches:
                 run(model, batch)
     finally:
         for q in quantizers:
@@ -125,20 +138,20 @@ def _watch(
 
 
 def _read(batches: Iterable[Any], samples: int, inputs_first: bool) -> list[Any]:
-    """The first batches that together hold `samples` samples; those that hold none are left out."""
+    """Read batches until they hold `samples` samples together; empty batches are left out."""
     check_batches(batches, "batches")
-    kept, seen = [], 0
+    read, seen = [], 0
     for batch in batches:
         count = samples_in(batch, inputs_first=inputs_first)
         if count is None:
             raise ValueError(
-                f"batches hold {type(batch).__name__}s without a tensor; expected one, with a sample a row"
+                f"batches hold {type(batch).__name__}s without a tensor; expected one, with one sample per row"
             )
         if count:
-            kept.append(batch)
+            read.append(batch)
             seen += count
         if seen >= samples:
-            return kept
+            return read
     raise ValueError(
         f"batches held {seen} samples; expected at least samples={samples}. Give more data, or a smaller `samples` "
         "(ranges from few samples are uncertain)"
@@ -146,14 +159,21 @@ def _read(batches: Iterable[Any], samples: int, inputs_first: bool) -> list[Any]
 
 
 class _Watcher:
-    """Keeps of each quantizer's input a part and its extremes."""
+    """Stores a sample of the values that reach each activation quantizer and their extremes, and each weight.
+
+    Attributes:
+        samples: Values spread evenly over each input, `per_batch` or a few more per call.
+        ends: The least and the largest value of each call.
+        weights: The weight of each weight quantizer.
+        empty: Quantizers that were called with an empty tensor at least once.
+    """
 
     def __init__(self, batches: int):
-        self.batches, self.per_batch = batches, max(1024, KEPT // batches)
+        self.batches, self.per_batch = batches, max(1024, VALUES_PER_TENSOR // batches)
         self.weights: dict[Quantizer, Tensor] = {}
-        self.kept: dict[Quantizer, _Kept] = {}
-        self.ends: dict[Quantizer, _Kept] = {}  # the least and largest value of each batch
-        self.empty: set[Quantizer] = set()  # of which some batch held no value
+        self.samples: dict[Quantizer, _Values] = {}
+        self.ends: dict[Quantizer, _Values] = {}
+        self.empty: set[Quantizer] = set()
 
     def __call__(self, quantizer: Quantizer, x: Tensor) -> None:
         if quantizer.of_weight:
@@ -164,21 +184,24 @@ class _Watcher:
             self.empty.add(quantizer)
             return
         stride = max(1, flat.numel() // self.per_batch)
-        while math.gcd(stride, flat.numel()) > 1:  # so that every channel and column is met
+        while math.gcd(stride, flat.numel()) > 1:  # so that the stride reaches every channel and column
             stride += 1
         part = flat[stride // 2 :: stride]
-        self._keep(self.kept, quantizer, part)
-        self._keep(self.ends, quantizer, torch.stack([flat.amin(), flat.amax()]))
+        self._store(self.samples, quantizer, part)
+        self._store(self.ends, quantizer, torch.stack([flat.amin(), flat.amax()]))
 
-    def _keep(self, where: dict[Quantizer, "_Kept"], quantizer: Quantizer, values: Tensor) -> None:
-        if quantizer not in where:
-            where[quantizer] = _Kept(values.new_empty(self.batches * len(values)))
-        where[quantizer].add(values)
+    def _store(self, target: dict[Quantizer, "_Values"], quantizer: Quantizer, values: Tensor) -> None:
+        if quantizer not in target:
+            target[quantizer] = _Values(values.new_empty(self.batches * len(values)))
+        target[quantizer].add(values)
 
 
-class _Kept:
-    """Values from batch after batch, in one block: small copies, each made between the large tensors that come and go
-    in a forward pass, would keep the allocator from using their places again (gigabytes with a BERT)."""
+class _Values:
+    """Values of all batches in one block of memory.
+
+    Many small copies, made between the large tensors of a forward pass, would fragment memory: the allocator could not
+    use the places of those tensors again (gigabytes with a BERT).
+    """
 
     def __init__(self, block: Tensor):
         self.block, self.filled = block, 0

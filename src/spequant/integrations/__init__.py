@@ -1,4 +1,4 @@
-"""spequant's methods inside other libraries' training loops. Thin: what those loops do is not done again here."""
+"""spequant's methods inside other libraries' training loops. Nothing that those loops do is repeated here."""
 
 from spequant.integrations.trainer import QATTrainer, load_checkpoint
 

@@ -1,7 +1,7 @@
 """Hugging Face's `Trainer` with a method as its loss. Scripts keep their arguments, data, collator, callbacks, metrics.
 
-Devices, mixed precision, accumulation, schedules and evaluation are the Trainer's own; here are the loss, the
-quantizers' ranges in the optimizer, and checkpoints that lose nothing of a prepared network.
+Devices, mixed precision, accumulation, schedules and evaluation are left to the Trainer. This file has the loss, the
+optimizer group of the quantizers' ranges, and checkpoints with every tensor of a prepared network.
 """
 
 import json
@@ -35,18 +35,29 @@ WEIGHTS, METHOD = "model.safetensors", "method.json"
 class QATTrainer(Trainer):
     """`transformers.Trainer` whose training loss is `method(model, batch)`.
 
-    method: `SPEQ(task=SpanExtraction())`, `Retrain`, `Distill` or your own (model, batch) -> Losses. Evaluation runs
-      the student alone, at its own bits; its loss is that of the method's `task`.
-    range_lr: learning rate of the quantizers' ranges (clips, steps, offsets), scheduled as the others; None:
-      `learning_rate`. They are a group of their own, without weight decay.
-    trainer: the Trainer's other arguments, by name; its loss is the method's, so neither `compute_loss_func` nor
-      `label_smoothing_factor`.
+    Evaluation runs only the student, at its bits, and reports the loss of the method's `task`. Logs have `task` and
+    `distill` in addition to `loss`.
 
-    Logs have `task` and `distill` beside `loss`. Checkpoints have every tensor of the prepared network, and the
-    method's state in method.json: a run resumed on the CPU ends with the weights of one that was never interrupted.
-    `from_pretrained` makes no quantizers, so it cannot read them: prepare the float network as before, then
-    `load_checkpoint`. With `bf16` the network stays under autocast in evaluation and after training, as in any Trainer;
-    `accelerator.unwrap_model(model, keep_fp32_wrapper=False)` ends that, for figures in fp32 and for exports.
+    Checkpoints have every tensor of the prepared network, and the state of the method in method.json, so that a resumed
+    run on the CPU ends with the weights of an uninterrupted one. `from_pretrained` cannot read them, because it makes
+    no quantizers: prepare the float network as before, then call `load_checkpoint`.
+
+    With `bf16` the network stays under autocast in evaluation and after training, as in any Trainer. Call
+    `accelerator.unwrap_model(model, keep_fp32_wrapper=False)` for fp32 results and for exports.
+
+    Args:
+        model: What `prepare` returned, calibrated.
+        args: The Trainer's arguments.
+        method: `SPEQ(task=SpanExtraction())`, `Retrain`, `Distill` or your own (model, batch) -> Losses.
+        range_lr: Learning rate of the quantizers' ranges (clips, steps, offsets), 0 or more, with the same schedule as
+            the others; None: `learning_rate`. Ranges are in a separate group without weight decay.
+        trainer: The Trainer's other arguments, by name. The loss is the method's, so that `compute_loss_func` and
+            `label_smoothing_factor` are refused.
+
+    Raises:
+        TypeError: `method` is no method, or its state cannot be saved as JSON.
+        ValueError: A setting would be ignored, the network has no activation quantizers although the method needs them,
+            or the network would be sharded.
     """
 
     loss_is_scaled_for_ga = False  # a mean over the batch, to be divided by the number of batches that accumulate
@@ -66,13 +77,14 @@ class QATTrainer(Trainer):
         super().__init__(model, args, **trainer)  # type: ignore[arg-type]
         self.method, self.range_lr = method, range_lr
         self.model_accepts_loss_kwargs = False  # versions without loss_is_scaled_for_ga ask this
-        self.sums: Tensor | None = None  # task, distill and steps since the last log, on the device
-        self._refuse_what_does_not_work()
+        self.sums: Tensor | None = None  # task loss, distillation loss and steps since the last log, on the device
+        self._refuse_arguments()
         for part in (method, getattr(method, "distill", None)):
             if isinstance(teacher := getattr(part, "teacher", None), nn.Module):
                 teacher.to(self.args.device)
 
-    def _refuse_what_does_not_work(self) -> None:
+    def _refuse_arguments(self) -> None:
+        """Refuse arguments that would be ignored or that the method does not support."""
         args, model = self.args, self.model
         if isinstance(self.method, SPEQ | SPEQDistill) and not act_quantizers(model):  # type: ignore[arg-type]
             raise ValueError(
@@ -95,7 +107,7 @@ class QATTrainer(Trainer):
             )
         if args.n_gpu > 1:
             raise ValueError(
-                f"args see {args.n_gpu} GPUs, which one process would use with DataParallel; expected one GPU a "
+                f"args see {args.n_gpu} GPUs, which one process would use with DataParallel; expected one GPU per "
                 "process: start with torchrun or accelerate launch, or set CUDA_VISIBLE_DEVICES"
             )
 
@@ -108,7 +120,7 @@ class QATTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The method's total of a model in training; in evaluation the task's loss on the model's own outputs."""
+        """Compute the method's total loss in training, and in evaluation the task's loss, with the model's outputs."""
         task = _task_of(self.method)
         if model.training:
             with self.accelerator.autocast(), _missing_named(task, inputs):
@@ -131,13 +143,13 @@ class QATTrainer(Trainer):
 
     @torch.no_grad()
     def _note(self, losses: Losses) -> None:
-        """Add up for the logs without waiting for the device."""
+        """Add up the losses for the logs without waiting for the device."""
         parts = torch.stack([losses.task, losses.distill, torch.ones_like(losses.task)]).float()
-        parts /= getattr(self, "current_gradient_accumulation_steps", 1)  # none outside `train`
+        parts /= getattr(self, "current_gradient_accumulation_steps", 1)  # only inside `train`
         self.sums = parts if self.sums is None else self.sums + parts
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """With the means of task and distill since the last log beside those of `loss`."""
+        """Log also the means of the task loss and the distillation loss since the last log."""
         if "loss" in logs and self.sums is not None:
             task, distill, steps = sum_over_processes(self.sums.clone()).tolist()
             logs = {"loss": logs["loss"], "task": task / steps, "distill": distill / steps, **logs}
@@ -147,12 +159,12 @@ class QATTrainer(Trainer):
     # --- the optimizer -----------------------------------------------------------------------------------------
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The Trainer's, from whose groups the ranges move to one of their own, the last."""
+        """Create the Trainer's optimizer, and move the ranges out of its groups into a new last group."""
         self.sums = None  # training begins
-        own = self.optimizer is None
+        created_here = self.optimizer is None
         optimizer = super().create_optimizer(model)
         network: Any = self.model if model is None else model
-        if own:
+        if created_here:
             _separate_ranges(optimizer, network, self.range_lr)
         else:
             _check_parameters(optimizer, network)
@@ -161,7 +173,7 @@ class QATTrainer(Trainer):
     # --- checkpoints -------------------------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Every name with a storage of its own: the Trainer saves no network whose layers share a quantizer."""
+        """Save each tensor under each of its names, because the Trainer refuses networks whose layers share tensors."""
         super()._save(output_dir, state_dict={})
         if self.args.should_save:
             folder, network = Path(output_dir or str(self.args.output_dir)), self.model
@@ -187,9 +199,14 @@ class QATTrainer(Trainer):
 
 
 def load_checkpoint(model: nn.Module, folder: str | Path) -> None:
-    """Give the prepared `model` the weights and ranges that a QATTrainer saved in `folder`; it needs no calibration.
+    """Load the weights and ranges that a QATTrainer saved; the model then needs no calibration.
 
-    ValueError: the file is missing, damaged or of another network, or `model` does not hold each tensor as saved.
+    Args:
+        model: The prepared network, with the same arguments of `prepare` as in the run that saved it.
+        folder: A checkpoint folder of a QATTrainer.
+
+    Raises:
+        ValueError: The file is missing, damaged or of another network, or `model` cannot store each tensor as saved.
     """
     file = Path(folder) / WEIGHTS
     if not file.is_file():
@@ -204,17 +221,18 @@ def load_checkpoint(model: nn.Module, folder: str | Path) -> None:
         raise ValueError(
             f"{file} is of another network than model ({reason}); prepare the float one as for the run that saved it"
         ) from error
-    held = model.state_dict()
-    other = [name for name, saved in state.items() if not _equal(held[name], saved)]
-    if other:
+    loaded = model.state_dict()
+    differing = [name for name, saved in state.items() if not _equal(loaded[name], saved)]
+    if differing:
         raise ValueError(
-            f"{file}: model does not hold {other[0]} as saved ({len(other)} such tensors), because its layers share a "
-            "quantizer or a weight that were apart in the run that saved it; prepare the float network as for that run"
+            f"{file}: model does not hold {differing[0]} as saved ({len(differing)} such tensors), because its layers "
+            "share a quantizer or a weight that were separate in the run that saved it; prepare the float network as "
+            "for that run"
         )
 
 
-def _equal(held: Tensor, saved: Tensor) -> bool:
-    return torch.allclose(held, saved.to(held.device, held.dtype), rtol=0, atol=0, equal_nan=True)
+def _equal(loaded: Tensor, saved: Tensor) -> bool:
+    return torch.allclose(loaded, saved.to(loaded.device, loaded.dtype), rtol=0, atol=0, equal_nan=True)
 
 
 def _check_method(method: Any) -> None:
@@ -224,8 +242,8 @@ def _check_method(method: Any) -> None:
         )
     if trained_by(method) is not None:
         raise ValueError(
-            f"method is a {type(method).__name__} that trains a network beside the model, which the Trainer's "
-            "optimizer does not know; expected a method whose teacher is frozen, or spequant's own loop: spequant train"
+            f"method is a {type(method).__name__} that trains a second network, which the Trainer's optimizer does not "
+            "know; expected a method whose teacher is frozen, or spequant's own loop: spequant train"
         )
     if hasattr(method, "state_dict"):
         try:
@@ -242,14 +260,14 @@ def _task_of(method: Any) -> Task | None:
 
 @contextmanager
 def _missing_named(task: Task | None, batch: Any) -> Iterator[None]:
-    """A key that the batch lacks becomes an error that says where batches come from."""
+    """Turn the KeyError of a task into a ValueError that names the missing key and says where batches come from."""
     try:
         yield
     except KeyError as error:
         key = error.args[0] if error.args else None
         if not isinstance(batch, Mapping) or key in batch:
             raise
-        # Not a name: by number, as tuples are read.
+        # A key that is no name is a number: the task reads batches that are tuples.
         sought = repr(key) if isinstance(key, str) and key.isidentifier() else "inputs and labels by number"
         reader = type(task).__name__ if task else "method"
         raise ValueError(
@@ -261,7 +279,7 @@ def _missing_named(task: Task | None, batch: Any) -> Iterator[None]:
 
 @contextmanager
 def _outputs_seen(model: nn.Module) -> Iterator[list[Any]]:
-    """Inside, what `model` returns is kept."""
+    """Collect what `model` returns inside the block."""
     seen: list[Any] = []
     hook = model.register_forward_hook(lambda module, args, output: seen.append(output))
     try:
@@ -271,12 +289,13 @@ def _outputs_seen(model: nn.Module) -> Iterator[list[Any]]:
 
 
 def _separate_ranges(optimizer: torch.optim.Optimizer, model: nn.Module, lr: float | None) -> None:
+    """Move the ranges of quantizers to a new last group, without weight decay; lr: None for that of their old group."""
     ranges = {id(p) for m in model.modules() if isinstance(m, Quantizer) for p in m.parameters()}
     moved, settings = [], {}
     for group in optimizer.param_groups:
-        mine = [p for p in group["params"] if id(p) in ranges]
-        if mine:
-            moved += mine
+        group_ranges = [p for p in group["params"] if id(p) in ranges]
+        if group_ranges:
+            moved += group_ranges
             settings = settings or {k: v for k, v in group.items() if k != "params"}
             group["params"] = [p for p in group["params"] if id(p) not in ranges]
     if moved:
@@ -287,11 +306,11 @@ def _separate_ranges(optimizer: torch.optim.Optimizer, model: nn.Module, lr: flo
 
 
 def _check_parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """ValueError: `optimizer` would move other parameters than those of `model`."""
-    known = {id(p) for p in model.parameters()}
-    strange = sum(id(p) not in known for group in optimizer.param_groups for p in group["params"])
-    if strange:
+    """Refuse an optimizer with parameters that are not those of `model`."""
+    parameters = {id(p) for p in model.parameters()}
+    foreign = sum(id(p) not in parameters for group in optimizer.param_groups for p in group["params"])
+    if foreign:
         raise ValueError(
-            f"the optimizer holds {strange} parameters that are not the model's; make it of the prepared model, or "
+            f"the optimizer holds {foreign} parameters that are not the model's; make it of the prepared model, or "
             "leave optimizers out"
         )

@@ -1,1 +1,1 @@
-"""From a float network to a prepared one: which layers, inputs and additions are quantized, and by what."""
+"""From a float network to a prepared one: which layers, inputs and additions are quantized, and by which quantizer."""

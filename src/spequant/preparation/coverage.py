@@ -1,4 +1,4 @@
-"""How much of a prepared network computes on quantized numbers, and what does not, measured on one batch."""
+"""How much of a prepared network computes on quantized numbers, and which parts do not, measured on one batch."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -18,13 +18,20 @@ from spequant.networks import QUANTIZABLE
 from spequant.quantizers import Quantizer
 
 PRODUCTS = "products of two activations"
-"""Attention's q k and p v, and gates made of matrices."""
+"""The entry of `Coverage.in_float` for attention's q k and p v, and for gates that multiply matrices."""
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """layers, products: with both sides quantized; additions: quantized addends of residual additions;
-    share: of the multiply-accumulates that are between quantized numbers, 0 to 1; in_float: {what: share of them}."""
+    """What of a network is quantized when it runs.
+
+    Attributes:
+        layers: Number of layers with quantized weight and input.
+        additions: Number of quantized addends of residual additions.
+        products: Number of products with both factors quantized.
+        share: Share of the multiply-accumulates that multiply two quantized numbers, 0 to 1.
+        in_float: {why they are float: share of the multiply-accumulates}, the largest first; 1 in all with `share`.
+    """
 
     layers: int
     additions: int
@@ -35,11 +42,19 @@ class Coverage:
 
 @torch.no_grad()
 def coverage(model: nn.Module, batch: Any, run: Callable[[nn.Module, Any], Any] = run_model) -> Coverage:
-    """What of a prepared and calibrated `model` is quantized when it runs on `batch`, in eval mode.
+    """Measure what of a prepared and calibrated `model` is quantized when it runs on `batch`, in eval mode.
 
-    batch, run: as in `calibrate`. Counted are convolutions, matrix products and fused attention; what is float for its
-    own sake (normalisation, softmax, activation functions, pooling) multiplies nothing by weights and is not.
-    ValueError: the model ran none of these.
+    Convolutions, matrix products and fused attention are counted. Operations that have no weights (normalisation,
+    softmax, activation functions, pooling) are not.
+
+    Args:
+        model: What `prepare` returned, calibrated. The mode of each module is restored.
+        batch: One batch that `run` understands.
+        run: Called as `run(model, batch)`; by default a batch is a tensor, (inputs, ...) or a dict of keyword
+            arguments.
+
+    Raises:
+        ValueError: The model ran no operation that is counted.
     """
     with modes_kept(model), _Counter(model) as counter:
         model.eval()
@@ -47,7 +62,7 @@ def coverage(model: nn.Module, batch: Any, run: Callable[[nn.Module, Any], Any] 
     total = sum(counter.counts.values())
     if not total:
         raise ValueError("model ran no convolution and no matrix product on this batch; there is nothing to cover")
-    in_float = Counter({why: count for why, count in counter.counts.items() if why is not None})
+    in_float = Counter({reason: n for reason, n in counter.counts.items() if reason is not None})
     modules = list(model.modules())
     adds = sum(2 for m in modules if isinstance(m, QuantizedAdd)) + sum(OUTPUT in m._modules for m in modules)
     return Coverage(
@@ -55,34 +70,33 @@ def coverage(model: nn.Module, batch: Any, run: Callable[[nn.Module, Any], Any] 
         adds,
         sum(isinstance(m, QuantizedProduct) for m in modules),
         counter.counts[None] / total,
-        {why: count / total for why, count in in_float.most_common()},
+        {reason: count / total for reason, count in in_float.most_common()},
     )
 
 
 def _recurrent(x: Tensor, first: Tensor, second: Tensor, *_: Any, **__: Any) -> int:
-    """One layer and direction of an LSTM over all steps; x (..., inputs)."""
+    """Count one layer and direction of an LSTM over all steps; x has shape (..., inputs)."""
     return 2 * (x.numel() // x.shape[-1]) * (first.numel() + second.numel())
 
 
-OTHERS: dict[str, Callable[..., int]] = {
+EXTRA_OPERATIONS: dict[str, Callable[..., int]] = {
     "mkldnn_rnn_layer": _recurrent,
     "mv": lambda matrix, vector, **_: 2 * matrix.numel(),
-    "addmv": lambda own, matrix, vector, **_: 2 * matrix.numel(),
+    "addmv": lambda bias, matrix, vector, **_: 2 * matrix.numel(),
     "_trilinear": lambda first, weight, second, *_, **__: 2 * (first.numel() // first.shape[-1]) * weight.numel(),
     "_grouped_mm": lambda a, b, *_, **__: 2 * a.numel() * b.shape[-1],
 }
-"""Floating-point operations of what torch's own table lacks, by the operation's name."""
+"""{name of an operation that torch's table lacks: how many floating-point operations it does}."""
 
 
 class _Counter(TorchDispatchMode):
-    """counts: floating-point operations by why they are float; None: between quantized numbers."""
+    """Counts floating-point operations: `counts` has them by the reason why they are float, None for quantized ones."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model, self.stack, self.counts = model, [], Counter()
-        self.fixed: dict[int, Tensor] = {
-            _place(p): p for p in model.parameters()
-        }  # parameters, and what is made of them
+        # Parameters, and tensors computed only from them, by their place in memory.
+        self.fixed: dict[int, Tensor] = {_place(p): p for p in model.parameters()}
 
     def __enter__(self) -> Self:
         self.handles = []
@@ -96,16 +110,18 @@ class _Counter(TorchDispatchMode):
         for handle in self.handles:
             handle.remove()
 
-    def _of_two(self, func: Any, args: Any) -> bool:
-        """Whether it multiplies two activations: batches of matrices, none of them a parameter."""
+    def _is_product(self, func: Any, args: Any) -> bool:
+        """Tell whether `func` multiplies two activations: batches of matrices, none of them a parameter."""
         product = "bmm" in str(func) or "attention" in str(func)
         return product and not any(_place(x) in self.fixed for x in tree_leaves(args) if isinstance(x, Tensor))
 
     def _follow(self, args: Any, out: Any) -> None:
-        """What is made of parameters alone, as when one is laid out anew for a product; kept, so that no activation
-        takes its place in memory."""
-        given = [x for x in tree_leaves(args) if isinstance(x, Tensor)]
-        if given and all(_place(x) in self.fixed for x in given):
+        """Note results computed only from parameters, such as a parameter in another memory layout.
+
+        They are stored, so that no activation can get their place in memory.
+        """
+        inputs = [x for x in tree_leaves(args) if isinstance(x, Tensor)]
+        if inputs and all(_place(x) in self.fixed for x in inputs):
             self.fixed |= {_place(x): x for x in tree_leaves(out) if isinstance(x, Tensor)}
 
     def _leave(self) -> None:  # a hook that returned the module would replace the output by it
@@ -115,10 +131,11 @@ class _Counter(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if not any(isinstance(m, QuantizedLayer) for m in self.stack):
             self._follow(args, out)
-        count = flop_registry.get(func.overloadpacket) or OTHERS.get(func.overloadpacket.__name__)
-        if count is not None and self.stack and not isinstance(self.stack[-1], Quantizer):  # how a range is found
-            why = None if any(_quantized(m) for m in self.stack) else _why(self.stack, self._of_two(func, args))
-            self.counts[why] += count(*args, **(kwargs or {}), out_val=out)
+        count = flop_registry.get(func.overloadpacket) or EXTRA_OPERATIONS.get(func.overloadpacket.__name__)
+        if count is not None and self.stack and not isinstance(self.stack[-1], Quantizer):  # its search for a range
+            quantized = any(_quantized(m) for m in self.stack)
+            reason = None if quantized else _reason(self.stack, self._is_product(func, args))
+            self.counts[reason] += count(*args, **(kwargs or {}), out_val=out)
         return out
 
 
@@ -131,13 +148,16 @@ def _quantized(module: nn.Module) -> bool:
     return both or isinstance(module, QuantizedProduct)
 
 
-def _why(running: list[nn.Module], of_two: bool) -> str:
-    """running: the modules that run, the innermost last. of_two: two activations are multiplied."""
+def _reason(running: list[nn.Module], is_product: bool) -> str:
+    """Say why a multiplication is float.
+
+    running: the modules that run, the innermost last. is_product: two activations are multiplied.
+    """
     module = running[-1]
     if any(isinstance(m, QuantizedLayer) for m in running):
         return "layers with one side float"
     if isinstance(module, QUANTIZABLE):
         return "layers left float"
-    if of_two:
+    if is_product:
         return PRODUCTS
     return f"{type(module).__name__}: weights that are no layer's"

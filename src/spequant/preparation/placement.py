@@ -1,6 +1,12 @@
-"""`prepare` and `unprepare`: the only surgery on a user's model.
+"""`prepare` and `unprepare`: they replace modules of a copy of the user's network, and nothing else does.
 
-Decides which layer gets which quantizer; how a quantizer rounds, and where its range comes from, does not belong here.
+Which quantizer a tensor gets is decided in `choices.py`. Layers with one weight share its quantizer. Layers that read
+one tensor at the same bits share a quantizer as well, as far as the network can be traced (`sharing.py`).
+
+A network may mark modules with two inputs: `residual_addition = True` on modules with `forward(branch, shortcut)`, and
+`attention_product = True` on modules with `forward(left, right)`; `prepare` then quantizes both inputs. Where a network
+marks no residual addition, `prepare` looks for additions by tracing; the modules that return the addends then quantize
+their outputs. The attention modules of `adapters/` mark their products themselves.
 """
 
 import warnings
@@ -8,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from spequant.layers import (
@@ -22,18 +28,11 @@ from spequant.layers import (
     quantize_output,
 )
 from spequant.names import some_of
-from spequant.networks import EMBEDDINGS, LEFT_FLOAT, QUANTIZABLE, TRANSPOSED, copied
+from spequant.networks import EMBEDDINGS, LEFT_FLOAT, QUANTIZABLE, copied
 from spequant.preparation.adapters import adapt, makes_constants, restore
-from spequant.preparation.adapters.encoder import Addition
-from spequant.preparation.additions import find_additions
+from spequant.preparation.choices import Choice, LayerChoices, Override, quantized_activations, quantized_layers
 from spequant.preparation.sharing import Reader, readers_together
-from spequant.quantizers import LeastSquares, Quantizer
-from spequant.quantizers.pruned import tell_lost_zeros
-
-Choice = Quantizer | int | None
-"""A quantizer to copy; or bits for the model's own kind of quantizer; or None, float."""
-Override = int | tuple[Choice, Choice] | None
-"""Bits of weight and activation; or a choice for each, (weight, act); or None, both float."""
+from spequant.quantizers import Quantizer
 
 
 def prepare(
@@ -50,116 +49,121 @@ def prepare(
     skip: Sequence[str] = (),
     per_channel: bool = False,
 ) -> nn.Module:
-    """A copy of `model` whose Linear, Conv1d/2d/3d and ConvTranspose1d/2d/3d layers quantize their weights and inputs,
-    and whose embeddings their weights.
+    """Return a copy of `model` whose layers quantize their weights and inputs; it has to be calibrated before it runs.
 
-    weight, act: a quantizer of the wanted kind and bits, copied for each layer; None leaves all weights, or all
-      activations, float.
-    depthwise: the weight quantizer of depthwise convolutions (groups = input channels > 1), which always have one range
-      a channel, of nine weights as a rule. None: `weight`, or where its ranges need many values (SAWB), LeastSquares on
-      the same levels.
-    ends: of the first and the last layer in the model's order: bits, a (weight, act) pair, or None (float). Where an
-      embedding comes first, of the last one alone.
-    embeddings: of their tables; bits, a quantizer of weights, or None (float). Float where `weight` is None.
-    residual: of the addends of residual additions; bits, an activation quantizer, or None. Float where `act` is None.
-      Those that the network marks (modules with the attribute `residual_addition = True` and `forward(branch,
-      shortcut)`); where it marks none, those found by tracing it, whose addends are quantized by the modules that
-      return them. A network that cannot be traced is told by a warning.
-    products: of both sides of attention's products q k and p v; bits, an activation quantizer, or None (float). Of the
-      attention modules known to `spequant.preparation.adapters` and of those marked in the network (modules with the
-      attribute `attention_product = True` and `forward(left, right)`).
-    overrides: {pattern of layer names: bits, (weight, act) pair or None}; the last match wins, over `ends` and
-      `depthwise` too. Patterns are those of the shell: "layer1.*".
-    skip: patterns of layers that stay as they are, and of modules that do so anyway with a warning (recurrent ones,
-      nn.Bilinear, nn.EmbeddingBag); the ends are the first and last of the others.
-    per_channel: one weight range an output channel, of embeddings a row, in place of one a layer.
+    Linear, Conv1d/2d/3d and ConvTranspose1d/2d/3d layers quantize both, embeddings only their weights.
 
-    The model given is left as it is. Layers with one weight share its quantizer, and so do layers that read one tensor
-    at the same bits, as far as the network can be traced (and in transformers' attention). The result has to be
-    calibrated before it runs. ValueError: a pattern that matches no layer, nothing to quantize, bits out of range, a
-    model that is prepared already, products that the model does not have. UserWarning: what stays float though it has
-    weights, additions that cannot be looked for, pruned weights that would come back.
+    Args:
+        model: A float network; it is left as it is.
+        weight: A quantizer of the kind and bits that weights get, copied for each layer; None: all weights are float.
+        act: The same for inputs of layers; None: all activations are float.
+        depthwise: The same for weights of depthwise convolutions (groups = input channels > 1), which always have one
+            range per channel, as a rule over nine weights. None: `weight`, or where its ranges need many values (SAWB)
+            LeastSquares on the same levels.
+        ends: Bits, (weight, act) or None (float) for the first and the last layer outside `skip`, in the model's order;
+            only for the last one if an embedding comes first.
+        embeddings: Bits, a quantizer or None (float) for the weights of embeddings. Float if `weight` is None.
+        residual: Bits, a quantizer or None (float) for addends of residual additions. Float if `act` is None.
+        products: Bits, a quantizer or None (float) for both factors of attention's products q k and p v.
+        overrides: {pattern of layer names, as in a shell ("layer1.*"): bits, (weight, act) or None}. The last match
+            counts, also against `ends` and `depthwise`.
+        skip: Patterns of layers to leave float. Modules that are left float in any case, with a warning (recurrent
+            ones, nn.Bilinear, nn.EmbeddingBag), are left so without one if a pattern matches.
+        per_channel: Weights get one range per output channel, embeddings one per row, instead of one per layer.
+
+    Raises:
+        ValueError: A pattern matches no layer, nothing is left to quantize, bits are out of range, `model` is prepared
+            already, or it has no products although `products` is given.
+
+    Warns:
+        UserWarning: Modules with weights stay float, additions cannot be looked for, or pruned weights would come back.
     """
-    _check_arguments(model, weight, act, depthwise, skip)
-    model, layers = _adapted(model, [*(overrides or {})], skip, products is not None)
-    kinds = _weight_kinds(layers, weight, depthwise)
-    choices: dict[str, Override] = {n: (kind, act) for n, kind in kinds.items()}
-    choices |= _exceptions(layers, ends, embeddings, overrides or {})
-    made = _quantized_layers(layers, choices, kinds, act, per_channel)
-    of_two, outputs = _quantized_activations(model, residual, products, act)
-    if not (made := made | of_two):
+    choices = LayerChoices(weight, act, depthwise, ends, embeddings, overrides or {}, per_channel)
+    _check_arguments(model, choices, skip)
+    model, layers = _adapted_copy(model, [*choices.overrides], skip, products is not None)
+    replacements: dict[int, nn.Module] = {**quantized_layers(layers, choices)}
+    pairs, outputs = quantized_activations(model, residual, products, act)
+    replacements |= pairs
+    if not replacements:
         raise ValueError("nothing to quantize: ends and overrides leave every layer float; give one of them bits")
-    together = [] if act is None else readers_together(model)
-    model = replace_modules(model, made)
+    groups = [] if act is None else readers_together(model)
+    model = replace_modules(model, replacements)
     for name, quantizer in outputs.items():
         quantize_output(model.get_submodule(name), quantizer)
-    _share(model, together)
+    _share_quantizers(model, groups)
     _place_quantizers(model, next(iter(layers.values())).weight.device)  # type: ignore[arg-type]
     return model
 
 
-def _place_quantizers(model: nn.Module, device: torch.device) -> None:
-    """Move them to where their layer's weight is; those of additions and products to `device`."""
-    for module in model.modules():
-        place = module.float_weight.device if isinstance(module, QuantizedLayer) else device
-        for child in module.children():
-            if isinstance(child, Quantizer):
-                child.to(place)
-
-
 def unprepare(model: nn.Module) -> nn.Module:
-    """A copy of a prepared `model` with its plain float layers back, weights as trained. ValueError if not prepared."""
+    """Return a float copy of a prepared `model`, with plain layers and the weights as trained.
+
+    Args:
+        model: What `prepare` returned, calibrated or trained or not.
+
+    Raises:
+        ValueError: `model` is not prepared.
+    """
     model = without_quantizers(model)
     restore(model)
     return model
 
 
 def without_quantizers(model: nn.Module) -> nn.Module:
-    """The same, but for adapted modules (`spequant.preparation.adapters`), which stay adapted."""
+    """Return what `unprepare` returns, except that adapted modules (`spequant.preparation.adapters`) stay adapted."""
     model = copied(model)
-    made: dict[int, nn.Module] = {}
+    replacements: dict[int, nn.Module] = {}
     for module in list(model.modules()):
         if OUTPUT in module._modules:
             leave_output(module)
         if isinstance(module, QuantizedLayer):
-            made[id(module)] = module.layer
+            replacements[id(module)] = module.layer
         elif isinstance(module, QuantizedAdd):
-            made[id(module)] = module.add
+            replacements[id(module)] = module.add
         elif isinstance(module, QuantizedProduct):
-            made[id(module)] = module.product
-    if not made:
+            replacements[id(module)] = module.product
+    if not replacements:
         raise ValueError("model is not prepared: it holds no quantized layer")
-    return replace_modules(model, made)
+    return replace_modules(model, replacements)
 
 
-def _share(model: nn.Module, together: Sequence[Sequence[Reader]]) -> None:
-    """Let those that read the same tensor, by equal quantizers, have one: that of the first in the model's order."""
-    groups = {reader: number for number, readers in enumerate(together) for reader in readers}
-    first: dict[str, Quantizer] = {}
-    for name, module, attribute in act_slots(model):
-        reader = name, module.ACTS.index(attribute) if isinstance(module, Wrapper) and attribute in module.ACTS else -1
-        if reader in groups:
-            own = getattr(module, attribute)
-            kind = f"{groups[reader]} {type(own)} {sorted(own.config().items(), key=str)}"
-            setattr(module, attribute, first.setdefault(kind, own))
+def replace_modules(model: nn.Module, replacements: Mapping[int, nn.Module]) -> nn.Module:
+    """Replace modules of `model`, in place, everywhere that they occur.
+
+    Args:
+        model: Any network. A quantized module that is not replaced itself is left as it is.
+        replacements: {id of a module: the module that takes its place}.
+
+    Returns:
+        `model`, or what replaces `model` itself.
+    """
+    if id(model) in replacements:
+        return replacements[id(model)]
+    for parent in list(model.modules()):
+        if isinstance(parent, QuantizedLayer | QuantizedAdd | QuantizedProduct) and id(parent) not in replacements:
+            continue
+        for name, child in list(parent._modules.items()):  # named_children omits a module that occurs a second time
+            if id(child) in replacements:
+                setattr(parent, name, replacements[id(child)])
+    return model
 
 
-def _adapted(
+def _adapted_copy(
     model: nn.Module, patterns: Sequence[str], skip: Sequence[str], products: bool
 ) -> tuple[nn.Module, dict[str, nn.Module]]:
-    """(a copy of `model` whose modules call their layers, the layers by name that can be quantized, `skip` aside)."""
-    _check_weights({n: m for n, m in _layers(model).items() if not _matches(n, skip)})
+    """Return a copy of `model` whose modules call their layers, and the layers to quantize by name, without `skip`."""
+    _check_weights({n: m for n, m in _quantizable_layers(model).items() if not _matches(n, skip)})
     model = copied(model)
     adapt(model, products=products)
-    layers = _layers(model)
+    layers = _quantizable_layers(model)
     others = {n: m for n, m in model.named_modules() if isinstance(m, LEFT_FLOAT)}
     _check_patterns([*skip, *patterns], layers, others)
-    told = [f"{n} ({type(m).__name__})" for n, m in others.items() if not _matches(n, skip)]
-    if told:
+    left_float = [f"{n} ({type(m).__name__})" for n, m in others.items() if not _matches(n, skip)]
+    if left_float:
         warnings.warn(
-            f"modules whose weights are not quantized and stay float: {some_of(told)}. Name them in skip to say that "
-            "this is meant",
-            stacklevel=3,
+            f"modules whose weights are not quantized and stay float: {some_of(left_float)}. Name them in skip to say "
+            "that this is meant",
+            stacklevel=3,  # the call of `prepare`
         )
     layers = {n: m for n, m in layers.items() if not _matches(n, skip)}
     if not layers:
@@ -167,166 +171,31 @@ def _adapted(
     return model, layers
 
 
-def _layers(model: nn.Module) -> dict[str, nn.Module]:
-    """What can be quantized in `model`, by name; layers that make a table of positions aside."""
+def _quantizable_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers of `model` that can be quantized, by name, without layers that make a table of positions."""
     kinds = QUANTIZABLE + EMBEDDINGS
     return {n: m for n, m in model.named_modules() if isinstance(m, kinds) and not makes_constants(model, n)}
 
 
-def _exceptions(
-    layers: Mapping[str, nn.Module], ends: Override, embeddings: Choice, overrides: Mapping[str, Override]
-) -> dict[str, Override]:
-    """What was chosen for single layers, the ends and embeddings among them."""
-    tables = {n for n, m in layers.items() if isinstance(m, EMBEDDINGS)}
-    others = [n for n in layers if n not in tables]
-    chosen: dict[str, Override] = dict.fromkeys(others[-1:], ends)
-    if next(iter(layers)) not in tables:
-        chosen[others[0]] = ends
-    chosen |= {n: (embeddings, None) for n in tables}
-    for pattern, override in overrides.items():
-        for name in (n for n in layers if fnmatchcase(n, pattern)):
-            chosen[name] = (override, None) if name in tables and not isinstance(override, tuple) else override
-    for name in tables:
-        choice = chosen[name]
-        if isinstance(choice, tuple) and len(choice) == 2 and choice[1] is not None:
-            raise ValueError(
-                f"{name}: {choice!r} was given for an embedding, which reads indices; expected bits of its weight, "
-                "(weight, None), or None"
-            )
-    return chosen
+def _share_quantizers(model: nn.Module, groups: Sequence[Sequence[Reader]]) -> None:
+    """Give readers of one tensor that have equal quantizers the quantizer of the first of them in the model's order."""
+    group_of = {reader: number for number, readers in enumerate(groups) for reader in readers}
+    first: dict[str, Quantizer] = {}
+    for name, module, attribute in act_slots(model):
+        reader = name, module.ACTS.index(attribute) if isinstance(module, Wrapper) and attribute in module.ACTS else -1
+        if reader in group_of:
+            quantizer = getattr(module, attribute)
+            settings = f"{group_of[reader]} {type(quantizer)} {sorted(quantizer.config().items(), key=str)}"
+            setattr(module, attribute, first.setdefault(settings, quantizer))
 
 
-def _weight_kinds(
-    layers: Mapping[str, nn.Module], weight: Quantizer | None, depthwise: Quantizer | None
-) -> dict[str, Quantizer | None]:
-    """{layer: the kind of quantizer of its weight}."""
-    if depthwise is None:
-        depthwise = weight if weight is None or weight.fits_few else LeastSquares(weight.bits, zero=False)
-    elif not any(_is_depthwise(layer) for layer in layers.values()):
-        raise ValueError(f"depthwise is {depthwise!r}, but no layer outside skip is a depthwise convolution")
-    return {name: depthwise if _is_depthwise(layer) else weight for name, layer in layers.items()}
-
-
-def _is_depthwise(layer: nn.Module) -> bool:
-    return getattr(layer, "groups", 1) == getattr(layer, "in_channels", 0) > 1
-
-
-def _quantized_layers(
-    layers: Mapping[str, nn.Module],
-    choices: Mapping[str, Override],
-    weights: Mapping[str, Quantizer | None],
-    act: Quantizer | None,
-    per_channel: bool,
-) -> dict[int, QuantizedLayer]:
-    """{id of the float layer: its quantized layer}, of those that any quantizer was chosen for."""
-    made: dict[int, QuantizedLayer] = {}
-    by_weight: dict[int, Quantizer] = {}
-    for name, layer in layers.items():
-        choice = choices[name]
-        if isinstance(choice, Quantizer):
-            raise ValueError(f"{name}: {choice!r} alone does not say whether it is for weight or act; give a pair")
-        pair = choice if isinstance(choice, tuple) else (choice, choice)
-        if len(pair) != 2:
-            raise ValueError(f"{name}: {choice!r} was given; expected bits, a pair (weight, act), or None")
-        shape = _range_shape(layer) if per_channel or _is_depthwise(layer) else ()
-        w = _make(pair[0], weights[name], name, of_weight=True, shape=shape)
-        a = _make(pair[1], act, name, of_weight=False, shape=())
-        if w is not None:
-            first = by_weight.setdefault(id(layer.weight), w)
-            if first.config() != w.config():
-                raise ValueError(
-                    f"{first.name} and {name} have one weight, but it was to be quantized by {first!r} and by {w!r}; "
-                    "give both the same with overrides (first and last layer have 8 bits by themselves: see ends)"
-                )
-            w = first
-            w.padding = getattr(layer, "padding_idx", w.padding)
-        if w is not None or a is not None:
-            made[id(layer)] = QuantizedLayer(layer, w, a)
-    tell_lost_zeros((m.weight_quantizer, m.float_weight) for m in made.values())
-    return made
-
-
-def _quantized_activations(
-    model: nn.Module, residual: Choice, products: Choice, act: Quantizer | None
-) -> tuple[dict[int, nn.Module], dict[str, Quantizer]]:
-    """({id of a module of two activations: its quantized one}, {name of a module: the quantizer of its output})."""
-    if act is None:
-        return {}, {}
-    adds = _quantized_pairs(model, "residual_addition", residual, act)
-    marks = [q for q in adds.values() if type(q.add) is not Addition]  # the network's own
-    outputs = {} if marks else _quantized_outputs(model, residual, act)
-    return adds | _quantized_pairs(model, "attention_product", products, act), outputs
-
-
-PAIRS = {
-    "residual_addition": (QuantizedAdd, "branch", "shortcut"),
-    "attention_product": (QuantizedProduct, "left", "right"),
-}
-
-
-def _quantized_pairs(model: nn.Module, mark: str, choice: Choice, act: Quantizer) -> dict[int, nn.Module]:
-    """{id of the module that bears `mark`: its quantized one}, of two activations."""
-    made: dict[int, nn.Module] = {}
-    kind, *sides = PAIRS[mark]
-    marked = {n: m for n, m in model.named_modules() if getattr(m, mark, False)}
-    if mark == "attention_product" and choice is not None and not marked:
-        raise ValueError(
-            f"products is {choice!r}, but {type(model).__name__} has no attention product that is known or marked; "
-            "mark them: modules with attention_product = True and forward(left, right)"
-        )
-    for name, module in marked.items():
-        first, second = (_make(choice, act, f"{name}.{side}", of_weight=False, shape=()) for side in sides)
-        if first is not None and second is not None:
-            made[id(module)] = kind(module, first, second)
-    return made
-
-
-def _quantized_outputs(model: nn.Module, residual: Choice, act: Quantizer) -> dict[str, Quantizer]:
-    """{name of a module whose output is an addend of an unmarked addition: its quantizer}."""
-    if residual is None:
-        return {}
-    try:
-        found = find_additions(model).found
-    except ValueError as error:
-        warnings.warn(
-            f"residual additions of {type(model).__name__} stay float: it cannot be traced ({error}). Mark them in the "
-            "network (modules with residual_addition = True), or say residual=None",
-            stacklevel=4,
-        )
-        return {}
-    names = dict.fromkeys(name for pair in found for name in pair)
-    quantizers = {n: _make(residual, act, f"{n}.output", of_weight=False, shape=()) for n in names}
-    return {name: q for name, q in quantizers.items() if q is not None}
-
-
-def _make(choice: Choice, template: Quantizer | None, name: str, *, of_weight: bool, shape: tuple[int, ...]):
-    """The quantizer of one tensor, or None."""
-    if choice is None or template is None:
-        return None
-    source = choice if isinstance(choice, Quantizer) else template.at(choice)
-    if source.bits is None:
-        return None
-    if source.weights_only and not of_weight:
-        raise ValueError(
-            f"{name}: {type(source).__name__} was given for an activation; it is for weights: use PACT, LSQ, LSQPlus, "
-            "DoReFa or MinMax for activations"
-        )
-    quantizer = source.like(of_weight=of_weight, shape=shape, signed=True if of_weight else source.signed)
-    quantizer.name = name
-    return quantizer
-
-
-def _range_shape(layer: nn.Module) -> tuple[int, ...]:
-    """Shape of one range an output channel, broadcastable against the layer's weight."""
-    weight: Tensor = layer.weight  # type: ignore[assignment]
-    transposed = isinstance(layer, TRANSPOSED)
-    if transposed and layer.groups > 1 and not _is_depthwise(layer):
-        raise ValueError(
-            f"per_channel is True, but {layer!r} has the output channels of its {layer.groups} groups in one axis; "
-            "prepare without per_channel, or leave this layer float with skip"
-        )
-    axis = 1 if transposed and not _is_depthwise(layer) else 0
-    return tuple(size if d == axis else 1 for d, size in enumerate(weight.shape))
+def _place_quantizers(model: nn.Module, device: torch.device) -> None:
+    """Move quantizers of layers to the device of their layer's weight, and the others to `device`."""
+    for module in model.modules():
+        place = module.float_weight.device if isinstance(module, QuantizedLayer) else device
+        for child in module.children():
+            if isinstance(child, Quantizer):
+                child.to(place)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
@@ -341,22 +210,23 @@ def _check_patterns(patterns: Sequence[str], layers: Mapping[str, nn.Module], ot
             )
 
 
-def _check_arguments(model: nn.Module, weight: object, act: object, depthwise: object, skip: Sequence[str]) -> None:
+def _check_arguments(model: nn.Module, choices: LayerChoices, skip: Sequence[str]) -> None:
     if isinstance(skip, str):
         raise ValueError(f"skip is {skip!r}; expected a list of patterns, e.g. skip=[{skip!r}]")
     if any(isinstance(m, QuantizedLayer | QuantizedAdd | QuantizedProduct) for m in model.modules()):
         raise ValueError("model is prepared already; unprepare it first, or prepare the float model")
-    for argument, template in (("weight", weight), ("act", act), ("depthwise", depthwise)):
+    for argument in ("weight", "act", "depthwise"):
+        template = getattr(choices, argument)
         if template is not None and not isinstance(template, Quantizer):
             raise ValueError(f"{argument} is {template!r}; expected a quantizer such as PACT(2), or None")
-    if weight is None and act is None:
+    if choices.weight is None and choices.act is None:
         raise ValueError("nothing to quantize: weight and act are both None")
-    if depthwise is not None and weight is None:
-        raise ValueError(f"depthwise is {depthwise!r}, but weight is None, which leaves all weights float")
+    if choices.depthwise is not None and choices.weight is None:
+        raise ValueError(f"depthwise is {choices.depthwise!r}, but weight is None, which leaves all weights float")
 
 
 def _check_weights(layers: Mapping[str, nn.Module]) -> None:
-    """A weight that the layer computes anew at each forward, or has not yet, cannot pass a quantizer."""
+    """Refuse weights that cannot pass a quantizer: computed anew in each forward, or without a shape yet."""
     for name, layer in layers.items():
         weight = layer._parameters.get("weight")
         if weight is None:
@@ -369,16 +239,3 @@ def _check_weights(layers: Mapping[str, nn.Module]) -> None:
         if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.sparse):
             what = "max_norm, which writes to its weight as it runs" if not layer.sparse else "sparse gradients"
             raise ValueError(f"{name} is an embedding with {what}; leave it float: skip=[{name!r}]")
-
-
-def replace_modules(model: nn.Module, made: Mapping[int, nn.Module]) -> nn.Module:
-    """Put `made[id(m)]` where m stood, at every place that holds it; the model itself may be such a place."""
-    if id(model) in made:
-        return made[id(model)]
-    for parent in list(model.modules()):
-        if isinstance(parent, QuantizedLayer | QuantizedAdd | QuantizedProduct) and id(parent) not in made:
-            continue
-        for name, child in list(parent._modules.items()):  # named_children leaves out a module's second place
-            if id(child) in made:
-                setattr(parent, name, made[id(child)])
-    return model

@@ -1,4 +1,4 @@
-"""Which layers and additions of a float network read one and the same tensor: they can share a quantizer."""
+"""Which layers and additions of a float network read the same tensor, so that they can share a quantizer."""
 
 from collections.abc import Iterator
 
@@ -6,24 +6,32 @@ from torch import fx, nn
 
 from spequant.networks import QUANTIZABLE, copied
 from spequant.preparation.adapters.multihead import LayeredAttention
-from spequant.preparation.tracing import DROPS, traced
+from spequant.preparation.tracing import DROPOUTS, traced
 
 Reader = tuple[str, int]
-"""The name of a module and which of its inputs: 0, or 1 for the second addend of an addition."""
+"""The name of a module, and the number of its input: 0, or 1 for the second addend of an addition."""
 
-TOGETHER = (
+SIBLINGS = (
     *(("query", "key", "value"), ("q_proj", "k_proj", "v_proj"), ("q_lin", "k_lin", "v_lin"), ("q", "k", "v")),
     *(("query_proj", "key_proj", "value_proj"), ("gate_proj", "up_proj"), ("wi_0", "wi_1"), ("w1", "w3")),
 )
-"""Names of layers that read one tensor, in modules of transformers, whose networks cannot be traced. Queries of an
-attention to other states than its own (`OTHERS` in its path) read another one than keys and values."""
-OTHERS = ("cross", "encoder_attn", "EncDecAttention", "enc_attn")
+"""Names of layers inside one module of transformers that read the same tensor; those networks cannot be traced."""
+CROSS_ATTENTION = ("cross", "encoder_attn", "EncDecAttention", "enc_attn")
+"""Parts of the names of modules whose queries read another tensor than their keys and values."""
 
 
 def readers_together(network: nn.Module) -> list[list[Reader]]:
-    """Groups of two or more that read the same tensor or, if they are called several times, the same tensors.
+    """Find the layers and marked additions that read the same tensor.
 
-    Found by tracing; where the whole cannot be traced, in each part that can, and by names in transformers' modules.
+    A layer that is called several times belongs to a group only if it reads the same tensors as the others in it. The
+    network is traced; where that is impossible, its children are, one by one. In modules of transformers, layers are
+    found by their names.
+
+    Args:
+        network: The float network, adapted; it is copied before it is traced.
+
+    Returns:
+        Groups of two or more readers.
     """
     groups: dict[object, list[Reader]] = {}
     for key, reader in _reads(copied(network).eval(), ""):
@@ -32,15 +40,17 @@ def readers_together(network: nn.Module) -> list[list[Reader]]:
 
 
 def _reads(module: nn.Module, name: str) -> Iterator[tuple[object, Reader]]:
-    """(what is read, who reads it); equal where it is the same."""
-    if sum(isinstance(m, QUANTIZABLE) for m in module.modules()) < 2 and not any(_marked(m) for m in module.modules()):
+    """Yield (key, reader) for the readers in `module`; two readers of the same tensor have equal keys."""
+    if sum(isinstance(m, QUANTIZABLE) for m in module.modules()) < 2 and not any(
+        _is_marked(m) for m in module.modules()
+    ):
         return
     try:
         _, graph = traced(module)
     except ValueError:
         yield from _by_names(module, name)
-        for own, child in module.named_children():
-            yield from _reads(child, f"{name}.{own}" if name else own)
+        for child_name, child in module.named_children():
+            yield from _reads(child, f"{name}.{child_name}" if name else child_name)
         return
     sources: dict[Reader, list[fx.Node]] = {}
     for node in graph.nodes:
@@ -56,36 +66,38 @@ def _reads(module: nn.Module, name: str) -> Iterator[tuple[object, Reader]]:
 
 
 def _readers(called: nn.Module, node: fx.Node) -> Iterator[tuple[str, tuple[object, ...]]]:
-    """(name inside `called`, what it reads) of the layers and additions that a call of it runs."""
-    given = (*node.args, *node.kwargs.values())
+    """Yield (name inside `called`, the arguments that it reads) for each layer and addition that a call of it runs."""
+    arguments = (*node.args, *node.kwargs.values())
     if isinstance(called, QUANTIZABLE):
-        yield "", given[:1]
-    elif _marked(called):
-        yield "", given[:2]
+        yield "", arguments[:1]
+    elif _is_marked(called):
+        yield "", arguments[:2]
     elif isinstance(called, LayeredAttention):
         for inner, argument in called.reads(node.args, node.kwargs).items():
             yield inner, (argument,)
 
 
-def _marked(module: nn.Module) -> bool:
+def _is_marked(module: nn.Module) -> bool:
     return bool(getattr(module, "residual_addition", False))
 
 
 def _origin(module: nn.Module, node: fx.Node) -> fx.Node:
-    """What `node` lets through: dropout and identities, in eval mode, return what they are given."""
+    """Return the node whose value `node` returns: in eval mode, dropout and identities return their input."""
     while node.op == "call_module" and node.args:
         called = module.get_submodule(str(node.target))
-        if not isinstance(called, nn.Identity) and type(called).__name__ not in DROPS:
+        if not isinstance(called, nn.Identity) and type(called).__name__ not in DROPOUTS:
             break
         node = node.args[0]  # type: ignore[assignment]
     return node
 
 
 def _by_names(module: nn.Module, name: str) -> Iterator[tuple[object, Reader]]:
+    """Yield (key, reader) for the children of a module of transformers whose names are `SIBLINGS`."""
     if type(module).__module__.partition(".")[0] != "transformers":
         return
-    crossed = any(other in part.lower() for part in (name, type(module).__name__) for other in map(str.lower, OTHERS))
-    for names in TOGETHER:
-        for own in names[1:] if crossed and len(names) == 3 else names:
-            if isinstance(getattr(module, own, None), QUANTIZABLE):
-                yield (name, names), (f"{name}.{own}" if name else own, 0)
+    marks = [mark.lower() for mark in CROSS_ATTENTION]
+    is_cross = any(mark in part.lower() for part in (name, type(module).__name__) for mark in marks)
+    for siblings in SIBLINGS:
+        for child in siblings[1:] if is_cross and len(siblings) == 3 else siblings:
+            if isinstance(getattr(module, child, None), QUANTIZABLE):
+                yield (name, siblings), (f"{name}.{child}" if name else child, 0)

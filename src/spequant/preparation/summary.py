@@ -1,4 +1,4 @@
-"""What a prepared network is, in a table: its layers, bits and ranges, what stays float, additions found and not."""
+"""A table of a prepared network: its layers, bits and ranges, what stays float, and its additions."""
 
 import math
 from dataclasses import dataclass
@@ -18,8 +18,12 @@ HEAD = ("layer", "kind", "weight", "input", "input's range")
 
 @dataclass(frozen=True)
 class Summary:
-    """rows: (name, kind, weight, input, range of the input) of each layer, addend and factor. lines: what stays float
-    and which additions were found. `str` of it is a table."""
+    """A prepared network in words; `str` of it is a table.
+
+    Attributes:
+        rows: (name, kind, weight, input, range of the input) for each layer, addend and factor, as in `HEAD`.
+        lines: What stays float, and which additions were found.
+    """
 
     rows: list[tuple[str, ...]]
     lines: list[str]
@@ -32,16 +36,25 @@ class Summary:
 
 
 def summary(model: nn.Module) -> Summary:
-    """Print, and return, what the prepared `model` quantizes: each layer with its kind, bits and ranges; layers left
-    float; residual additions found and not found. ValueError: `model` is not prepared."""
-    made = _made(model)
-    print(made)
-    return made
+    """Print what a prepared `model` quantizes, and return it.
+
+    Args:
+        model: What `prepare` returned, calibrated or not.
+
+    Returns:
+        Each layer with its kind, bits and ranges; layers that are left float; residual additions, quantized or not.
+
+    Raises:
+        ValueError: `model` is not prepared.
+    """
+    table = _summarized(model)
+    print(table)
+    return table
 
 
-def _made(model: nn.Module) -> Summary:
+def _summarized(model: nn.Module) -> Summary:
     rows: list[tuple[str, ...]] = []
-    left: list[str] = []
+    left_float: list[str] = []
     inner = {id(m.layer) for m in model.modules() if isinstance(m, QuantizedLayer)}
     addends = 0
     for name, module in model.named_modules():
@@ -56,30 +69,31 @@ def _made(model: nn.Module) -> Summary:
                 q = getattr(module, side)
                 rows.append((f"{name}.{side.removesuffix('_quantizer')}", kind, "", _bits(q), _range(q)))
         elif isinstance(module, (*QUANTIZABLE, *EMBEDDINGS, *LEFT_FLOAT)) and id(module) not in inner:
-            left.append(f"{name} ({type(module).__name__})")
+            left_float.append(f"{name} ({type(module).__name__})")
         if OUTPUT in module._modules:
             addends += 1
             q: Quantizer = module._modules[OUTPUT]  # type: ignore[assignment]
             rows.append((f"{name}, its output", "addend", "", _bits(q), _range(q)))
     if not rows:
         raise ValueError("model is not prepared: it holds no quantized layer; call spequant.prepare first")
-    lines = [f"left float: {some_of(left, 20)}" if left else "no layer is left float"]
+    lines = [f"left float: {some_of(left_float, 20)}" if left_float else "no layer is left float"]
     return Summary(rows, [*lines, *_additions(model, addends)])
 
 
 def _additions(model: nn.Module, addends: int) -> list[str]:
+    """Return the lines about additions; addends: how many are quantized."""
     lines = [f"quantized addends of residual additions: {addends}"]
     try:
-        found = find_additions(without_quantizers(model))
+        additions = find_additions(without_quantizers(model))
     except ValueError as error:
         return [*lines, f"unmarked additions were not looked for: the network cannot be traced ({error})"]
     quantized = {name for name, module in model.named_modules() if OUTPUT in module._modules}
-    float_ones = [f"{one} + {other}" for one, other in found.found if not {one, other} <= quantized]
-    if float_ones:
-        lines.append(f"additions found that stay float: {some_of(float_ones, 20)}")
-    if found.missed:
+    float_pairs = [f"{one} + {other}" for one, other in additions.pairs if not {one, other} <= quantized]
+    if float_pairs:
+        lines.append(f"additions found that stay float: {some_of(float_pairs, 20)}")
+    if additions.missed:
         lines.append("additions not found, which stay float (mark them: modules with residual_addition = True):")
-        lines += [f"  {missed}" for missed in found.missed]
+        lines += [f"  {missed}" for missed in additions.missed]
     return lines
 
 

@@ -1,4 +1,4 @@
-"""The graph of a network that torch.fx can trace, and which module makes or reads what in it."""
+"""The graph of a network that torch.fx can trace, and which module returns each of its tensors."""
 
 import inspect
 import operator
@@ -16,39 +16,47 @@ from spequant.networks import QUANTIZABLE
 from spequant.preparation import adapters
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-DROPS = ("Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "StochasticDepth", "DropPath")
-"""They scale what they let through while training: a range belongs before them."""
+DROPOUTS = ("Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "StochasticDepth", "DropPath")
+"""Classes of modules that scale what they do not drop in training, so that a quantizer belongs before them."""
 
 
 def traced(network: nn.Module) -> tuple["Tracer", fx.Graph]:
-    """The graph of `network`, which should be a copy, in eval mode: a forward may keep what it is traced with.
+    """Trace `network`.
 
-    ValueError: it cannot be traced: its forward decides by values, or by what a placeholder cannot tell.
+    Args:
+        network: A copy of the user's network, in eval mode: a forward may store the placeholders of the trace.
+
+    Returns:
+        (the tracer, which knows the modules that return each node; the graph).
+
+    Raises:
+        ValueError: `network` cannot be traced: its forward depends on values, or on something that a placeholder for
+            an input does not have. The message is one sentence.
     """
     tracer = Tracer()
     try:
         with shapes_unchecked():
             return tracer, tracer.trace(network, concrete_args=defaults_of(network))
     except Exception as error:
-        raise ValueError(_why(error)) from error
+        raise ValueError(_reason(error)) from error
 
 
-def _why(error: Exception) -> str:
-    """Why tracing failed, in a sentence."""
-    said = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if "co_varnames" in said:
+def _reason(error: Exception) -> str:
+    """Say in one sentence why tracing failed."""
+    message = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if "co_varnames" in message:
         return (
             "its forward takes *args or **kwargs, as decorated ones do (transformers' networks), which hide its inputs"
         )
-    said = said.partition(". ")[0]
+    message = message.partition(". ")[0]
     if isinstance(error, TraceError):
-        return said
-    return f"its forward does not run on a placeholder for an input ({type(error).__name__}: {said})"
+        return message
+    return f"its forward does not run on a placeholder for an input ({type(error).__name__}: {message})"
 
 
 @contextmanager
 def shapes_unchecked() -> Iterator[None]:
-    """Run-time checks of annotated shapes off, where somebody switched them on: what is traced are no tensors."""
+    """Switch run-time checks of annotated shapes off inside the block, because placeholders of a trace fail them."""
     before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
@@ -58,26 +66,37 @@ def shapes_unchecked() -> Iterator[None]:
 
 
 def defaults_of(model: nn.Module) -> dict[str, Any] | None:
-    """The optional arguments of `model`, as they are when nobody gives them: a mask that is None is no tensor."""
+    """Return the default values of the optional arguments of `model`, or None if it has none.
+
+    The trace uses them as they are. A placeholder for a mask would not be None, and take another branch.
+    """
     parameters = inspect.signature(model.forward).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty} or None
 
 
 class Tracer(fx.Tracer):
-    """Notes which modules return which node, the innermost first, and how often each is called. A module that is not
-    looked into and returns several tensors names the layer that makes the first, `makes_first`."""
+    """A tracer that records which modules return each node, and how often each module is called.
+
+    A module that is not traced inside and returns several tensors may name, as its attribute `makes_first`, the layer
+    that returns the first of them.
+
+    Attributes:
+        returned_by: {node: names of the modules that return it, the innermost first}.
+        first_by: {node of several results: name of the layer that returns the first}.
+        calls: {name of a module: how often it is called}.
+    """
 
     def __init__(self) -> None:
         super().__init__(autowrap_functions=tuple(_opaque("get_notrace_functions")))
         self.opaque = tuple(_opaque("get_notrace_modules"))
-        self.made: dict[fx.Node, list[str]] = {}
-        self.first: dict[fx.Node, str] = {}
+        self.returned_by: dict[fx.Node, list[str]] = {}
+        self.first_by: dict[fx.Node, str] = {}
         self.calls: Counter[str] = Counter()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        kept = isinstance(m, (*QUANTIZABLE, *self.opaque)) or getattr(m, "residual_addition", False)
-        kept = kept or type(m).__module__.startswith(adapters.__name__) or type(m).__name__ in DROPS
-        return kept or super().is_leaf_module(m, module_qualified_name)
+        is_leaf = isinstance(m, (*QUANTIZABLE, *self.opaque)) or getattr(m, "residual_addition", False)
+        is_leaf = is_leaf or type(m).__module__.startswith(adapters.__name__) or type(m).__name__ in DROPOUTS
+        return is_leaf or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -86,16 +105,16 @@ class Tracer(fx.Tracer):
         name = self.path_of_module(m)
         self.calls[name] += 1
         if isinstance(out, fx.Proxy) and not isinstance(m, CONTAINERS):
-            self.made.setdefault(out.node, []).append(name)
-            if first := getattr(m, "makes_first", None):
-                self.first[out.node] = f"{name}.{first}"
-                self.calls[f"{name}.{first}"] += 1
+            self.returned_by.setdefault(out.node, []).append(name)
+            if layer := getattr(m, "makes_first", None):
+                self.first_by[out.node] = f"{name}.{layer}"
+                self.calls[f"{name}.{layer}"] += 1
         return out
 
     def maker(self, node: fx.Node) -> str | None:
-        """The module that makes `node`, or None."""
+        """Return the name of the innermost module that returns `node` and is called once, before dropout, or None."""
         names = self._makers(node)
-        while names and type(self.root.get_submodule(names[0])).__name__ in DROPS:
+        while names and type(self.root.get_submodule(names[0])).__name__ in DROPOUTS:
             before = node.all_input_nodes[0]
             if not (earlier := self._makers(before)):
                 break
@@ -103,14 +122,14 @@ class Tracer(fx.Tracer):
         return next((n for n in names if n and self.calls[n] == 1), None)
 
     def _makers(self, node: fx.Node) -> list[str]:
-        """All modules that make `node`, the innermost first; of the first of several results, the layer behind it."""
-        if node.target is operator.getitem and node.args[1] == 0 and node.args[0] in self.first:
-            return [self.first[node.args[0]]]
-        return self.made.get(node, [])
+        """Return the modules that return `node`, the innermost first; for the first of several results, its layer."""
+        if node.target is operator.getitem and node.args[1] == 0 and node.args[0] in self.first_by:
+            return [self.first_by[node.args[0]]]
+        return self.returned_by.get(node, [])
 
 
 def _opaque(which: str) -> Iterator[Any]:
-    """What timm says that tracing must not look into, where timm is in use."""
+    """Yield what timm lists as not to be traced inside, if timm is imported; which: the name of timm's list."""
     if "timm" in sys.modules:
         from timm import layers
 

@@ -1,4 +1,4 @@
-"""Training and evaluation: one loop, its state and checkpoints, optimisers, what it logs."""
+"""Training and evaluation: one loop, its state and checkpoints, optimizers, and what it logs."""
 
 from spequant.train.compiled import Compiled
 from spequant.train.diagnostics import Diagnostics

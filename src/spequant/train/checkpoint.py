@@ -1,10 +1,10 @@
-"""Checkpoints: a folder each, tensors as safetensors and everything else as JSON; no pickle is written or read.
+"""Checkpoints: one folder each, tensors as safetensors and everything else as JSON; no pickle is written or read.
 
     checkpoints/step-00000120/tensors.safetensors   the tensors of a `Snapshot`
-    checkpoints/step-00000120/state.json            format, digest of the rest, its numbers, the caller's facts, and
-                                                    kind and digest of each tensor
+    checkpoints/step-00000120/state.json            format, digest of the content, and as content the numbers of the
+                                                    snapshot, the caller's facts, type and digest of each tensor
 
-Written to a temporary folder, forced to the disk, renamed; the last two are kept.
+A checkpoint is written to a temporary folder, flushed to the disk and then renamed. The last two stay.
 """
 
 import hashlib
@@ -20,21 +20,30 @@ from torch import Tensor
 from spequant.files import TEMPORARY, placed_folder, remove
 from spequant.train.state import Snapshot
 
-FORMAT = 1
-KEPT = 2
+CHECKPOINT_FORMAT = 1
+MAX_CHECKPOINTS = 2
 STATE, TENSORS = "state.json", "tensors.safetensors"
 REMEDY = "remove this folder to go on from the checkpoint before it, if there is one"
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The complete ones below `folder`, oldest first."""
+    """Return the complete checkpoints in `folder`, the oldest first."""
     return sorted(p for p in folder.glob("step-*") if p.is_dir())
 
 
 def write(folder: Path, snapshot: Snapshot, facts: dict[str, Any]) -> Path:
-    """Save `snapshot` and the caller's `facts` (JSON) below `folder`; its path. Older ones than the last two go.
+    """Save `snapshot` and the caller's `facts` as a checkpoint, and remove all but the last two.
 
-    OSError: it could not be written; nothing half-written stays and the earlier ones are as they were.
+    Args:
+        folder: The folder of all checkpoints of a run.
+        snapshot: What `TrainingState.capture` returned.
+        facts: Anything that JSON can hold; `read` returns it.
+
+    Returns:
+        The folder of this checkpoint.
+
+    Raises:
+        OSError: It could not be written. Then nothing half-written stays, and earlier checkpoints are unchanged.
     """
     path = folder / f"step-{snapshot.numbers['step']:08d}"
     tensors = {k: v.detach().cpu().contiguous() for k, v in snapshot.tensors.items()}
@@ -47,27 +56,36 @@ def write(folder: Path, snapshot: Snapshot, facts: dict[str, Any]) -> Path:
         with placed_folder(path) as temporary:
             save_file(tensors, temporary / TENSORS)
             content["size"] = (temporary / TENSORS).stat().st_size
-            text = json.dumps({"format": FORMAT, "digest": _digest(_canonical(content)), "content": content})
+            text = json.dumps({"format": CHECKPOINT_FORMAT, "digest": _digest(_canonical(content)), "content": content})
             (temporary / STATE).write_text(text)
     except (OSError, SafetensorError) as error:
-        before = checkpoints(folder)
-        last = f"the last good one is {before[-1]}" if before else "there is none before it"
+        earlier = checkpoints(folder)
+        last = f"the last good one is {earlier[-1]}" if earlier else "there is none before it"
         raise OSError(f"checkpoint {path} could not be written ({error}); {last}") from error
-    for old in checkpoints(folder)[:-KEPT]:
+    for old in checkpoints(folder)[:-MAX_CHECKPOINTS]:
         remove(old)
     return path
 
 
 def clean(folder: Path) -> None:
-    """Remove what a killed process left half-written or half-removed."""
-    for left in folder.glob(f"{TEMPORARY}*"):
-        remove(left)
+    """Remove files and folders that a killed process left half-written or half-removed in `folder`."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        remove(path)
 
 
 def read(path: Path, device: torch.device | str = "cpu") -> tuple[Snapshot, dict[str, Any]]:
-    """(snapshot, facts) of the checkpoint `path`, every byte checked.
+    """Read a checkpoint and check every byte of it.
 
-    ValueError names the file, tensor or field that is damaged, found and expected; a newer format is refused.
+    Args:
+        path: The folder of the checkpoint.
+        device: Where its tensors go.
+
+    Returns:
+        (snapshot, the caller's facts).
+
+    Raises:
+        ValueError: Something is damaged or missing, or the format is another one. The message names the file, tensor or
+            field, its value and the expected one.
     """
     content = _content(path / STATE)
     file = path / TENSORS
@@ -81,20 +99,20 @@ def read(path: Path, device: torch.device | str = "cpu") -> tuple[Snapshot, dict
     for name, expected in content["tensors"].items():
         if name not in tensors:
             raise ValueError(f"{file} lacks the tensor {name}; expected {expected['kind']}; {REMEDY}")
-        found = {"kind": _kind(tensors[name]), "digest": digest(tensors[name])}
+        actual = {"kind": _kind(tensors[name]), "digest": digest(tensors[name])}
         for field in ("kind", "digest"):
-            if found[field] != expected[field]:
+            if actual[field] != expected[field]:
                 raise ValueError(
-                    f"{file}: tensor {name} is damaged: {field} {found[field]}, expected {expected[field]}; {REMEDY}"
+                    f"{file}: tensor {name} is damaged: {field} {actual[field]}, expected {expected[field]}; {REMEDY}"
                 )
-    more = set(tensors) - set(content["tensors"])
-    if more:
-        raise ValueError(f"{file} holds the tensor {min(more)}; expected no such tensor; {REMEDY}")
+    unexpected = set(tensors) - set(content["tensors"])
+    if unexpected:
+        raise ValueError(f"{file} holds the tensor {min(unexpected)}; expected no such tensor; {REMEDY}")
     return Snapshot({k: v.to(device) for k, v in tensors.items()}, content["numbers"]), content["facts"]
 
 
 def _content(file: Path) -> dict[str, Any]:
-    """What state.json says, its own digest checked."""
+    """Return the content of state.json after checking its digest."""
     if not file.is_file():
         raise ValueError(f"{file} does not exist; expected the state of a checkpoint; {REMEDY}")
     try:
@@ -102,18 +120,19 @@ def _content(file: Path) -> dict[str, Any]:
         version, expected, content = outer["format"], outer["digest"], outer["content"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged: no JSON of a checkpoint ({error!r}); {REMEDY}") from error
-    if version != FORMAT:
+    if version != CHECKPOINT_FORMAT:
         raise ValueError(
-            f"{file}: format is {version!r}; this version reads {FORMAT}: install the version of spequant that wrote it"
+            f"{file}: format is {version!r}; this version reads {CHECKPOINT_FORMAT}: install the version of spequant "
+            "that wrote it"
         )
-    found = _digest(_canonical(content))
-    if found != expected:
-        raise ValueError(f"{file} is damaged: digest {found}, expected {expected}; {REMEDY}")
+    actual = _digest(_canonical(content))
+    if actual != expected:
+        raise ValueError(f"{file} is damaged: digest {actual}, expected {expected}; {REMEDY}")
     return content
 
 
 def digest(x: Tensor) -> str:
-    """BLAKE2b, 128 bits, of the bytes of a contiguous CPU tensor."""
+    """Return the 128-bit BLAKE2b digest of the bytes of `x`, a contiguous CPU tensor, in hexadecimal."""
     return _digest(x.reshape(-1).view(torch.uint8).numpy())
 
 
@@ -126,4 +145,5 @@ def _canonical(content: Any) -> bytes:
 
 
 def _kind(x: Tensor) -> str:
+    """Return the type and shape of `x` as state.json has them."""
     return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"

@@ -1,4 +1,4 @@
-"""A network through torch.compile, which goes on without it where compiling fails."""
+"""A network that runs compiled, or uncompiled where compiling fails."""
 
 import warnings
 from collections.abc import Callable
@@ -9,24 +9,30 @@ from torch import nn
 
 
 class Compiled(nn.Module):
-    """`model`, compiled at its first call. Where that fails (no C++ compiler, no Triton): a RuntimeWarning with the
-    reason, and `model` itself from then on.
+    """A network that is compiled by torch.compile at its first call.
 
-    cuda_graphs: on a GPU the kernels are replayed, not launched one by one.
+    Where compiling fails (no C++ compiler, no Triton), a RuntimeWarning gives the reason, and the network runs
+    uncompiled from then on.
+
+    Args:
+        model: The network; its parameters are those of this module.
+        cuda_graphs: Whether a GPU replays recorded kernels instead of launching them one by one.
     """
 
     def __init__(self, model: nn.Module, *, cuda_graphs: bool = False):
         super().__init__()
         self.model = model
         fast = torch.compile(model, mode="reduce-overhead" if cuda_graphs else None)
-        self.fast: Callable[..., Any] | None = lambda *args, **kwargs: fast(*args, **kwargs)  # no second child module
+        self.fast: Callable[..., Any] | None = lambda *args, **kwargs: fast(
+            *args, **kwargs
+        )  # `fast` is no child module
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.fast is not None:
             try:
                 return self.fast(*args, **kwargs)
             except RuntimeError as error:
-                from torch._dynamo.exc import BackendCompilerFailed  # lazily: seconds
+                from torch._dynamo.exc import BackendCompilerFailed  # takes seconds to import
 
                 if not isinstance(error, BackendCompilerFailed):
                     raise

@@ -1,6 +1,7 @@
-"""What a quantized network's layers do, sampled on one batch: clipping, levels in use, ranges, code changes.
+"""Diagnostics of the layers of a quantized network on one batch: clipping, levels in use, ranges, code changes.
 
-How that is written to a file and read back: `looks.py`."""
+`looks.py` writes them to a file and reads them back.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -16,7 +17,11 @@ from spequant.quantizers import Quantizer
 
 
 class Diagnostics:
-    """Call with a model and inputs now and then; each call gives one row and compares with the call before."""
+    """Measures the layers of a model once per call, and compares them with the previous call.
+
+    Args:
+        policy: How the teacher's precision is drawn, for the agreement of teacher and student; None: `Stochastic()`.
+    """
 
     def __init__(self, policy: Policy | None = None):
         self.policy = policy or Stochastic()
@@ -26,13 +31,20 @@ class Diagnostics:
     def __call__(
         self, model: nn.Module, batch: Any, *, step: int = 0, run: Callable[[nn.Module, Any], Tensor] = run_model
     ) -> dict[str, Any]:
-        """{"layers": {name: {...}}, "agreement": ...}, layers in the model's order, shares in [0, 1].
+        """Measure the layers of `model` on `batch`, in eval mode.
 
-        Activations: `act_bits`, `clipped` (share beyond the bounds), `levels` in use of `of` levels, `low`, `high`.
-        Weights: `weight_bits`, `changed` (share whose code changed since the last call; None: the first), `clip` (the
-        largest value; of several ranges the mean).
-        agreement: share of the answers (samples, as a rule) in `batch` on which teacher (drawn by the policy) and
-        student name one class. run: as in `calibrate`; its logits.
+        Args:
+            model: A prepared and calibrated network. The mode of each module is restored.
+            batch: One batch that `run` understands.
+            step: Number of the training step, by which the teacher's precision is drawn.
+            run: Called as `run(model, batch)`; returns the logits.
+
+        Returns:
+            {"layers": {name: values}, "agreement": share}, layers in the model's order. Values of activations:
+            `act_bits`; `clipped`, the share beyond the bounds; `levels`, how many of the `of` levels are in use; `low`
+            and `high`. Values of weights: `weight_bits`; `changed`, the share whose code changed since the previous
+            call, None in the first; `clip`, the largest value, or the mean over several ranges. The agreement is the
+            share of answers (as a rule, samples) for which teacher and student predict the same class.
         """
         quantizers = act_quantizers(model)
         layers: dict[str, dict[str, Any]] = {name: {} for name in _names(model, quantizers)}
@@ -49,7 +61,7 @@ class Diagnostics:
                 with precision(model, self.policy, seed=1, step=step):
                     teacher = run(model, batch)
                 row["agreement"] = float((student.argmax(-1) == teacher.argmax(-1)).float().mean())
-        weights = {  # tied ones once: the second would be compared with what the first has just left
+        weights = {  # tied weights only once: the second would be compared with the codes of the first
             m.weight_quantizer: m for m in model.modules() if isinstance(m, QuantizedLayer) and m.weight_quantizer
         }
         for quantizer, module in weights.items():
@@ -65,16 +77,18 @@ class Diagnostics:
 
 
 def _names(model: nn.Module, quantizers: Mapping[str, Quantizer]) -> Iterator[str]:
-    """Of all layers, weights' and activations', in the model's order; some more than once."""
-    known = {id(q): name for name, q in quantizers.items()}
+    """Yield the names of all quantizers of weights and activations, in the model's order, some more than once."""
+    act_names = {id(q): name for name, q in quantizers.items()}
     for module in model.modules():
         weight = module.weight_quantizer if isinstance(module, QuantizedLayer) else None
         for q in (weight, *(getattr(module, slot) for slot in slots_of(module))):
             if q is not None:
-                yield known.get(id(q), q.name)  # type: ignore[arg-type]
+                yield act_names.get(id(q), q.name)  # type: ignore[arg-type]
 
 
 def _reader(row: dict[str, Any]):
+    """Make a hook of an activation quantizer that writes into `row`."""
+
     def read(quantizer: Quantizer, inputs: tuple[Tensor]) -> None:
         x = inputs[0]
         low, high = quantizer.bounds(x)

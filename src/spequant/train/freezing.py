@@ -1,5 +1,9 @@
-"""Iterative weight freezing: Nagel et al. 2022, "Overcoming Oscillations in Quantization-Aware Training" (arXiv
-2203.11086), algorithm 1. Watches weights after each optimizer step; the codes it freezes are held by `Quantizer`.
+"""Iterative weight freezing, which watches the weights after each optimizer step.
+
+The frozen codes are stored in the `Quantizer` of the weight.
+
+References:
+    Nagel et al. 2022, "Overcoming Oscillations in Quantization-Aware Training" (arXiv 2203.11086), algorithm 1.
 """
 
 import math
@@ -11,29 +15,37 @@ from torch import Tensor, nn
 from spequant.layers import QuantizedLayer
 from spequant.quantizers import Quantizer
 
-MAX_BITS = 4  # wider grids (the 8-bit ends) cross from code to code all the time and lose nothing by it
+MAX_BITS = 4
+"""Weights of more bits are not watched: their codes change all the time, and the network loses nothing by that."""
 
 
 class OscillationFreezer:
     """Freezes the weights of `model` that keep changing between two codes; call `step()` after each optimizer step.
 
-    Of each weight of 4 bits or fewer, with its code c, at every step:
+    For each weight of 4 bits or fewer, with its code c, at every step:
 
         o = 1 where c changes, in the direction opposite to that of its last change, else 0
         f <- m o + (1 - m) f          how often it oscillates
         e <- m c + (1 - m) e
-        where f > threshold: frozen from now on, at the code round(e)
+        where f > threshold, the weight is frozen from now on, at the code round(e)
 
-    threshold: some three times `momentum`, m, or more, so that a single oscillation freezes nothing; or a function of
-      the number of the step, which lowers it as training goes on (`annealed`; the authors: from .1 to .01 at 3 and 4
-      bits, m = .01).
+    The quantizer stores the frozen code, so that it is saved with the model. A range that changes, because it is
+    trained (LSQ) or computed from the weights (SAWB), changes only the value of that code. The float weight gets no
+    gradient any more, and changes by momentum and weight decay are undone at the next step. A range that is computed
+    from the weights therefore sees it unchanged.
 
-    It is the code that is frozen, in the quantizer, and saved with the model: a range that moves, trained (LSQ) or
-    taken from the weights (SAWB), moves its value alone. Its float weight gets no gradient any more, and what momentum
-    and weight decay do to it between two calls is undone: a range that is taken from the weights takes it as it was.
+    A step reads nothing back from the device. Processes with the same weights freeze the same weights.
 
-    Reads nothing back from the device; the same on every process that holds the same weights. ValueError: no weight of
-    4 bits or fewer, or a range that is not calibrated.
+    Args:
+        model: A prepared and calibrated network.
+        threshold: Frequency of oscillation above which a weight is frozen, between 0 and 1. Three times `momentum` or
+            more, so that a single oscillation freezes nothing. Or a function of the number of the step, from 1, for a
+            threshold that decreases in training (`annealed`); the authors' goes from .1 to .01 at 3 and 4 bits.
+        momentum: m, between 0 and 1; the authors' is .01.
+
+    Raises:
+        ValueError: An argument is out of range, no weight has 4 bits or fewer, one of them is not calibrated, or one is
+            standardised before it is quantized.
     """
 
     def __init__(self, model: nn.Module, *, threshold: float | Callable[[int], float], momentum: float = 0.01):
@@ -58,44 +70,62 @@ class OscillationFreezer:
 
     @torch.no_grad()
     def step(self, number: int = 0) -> None:
-        """Take in what the optimizer did: hold the frozen weights, watch the others, freeze those that oscillate.
+        """Restore the frozen weights after an optimizer step, and freeze further weights that oscillate.
 
-        number: of the step, from 1, for a threshold that changes with it.
+        Args:
+            number: Number of the step, from 1; only a threshold that is a function reads it.
         """
         threshold = self.threshold(number) if callable(self.threshold) else self.threshold
         for watched in self.watched.values():
             watched.step(threshold, self.momentum)
 
     def frozen_share(self) -> float:
-        """Share of the weights watched that are frozen, read from the device."""
+        """Return the share of the watched weights that are frozen, 0 to 1, read from the device."""
         frozen = torch.stack([w.state["frozen"].sum() for w in self.watched.values()]).sum()
         return float(frozen) / sum(w.weight.numel() for w in self.watched.values())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """{layer's name, dot, what: tensor}; the tensors themselves, not copies."""
-        return {f"{name}.{what}": t for name, w in self.watched.items() for what, t in w.state.items()}
+        """Return {"LAYER.KEY": tensor}; the tensors are not copied."""
+        return {f"{name}.{key}": t for name, w in self.watched.items() for key, t in w.state.items()}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a `state_dict()`; ValueError where its names or shapes are not those of this model."""
-        own = self.state_dict()
-        unknown, absent = sorted(set(state) - set(own)), sorted(set(own) - set(state))
+        """Continue from a `state_dict()`.
+
+        Args:
+            state: What `state_dict` of a freezer of the same model returned.
+
+        Raises:
+            ValueError: Its names or shapes are not those of this model.
+        """
+        current = self.state_dict()
+        unknown, absent = sorted(set(state) - set(current)), sorted(set(current) - set(state))
         if unknown or absent:
-            raise ValueError(f"the freezer's state is of another model: it lacks {absent} and has {unknown} beyond")
-        for name, tensor in own.items():
+            raise ValueError(f"the freezer's state is of another model: it lacks {absent} and has {unknown} too much")
+        for name, tensor in current.items():
             if state[name].shape != tensor.shape:
                 raise ValueError(f"{name} has shape {tuple(state[name].shape)}; expected {tuple(tensor.shape)}")
             tensor.copy_(state[name])
 
 
 def annealed(first: float, last: float, done: float) -> float:
-    """The threshold when the share `done` of training is behind: from `first` to `last` along half a cosine."""
+    """Return a threshold between `first` and `last` that decreases along half a cosine.
+
+    Args:
+        first: The threshold at the start.
+        last: The threshold at the end.
+        done: Share of training that is done, 0 to 1.
+    """
     return last + (first - last) * (1 + math.cos(math.pi * done)) / 2
 
 
 class _Watched:
-    """One weight, its quantizer, and per element: in the quantizer, the code and whether it is frozen; here, e and f,
-    the direction of the last change (0: none yet), and the float weight, to be put back where frozen."""
+    """One weight that is watched, with its quantizer.
+
+    The quantizer stores, per element, the code and whether it is frozen. `statistics` holds, per element, e and f of
+    the class above, the direction of the last change (0: none yet), and the float weight, which is restored where it is
+    frozen.
+    """
 
     def __init__(self, quantizer: Quantizer, weight: Tensor):
         if not quantizer.calibrated:
@@ -106,7 +136,7 @@ class _Watched:
             codes = quantizer.encode(weight)
         if quantizer.frozen is None:
             quantizer.hold_codes(codes)
-        self.own = {
+        self.statistics = {
             "average": codes,
             "direction": torch.zeros_like(codes, dtype=torch.int8),
             "frequency": torch.zeros_like(codes),
@@ -117,7 +147,7 @@ class _Watched:
     def state(self) -> dict[str, Tensor]:
         codes, frozen = self.quantizer.frozen_codes, self.quantizer.frozen
         assert codes is not None and frozen is not None
-        return {"codes": codes, "frozen": frozen, **self.own}
+        return {"codes": codes, "frozen": frozen, **self.statistics}
 
     def step(self, threshold: float, momentum: float) -> None:
         codes, frozen, average, direction, frequency, before = self.state.values()

@@ -1,6 +1,6 @@
-"""Numbers that go wrong: a loss that is not finite is noticed without waiting for the device, at no cost in memory.
+"""A loss that is not finite is noticed without waiting for the device in each step, and at no cost in memory.
 
-Which layer went first is found by training those steps once more: `replay.py`.
+`replay.py` then finds the layer that went wrong first, by training the last steps once more.
 """
 
 import torch
@@ -13,31 +13,41 @@ from spequant.train.state import TrainingState
 
 ADVICE = ": lower the learning rate, or clip gradients (train.clip_norm)"
 HINT = (
-    ". Which layer was the first is found by spequant.train.first_to_go(state, batches, error, steps=...), given this "
-    "error and a state of an earlier step"
+    ". To find the first layer, call spequant.train.first_to_go(state, batches, error, steps=...) with this error and "
+    "a state of an earlier step"
 )
 
 
 class NotFinite(FloatingPointError):
-    """Training went wrong: `told` says it in words, the error itself with how to learn the layer.
+    """Training went wrong: a loss or the network is not finite.
 
-    what: the loss or the network, and the step. wrong: what is not finite by now, in words.
-    step: number of the first step, from 1, whose loss was not finite; None: each loss was, the network is not.
-    finite: steps done when network and losses were last known to be finite. noticed: steps done when they were not.
+    `message` says what is not finite; `str` of the error adds how to find the layer.
+
+    Args:
+        what: The loss or the network, and the step, in words.
+        wrong: The tensors that are not finite by now, in words.
+        step: Number of the first step, from 1, whose loss was not finite; None: all losses were finite, but the network
+            is not.
+        finite: Number of steps after which the network and all losses were last found finite.
+        noticed: Number of steps after which something was found not to be finite.
     """
 
     def __init__(self, what: str, wrong: list[str], *, step: int | None, finite: int, noticed: int):
         now = f"; after step {noticed} these are not: {some_of(wrong, separator='; ')}" if wrong else ""
-        self.told = f"{what}{now}{ADVICE}"
-        super().__init__(self.told + HINT)
+        self.message = f"{what}{now}{ADVICE}"
+        super().__init__(self.message + HINT)
         self.what, self.step, self.finite, self.noticed = what, step, finite, noticed
 
 
 class FiniteGuard:
-    """Keeps the number of the first step whose loss was not finite, one number on the device.
+    """Records the number of the first step whose loss was not finite, as one number on the device.
 
-    `note(loss)` each step costs one small kernel. `check()` reads that number, and whether the network is finite,
-    which the last step's loss does not tell. steps: of an epoch, for words alone.
+    `note` costs one small kernel per step. `check` reads that number, and whether the network is finite, which the
+    loss of the last step does not show.
+
+    Args:
+        state: The training that is watched.
+        steps: Steps per epoch, only for messages.
     """
 
     def __init__(self, state: TrainingState, steps: int):
@@ -45,11 +55,15 @@ class FiniteGuard:
         self.bad = torch.zeros((), dtype=torch.int64, device=state.device)
 
     def note(self, loss: Tensor) -> None:
-        """`loss`: 0-dim, of the step just done."""
+        """Record the loss, 0-dim, of the step that was just done."""
         self.bad = torch.where((self.bad == 0) & ~torch.isfinite(loss), self.state.step, self.bad)
 
     def check(self) -> None:
-        """Every process has to call it. NotFinite: a loss, or by now the network, was not finite in some process."""
+        """Check the losses so far and the network; every process has to call it.
+
+        Raises:
+            NotFinite: A loss was not finite in some process, or the network is not.
+        """
         now = self.state.step
         if int(sum_over_processes(((self.bad > 0) | ~all_finite(self.state.model)).long())) == 0:
             self.checked = now
@@ -62,20 +76,23 @@ class FiniteGuard:
 
 
 def in_words(step: int, steps: int) -> str:
-    """The `step`-th of a run, from 1, whose epochs have `steps`."""
+    """Name the `step`-th step of a run, from 1, whose epochs have `steps` steps."""
     epoch, within = divmod(step - 1, steps)
     return f"epoch {epoch + 1}, step {within + 1} (step {step} of the run)"
 
 
 def all_finite(model: nn.Module) -> Tensor:
-    """Whether all parameters and buffers are, 0-dim, without waiting for the device."""
+    """Return whether all parameters and buffers are finite, as a 0-dim tensor, without waiting for the device."""
     tensors = [x for x in (*model.parameters(), *model.buffers()) if x.is_floating_point()]
     return torch.stack([torch.isfinite(x).all() for x in tensors]).all()
 
 
 def not_finite(model: nn.Module) -> list[str]:
-    """Ranges, then other parameters and buffers, of `model` that hold NaN or Inf in any process, in words. Every
-    process has to call it."""
+    """Name the tensors of `model` that hold NaN or Inf in some process; every process has to call it.
+
+    Returns:
+        Ranges of quantizers first, then other parameters and buffers.
+    """
     ranges = {id(p): q.name for q in model.modules() if isinstance(q, Quantizer) for p in q.parameters()}
     wrong = [
         (f"the range of {ranges[id(p)]}" if id(p) in ranges else name, id(p) not in ranges)
@@ -86,5 +103,5 @@ def not_finite(model: nn.Module) -> list[str]:
 
 
 def in_any_process(lines: list[str]) -> list[str]:
-    """`lines` of every process, each once, in order of rank."""
-    return list(dict.fromkeys(line for found in gathered(lines) for line in found))
+    """Return the `lines` of all processes, each line once, in order of rank; every process has to call it."""
+    return list(dict.fromkeys(line for lines_of_rank in gathered(lines) for line in lines_of_rank))

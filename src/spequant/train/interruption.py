@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: asked once, training ends after the step at hand; asked twice, at once."""
+"""Ctrl-C and SIGTERM: the first one ends training after the present step, a second one ends the process at once."""
 
 import signal
 import threading
@@ -9,12 +9,16 @@ from types import FrameType
 
 @contextmanager
 def interruptions() -> Iterator[Callable[[], bool]]:
-    """Inside, the first SIGINT and the first SIGTERM make the function given true; a second one acts as ever.
+    """Record the first SIGINT and the first SIGTERM inside the block; a second one acts as without this block.
 
-    Counted apart: on Ctrl-C a launcher sends its processes the one after the terminal has sent them the other.
+    The two signals are counted separately: on Ctrl-C the terminal sends SIGINT to the processes of a launcher, and the
+    launcher then sends them SIGTERM. Outside the main thread nothing is changed.
+
+    Yields:
+        A function that returns whether one of the signals arrived.
     """
     asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
+    if threading.current_thread() is not threading.main_thread():  # signals reach only the main thread
         yield asked.is_set
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

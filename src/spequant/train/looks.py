@@ -1,5 +1,7 @@
-"""The rows of metrics.jsonl that tell of layers, and how they are read back: one list a quantity over all layers in one
-order, to four significant digits. What stays the same, names and grids, is in the first row alone.
+"""The rows of metrics.jsonl about layers: how they are written and read.
+
+A row has one list per quantity, over all layers in the same order, to four significant digits. Names and grids, which
+stay the same, are only in the first row.
 
     {"kind": "layers", "epoch": 0, "names": ["conv1", ...], "weight_bits": [8, ...], "act_bits": [8, ...],
      "of": [255, ...], "clipped": [0.0024, ...], "levels": [230, ...], ..., "agreement": 0.8242}
@@ -13,30 +15,43 @@ import numpy as np
 
 FIXED = ("weight_bits", "act_bits", "of")
 MEASURED = ("clipped", "levels", "low", "high", "clip", "changed")
-"""see `Diagnostics`"""
+"""Quantities that stay the same in a run, and those that each call of `Diagnostics` measures; see there."""
 DIGITS = 4
 
 
-def layers_row(found: Mapping[str, Any], *, first: bool) -> dict[str, Any]:
-    """What a call of `Diagnostics` found, as a row; first: with names and grids. A quantity that no layer has is left
-    out, and null where a layer lacks it."""
-    layers: Mapping[str, Mapping[str, Any]] = found["layers"]
-    columns = {what: [_short(x.get(what)) for x in layers.values()] for what in (*(FIXED if first else ()), *MEASURED)}
-    told = {what: column for what, column in columns.items() if any(value is not None for value in column)}
-    return {**({"names": list(layers)} if first else {}), **told, "agreement": _short(found.get("agreement"))}
+def layers_row(measured: Mapping[str, Any], *, first: bool) -> dict[str, Any]:
+    """Make a row of what a call of `Diagnostics` returned.
+
+    Args:
+        measured: What `Diagnostics` returned.
+        first: Whether this is the first row of a run, which has names and grids.
+
+    Returns:
+        The row, without quantities that no layer has; None stands where a single layer lacks one.
+    """
+    layers: Mapping[str, Mapping[str, Any]] = measured["layers"]
+    quantities = (*(FIXED if first else ()), *MEASURED)
+    columns = {name: [_rounded(x.get(name)) for x in layers.values()] for name in quantities}
+    columns = {name: column for name, column in columns.items() if any(value is not None for value in column)}
+    return {**({"names": list(layers)} if first else {}), **columns, "agreement": _rounded(measured.get("agreement"))}
 
 
-def _short(value: Any) -> Any:
+def _rounded(value: Any) -> Any:
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
 @dataclass(frozen=True)
 class Looks:
-    """What all rows of a run tell.
+    """All rows of a run together; a look is one row.
 
-    names: of the layers. weight_bits, act_bits, of: of each, None: that side is float. epochs: after which it was
-    looked, 0: before training. values: {each of `MEASURED`: (layers, looks), NaN where there is none}.
-    agreement: of each look, None where no activation is quantized.
+    Attributes:
+        names: Names of the layers.
+        weight_bits: Bits of each weight; None: float.
+        act_bits: Bits of each input; None: float.
+        of: Number of levels of each input; None: float.
+        epochs: For each look, how many epochs were done; 0: before training.
+        values: {each of `MEASURED`: array (layers, looks), NaN where a value is missing}.
+        agreement: For each look, the agreement of teacher and student, 0 to 1; None if no activation is quantized.
     """
 
     names: list[str]
@@ -49,13 +64,20 @@ class Looks:
 
 
 def read_looks(rows: Iterable[Mapping[str, Any]]) -> Looks | None:
-    """Of the rows of kind "layers", in order; None: there are none, or they are of a version before this form."""
-    told = [row for row in rows if "layers" not in row]
-    if not told or "names" not in told[0]:
+    """Read the rows of kind "layers" of a run.
+
+    Args:
+        rows: The rows, in the order of the file.
+
+    Returns:
+        All of them together; None if there are none, or only rows that an earlier version wrote in another form.
+    """
+    looks = [row for row in rows if "layers" not in row]
+    if not looks or "names" not in looks[0]:
         return None
-    first = told[0]
-    nothing = [None] * len(first["names"])
-    weight_bits, act_bits, of = (first.get(what, nothing) for what in FIXED)
-    values = {w: np.array([row.get(w, nothing) for row in told], dtype=float).T for w in MEASURED}
-    epochs, agreement = [row["epoch"] for row in told], [row["agreement"] for row in told]
+    first = looks[0]
+    missing = [None] * len(first["names"])
+    weight_bits, act_bits, of = (first.get(name, missing) for name in FIXED)
+    values = {name: np.array([row.get(name, missing) for row in looks], dtype=float).T for name in MEASURED}
+    epochs, agreement = [row["epoch"] for row in looks], [row["agreement"] for row in looks]
     return Looks(first["names"], weight_bits, act_bits, of, epochs, values, agreement)

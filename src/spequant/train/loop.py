@@ -1,4 +1,7 @@
-"""The one training loop, and evaluation. Builds nothing: state and batches come from outside; knows of no files."""
+"""The training loop, of which there is one, and evaluation.
+
+State and batches come from the caller; nothing is built here, and no file is read or written.
+"""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,13 +25,13 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Batches = Callable[[int, int], Iterable[Any]]
-"""(epoch, first step) -> this process's part of the batches of that epoch, from that step on"""
+"""(epoch, first step) -> this process's part of the batches of that epoch, from that step on. Both count from 0."""
 CHECK_EVERY = 50
-"""steps between two looks at whether the loss is finite: each waits for the device"""
+"""Steps between two checks that the loss is finite; each check waits for the device."""
 
 
 class Interrupted(Exception):
-    """Training stopped because it was asked to; what was done is in the last checkpoint."""
+    """Training stopped because `stop` asked for it, after a last call of `on_checkpoint`; `step`: steps done."""
 
     def __init__(self, step: int):
         super().__init__(f"interrupted after step {step}")
@@ -37,7 +40,13 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """accuracy: percent; loss: mean cross-entropy; samples: how many."""
+    """The result of an evaluation.
+
+    Attributes:
+        accuracy: Share of right answers in percent, 0 to 100.
+        loss: Mean loss of the task; for classification, cross-entropy in nats.
+        samples: Number of samples.
+    """
 
     accuracy: float
     loss: float
@@ -59,49 +68,65 @@ def fit(
     on_checkpoint: Callable[[TrainingState], None] = lambda state: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Train from where `state` stands to `epochs` epochs of `steps` optimizer steps. The last weights are the result.
+    """Train `state` from where it stands to the end of `epochs` epochs; the last weights are the result.
 
-    accelerator: mixed precision, processes and gradient accumulation (its `gradient_accumulation_steps` parts of each
-      batch); None: fp32, one pass.
-    clip_norm: largest norm of the gradient, above 0; None: any.
-    task: counts what is right; None: classification.
-    on_checkpoint: called when `state` should be saved: every `checkpoint_every` steps and at the end of each epoch,
-      after `on_epoch`; never once the loss was not finite.
-    stop: asked after each step (with several processes every 50); once true, `on_checkpoint`, then `Interrupted`.
+    Args:
+        state: What is trained, in place.
+        batches: (epoch, first step) -> batches; both count from 0.
+        epochs: Number of epochs in all.
+        steps: Optimizer steps per epoch.
+        accelerator: Mixed precision, processes and gradient accumulation; None: fp32, and whole batches.
+        clip_norm: Largest norm of the gradient, above 0; None: no limit.
+        task: Counts right answers; None: classification.
+        checkpoint_every: Steps between two calls of `on_checkpoint`; None: only at the end of each epoch.
+        on_step: Called after each step.
+        on_epoch: Called at the end of each epoch, with the sums over all processes.
+        on_checkpoint: Called when `state` should be saved, after `on_epoch`; never after a loss that is not finite.
+        stop: Called after each step (with several processes, every 50 steps); True ends training.
 
-    NotFinite, a FloatingPointError: the loss was not finite; it names epoch, step and what is not finite by now.
-      `first_to_go` then finds the layer.
+    Raises:
+        NotFinite: A loss or the network is not finite; a FloatingPointError. `first_to_go` then finds the layer.
+        Interrupted: `stop` returned True; `on_checkpoint` was called before.
     """
-    step = partial(train_step, state, accelerator=accelerator or make_accelerator(), clip_norm=clip_norm, task=task)
+    train = partial(train_step, state, accelerator=accelerator or make_accelerator(), clip_norm=clip_norm, task=task)
     guard = FiniteGuard(state, steps)
     while state.step < epochs * steps:
         epoch, start = divmod(state.step, steps)
-        if start == 0:
-            state.progress = Progress(epochs, steps, epoch, sums=torch.zeros(4, device=state.device))
-        progress, before = state.progress, state.progress.seconds
+        progress = state.progress = _progress(state, epochs, steps)
+        seconds = progress.seconds
         state.wrapped.train()
         clock = time.perf_counter()
         for batch in epoch_batches(batches, epoch, start, steps):
             progress.lr = state.optimizer.param_groups[0]["lr"]
-            sums = step(batch)
+            sums = train(batch)
             guard.note(sums[0])
-            progress.add(sums, samples(batch), before + time.perf_counter() - clock)
+            progress.add(sums, samples(batch), seconds + time.perf_counter() - clock)
             on_step(progress)
-            looks, last = state.step % CHECK_EVERY == 0, progress.step == steps
-            asked = stop() if world() == 1 else looks and anyone(stop())
-            due = asked or last or (checkpoint_every is not None and state.step % checkpoint_every == 0)
-            if due or looks:
+            check_due, is_last = state.step % CHECK_EVERY == 0, progress.step == steps
+            stopping = stop() if world() == 1 else check_due and anyone(stop())
+            save_due = stopping or is_last or (checkpoint_every is not None and state.step % checkpoint_every == 0)
+            if save_due or check_due:
                 guard.check()
-            if last:
+            if is_last:
                 on_epoch(progress.over_processes())
-            if due:
+            if save_due:
                 on_checkpoint(state)
-            if asked and state.step < epochs * steps:
+            if stopping and state.step < epochs * steps:
                 raise Interrupted(state.step)
 
 
+def _progress(state: TrainingState, epochs: int, steps: int) -> Progress:
+    """Return the progress of the present epoch, which is new at its first step."""
+    epoch, start = divmod(state.step, steps)
+    return state.progress if start else Progress(epochs, steps, epoch, sums=torch.zeros(4, device=state.device))
+
+
 def epoch_batches(batches: Batches, epoch: int, start: int, steps: int) -> Iterator[Any]:
-    """Of an epoch of `steps` steps those from step `start` on. ValueError at the end: there are fewer."""
+    """Yield the batches of an epoch of `steps` steps, from step `start` on.
+
+    Raises:
+        ValueError: At the end, if there are fewer.
+    """
     done = start
     for batch in islice(batches(epoch, start), steps - start):
         yield batch
@@ -117,7 +142,19 @@ def train_step(
     clip_norm: float | None = None,
     task: Counted | None = None,
 ) -> Tensor:
-    """One optimizer step on this process's part of a batch; (4,): total, task, distill (means over parts), hits."""
+    """Do one optimizer step on this process's part of a batch.
+
+    Args:
+        state: What is trained, in place.
+        batch: A tuple of tensors, or tensors by name, all of the same length.
+        accelerator: Mixed precision, processes and gradient accumulation.
+        clip_norm: Largest norm of the gradient, above 0; None: no limit.
+        task: Counts right answers; None: classification.
+
+    Returns:
+        (4,), on the device: total, task and distillation loss (means over the parts of the batch), and the number of
+        right answers.
+    """
     task = task or Classification()
     seed_step(state)
     parts = parts_of(batch, accelerator.gradient_accumulation_steps)
@@ -146,17 +183,17 @@ def train_step(
 
 
 def seed_step(state: TrainingState) -> None:
-    """Dropout's numbers in the step to come are arithmetic, too: nothing of them has to be saved."""
+    """Seed torch for the next step by (seed, step, rank), so that no state of a generator has to be saved."""
     torch.manual_seed(int(np.random.SeedSequence((state.seed, state.step, rank())).generate_state(1)[0]))
 
 
 def samples(batch: Any) -> int:
-    """How many samples there are in `batch`, tensors of one length, in a tuple or by name."""
+    """Return the number of samples in `batch`, a tuple or a mapping of tensors of the same length."""
     return len(next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0])
 
 
 def parts_of(batch: Any, parts: int) -> list[Any]:
-    """`batch` as `parts` batches of equal length."""
+    """Split `batch` into `parts` batches of equal length; ValueError if that is impossible."""
     if parts == 1:
         return [batch]
     if samples(batch) % parts:
@@ -170,9 +207,15 @@ def parts_of(batch: Any, parts: int) -> list[Any]:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[Any], task: Counted | None = None) -> Evaluation:
-    """Top-1 accuracy and mean loss of `model` in eval mode, in fp32. Its modules' modes are put back.
+    """Evaluate `model` in eval mode, in fp32; the mode of each module is restored.
 
-    Several processes: each gives its part of the batches; all get the figures of the whole.
+    Args:
+        model: Any network that `task` understands.
+        batches: The batches; with several processes, each passes its part, and all get the result over all parts.
+        task: Computes logits and loss, and counts right answers; None: classification, by top-1 accuracy.
+
+    Raises:
+        ValueError: There is no batch.
     """
     task = task or Classification()
     hits, loss, count = 0, 0.0, 0

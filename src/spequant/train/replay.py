@@ -1,6 +1,6 @@
-"""Some steps of training made once more, to name the layer whose numbers were the first that were not finite.
+"""Trains some steps once more, to find the layer whose numbers were the first that were not finite.
 
-All draws follow from the number of a step, so that an earlier state leads to the very same numbers.
+All random draws follow from the number of the step, so that an earlier state leads to exactly the same numbers.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,14 +32,25 @@ def first_to_go(
     clip_norm: float | None = None,
     task: Counted | None = None,
 ) -> str:
-    """In words: epoch, step and the layers whose weights, ranges or activations were the first that were not finite.
+    """Find the layers whose weights, ranges or activations were the first that were not finite.
 
-    state: of a step before `error.step`, such as a checkpoint's; it is trained at full speed as far as the step before
-      that one, whose passes are then watched layer by layer. From `error.finite` steps on, the network is looked at
-      after each step.
-    batches, steps, accelerator, clip_norm, task: as `fit` had them. Every process has to call it.
+    Training is repeated at full speed as far as `error.finite` steps; after each further step the network is checked.
+    The passes of step `error.step` itself are then watched layer by layer. Every process has to call it.
 
-    ValueError: `state` is of a later step.
+    Args:
+        state: A state before step `error.step`, such as that of a checkpoint; it is trained, in place.
+        batches: As `fit` had them.
+        error: What `fit` raised.
+        steps: As `fit` had it.
+        accelerator: As `fit` had it.
+        clip_norm: As `fit` had it.
+        task: As `fit` had it.
+
+    Returns:
+        Epoch, step and these layers, in words.
+
+    Raises:
+        ValueError: `state` is of a later step.
     """
     accelerator = accelerator or make_accelerator()
     last = error.noticed if error.step is None else error.step - 1
@@ -51,23 +62,24 @@ def first_to_go(
         for batch in epoch_batches(batches, epoch, start, steps):
             train_step(state, batch, accelerator, clip_norm, task)
             if state.step > error.finite and int(sum_over_processes((~all_finite(state.model)).long())):
-                return _network(state, error, steps)
+                return _broken_network(state, error, steps)
             if state.step == last:
                 break
-    found: list[str] = []
+    culprits: list[str] = []
     if error.step is not None:
         batch = next(epoch_batches(batches, *divmod(last, steps), steps))
-        found = in_any_process(_watched(state, batch, accelerator))
-    if not found:
+        culprits = in_any_process(_watched_passes(state, batch, accelerator))
+    if not culprits:
         return (
             f"{error.what}, and all is finite when the steps are repeated: is the device at fault, or an operation "
             "that is not deterministic?"
         )
-    return f"the loss is not finite at {in_words(last + 1, steps)}; the first to go: {some_of(found, separator='; ')}"
+    first = some_of(culprits, separator="; ")
+    return f"the loss is not finite at {in_words(last + 1, steps)}; the first to go: {first}"
 
 
-def _network(state: TrainingState, error: NotFinite, steps: int) -> str:
-    """Of a network that the step just done has made so."""
+def _broken_network(state: TrainingState, error: NotFinite, steps: int) -> str:
+    """Describe a network that is not finite since the step that was just done."""
     wrong = some_of(not_finite(state.model), separator="; ")
     if error.step == state.step + 1:
         when = in_words(state.step + 1, steps)
@@ -75,34 +87,37 @@ def _network(state: TrainingState, error: NotFinite, steps: int) -> str:
     return f"the network is not finite after {in_words(state.step, steps)}; the first to go: {wrong}{ADVICE}"
 
 
-def _watched(state: TrainingState, batch: Any, accelerator: "Accelerator") -> list[str]:
-    """Layers whose output is not finite in the passes of the step to come, in the order in which they run; or the
-    loss. The step itself is not made."""
+def _watched_passes(state: TrainingState, batch: Any, accelerator: "Accelerator") -> list[str]:
+    """Run the forward passes of the next step, and name what is not finite in them.
+
+    Returns:
+        Layers whose output is not finite, in the order in which they run; if there are none, losses.
+    """
     wrong: list[str] = []
 
     def watcher(name: str) -> Callable[..., None]:
         def watch(module: nn.Module, inputs: Any, output: Any) -> None:
-            if not _finite(output if isinstance(output, tuple | list) else [output]):
+            if not _are_finite(output if isinstance(output, tuple | list) else [output]):
                 wrong.append(f"activations that leave {name}")
 
         return watch
 
-    if not _finite(batch.values() if isinstance(batch, Mapping) else batch):
+    if not _are_finite(batch.values() if isinstance(batch, Mapping) else batch):
         wrong.append("the batch's inputs")
     seed_step(state)
     with ExitStack() as hooks, torch.no_grad():
-        for name, module in state.model.named_modules():  # not the compiled one, which runs past hooks
+        for name, module in state.model.named_modules():  # not the compiled one, which does not call hooks
             if name and not isinstance(module, nn.Sequential | nn.ModuleList):
                 hooks.callback(module.register_forward_hook(watcher(name)).remove)
         for part in parts_of(batch, accelerator.gradient_accumulation_steps):
             with accelerator.autocast():
                 losses = state.method(state.model, part)
             parts = {"on the labels": losses.task, "of distillation": losses.distill, "in all": losses.total}
-            wrong += [f"the loss {what}" for what, value in parts.items() if not torch.isfinite(value)]
+            wrong += [f"the loss {name}" for name, value in parts.items() if not torch.isfinite(value)]
     layers = [line for line in dict.fromkeys(wrong) if not line.startswith("the loss")]
     return layers or list(dict.fromkeys(wrong))
 
 
-def _finite(values: Any) -> bool:
-    """Whether the floating-point tensors among `values` are."""
+def _are_finite(values: Any) -> bool:
+    """Tell whether the floating-point tensors among `values` are finite."""
     return all(bool(torch.isfinite(v).all()) for v in values if isinstance(v, Tensor) and v.is_floating_point())

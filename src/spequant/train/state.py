@@ -1,4 +1,4 @@
-"""All that training changes, as one object: what a checkpoint holds and what going back restores. No files here."""
+"""Everything that training changes, as one object, which a checkpoint saves and restores. No files here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,19 +18,24 @@ from spequant.processes import sum_over_processes, world
 
 @dataclass(frozen=True)
 class Snapshot:
-    """tensors: by "model.NAME", "optimizer.PARAMETER.KEY", "ema.NAME", "freezer.NAME", "method.NAME"; numbers: what
-    JSON can say."""
+    """A copy of a `TrainingState`.
+
+    Attributes:
+        tensors: Tensors by the names "model.NAME", "optimizer.PARAMETER.KEY", "ema.NAME", "freezer.NAME" and
+            "method.NAME".
+        numbers: Everything else, which JSON can hold.
+    """
 
     tensors: dict[str, Tensor]
     numbers: dict[str, Any]
 
     def part(self, name: str) -> dict[str, Tensor]:
-        """The tensors under `name`, without it."""
+        """Return the tensors whose names begin with `name` and a dot, by the rest of their names."""
         return {k.removeprefix(name + "."): v for k, v in self.tensors.items() if k.startswith(name + ".")}
 
 
 class Freezer(Protocol):
-    """Called after each optimizer step with its number, from 1; its state is a flat {name: tensor}."""
+    """An object that freezes weights; `step` is called after each optimizer step with its number, from 1."""
 
     def step(self, number: int) -> None: ...
     def frozen_share(self) -> float: ...
@@ -40,35 +45,54 @@ class Freezer(Protocol):
 
 @dataclass
 class Progress:
-    """Where training stands. Sums stay on the device until they are read."""
+    """Where training stands in the present epoch.
+
+    Attributes:
+        epochs: Number of epochs in all.
+        steps: Steps per epoch.
+        epoch: Number of the epoch, from 0.
+        step: Steps done in this epoch.
+        lr: Learning rate of the first group in the last step.
+        images: Samples read in this epoch.
+        seconds: Time since the start of this epoch.
+        sums: (4,), on the device until somebody reads them: total, task and distillation loss, each summed over steps,
+            and the number of right answers.
+        processes: How many processes `sums` and `images` cover.
+    """
 
     epochs: int = 0
-    steps: int = 0  # of an epoch
+    steps: int = 0
     epoch: int = 0
-    step: int = 0  # within the epoch, from 1
+    step: int = 0
     lr: float = 0.0
     images: int = 0
-    seconds: float = 0.0  # since the epoch's start
-    sums: Tensor = field(default_factory=lambda: torch.zeros(4))  # total, task, distill: one a step; hits
-    processes: int = 1  # whose sums and images these are
+    seconds: float = 0.0
+    sums: Tensor = field(default_factory=lambda: torch.zeros(4))
+    processes: int = 1
 
     @property
     def done(self) -> float:
-        """Share of all training that is behind, 0 to 1."""
+        """Share of all training that is done, 0 to 1."""
         return (self.epoch + self.step / self.steps) / self.epochs
 
     def add(self, sums: Tensor, images: int, seconds: float) -> None:
-        """Take in one step: what `train_step` returned, its images, and the seconds since the epoch's start."""
+        """Count one step.
+
+        Args:
+            sums: What `train_step` returned.
+            images: Samples in the batch.
+            seconds: Time since the start of the epoch.
+        """
         self.sums += sums
         self.step, self.images, self.seconds = self.step + 1, self.images + images, seconds
 
     def over_processes(self) -> "Progress":
-        """The same with the sums of all processes."""
+        """Return the progress of all processes together; every process has to call it."""
         total = sum_over_processes(self.sums.clone())
         return replace(self, sums=total, images=self.images * world(), processes=world())
 
     def row(self) -> dict[str, Any]:
-        """The means so far, read from the device."""
+        """Return the means so far, read from the device, as a row of metrics.jsonl; the epoch counts from 1."""
         total, task, distill, hits = self.sums.tolist()
         steps = self.step * self.processes
         return {
@@ -84,15 +108,27 @@ class Progress:
 
 
 class TrainingState:
-    """model: the plain network, whose weights are the result.
+    """Everything that training changes.
 
-    wrapped: what a step calls: `model` itself, compiled, or in DistributedDataParallel; None: `model`.
-    method: networks of its own that learn, `partner`, are the optimizer's, too.
-    ema: decay of an exponential moving average of the weights, 0 to 1; after n steps (1 + n) / (10 + n) where that is
-      less, so that a short run's start does not outlast it (timm's ModelEmaV3 has the like); None: none.
-    freezer: see `Freezer`.
-    seed: dropout's random numbers follow from (seed, step, rank).
-    step: optimizer steps done.
+    Args:
+        model: The plain network, whose weights are the result.
+        method: The method. The optimizer also has to hold the parameters of its networks that learn, if it has any.
+        optimizer: The optimizer.
+        schedule: The schedule of its learning rates.
+        wrapped: What a step calls: `model` itself, compiled, or in DistributedDataParallel; None: `model`.
+        ema: Decay of an exponential moving average of the weights, between 0 and 1. After n steps it is at most
+            (1 + n) / (10 + n), so that the first weights of a short run are forgotten (as in timm's ModelEmaV3). None:
+            no average.
+        freezer: Freezes weights after each step; None: nothing is frozen.
+        seed: Random numbers of dropout follow from (seed, step, rank).
+
+    Attributes:
+        step: Number of optimizer steps done.
+        partner: The networks of the method that learn, or None.
+        progress: Where training stands in the present epoch.
+
+    Raises:
+        ValueError: `ema` is out of range.
     """
 
     def __init__(
@@ -127,11 +163,15 @@ class TrainingState:
 
     @property
     def result(self) -> nn.Module:
-        """The network that training is for: the averaged one where weights are averaged."""
+        """The network that training results in: the averaged one where weights are averaged."""
         return self.model if self.ema is None else self.ema.module
 
     def capture(self) -> Snapshot:
-        """A copy of everything, on its device. Every process has to call it; all but the sums are equal on all."""
+        """Return a copy of everything, on its device; every process has to call it, and all get the same.
+
+        Raises:
+            TypeError: The optimizer or the method has a state that is no tensor.
+        """
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         if self.partner is not None:
             tensors |= {f"method.{k}": v for k, v in self.partner.state_dict().items()}
@@ -153,18 +193,27 @@ class TrainingState:
         for name, value in tensors.items():
             if not isinstance(value, Tensor):
                 raise TypeError(
-                    f"{name} is a {type(value).__name__}; expected tensors alone: nothing else is saved without pickle"
+                    f"{name} is a {type(value).__name__}; expected only tensors: nothing else is saved without pickle"
                 )
         return Snapshot({k: v.detach().clone() for k, v in tensors.items()}, numbers)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go back to `snapshot`. ValueError names the first tensor that is missing, too much or of another shape."""
+        """Go back to `snapshot`.
+
+        Args:
+            snapshot: What `capture` returned, for the same network, method and optimizer.
+
+        Raises:
+            ValueError: A tensor is missing, too much or of another shape; the message names the first one.
+        """
         expected = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         if self.ema is not None:
             expected |= {f"ema.{k}": v for k, v in self.ema.module.state_dict().items()}
         if self.partner is not None:
             expected |= {f"method.{k}": v for k, v in self.partner.state_dict().items()}
-        _compare({k: v for k, v in snapshot.tensors.items() if k.startswith(("model.", "ema.", "method."))}, expected)
+        _check_same_tensors(
+            {k: v for k, v in snapshot.tensors.items() if k.startswith(("model.", "ema.", "method."))}, expected
+        )
         optimizer = self._optimizer_state(snapshot)
         self.model.load_state_dict(versioned(self.model, snapshot.part("model")))
         if self.partner is not None:
@@ -186,21 +235,21 @@ class TrainingState:
         self.progress.images //= world()
 
     def _parameters(self) -> dict[str, nn.Parameter]:
-        """By name: the model's, and with "method." before it those of the method's own networks."""
-        theirs = {} if self.partner is None else dict(self.partner.named_parameters())
-        return {**dict(self.model.named_parameters()), **{f"method.{n}": p for n, p in theirs.items()}}
+        """Return the parameters of the model by name, and those of the partner by "method." and their name."""
+        partner = {} if self.partner is None else dict(self.partner.named_parameters())
+        return {**dict(self.model.named_parameters()), **{f"method.{n}": p for n, p in partner.items()}}
 
     def _progress(self) -> dict[str, Any]:
-        whole = self.progress.over_processes()
-        values = {k: getattr(whole, k) for k in ("epochs", "steps", "epoch", "step", "lr", "images", "seconds")}
-        return {**values, "sums": whole.sums.tolist()}
+        progress = self.progress.over_processes()
+        values = {k: getattr(progress, k) for k in ("epochs", "steps", "epoch", "step", "lr", "images", "seconds")}
+        return {**values, "sums": progress.sums.tolist()}
 
     @torch.no_grad()
     def _optimizer_state(self, snapshot: Snapshot) -> dict[str, Any]:
-        """What torch's `load_state_dict` takes: states by number, groups as they are now with the numbers of then."""
+        """Return what torch's `load_state_dict` expects: states by number, and groups with the saved numbers."""
         current = self.optimizer.state_dict()
-        ordered = [p for g in self.optimizer.param_groups for p in g["params"]]
-        number = {id(p): i for i, p in enumerate(ordered)}
+        in_order = [p for g in self.optimizer.param_groups for p in g["params"]]
+        number = {id(p): i for i, p in enumerate(in_order)}
         parameters = self._parameters()
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in snapshot.part("optimizer").items():
@@ -211,20 +260,20 @@ class TrainingState:
             if value.dim() and value.shape != shape:
                 raise ValueError(f"optimizer.{name} has shape {tuple(value.shape)}; expected {tuple(shape)}")
             like = torch.empty_like(parameters[owner]) if value.shape == shape else torch.empty_like(value)
-            state.setdefault(number[id(parameters[owner])], {})[key] = like.copy_(value)  # strides as the parameter's
+            state.setdefault(number[id(parameters[owner])], {})[key] = like.copy_(value)  # with the parameter's strides
         groups = snapshot.numbers["groups"]
         if len(groups) != len(current["param_groups"]):
             raise ValueError(f"the optimizer has {len(groups)} groups; expected {len(current['param_groups'])}")
-        groups = [{**now, **then} for now, then in zip(current["param_groups"], groups, strict=True)]
+        groups = [{**group, **saved} for group, saved in zip(current["param_groups"], groups, strict=True)]
         return {"state": state, "param_groups": groups}
 
 
 SCHEDULE = ("last_epoch", "_step_count", "_last_lr")
-"""What changes in a schedule of torch; the rest follows from how it was made."""
+"""The entries of a torch schedule's state that change; the others follow from its arguments."""
 
 
 def _numbers(group: Mapping[str, Any]) -> dict[str, float]:
-    """Learning rate, momentum ...: settings that a schedule may have moved; not where and how the step is computed."""
+    """Return the settings of a group that a schedule may have changed (learning rate, momentum ...), and no flags."""
     return {k: v for k, v in group.items() if isinstance(v, int | float) and not isinstance(v, bool)}
 
 
@@ -232,15 +281,18 @@ def _state_of(method: Method) -> dict[str, Any]:
     return method.state_dict() if hasattr(method, "state_dict") else {}  # type: ignore[attr-defined]
 
 
-def _compare(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    for name in [*expected, *found]:
-        if name not in found:
-            raise ValueError(f"{name} is missing; expected {_kind(expected[name])}: the state of another network?")
+def _check_same_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuse `tensors` whose names, shapes or types differ from those of `expected`."""
+    for name in [*expected, *tensors]:
+        if name not in tensors:
+            raise ValueError(f"{name} is missing; expected {_described(expected[name])}: the state of another network?")
         if name not in expected:
-            raise ValueError(f"{name} ({_kind(found[name])}) was found; expected no such tensor: another network?")
-        if found[name].shape != expected[name].shape or found[name].dtype != expected[name].dtype:
-            raise ValueError(f"{name} is {_kind(found[name])}; expected {_kind(expected[name])}")
+            raise ValueError(
+                f"{name} ({_described(tensors[name])}) was found; expected no such tensor: another network?"
+            )
+        if tensors[name].shape != expected[name].shape or tensors[name].dtype != expected[name].dtype:
+            raise ValueError(f"{name} is {_described(tensors[name])}; expected {_described(expected[name])}")
 
 
-def _kind(x: Tensor) -> str:
+def _described(x: Tensor) -> str:
     return f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}"

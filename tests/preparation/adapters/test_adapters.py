@@ -1,4 +1,4 @@
-"""Adapted modules compute what they did, their layers are really quantized, and they come back as they were."""
+"""Adapted modules compute the same, their layers are really quantized, and they can be restored."""
 
 import copy
 
@@ -39,8 +39,8 @@ MASKS = {
     "none": {},
     "bool": {"attn_mask": torch.eye(QUERIES, KEYS).bool()},
     "float": {"attn_mask": torch.linspace(-2, 2, QUERIES * KEYS).view(QUERIES, KEYS)},
-    "bool a head": {"attn_mask": torch.arange(BATCH * HEADS * QUERIES * KEYS).view(-1, QUERIES, KEYS) % 4 == 1},
-    "float a head": {"attn_mask": torch.linspace(-3, 3, BATCH * HEADS * QUERIES * KEYS).view(-1, QUERIES, KEYS)},
+    "bool per head": {"attn_mask": torch.arange(BATCH * HEADS * QUERIES * KEYS).view(-1, QUERIES, KEYS) % 4 == 1},
+    "float per head": {"attn_mask": torch.linspace(-3, 3, BATCH * HEADS * QUERIES * KEYS).view(-1, QUERIES, KEYS)},
     "padding": {"key_padding_mask": torch.tensor([[0, 0, 0, 1, 1], [0, 0, 0, 0, 1]]).bool()},
     "both": {
         "key_padding_mask": torch.tensor([[0, 0, 0, 1, 1], [0, 0, 0, 0, 1]]).bool(),
@@ -59,8 +59,8 @@ def heads(name):
     for p in layer.parameters():
         nn.init.normal_(p)
     widths = (8, layer.kdim, layer.vdim)
-    made = [torch.randn(BATCH, n, w) for n, w in zip((QUERIES, KEYS, KEYS), widths, strict=True)]
-    return layer, made if layer.batch_first else [x.transpose(0, 1) for x in made]
+    inputs = [torch.randn(BATCH, n, w) for n, w in zip((QUERIES, KEYS, KEYS), widths, strict=True)]
+    return layer, inputs if layer.batch_first else [x.transpose(0, 1) for x in inputs]
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -75,11 +75,11 @@ def test_attention_by_layers_equals_torchs(name, mask):
         assert (p is None) == (q is None) == ("need_weights" in form)
         if p is not None:
             torch.testing.assert_close(q, p)
-    own, theirs = gradients(layer, layer(*inputs)[0]), gradients(other, other(*inputs)[0])
-    if "in_proj_weight" in own:
+    expected, theirs = gradients(layer, layer(*inputs)[0]), gradients(other, other(*inputs)[0])
+    if "in_proj_weight" in expected:
         split = torch.cat([theirs[f"{n}.weight"] for n in "qkv"])
-        torch.testing.assert_close(split, own["in_proj_weight"], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(theirs["out_proj.weight"], own["out_proj.weight"], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(split, expected["in_proj_weight"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(theirs["out_proj.weight"], expected["out_proj.weight"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -88,7 +88,7 @@ def test_attention_without_a_batch_and_with_dropout(name):
     other = adapted(layer)
     one = [x[0] if layer.batch_first else x[:, 0] for x in inputs]
     padding = torch.tensor([0, 0, 0, 1, 1]).bool()
-    for mask in ({}, {"key_padding_mask": padding}, {"attn_mask": MASKS["bool a head"]["attn_mask"][:HEADS]}):
+    for mask in ({}, {"key_padding_mask": padding}, {"attn_mask": MASKS["bool per head"]["attn_mask"][:HEADS]}):
         for a, b in zip(layer(*one, **mask), other(*one, **mask), strict=True):
             assert a.shape == b.shape
             torch.testing.assert_close(b, a)
@@ -105,7 +105,7 @@ def test_attention_without_a_batch_and_with_dropout(name):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_attention_comes_back_as_it_was(name):
+def test_attention_is_restored(name):
     layer, inputs = heads(name)
     layer.out_proj.weight.requires_grad_(False)
     for n in ("in_proj_weight", "k_proj_weight", "in_proj_bias"):
@@ -144,9 +144,9 @@ def test_each_projection_is_quantized_and_trained(batch_first):
     assert inner.q.act_quantizer is inner.k.act_quantizer is inner.v.act_quantizer is not inner.out_proj.act_quantizer
     for layer in (inner.q, inner.k, inner.v, inner.out_proj):
         assert len(layer.weight_quantizer(layer.layer.weight).unique()) <= 4
-    found = gradients(model, model(x))
+    grads = gradients(model, model(x))
     # A bias of all keys moves all scores of a query alike, which softmax does not see.
-    idle = [n for n, g in found.items() if g is None or not g.any() or n == "attention.k.layer.bias"]
+    idle = [n for n, g in grads.items() if g is None or not g.any() or n == "attention.k.layer.bias"]
     assert idle == ["attention.k.layer.bias"]
     before = model(x)
     with torch.no_grad():
@@ -154,7 +154,7 @@ def test_each_projection_is_quantized_and_trained(batch_first):
     assert not torch.equal(model(x), before)
 
 
-def test_what_training_made_of_an_attention_comes_back():
+def test_unprepare_restores_attention_with_trained_weights():
     x = torch.randn(8, 5, 8)
     model = quantized(Attending(), x)
     with torch.no_grad():
@@ -181,7 +181,7 @@ def test_an_encoder_runs_quantized_in_eval_mode_as_in_training():
         torch.testing.assert_close(model.eval()(**batch), trained)
         assert not torch.allclose(trained, float_, atol=1e-2)
         other = x.clone()
-        other[padding] = 9.0  # what is padded is read by nobody
+        other[padding] = 9.0  # nothing reads padding
         torch.testing.assert_close(model(other, src_key_padding_mask=padding)[~padding], trained[~padding])
 
 
@@ -212,8 +212,8 @@ def test_additions_in_torchs_layers_are_marked_and_quantized(first):
         assert vars(plain).keys() == vars(network).keys()
 
 
-def test_unmarked_additions_beside_torchs_encoder_are_found():
-    class Beside(nn.Module):
+def test_unmarked_additions_outside_torchs_encoder_are_found():
+    class Outside(nn.Module):
         def __init__(self):
             super().__init__()
             self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
@@ -222,7 +222,7 @@ def test_unmarked_additions_beside_torchs_encoder_are_found():
         def forward(self, x):
             return self.layer(self.a(x) + self.b(x))
 
-    model = spequant.prepare(Beside(), weight=LSQ(4), act=LSQ(4))
+    model = spequant.prepare(Outside(), weight=LSQ(4), act=LSQ(4))
     assert sum(isinstance(m, QuantizedAdd) for m in model.modules()) == 2
     assert [n for n, m in model.named_modules() if OUTPUT in m._modules] == ["a", "b"]
 
@@ -240,8 +240,8 @@ def test_shifted_windows_by_layers_equal_torchvisions(kind, shift):
     for height, width in ((8, 8), (7, 9), (4, 10), (3, 4), (12, 5)):
         x = torch.randn(2, height, width, 16)
         torch.testing.assert_close(other(x), layer(x), rtol=1e-4, atol=1e-5)
-    own, theirs = gradients(layer, layer(x)), gradients(other, other(x))
-    for name, gradient in own.items():
+    expected, theirs = gradients(layer, layer(x)), gradients(other, other(x))
+    for name, gradient in expected.items():
         torch.testing.assert_close(theirs[name], gradient, rtol=1e-3, atol=1e-3)
     keys = theirs["qkv.bias"][16:32]
     assert kind is ShiftedWindowAttention or not keys.any()
@@ -307,10 +307,12 @@ def test_standardised_weights_lie_on_the_grid_that_the_convolution_gets(kind, mo
         literal = torch.from_numpy(standardised(layer.weight.detach().numpy(), layer.eps, gain))
         torch.testing.assert_close(used, q(literal), rtol=1e-4, atol=1e-5)
         assert len(used.unique()) <= 4
-    found = gradients(model, out)
-    assert all(g is not None and g.any() for g in found.values())
-    along = found["2.layer.weight"]
-    assert along.sum((1, 2, 3)).abs().max() < 1e-4 * along.abs().sum()  # nothing along the mean that is taken away
+    grads = gradients(model, out)
+    assert all(g is not None and g.any() for g in grads.values())
+    along = grads["2.layer.weight"]
+    assert (
+        along.sum((1, 2, 3)).abs().max() < 1e-4 * along.abs().sum()
+    )  # no gradient along the mean, which is subtracted
     back = spequant.unprepare(model)
     assert type(back[0]) is kind and torch.equal(back(x), network(x))
 
@@ -322,7 +324,7 @@ def test_standardised_convolutions_with_float_weights_are_standardised_as_before
     torch.testing.assert_close(model(x), network[2](model[2].act_quantizer(inner)))
 
 
-def test_gpt2s_layers_are_linear_ones_whose_weight_lies_the_other_way():
+def test_gpt2s_layers_become_linear_layers_with_a_transposed_weight():
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(vocab_size=50, n_positions=16, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
@@ -339,7 +341,7 @@ def test_gpt2s_layers_are_linear_ones_whose_weight_lies_the_other_way():
     run(quantized, ids).sum().backward()
     assert all(p.grad is not None for p in quantized.parameters() if p.requires_grad)
     weight = weight_quantizers(quantized)["transformer.h.0.mlp.c_fc"]
-    assert weight.step.shape == (128, 1)  # a range an output
+    assert weight.step.shape == (128, 1)  # one range per output
     back = spequant.unprepare(quantized)
     assert torch.equal(run(back, ids), run(model, ids))
     assert {k: v.shape for k, v in back.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
@@ -361,7 +363,7 @@ def test_transformers_standardised_convolutions_get_a_weight_on_the_grid(monkeyp
 
 
 @pytest.mark.parametrize("kind", ["ViT", "T5"])
-def test_networks_that_ask_a_weight_for_its_type_alone_run(kind):
+def test_networks_that_read_only_the_type_of_a_weight_run(kind):
     import transformers
 
     if kind == "ViT":
@@ -377,7 +379,7 @@ def test_networks_that_ask_a_weight_for_its_type_alone_run(kind):
     assert quantized(**given).last_hidden_state.isfinite().all()
 
 
-def test_a_quantized_layers_weight_tells_its_kind_and_not_its_values():
+def test_a_quantized_layers_weight_shows_its_type_and_not_its_values():
     layer = spequant.prepare(nn.Sequential(nn.Linear(4, 3)), weight=LSQ(2), act=LSQ(2))[0]
     weight = layer.weight
     assert (weight.dtype, weight.shape, weight.size(0), weight.device.type) == (torch.float32, (3, 4), 3, "cpu")

@@ -30,10 +30,10 @@ def test_both_sides_of_every_product_have_few_values(name):
     products = [m for m in model.modules() if isinstance(m, QuantizedProduct)]
     for m in products:
         m.product.register_forward_pre_hook(lambda m, sides: seen.append(tuple(len(s.unique()) for s in sides)))
-    found = gradients(model, model(x))
+    grads = gradients(model, model(x))
     assert len(seen) == len(products) == COUNTS[name] and all(n <= 8 for pair in seen for n in pair)
     assert all(n > 1 for pair in seen[::2] for n in pair)  # queries and keys; probabilities may all be alike
-    assert all(g is not None for n, g in found.items() if "left_quantizer" in n or "right_quantizer" in n)
+    assert all(g is not None for n, g in grads.items() if "left_quantizer" in n or "right_quantizer" in n)
     weights = [p.right_quantizer.signed or p.left_quantizer.signed for p in products]
     assert weights[1::2] == [True] * len(weights[1::2])  # values have a sign,
     assert not any(p.left_quantizer.signed for p in products[1::2])  # probabilities none
@@ -42,7 +42,7 @@ def test_both_sides_of_every_product_have_few_values(name):
     torch.testing.assert_close(plain(x), network(x), rtol=1e-4, atol=1e-5)
 
 
-def test_without_products_nothing_but_layers_is_quantized():
+def test_without_products_only_layers_are_quantized():
     network, x = NETWORKS["ViT"]().eval(), torch.randn(2, 3, 32, 32)
     model = quantized(network, x, residual=None)
     assert not any(isinstance(m, QuantizedProduct | Product) for m in model.modules())
@@ -68,7 +68,7 @@ def test_quantized_attention_equals_its_literal_twin():
 
 
 class Marked(nn.Module):
-    """A product of a user's own."""
+    """A product that the network marks."""
 
     attention_product = True
 
@@ -139,7 +139,7 @@ def test_copies_pickles_and_states_give_equal_outputs(name):
     assert len(act_slots(fresh)) == len(act_slots(model)) and len(act_quantizers(fresh)) == len(act_quantizers(model))
 
 
-# In a process of its own: the run-time checks of shapes, switched on in tests, cannot be traced.
+# Compiled in a separate process, because the run-time checks of shapes, which tests switch on, cannot be traced.
 COMPILED = """
 import torch, spequant
 from support.additions import Block

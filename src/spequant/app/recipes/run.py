@@ -118,7 +118,7 @@ def _diverged(
 ) -> FloatingPointError:
     """What a run ends with, in diverged.txt, too: the layers that went first, found by training again from the last
     checkpoint; where Ctrl-C ends that, the step alone."""
-    told = error.told
+    told = error.message
     _tell(folder, told)
     gc.collect()  # the run's state, which refers to itself, makes room for the one to come
     try:

@@ -1,4 +1,4 @@
-"""transformers' `Conv1D` (GPT-2 and others), a linear layer whose weight is (inputs, outputs), as `nn.Linear`."""
+"""transformers' `Conv1D` (GPT-2 and others), a linear layer with weight (inputs, outputs), as `nn.Linear`."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from transformers.pytorch_utils import Conv1D
 
 
 class LinearConv1D(nn.Linear):
-    """A `Conv1D` with its weight (outputs, inputs). Made by `adapt` alone."""
+    """A `Conv1D` whose weight has shape (outputs, inputs). Only `adapt` makes one."""
 
     def restore(self) -> None:
         _transpose(self)

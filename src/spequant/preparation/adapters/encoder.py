@@ -1,4 +1,4 @@
-"""torch's `nn.TransformerEncoderLayer` and `nn.TransformerDecoderLayer`, their additions as marked modules."""
+"""torch's `nn.TransformerEncoderLayer` and `nn.TransformerDecoderLayer`, with their additions as marked modules."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class Addition(nn.Module):
-    """branch + shortcut, marked as `prepare` finds residual additions."""
+    """branch + shortcut, with the mark by which `prepare` finds residual additions."""
 
     residual_addition = True
 
@@ -15,24 +15,25 @@ class Addition(nn.Module):
 
 
 class _Marked:
-    """What both kinds have: blocks behind one another, each normalised before it or behind its addition."""
+    """What both kinds of layers share: a sequence of residual blocks, with the norm before the block or after it."""
 
-    def _after(self, x: Tensor, number: int, block: Any, *args: Any) -> Tensor:
-        own: Any = self
-        add, norm = getattr(own, f"add{number}"), getattr(own, f"norm{number}")
-        if own.norm_first:
+    def _residual(self, x: Tensor, number: int, block: Any, *args: Any) -> Tensor:
+        """Return the output of residual block `number`, from 1, whose branch is `block`."""
+        layer: Any = self
+        add, norm = getattr(layer, f"add{number}"), getattr(layer, f"norm{number}")
+        if layer.norm_first:
             return add(block(norm(x), *args), x)
         return norm(add(block(x, *args), x))
 
     def restore(self) -> None:
-        own: Any = self
-        for name in [n for n, m in own.named_children() if type(m) is Addition]:
-            delattr(own, name)
-        own.__class__ = type(self).__bases__[1]  # torch's
+        layer: Any = self
+        for name in [n for n, m in layer.named_children() if type(m) is Addition]:
+            delattr(layer, name)
+        layer.__class__ = type(self).__bases__[1]  # torch's class
 
 
 class EncoderLayer(_Marked, nn.TransformerEncoderLayer):
-    """The same layer by modules `add1` and `add2`. Made by `adapt` alone."""
+    """torch's encoder layer with its additions as `add1` and `add2`. Only `adapt` makes one."""
 
     def forward(  # the signature is torch's
         self,
@@ -41,12 +42,12 @@ class EncoderLayer(_Marked, nn.TransformerEncoderLayer):
         src_key_padding_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Tensor:
-        x = self._after(src, 1, self._sa_block, src_mask, src_key_padding_mask, is_causal)
-        return self._after(x, 2, self._ff_block)
+        x = self._residual(src, 1, self._sa_block, src_mask, src_key_padding_mask, is_causal)
+        return self._residual(x, 2, self._ff_block)
 
 
 class DecoderLayer(_Marked, nn.TransformerDecoderLayer):
-    """The same layer by modules `add1`, `add2` and `add3`. Made by `adapt` alone."""
+    """torch's decoder layer with its additions as `add1`, `add2` and `add3`. Only `adapt` makes one."""
 
     def forward(  # the signature is torch's
         self,
@@ -59,16 +60,16 @@ class DecoderLayer(_Marked, nn.TransformerDecoderLayer):
         tgt_is_causal: bool = False,
         memory_is_causal: bool = False,
     ) -> Tensor:
-        x = self._after(tgt, 1, self._sa_block, tgt_mask, tgt_key_padding_mask, tgt_is_causal)
-        of_memory = memory, memory_mask, memory_key_padding_mask, memory_is_causal
-        x = self._after(x, 2, self._mha_block, *of_memory)
-        return self._after(x, 3, self._ff_block)
+        x = self._residual(tgt, 1, self._sa_block, tgt_mask, tgt_key_padding_mask, tgt_is_causal)
+        memory_args = memory, memory_mask, memory_key_padding_mask, memory_is_causal
+        x = self._residual(x, 2, self._mha_block, *memory_args)
+        return self._residual(x, 3, self._ff_block)
 
 
 def adapt(module: nn.Module) -> None:
-    of_encoder = isinstance(module, nn.TransformerEncoderLayer)
-    kind: Any = EncoderLayer if of_encoder else DecoderLayer
-    additions = 2 if of_encoder else 3
+    is_encoder = isinstance(module, nn.TransformerEncoderLayer)
+    kind: Any = EncoderLayer if is_encoder else DecoderLayer
+    additions = 2 if is_encoder else 3
     module.__class__ = kind
     for number in range(1, additions + 1):
         module.add_module(f"add{number}", Addition())

@@ -1,12 +1,14 @@
-"""Attention's two products as modules, which can be found and quantized; and attention made of them."""
+"""Attention's two products as modules, so that they can be found and quantized, and attention computed by them."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class Product(nn.Module):
-    """left @ right. The class attribute `attention_product = True` marks it: code that quantizes networks finds it by
-    that attribute, so that any network can mark its own without importing this class."""
+    """left @ right, marked by the class attribute `attention_product = True`.
+
+    `prepare` finds products by that attribute, so that a network can mark its products without importing this class.
+    """
 
     attention_product = True
 
@@ -15,18 +17,28 @@ class Product(nn.Module):
 
 
 def add_products(module: nn.Module) -> None:
-    """Give an attention module its two products, `scores` (q k) and `mix` (p v)."""
+    """Add the two products to an attention module: `scores` (q k) and `mix` (p v)."""
     module.scores, module.mix = Product(), Product()
 
 
 def remove_products(module: nn.Module) -> None:
+    """Undo `add_products`."""
     del module.scores, module.mix
 
 
 def attend(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, dropout: float) -> Tensor:
-    """softmax(q k^T / sqrt(d) + mask) v by the products of `module`; while both are float, in one fused operation.
+    """Compute softmax(q k^T / sqrt(d) + mask) v with the products of `module`, or fused while both are float.
 
-    q, k, v: (..., tokens, d); mask: added to the scores, or None; dropout: of the probabilities.
+    Args:
+        module: An attention module with the products `scores` and `mix`.
+        q: Queries, (..., tokens, d).
+        k: Keys, (..., tokens, d).
+        v: Values, (..., tokens, d).
+        mask: Added to the scores, or None.
+        dropout: Probability that a probability is set to 0, 0 to 1.
+
+    Returns:
+        (..., tokens, d).
     """
     if type(module.scores) is Product and type(module.mix) is Product:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
@@ -34,7 +46,7 @@ def attend(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor |
 
 
 def probabilities(module: nn.Module, q: Tensor, k: Tensor, *, mask: Tensor | None, dropout: float) -> Tensor:
-    """softmax(q k^T / sqrt(d) + mask), the softmax in fp32, the result in the dtype of `q`."""
+    """Compute softmax(q k^T / sqrt(d) + mask): the softmax in fp32, the result in the dtype of `q`; see `attend`."""
     scores = module.scores(q * q.shape[-1] ** -0.5, k.transpose(-2, -1))  # type: ignore[operator]
     if mask is not None:
         scores = scores + mask

@@ -1,9 +1,11 @@
-"""timm's convolutions on standardised weights: Qiao et al. 2019 (arXiv 1903.10520), scaled: Brock et al. 2021 (arXiv
-2101.08692).
+"""timm's convolutions on standardised weights.
 
     w_hat = (w - mean(w)) / sqrt(var(w) + eps)  [* gain / sqrt(fan-in)],  mean and variance over each output channel
 
-What is computed with is `w_hat`, so that is what a quantizer has to be given.
+The convolution computes with `w_hat`, so that a quantizer has to quantize `w_hat`.
+
+References:
+    Qiao et al. 2019 (arXiv 1903.10520); with gain: Brock et al. 2021 (arXiv 2101.08692).
 """
 
 from typing import Any
@@ -17,7 +19,7 @@ from spequant.preparation.adapters.layered import layered, standardised
 
 
 def effective_weight(self: Any) -> Tensor:
-    """w_hat, of the shape of `weight`; `weight` itself once `folded`, as a packed file holds w_hat alone."""
+    """Return w_hat, which has the shape of `weight`; or `weight` itself if `folded`, because it then holds w_hat."""
     if self.folded:
         return self.weight
     gain = (self.gain * self.scale).flatten() if hasattr(self, "gain") else None
@@ -25,7 +27,7 @@ def effective_weight(self: Any) -> Tensor:
 
 
 def run_with(self: Any, x: Tensor, weight: Tensor) -> Tensor:
-    """The convolution with `weight` in place of w_hat."""
+    """Compute the convolution of `x` with `weight` in place of w_hat."""
     if getattr(self, "same_pad", False):
         x = pad_same(x, self.kernel_size, self.stride, self.dilation)
     return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)

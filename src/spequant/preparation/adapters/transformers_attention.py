@@ -1,7 +1,8 @@
-"""Attention of Hugging Face's transformers, its two products as modules of their own.
+"""Attention of Hugging Face's transformers, with its two products as modules.
 
-transformers keeps a register of functions that compute attention; a network's configuration names the one in use. Here
-is one more, made of the products that the attention module holds. Masks are the ones of its plain ("eager") form.
+transformers has a register of functions that compute attention, and a network's configuration names the one in use.
+This file registers one more, which calls the products of the attention module. Masks are those of the plain form,
+"eager".
 """
 
 from typing import Any
@@ -13,8 +14,8 @@ from transformers.masking_utils import eager_mask
 from spequant.preparation.adapters.products import add_products, attend, remove_products
 
 NAME = "spequant"
-UNKNOWN = ("position_bias", "softcap", "s_aux", "head_mask")
-"""Arguments that change what is computed, and are not known here."""
+UNSUPPORTED = ("position_bias", "softcap", "s_aux", "head_mask")
+"""Arguments that change the result and that `attention` does not support."""
 
 
 def attention(
@@ -27,19 +28,35 @@ def attention(
     scaling: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """(batch, heads, tokens, d) each -> (batch, tokens, heads, d), by `module.scores` and `module.mix`. attention_mask:
-    added to the scores; keys and values of fewer heads are repeated."""
-    given = [name for name in UNKNOWN if others.get(name) is not None]
-    if given:
+    """Compute attention with `module.scores` and `module.mix`; the signature is that of transformers' register.
+
+    Args:
+        module: The attention module, adapted.
+        query: (batch, heads, tokens, d).
+        key: (batch, heads or fewer, tokens, d); fewer heads are repeated.
+        value: As `key`.
+        attention_mask: Added to the scores, or None.
+        dropout: Probability that a probability is set to 0.
+        scaling: Factor of the scores; None: 1 / sqrt(d).
+        others: Further arguments of transformers; those in `UNSUPPORTED` have to be None.
+
+    Returns:
+        ((batch, tokens, heads, d), None), without probabilities.
+
+    Raises:
+        ValueError: One of `UNSUPPORTED` is not None.
+    """
+    unsupported = [name for name in UNSUPPORTED if others.get(name) is not None]
+    if unsupported:
         raise ValueError(
-            f"{type(module).__name__} gives its attention {', '.join(given)}, which is not known here: prepare with "
-            "products=None, which leaves its products float"
+            f"{type(module).__name__} gives its attention {', '.join(unsupported)}, which is not supported: prepare "
+            "with products=None, which leaves its products float"
         )
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    width = query.shape[-1] ** -0.5
-    query = query if scaling is None or scaling == width else query * (scaling / width)
+    default = query.shape[-1] ** -0.5  # the factor in `attend`
+    query = query if scaling is None or scaling == default else query * (scaling / default)
     return attend(module, query, key, value, mask=attention_mask, dropout=dropout).transpose(1, 2).contiguous(), None
 
 
@@ -48,7 +65,10 @@ AttentionMaskInterface.register(NAME, eager_mask)
 
 
 def adapt(module: Any) -> None:
-    """The first of the modules that share a configuration knows what it said before."""
+    """Let `module` compute attention by this file.
+
+    Modules may share a configuration: then only the first of them stores the name that it had before.
+    """
     module.attention_before = module.config._attn_implementation
     module.config._attn_implementation = NAME
     add_products(module)

@@ -1,4 +1,4 @@
-"""timm's plain attention (ViT, DeiT and others) and its Swin's windows, their two products as modules of their own."""
+"""timm's plain attention (ViT, DeiT and others) and of its Swin (windows), with products as modules."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def adapt(module: Any) -> None:
 
 
 def _split(self: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(batch, tokens, channels) -> q, k, v of (batch, heads, tokens, width of a head)."""
+    """Project (batch, tokens, channels) to q, k and v of (batch, heads, tokens, width per head)."""
     q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
     return q, k, v
 
@@ -26,7 +26,7 @@ def _dropout(self: Any) -> float:
 
 
 class VisibleAttention(Attention):
-    """timm's attention on `scores` and `mix`. Made by `adapt` alone."""
+    """timm's attention with its products as `scores` and `mix`. Only `adapt` makes one."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         if is_causal:
@@ -34,7 +34,7 @@ class VisibleAttention(Attention):
         gate = None if self.gate is None else self.gate(x).sigmoid()
         q, k, v = _split(self, x)
         if attn_mask is not None and not attn_mask.is_floating_point():
-            attn_mask = attn_mask.to(q.dtype).log()  # True: 0, False: -inf
+            attn_mask = attn_mask.to(q.dtype).log()  # True becomes 0, False -inf
         out = attend(self, self.q_norm(q), self.k_norm(k), v, mask=attn_mask, dropout=_dropout(self))
         out = self.norm(out.transpose(1, 2).flatten(2))
         return self.proj_drop(self.proj(out if gate is None else out * gate))
@@ -45,14 +45,14 @@ class VisibleAttention(Attention):
 
 
 class VisibleWindows(WindowAttention):
-    """The attention of timm's Swin on `scores` and `mix`. Made by `adapt` alone."""
+    """The attention of timm's Swin with its products as `scores` and `mix`. Only `adapt` makes one."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, v = _split(self, x)
-        added = self._get_rel_pos_bias()
-        if mask is not None:  # (windows, tokens, tokens), of one image
-            added = (added + mask.unsqueeze(1)).repeat(len(x) // len(mask), 1, 1, 1)
-        out = attend(self, q, k, v, mask=added, dropout=_dropout(self))
+        bias = self._get_rel_pos_bias()
+        if mask is not None:  # (windows per image, tokens, tokens)
+            bias = (bias + mask.unsqueeze(1)).repeat(len(x) // len(mask), 1, 1, 1)
+        out = attend(self, q, k, v, mask=bias, dropout=_dropout(self))
         return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
 
     def restore(self) -> None:
