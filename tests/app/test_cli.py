@@ -174,7 +174,12 @@ def test_resuming_what_is_finished_says_its_result(digits_run, capsys):
         ("recipe.json", None, b"[]", r"recipe\.json: recipe is \[\]; expected an object"),
         ("recipe.json", None, b"{", r"recipe\.json: recipe is no JSON"),
         ("recipe.json", b'"resnet8"', b'"resnet9"', r"network\.name is 'resnet9'; expected resnet8"),
-        ("recipe.json", b'"sawb"', b'"minmax"', "another kind of quantizer"),
+        (
+            "recipe.json",
+            b'"act": {\n      "name": "pact",\n      "decay": 0.0002',
+            b'"act": {\n      "name": "lsq"',
+            "another kind",
+        ),
     ],
 )
 def test_a_damaged_run_is_refused(digits_run, tmp_path, file, before, after, named, capsys):

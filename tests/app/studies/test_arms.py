@@ -29,6 +29,8 @@ from spequant.app.studies.page import write_report
 from spequant.app.studies.pictures import blank
 from spequant.app.studies.tables import CIFAR, IMAGENET, table4, table5
 from spequant.app.studies.tiny import tiny
+from spequant.data import CIFAR10, Folder
+from spequant.methods import Distill
 from support.made_up_runs import Run, in_this_process, written
 
 
@@ -128,7 +130,7 @@ def test_arms_that_differ_in_more_than_they_say_are_refused():
 
 
 def test_a_digest_is_of_what_is_trained(tmp_path):
-    recipe, runs = RECIPES["digits-w2a2-speq"](), tmp_path / "study" / "runs"
+    recipe, runs = replace(RECIPES["digits-w2a2-speq"](), method=Distill.Settings()), tmp_path / "study" / "runs"
 
     def of(runs, **changes):
         return digest(replace(recipe, **changes), runs)
@@ -143,9 +145,9 @@ def test_a_digest_is_of_what_is_trained(tmp_path):
         assert len(found) == 1
         elsewhere = of(runs, **{part: replace(getattr(recipe, part), **{field: tmp_path / "float"})})
         assert elsewhere not in found | {of(runs)}
-    assert of(runs, data=replace(recipe.data, root=tmp_path)) == of(runs)  # where a set of that name lies
+    assert of(runs, data=CIFAR10(root=tmp_path)) == of(runs, data=CIFAR10())  # where a set of that name lies
     folders = [tmp_path / "imagenet", tmp_path / "flowers", tmp_path / "study" / "images"]
-    data = [replace(recipe.data, name="folder", root=root) for root in folders]
+    data = [Folder(root=root) for root in folders]
     assert len({of(runs, data=d) for d in data}) == 3  # each another data set
     moved = replace(data[2], root=tmp_path / "moved" / "images")
     assert of(tmp_path / "moved" / "runs", data=moved) == of(runs, data=data[2])
@@ -153,7 +155,7 @@ def test_a_digest_is_of_what_is_trained(tmp_path):
 
 def test_a_folder_without_a_root_is_the_environments(tmp_path, monkeypatch):
     recipe = RECIPES["digits-w2a2-speq"]()
-    recipe, found = replace(recipe, data=replace(recipe.data, name="folder")), set()
+    recipe, found = replace(recipe, data=Folder()), set()
     for name in ("a", "b"):
         monkeypatch.setenv("SPEQUANT_DATA", str(tmp_path / name))
         found.add(digest(recipe, tmp_path / "runs"))

@@ -145,10 +145,9 @@ def test_a_run_without_such_rows_is_named_with_what_to_do(finished, tmp_path):
         main(["layers", str(finished), "--out", str(tmp_path / "p.pdf")])
 
 
-@pytest.mark.parametrize(("name", "every"), [("digits-float", 1), ("digits-w2a2-speq", 0)])
-def test_a_field_without_effect_is_refused(name, every, tmp_path):
-    with pytest.raises(SystemExit, match=f"train.layers_every is {every}; expected"):
-        main(["train", name, "--train.layers-every", str(every), "--out", str(tmp_path / "run")])
+def test_a_field_without_effect_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match=r"train\.layers_every is 1; expected"):
+        main(["train", "digits-float", "--train.layers-every", "1", "--out", str(tmp_path / "run")])
 
 
 def test_what_deserves_attention():

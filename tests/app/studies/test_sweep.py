@@ -53,10 +53,12 @@ def test_runs_side_by_side_are_the_runs_alone(tmp_path, capfd):
 def fails_beside_another(tmp_path, printed) -> None:
     out, few = tmp_path / "runs", [*QUICK, "--data.images", "64"]
     good = Job("digits-float", out / "good", ("train", "digits-float", *few, "--out", str(out / "good"), "--resume"))
-    bad = Job("digits-float", out / "bad", ("train", "digits-float", "--train.lr", "-1", "--out", str(out / "bad")))
+    bad = Job(
+        "digits-float", out / "bad", ("train", "digits-float", "--data.held-out", "9999", "--out", str(out / "bad"))
+    )
     with pytest.raises(ChildProcessError, match=r"runs/bad \(exit 1\);"):
         run_sweep([bad, good], 1)
-    assert re.search(r"(bad  )?spequant train: train\.lr is -1", printed.readouterr().out)
+    assert re.search(r"(bad  )?spequant train: held_out is 9999", printed.readouterr().out)
     assert (out / "good/result.json").exists() and not (out / "bad").exists()
 
 
@@ -126,7 +128,7 @@ def test_a_sweep_that_cannot_compare_trains_nothing(tmp_path, monkeypatch):
         (["digits-float", "--train.seed", "1"], "no --train.seed.* --seeds"),
         (["digits-float", "--resume"], "no --train.seed, --resume"),
         (["digits-float", "--dry_run"], "--resume or --dry-run"),
-        (["digits-float", "--train.epochs", "0"], "train.epochs is 0; expected 1"),
+        (["digits-float", "--train.layers-every", "1"], r"train\.layers_every is 1; expected"),
         (["digits-float", "--at-once", "0"], "at_once is 0; expected 1"),
         (["digits-float", "--seeds"], "seeds is empty.* --seeds 0 1 2"),
         (["digits-float", "--seeds", "0", "0"], "two runs .*/runs/digits-float; "),

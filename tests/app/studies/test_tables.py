@@ -71,7 +71,7 @@ def test_a_study_on_one_network_keeps_its_recipes_settings_and_the_papers_figure
 
     own = arms("cifar10-5k-resnet20-w2a2-speq", table4)
     assert own["SPEQ"].recipe.method == RECIPES["cifar10-5k-resnet20-w2a2-speq"]().method
-    assert own["SPEQ"].recipe.method.temperature == 2.0 and own["SPEQ and KD"].recipe.method.temperature == 2.0
+    assert own["SPEQ"].recipe.method.temperature == 2.0 and own["SPEQ and KD"].recipe.method.distill.temperature == 2.0
     assert arms("cifar10-5k-resnet20-w2a2-speq", table2)["KL, Mix"].recipe.method.temperature == 2.0
     around = {label for label in arms("cifar10-5k-resnet20-w2a2-speq", table3) if " T = " in label}
     assert around == {"SPEQ, T = 1", "SPEQ, T = 4"}

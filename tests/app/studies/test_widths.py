@@ -10,6 +10,7 @@ from spequant.app.recipes import load_run
 from spequant.app.recipes.folder import read_result
 from spequant.app.studies.widths import at_activation_widths, every_pair, weights_at
 from spequant.layers import weight_quantizers
+from spequant.methods import Retrain
 from spequant.models import CifarResNet
 from spequant.quantizers import LSQ, PACT
 
@@ -55,6 +56,6 @@ def test_a_run_at_every_width(digits_run):
     assert pairs[2, 2]["bounds held"] == found[2] == trained and pairs[2, 8]["bounds held"] == found[8]
     assert pairs[8, 8]["refitted"] > 90 and pairs[2, 2]["refitted"] > 50
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    floating = replace(recipe, quant=replace(recipe.quant, act_bits=None))
+    floating = replace(recipe, quant=replace(recipe.quant, act_bits=None), method=Retrain.Settings())
     with pytest.raises(ValueError, match="recipe is 'digits-w2a2-speq'"):
         every_pair(floating, model, (2,))

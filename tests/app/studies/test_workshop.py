@@ -25,7 +25,7 @@ def test_the_float_run_that_a_recipe_names_is_trained_first(tmp_path, monkeypatc
     assert recipe.network.weights == tmp_path / "study" / "runs" / "cifar10-5k-resnet20-float"
     assert [r.name for r in trained] == ["cifar10-5k-resnet20-float"] and trained[0].train.epochs == 40
     assert (recipe.train.epochs, recipe.data.root, trained[0].data.root) == (3, tmp_path, tmp_path)
-    assert recipe.data.measure_every == 3  # what is held out is read at the end alone
+    assert recipe.train.measure_every == 3  # what is held out is read at the end alone
     shop.shared()(RECIPES["cifar10-resnet20-w2a2-speq-200"]())  # names none: its network's float recipe
     assert [r.name for r in trained[1:]] == ["cifar10-resnet20-float"]
     given = Workshop("x", Study(out=tmp_path / "other", weights=tmp_path)).shared()

@@ -355,7 +355,8 @@ def equal_terms(arms: Sequence[Arm]) -> None:
     """
     for arm in arms:
         first = next(a for a in arms if a.group == arm.group)
-        free = ("method.", "name ", *(field if field.endswith(".") else f"{field} " for field in arm.changes))
+        changes = (field.removesuffix(".") for field in arm.changes)
+        free = ("method.", "name ", *(field + end for field in changes for end in (" ", ".")))
         unequal = [d for d in differences(arm.recipe, first.recipe) if not d.startswith(free)]
         if unequal:
             raise ValueError(f"{arm.group}/{arm.label} is not on equal terms with {first.label}: {'; '.join(unequal)}")
