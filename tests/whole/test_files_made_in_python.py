@@ -74,6 +74,39 @@ def test_formats_that_run_only_as_they_are(name, package, folder, monkeypatch):
             main([*args])
 
 
+@pytest.mark.parametrize("kind", ["uint8", "float64", "bool"])
+def test_numbers_of_other_types_become_floats(kind, folder, tmp_path, monkeypatch):
+    inputs = (np.load(folder / "test.npz")["inputs"] > 0).astype(kind)
+    with torch.no_grad():
+        labels = lowered("two bits").model(torch.from_numpy(inputs).float()).argmax(1)
+    np.savez(tmp_path / "other.npz", inputs=inputs, labels=labels.numpy())
+    for source in ("net.packed", *NETWORK), ("plain.onnx", "--engine", "torch"):
+        (row,) = ran(folder, monkeypatch, "evaluate", *source, "--data", str(tmp_path / "other.npz"))
+        assert row["accuracy"] > 90  # ties apart
+    data = "--data", str(tmp_path / "other.npz")
+    main(["inspect", "net.packed", *NETWORK, *data])
+    main(["export", "net.packed", "--to", "onnx", "--round-biases", *NETWORK, *data, "--out", str(tmp_path / "n.onnx")])
+
+
+def test_images_that_the_file_normalises_itself(folder, tmp_path, monkeypatch):
+    case = lowered("two bits")
+    images = torch.randint(0, 256, (16, 1, 8, 8), dtype=torch.uint8)
+    spequant.export(case.model, folder / "images.onnx", [images], preprocessing=((0.5,), (0.25,)))
+    with torch.no_grad():
+        labels = case.model((images.float() / 255 - 0.5) / 0.25).argmax(1)
+    np.savez(tmp_path / "images.npz", inputs=images.numpy(), labels=labels.numpy())
+    for engine in ("onnxruntime", "torch"):
+        data = "--data", str(tmp_path / "images.npz"), "--engine", engine
+        (row,) = ran(folder, monkeypatch, "evaluate", "images.onnx", *data)
+        assert row["accuracy"] == 100, engine
+    (row,) = ran(
+        folder, monkeypatch, "evaluate", "images.onnx", "--data", str(tmp_path / "images.npz"), "--act-bits", "3"
+    )
+    assert row["act_bits"] == 3
+    with pytest.raises(SystemExit, match=r"input is torch\.float32; images\.onnx .*torch\.uint8"):
+        main(["evaluate", "images.onnx", *DATA])
+
+
 def test_evaluate_at_other_widths(folder, monkeypatch):
     for source in (("plain.onnx",), ("net.packed", *NETWORK)):
         rows = ran(folder, monkeypatch, "evaluate", *source, *DATA, "--act-bits", "1", "4", "--images", "20")

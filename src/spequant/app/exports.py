@@ -12,6 +12,7 @@ from spequant.app.recipes import evaluate_source, export_source, open_source
 from spequant.app.recipes.sources import Source, example_of
 from spequant.app.terminal import print_table
 from spequant.deploy import FORMATS, LayerCost, Parity, model_costs, packed_costs, program_costs, totals
+from spequant.deploy.engines import ENGINES
 from spequant.files import destination, write_json
 from spequant.names import some_of
 
@@ -123,8 +124,7 @@ class Evaluate:
 
     source: Positional[Path]
     """a run's folder, or an exported file"""
-    engine: str | None = None
-    """torch, onnxruntime, openvino or qonnx; None: the file's own"""
+    engine: Annotated[str | None, tyro.conf.arg(help=f"torch, {', '.join(ENGINES)}; None: the file's own")] = None
     act_bits: tuple[int, ...] = ()
     """widths of the activations that were trained at the recipe's act_bits, one row per width; none: as trained"""
     images: int | None = None

@@ -41,8 +41,8 @@ class Samples:
         return Samples(self.images[indices], None if self.labels is None else self.labels[indices])
 
     def normalise(self, images: Tensor) -> Tensor:
-        """As they are: `Loaded` and networks take them so."""
-        return images
+        """As a network takes them: fp32; whole numbers of 32 and 64 bits, tokens, stay what they are."""
+        return images if images.dtype in (torch.int32, torch.int64) else images.float()
 
 
 TestSet = ImageSet | QuestionSet | Samples
@@ -280,7 +280,7 @@ def example_of(source: Source, length: int | None = None) -> Tensor | dict[str, 
         tokens = torch.zeros(1, length or source.recipe.data.max_length, dtype=torch.int64)
         return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     if isinstance(source.tested, Samples):
-        return source.tested.images[:1]
+        return source.tested.normalise(source.tested.images[:1])
     if source.shape is None:
         raise ValueError(f"{source.path} does not say what inputs it takes; give --data FILE.npz with the array inputs")
     return torch.zeros(1, *source.shape)
