@@ -5,7 +5,7 @@ This file holds the public names and the version, and no code.
 
 from spequant.calibration.batch_norm import reestimate_batch_norm
 from spequant.calibration.ranges import calibrate
-from spequant.deploy import export_onnx, load_packed, pack
+from spequant.deploy import export, export_onnx, load, load_packed, pack
 from spequant.methods import SPEQ, Distill, Retrain
 from spequant.methods.tasks import Classification
 from spequant.policies import Fixed, Stochastic, precision
@@ -26,7 +26,9 @@ __all__ = [
     "Stochastic",
     "__version__",
     "calibrate",
+    "export",
     "export_onnx",
+    "load",
     "load_packed",
     "pack",
     "precision",

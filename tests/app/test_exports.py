@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from spequant.app.cli import main
+from spequant.deploy.engines import ENGINES
 from support.exported_run import exported
 from support.integer_networks import NEEDS_ONNXRUNTIME
 from support.special_files import PLACES
@@ -39,10 +40,8 @@ def test_exports_are_verified_and_lie_beside_their_source(digits_run, tmp_path, 
 
 def test_an_engine_that_answers_otherwise_fails_loudly(files, tmp_path, monkeypatch, capsys):
     """A wrong engine: the comparison is printed, the command fails, no file is left."""
-    from spequant.deploy import engines
-
-    honest = engines.onnxruntime
-    monkeypatch.setattr(engines, "onnxruntime", lambda model, threads=None: lambda feed: shifted(honest(model)(feed)))
+    honest = ENGINES["onnxruntime"]
+    monkeypatch.setitem(ENGINES, "onnxruntime", lambda model, threads=None: lambda feed: shifted(honest(model)(feed)))
 
     def shifted(outputs):
         return [np.roll(y, 1, 1) if y.dtype == np.float32 and y.shape[1:] == (10,) else y for y in outputs]

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from spequant.deploy import Twin, integer_graph, lower, quant_graph
+from spequant.deploy.compare import forced
 from spequant.deploy.engines import ENGINES
-from spequant.deploy.parity import forced
 from spequant.quantizers import PACT, SAWB
 from support.clipping import skip_if_clipped
 from support.integer_networks import NEEDS_ONNXRUNTIME, Joined, Mixed, prepared, unequal

@@ -1,4 +1,4 @@
-"""Engines: OpenVINO computes the twin's codes in int8, and leaves signals alone. onnxruntime: test_onnx_integer.py."""
+"""Engines: OpenVINO computes the twin's codes in int8, and leaves signals alone. onnxruntime: formats/test_onnx.py."""
 
 import os
 import signal
@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from spequant.deploy import integer_graph, lower
+from spequant.deploy.compare import forced
 from spequant.deploy.engines import ENGINES, compile_openvino, run_in_parts, versions
-from spequant.deploy.parity import forced
 from spequant.models import mobilenet_v2, resnet8, vgg16_bn
 from spequant.quantizers import PACT, SAWB
 from support.integer_networks import NEEDS_ONNXRUNTIME, QUANTIZED, lowered, prepared

@@ -6,32 +6,33 @@ import pytest
 import torch
 
 from spequant.deploy import Program, Twin, lower
-from spequant.deploy.integers import SUM, check_sum, integers, largest_sums, saturates, saturating
-from spequant.deploy.onnx_integer import op_graph, stored
-from spequant.deploy.program import Grid, Op, Weighted
+from spequant.deploy.formats.onnx import op_graph
+from spequant.deploy.grids import Grid, stored
+from spequant.deploy.integers import SUM, check_sum, largest_sums
+from spequant.deploy.operations import Operation, Weighted
 from spequant.quantizers import PACT, SAWB
 from support.integer_networks import NEEDS_ONNXRUNTIME, lowered, prepared, session, small
 
 
 def weighted(scale, offset, codes=((-3, 1), (3, -1)), step=0.5):
-    source = Op("x", (), Grid(0.1, 0, 3), (1, 2))
+    source = Operation("x", (), Grid(0.1, 0, 3), (1, 2))
     made = [torch.tensor(v, dtype=torch.float64) for v in (scale, offset)]
     return Weighted("w", (source,), Grid(step, 0, 3), (1, 2), torch.tensor(codes, dtype=torch.int16), *made)
 
 
 def test_negative_and_vanishing_gammas_and_large_biases():
-    plain = integers(weighted([0.2, 0.2], [1.0, -1.0]))
+    plain = weighted([0.2, 0.2], [1.0, -1.0]).integers
     assert plain.weight.tolist() == [[-126, 42], [126, -42]] and plain.bias.tolist() == [2100, -2100]
-    flipped = integers(weighted([-0.2, 0.2], [1.0, -1.0]))
+    flipped = weighted([-0.2, 0.2], [1.0, -1.0]).integers
     assert flipped.weight.tolist() == [[126, -42], [126, -42]] and (flipped.scale > 0).all()
     assert flipped.bias.tolist() == [2100, -2100]
     for tiny in (0.0, 1e-12, -1e-12):
-        made = integers(weighted([tiny, 0.2], [1.0, 0.0]))
+        made = weighted([tiny, 0.2], [1.0, 0.0]).integers
         assert made.weight[0].tolist() == [0, 0] and made.scale[0] > 0
         assert float(made.bias[0] * made.scale[0].double() * 0.1) == pytest.approx(1.0, rel=1e-6)
-    nothing = integers(weighted([0.0, 0.2], [0.0, 0.0]))
+    nothing = weighted([0.0, 0.2], [0.0, 0.0]).integers
     assert nothing.weight[0].tolist() == [0, 0] and nothing.bias[0] == 0 and nothing.scale[0] > 0
-    lowest = integers(weighted([-0.2, 0.2], [1.0, 1.0], codes=((-128, 1), (5, 5))))
+    lowest = weighted([-0.2, 0.2], [1.0, 1.0], codes=((-128, 1), (5, 5))).integers
     assert lowest.weight[0].tolist() == [-128, 1] and lowest.scale[0] < 0 and int(lowest.bias[0]) < 0
 
 
@@ -51,10 +52,10 @@ def test_engines_agree_on_them(scale, codes):
 
 def test_where_16_bits_are_too_few():
     program = lowered("four bits").program
-    assert {op.name for op in program.ops if isinstance(op, Weighted) and saturates(op)} == {"conv1", "linear"}
-    assert saturating(program) == ["conv1", "linear"]
+    assert {op.name for op in program.ops if isinstance(op, Weighted) and op.saturates} == {"conv1", "linear"}
+    assert program.saturating() == ["conv1", "linear"]
     x = torch.randn(16, 1, 8, 8)
-    assert saturating(lower(prepared(small(), x, SAWB(4), PACT(4), ends=7), x[:1])) == []
+    assert lower(prepared(small(), x, SAWB(4), PACT(4), ends=7), x[:1]).saturating() == []
 
 
 def test_the_largest_sum_is_that_of_the_worst_codes():
@@ -69,7 +70,7 @@ def test_the_largest_sum_is_that_of_the_worst_codes():
 
 def wide(code: int, inputs: int, largest: int = 255) -> Weighted:
     """One output, its weights all `code`; each input code up to `largest`."""
-    source = Op("x", (), Grid(0.1, 0, largest), (1, inputs))
+    source = Operation("x", (), Grid(0.1, 0, largest), (1, inputs))
     numbers = torch.tensor([1e-4], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     return Weighted("wide", (source,), Grid(1000.0, 0, 255), (1, 1), torch.full((1, inputs), code).short(), *numbers)
 
@@ -78,16 +79,16 @@ def wide(code: int, inputs: int, largest: int = 255) -> Weighted:
 def test_sums_fit_an_int32_or_are_refused_by_name():
     """Codes are multiplied up no farther than their sums allow; once they were, the engine's sums overflowed."""
     op = wide(3, 270_000)
-    made = integers(op)
+    made = op.integers
     assert 3 < int(made.weight.max()) < 63 and made.bound <= SUM
     x = torch.full((1, 270_000), 255, dtype=torch.int32)
     expected = Twin(Program([*op.inputs, op], op)).step(op, [x])
     (got,) = session(op_graph(op)).run(None, {"in0": stored(x, op.inputs[0].grid)})
     assert got.item() == expected.item() == 2
     at_most = SUM // (255 * 127)
-    assert int(integers(wide(127, at_most)).weight.max()) == 127
+    assert int(wide(127, at_most).integers.weight.max()) == 127
     with pytest.raises(ValueError, match=r"^wide: .* int32"):
-        integers(wide(127, at_most + 1))
-    assert int(integers(wide(127, at_most + 1, 127)).weight.max()) == 127
+        wide(127, at_most + 1).integers  # noqa: B018
+    assert int(wide(127, at_most + 1, 127).integers.weight.max()) == 127
     with pytest.raises(ValueError, match=r"^wide: .* int32"):
-        integers(replace(wide(127, at_most), offset=torch.tensor([10.0], dtype=torch.float64)))
+        replace(wide(127, at_most), offset=torch.tensor([10.0], dtype=torch.float64)).integers  # noqa: B018

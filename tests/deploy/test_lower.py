@@ -9,7 +9,7 @@ from torch import nn
 
 import spequant
 from spequant.deploy import Twin, export_onnx, lower, quantize_biases
-from spequant.deploy.program import Weighted
+from spequant.deploy.operations import Weighted
 from spequant.layers import QuantizedLayer
 from spequant.quantizers import PACT, SAWB, percentile
 from support.integer_networks import Shared, prepared, small

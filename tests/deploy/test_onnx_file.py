@@ -1,15 +1,19 @@
 """ONNX files: read back to the program that they were made of, refused where changed, foreign or newer."""
 
 import random
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from spequant.deploy import Twin, integer_graph, quant_graph, read_program, write_onnx
+from spequant.deploy import Twin, integer_graph, load, quant_graph, read_onnx, read_program, write_onnx
 from spequant.deploy.seal import MARK, sealed
 from support.integer_networks import NEEDS_ONNXRUNTIME, QUANTIZED, lowered
 
 pytestmark = NEEDS_ONNXRUNTIME
+OLD = Path(__file__).parents[1] / "support" / "data" / "format-1"
+"""Files of format 1, written by the code of commit 9f50d97, and what they answered."""
 
 
 @pytest.mark.parametrize("name", QUANTIZED)
@@ -48,9 +52,9 @@ def test_files_that_are_not_ours_and_newer_ones_are_refused(tmp_path):
     path.write_bytes(graph.SerializeToString().replace(MARK.encode(), b"x" * len(MARK)))
     with pytest.raises(ValueError, match="not written by `spequant export`"):
         read_program(path)
-    newer = graph.SerializeToString().replace(b'"format":1', b'"format":2')
+    newer = graph.SerializeToString().replace(b'"format":2', b'"format":3')
     path.write_bytes(sealed(newer))
-    with pytest.raises(ValueError, match="format is 2; this version reads 1"):
+    with pytest.raises(ValueError, match="format is 3; this version reads 1 and 2"):
         read_program(path)
     path.write_bytes(sealed(graph.SerializeToString().replace(b'"inputs":[0]', b'"inputs":[9]')))
     with pytest.raises(ValueError, match=r"net\.onnx contradicts itself"):
@@ -63,3 +67,40 @@ def test_files_that_are_not_ours_and_newer_ones_are_refused(tmp_path):
         read_program(path)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         read_program(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(("name", "about"), [("islands", 1), ("joined", 5)])
+def test_files_of_format_1_are_read_to_the_same_program(name, about):
+    """Every operation on codes and in float; one of the graphs takes uint8 images."""
+    old = np.load(OLD / "expected.npz")
+    program, preprocessing, said = read_program(OLD / f"{name}.onnx")
+    assert said == {"n": about} and read_onnx(OLD / f"{name}.onnx")[1]["format"] == 1
+    x = torch.from_numpy(old[name])
+    if preprocessing is not None:
+        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in preprocessing)
+        x = (x.float() / 255 - mean) / std
+    assert np.array_equal(Twin(program)(x).numpy(), old[f"{name}_out"])
+    loaded = load(OLD / f"{name}.onnx")
+    np.testing.assert_allclose(loaded(old[name]), old[f"{name}_out"], rtol=1e-3, atol=1e-3)
+    assert loaded.act_bits == tuple(program.act_bits) and loaded.shape == (3, 8, 8)
+
+
+def test_an_old_program_is_written_as_a_new_one(tmp_path):
+    program, _, about = read_program(OLD / "islands.onnx")
+    write_onnx(integer_graph(program, about=about), tmp_path / "net.onnx")
+    assert integer_graph(program).graph == read_onnx(OLD / "islands.onnx")[0].graph
+    again = read_program(tmp_path / "net.onnx")[0]
+    assert {type(op).__name__ for op in again.ops} >= {"MaxPool", "Concat", "Amax", "Clamp", "Sigmoid", "Mul", "Affine"}
+    assert integer_graph(again).graph == integer_graph(program).graph
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [("islands.mixed.onnx", "onnxscript"), ("islands.qonnx.onnx", "qonnx"), ("linear.xml", "openvino")],
+)
+def test_other_files_of_before_are_run(name, package):
+    pytest.importorskip(package)
+    loaded, case = load(OLD / name), name.partition(".")[0]
+    old = np.load(OLD / ("linear.npz" if case == "linear" else "expected.npz"))
+    assert loaded.act_bits == () and loaded.about["n"] in (2, 3, 6)
+    np.testing.assert_allclose(loaded(old[case]), old[f"{case}_out"], rtol=1e-3, atol=2e-2)

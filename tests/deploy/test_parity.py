@@ -11,10 +11,11 @@ import spequant
 from spequant import models
 from spequant.data import Augment, eval_batches, load_cifar10, train_batches
 from spequant.deploy import compare, integer_graph, lower, quantize_biases
+from spequant.deploy.compare import forced
 from spequant.deploy.engines import ENGINES
-from spequant.deploy.onnx_export import as_batches
-from spequant.deploy.parity import Codes, Parity, forced, integer_ops
-from spequant.deploy.program import Weighted
+from spequant.deploy.inputs import as_batches
+from spequant.deploy.operations import Weighted
+from spequant.deploy.parity import Codes, Parity
 from spequant.models import resnet18
 from spequant.quantizers import PACT, SAWB
 from support.clipping import clipped, clips
@@ -26,7 +27,7 @@ def test_comparison_tells_ties_from_bugs():
     """An engine whose codes are one off is found, layer by layer, and its export refused."""
     case, start = lowered("two bits"), partial(ENGINES["onnxruntime"], threads=1)
     program, x = case.program, case.x
-    target = [op for op in integer_ops(program) if isinstance(op, Weighted)][2]
+    target = [op for op in program.integer_ops if isinstance(op, Weighted)][2]
     whole = integer_graph(program).SerializeToString()
 
     def wrong(graph):
@@ -141,10 +142,10 @@ def test_an_engine_may_differ_twice_as_often_as_the_network_with_other_last_bits
 
 
 @pytest.mark.parametrize(
-    ("found", "told"), [("avx2", True), ("avx2 avx512_vnni", False), ("asimd asimddp", False), ("", False)]
+    ("found", "told"), [("avx2", True), ("avx2 avx512_vnni", False), ("neon dot", False), ("", False)]
 )
 def test_layers_whose_sums_this_processor_clips_are_told(found, told, monkeypatch):
-    monkeypatch.setattr("spequant.deploy.engines.instruction_sets", found.split)
+    monkeypatch.setattr("spequant.deploy.processor.instruction_sets", found.split)
     wrong = Parity(codes=[Codes("conv1 [0, 255]", forced=3)], saturating=["conv1", "a", "b", "c"])
     with pytest.raises(ValueError, match=r"onnxruntime .* conv1 \[0, 255\] \(3\)") as error:
         wrong.check("onnxruntime")

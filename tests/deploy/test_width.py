@@ -8,7 +8,7 @@ from torch import nn
 import spequant
 from spequant.deploy import Twin, at_width, integer_graph, lower, read_program, write_onnx
 from spequant.deploy.engines import ENGINES
-from spequant.deploy.program import Weighted
+from spequant.deploy.operations import Weighted
 from spequant.policies import LowBit
 from spequant.quantizers import PACT, SAWB
 from support.clipping import skip_if_clipped

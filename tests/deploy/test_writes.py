@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from spequant.deploy import Twin, lower
-from spequant.deploy.program import Weighted
+from spequant.deploy.operations import Weighted
 from support.exact import codes_read, exact
 
 STEPS = {

@@ -10,9 +10,10 @@ from torch import nn
 
 import spequant
 from spequant.deploy import lower
-from spequant.deploy.integers import saturates
-from spequant.deploy.onnx_integer import op_graph, stored
-from spequant.deploy.program import Program, Weighted
+from spequant.deploy.formats.onnx import op_graph
+from spequant.deploy.grids import stored
+from spequant.deploy.operations import Weighted
+from spequant.deploy.program import Program
 from spequant.deploy.twin import Twin
 from spequant.quantizers import PACT, MinMax
 
@@ -45,7 +46,7 @@ def clips() -> bool:
 
 def clipped(program: Program) -> set[str]:
     """Names of the ops whose sums this processor may clip."""
-    return {op.name for op in program.ops if isinstance(op, Weighted) and saturates(op)} if clips() else set()
+    return {op.name for op in program.ops if isinstance(op, Weighted) and op.saturates} if clips() else set()
 
 
 def skip_if_clipped(program: Program) -> None:

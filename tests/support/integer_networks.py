@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 import spequant
 from spequant.deploy import Program, Twin, lower, quantize_biases
-from spequant.deploy.onnx_integer import op_graph, stored
-from spequant.deploy.program import Input
+from spequant.deploy.formats.onnx import op_graph
+from spequant.deploy.grids import stored
+from spequant.deploy.operations import Input
 from spequant.models.resnet_cifar import CifarResNet
 from spequant.quantizers import LSQ, PACT, SAWB, DoReFa, LeastSquares, MinMax, percentile
 from support.clipping import clipped

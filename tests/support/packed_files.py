@@ -5,7 +5,7 @@ import json
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from spequant.deploy.packed import KEY, digest
+from spequant.deploy.packed_file import KEY, digest
 
 
 def rewritten(path, target, change):

@@ -9,7 +9,7 @@ from torch import nn
 
 import spequant
 from spequant.deploy import Twin, export_onnx, load_packed, lower, pack, quantize_biases
-from spequant.deploy.program import Add, Weighted
+from spequant.deploy.operations import Add, Weighted
 from spequant.layers import OUTPUT, QuantizedLayer, QuantizedProduct
 from spequant.quantizers import LSQ, PACT, SAWB, MinMax
 from spequant.quantizers.ranges import largest

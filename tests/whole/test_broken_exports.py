@@ -9,9 +9,10 @@ from torch import nn
 
 from spequant.deploy import compare, export_onnx, integer_graph, lower, mixed_graph, quant_graph
 from spequant.deploy.engines import ENGINES, onnxruntime
-from spequant.deploy.mixed import answers
-from spequant.deploy.onnx_export import as_batches
-from spequant.deploy.program import Program, Weighted
+from spequant.deploy.formats.mixed import answers
+from spequant.deploy.inputs import as_batches
+from spequant.deploy.operations import Weighted
+from spequant.deploy.program import Program
 from spequant.quantizers import LSQ, PACT, SAWB
 from support.integer_networks import NEEDS_ONNXRUNTIME, prepared
 from support.mixed_networks import NEEDS_ONNXSCRIPT
@@ -90,7 +91,7 @@ def test_a_right_export_of_every_kind_passes_and_a_wrong_one_leaves_no_file(kind
         def wrong(program, how=how, **rest):
             return integer_graph(broken(program, how), **rest)
 
-        monkeypatch.setattr("spequant.deploy.onnx_export.integer_graph", wrong)
+        monkeypatch.setattr("spequant.deploy.formats.onnx.integer_graph", wrong)
         with pytest.raises(ValueError, match=r"^onnxruntime.*(values of output|another arg-max)"):
             export_onnx(model, tmp_path / "net.onnx", [x])
         assert [path.name for path in tmp_path.iterdir()] == ["right.onnx"], how

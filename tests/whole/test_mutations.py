@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 METHOD, QUANTIZERS = "tests/methods/test_speq.py", "tests/quantizers"
-LOSSES, PACKED = "tests/methods/test_losses.py", "tests/deploy/test_packed.py"
+LOSSES, PACKED = "tests/methods/test_losses.py", "tests/deploy/formats/test_packed.py"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ MUTANTS = {
         LOSSES,
     ),
     "codes packed off by one": Mutant(
-        "deploy/packed.py",
+        "deploy/formats/packed.py",
         "pack_bits(codes.reshape(-1).cpu().numpy(), bits)",
         "pack_bits(codes.reshape(-1).cpu().numpy().clip(1) - 1, bits)",
         PACKED,

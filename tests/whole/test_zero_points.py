@@ -10,8 +10,9 @@ from torch import nn
 import spequant
 from spequant.deploy import Twin, integer_graph, load_packed, lower, pack, quantize_biases
 from spequant.deploy.engines import ENGINES
-from spequant.deploy.onnx_integer import op_graph, stored
-from spequant.deploy.program import Grid, Home, Input
+from spequant.deploy.formats.onnx import op_graph
+from spequant.deploy.grids import Grid, Home, stored
+from spequant.deploy.operations import Input
 from spequant.deploy.width import at_width
 from spequant.methods import SPEQ
 from spequant.models import resnet8

@@ -2,21 +2,26 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from spequant.app.recipes import evaluate_source, export_source, open_source
-from spequant.app.recipes.deploy import Target
-from spequant.app.recipes.sources import example_of
+from spequant.app.recipes.sources import Source, example_of
 from spequant.app.terminal import print_table
-from spequant.deploy import Parity, model_costs, program_costs, totals
+from spequant.deploy import FORMATS, LayerCost, Parity, model_costs, packed_costs, program_costs, totals
+from spequant.deploy.engines import ENGINES
 from spequant.files import destination, write_json
 from spequant.names import some_of
 
 __all__ = ["Evaluate", "Export", "Inspect", "print_evaluation", "print_export"]
+
+NETWORK = "of a packed file made in Python: what makes its float network, package.module:Object or file.py:Object"
+DATA = "an .npz with the arrays inputs, as the file takes them, and labels; None: the recipe's test set"
+Network = Annotated[str | None, tyro.conf.arg(help=NETWORK)]
+Data = Annotated[Path | None, tyro.conf.arg(help=DATA)]
 
 
 @dataclass(frozen=True)
@@ -25,9 +30,17 @@ class Export:
 
     source: Positional[Path]
     """a run's folder, or a packed file"""
-    to: Target
-    out: Path | None = None
-    """None: model.packed, .onnx, .mixed.onnx, .qonnx.onnx or .xml in the run's folder, or beside the packed file"""
+    to: Annotated[
+        Literal[tuple(FORMATS)],  # type: ignore[valid-type]
+        tyro.conf.arg(help="; ".join(f"{name}: {form.help}" for name, form in FORMATS.items())),
+    ]
+    out: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            help=f"None: model{', '.join(form.suffix for form in FORMATS.values())} in the run's folder, or next to "
+            "the packed file"
+        ),
+    ] = None
     act_bits: int | None = None
     """width of the activations that were trained at the recipe's act_bits; None: as trained"""
     round_biases: FlagCreatePairsOff[bool] = False
@@ -38,6 +51,8 @@ class Export:
     """verify on the first so many test images; None: on all"""
     root: Path | None = None
     """folder of the data set; None: the recipe's, or SPEQUANT_DATA"""
+    network: Network = None
+    data: Data = None
 
 
 def print_export(settings: Export) -> None:
@@ -50,35 +65,40 @@ def print_export(settings: Export) -> None:
         preprocessing=settings.preprocessing,
         images=settings.images,
         root=settings.root,
+        network=settings.network,
+        data=settings.data,
         show=_print_parity,
     )
-    if settings.to == "packed":
+    exported = report.exported
+    if not FORMATS[settings.to].engines:
         print(f"verified: loaded again, the logits of {report.images} {report.what} are equal, bit for bit")
     for name, (network, other) in report.figures.items():
         print(f"onnxruntime: {name} {other:.2f} %, torch {network:.2f} %")
-    if report.islands:
-        print(f"in float: {'; '.join(_by_operation(report.islands))}")
-    if report.batch is not None:
-        print(f"takes {report.batch} image at a time: the network itself counts with the number of images")
-    if report.saturating:
+    if exported.islands:
+        print(f"in float: {'; '.join(_by_operation(exported.islands))}")
+    if exported.batch is not None:
+        print(f"takes {exported.batch} image at a time: the network itself counts with the number of images")
+    if exported.saturating:
         print(
-            f"processors without VNNI or dot products may clip sums in {some_of(report.saturating)} "
+            f"processors without VNNI or dot products may clip sums in {some_of(exported.saturating)} "
             "(7 bits in training, of the ends --quant.end-bits 7, avoid it)"
         )
-    times = report.float_size / report.size
-    print(f"{report.path}  {report.size:,} bytes, {times:.1f} times smaller than in fp32 ({report.float_size:,})")
+    times = exported.float_size / exported.size
+    print(f"{exported.path}  {exported.size:,} bytes, {times:.1f} times smaller than in fp32 ({exported.float_size:,})")
 
 
 def _by_operation(islands: list[str]) -> list[str]:
     """Each operation with the modules that do it, the first three by name."""
-    found: dict[str, list[str]] = {}
+    modules: dict[str, list[str]] = {}
     for island in islands:
         module, _, operation = island.rpartition(": ")
-        found.setdefault(operation, []).append(module)
-    return [f"{operation} in {some_of(names)}" for operation, names in found.items()]
+        modules.setdefault(operation, []).append(module)
+    return [f"{operation} in {some_of(names)}" for operation, names in modules.items()]
 
 
 def _print_parity(parity: Parity, engine: str) -> None:
+    if engine == "torch":
+        return  # all answers are equal, or there is an error
     if parity.codes:
         table = Table("codes", "number", f"{engine} / torch", f"{engine} / twin", "forced", "of them ties")
         for c in parity.codes:
@@ -92,8 +112,8 @@ def _print_parity(parity: Parity, engine: str) -> None:
     network, other = parity.accuracy
     right = f"; accuracy {other:.2f} %, torch {network:.2f} %" if parity.labelled else ""
     what = "images" if parity.labelled else "answers, starts and ends apart"
-    own = f"; torch's own with other last bits differs on {parity.own}" if parity.own else ""
-    print(f"{engine}: arg-max equal on {100 * parity.agreement:.2f} % of {parity.images} {what}{right}{own}")
+    bits = f"; torch's own with other last bits differs on {parity.own}" if parity.own else ""
+    print(f"{engine}: arg-max equal on {100 * parity.agreement:.2f} % of {parity.images} {what}{right}{bits}")
     for values in parity.values:
         print(f"{engine}: {values}")
 
@@ -103,11 +123,10 @@ class Evaluate:
     """Accuracy of a run or an exported file on its test set."""
 
     source: Positional[Path]
-    """a run's folder, or a file of `spequant export`"""
-    engine: str | None = None
-    """torch, onnxruntime, openvino or qonnx; None: the file's own"""
+    """a run's folder, or an exported file"""
+    engine: Annotated[str | None, tyro.conf.arg(help=f"torch, {', '.join(ENGINES)}; None: the file's own")] = None
     act_bits: tuple[int, ...] = ()
-    """widths of the activations that were trained at the recipe's act_bits, one row each; none: as trained"""
+    """widths of the activations that were trained at the recipe's act_bits, one row per width; none: as trained"""
     images: int | None = None
     """the first so many test images; None: all"""
     root: Path | None = None
@@ -115,6 +134,8 @@ class Evaluate:
     threads: int | None = None
     json: Path | None = None
     """rows as JSON"""
+    network: Network = None
+    data: Data = None
 
 
 def print_evaluation(settings: Evaluate) -> None:
@@ -127,6 +148,8 @@ def print_evaluation(settings: Evaluate) -> None:
         images=settings.images,
         root=settings.root,
         threads=settings.threads,
+        network=settings.network,
+        data=settings.data,
     )
     for row in rows:
         width = "float activations" if row["act_bits"] is None else f"A{row['act_bits']}"
@@ -147,38 +170,56 @@ class Inspect:
     root: Path | None = None
     """folder of the data set, for a run; None: the recipe's, or SPEQUANT_DATA"""
     json: Annotated[Path | None, tyro.conf.arg(help="layers and totals as JSON")] = None
+    network: Network = None
+    data: Annotated[Path | None, tyro.conf.arg(help="with --network: an .npz with the array inputs")] = None
 
 
 def print_inspection(settings: Inspect) -> None:
     if settings.json is not None:
         destination(settings.json)
-    source = open_source(settings.source, settings.root)
-    if source.program is not None:
-        costs = program_costs(source.program)
-    elif source.model is not None:
-        costs = model_costs(source.model, example_of(source))
-    else:
-        raise ValueError(
-            f"{source.path} is a file of --to {source.kind}; expected a run, a packed file or one of --to onnx"
-        )
+    source = open_source(settings.source, settings.root, network=settings.network, data=settings.data)
+    costs = _costs(source)
     table = Table("layer", "kind", "W", "A", "weights", "activations", "bytes", "MACs", "bit operations")
     for c in costs:
-        numbers = (f"{n:,}" for n in (c.size, c.macs, c.bit_operations))
+        row = c.row()
+        numbers = (_number(row[name]) for name in ("size", "macs", "bit_operations"))
         table.add_row(
             c.name, c.kind, str(c.weight_bits), str(c.act_bits), _range(c.weight_range), _range(c.act_range), *numbers
         )
     total = totals(costs)
     table.add_section()
-    numbers = (f"{total[k]:,}" for k in ("size", "macs", "bit_operations"))
+    numbers = (_number(total[name]) for name in ("size", "macs", "bit_operations"))
     table.add_row("total", "", "", "", f"{total['weights']:,}", "", *numbers)
     print_table(table)
-    print(
-        f"these layers in fp32: {total['times_smaller_than_fp32']:.1f} times the bytes, "
-        f"{total['times_fewer_bit_operations_than_fp32']:.1f} times the bit operations "
-        "(MACs x weight bits x input bits)"
-    )
+    if total["macs"] is None:
+        print(
+            f"of the quantized layers what the file says, {total['times_smaller_than_fp32'] or 1:.1f} times smaller "
+            "than in fp32; operations need the network (--network and --data)"
+        )
+    else:
+        print(
+            f"these layers in fp32: {total['times_smaller_than_fp32']:.1f} times the bytes, "
+            f"{total['times_fewer_bit_operations_than_fp32'] or 1:.1f} times the bit operations "
+            "(MACs x weight bits x input bits)"
+        )
     write_json(settings.json, {"source": str(settings.source), "layers": [c.row() for c in costs], "total": total})
 
 
 def _range(ends: tuple[float, float] | None) -> str:
     return "float" if ends is None else f"{ends[0]:.3g} .. {ends[1]:.3g}"
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def _costs(source: Source) -> list[LayerCost]:
+    if source.program is not None:
+        return program_costs(source.program)
+    if source.model is not None:
+        return model_costs(source.model, example_of(source))
+    if source.loaded.engines:
+        raise ValueError(
+            f"{source.path} is a file of --to {source.kind}; expected a run, a packed file or one of --to onnx"
+        )
+    return packed_costs(source.path)

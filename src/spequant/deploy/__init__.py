@@ -4,22 +4,29 @@ Needs the extra `deploy` where a function writes or runs a graph; importing it h
 """
 
 from spequant.deploy.biases import quantize_biases
-from spequant.deploy.cost import LayerCost, model_costs, program_costs, totals
+from spequant.deploy.compare import compare
+from spequant.deploy.cost import LayerCost, model_costs, packed_costs, program_costs, totals
+from spequant.deploy.export import Exported, export, export_mixed, export_onnx, load
+from spequant.deploy.formats import FORMATS, Format
+from spequant.deploy.formats.mixed import Mixed, mixed_graph
+from spequant.deploy.formats.onnx import integer_graph
+from spequant.deploy.formats.openvino import read_openvino, write_openvino
+from spequant.deploy.formats.packed import check_packed, load_packed, pack, packed_about
+from spequant.deploy.formats.qonnx import quant_graph
+from spequant.deploy.loaded import Loaded
 from spequant.deploy.lower import lower
-from spequant.deploy.mixed import Mixed, export_mixed, mixed_graph
-from spequant.deploy.onnx_export import export_onnx
 from spequant.deploy.onnx_file import read_onnx, read_program, write_onnx
-from spequant.deploy.onnx_integer import integer_graph
-from spequant.deploy.onnx_quant import quant_graph
-from spequant.deploy.openvino_file import read_openvino, write_openvino
-from spequant.deploy.packed import check_packed, load_packed, pack, packed_about
-from spequant.deploy.parity import Parity, compare
+from spequant.deploy.parity import Parity
 from spequant.deploy.program import Program
 from spequant.deploy.twin import Twin
 from spequant.deploy.width import at_width
 
 __all__ = [
+    "FORMATS",
+    "Exported",
+    "Format",
     "LayerCost",
+    "Loaded",
     "Mixed",
     "Parity",
     "Program",
@@ -27,15 +34,18 @@ __all__ = [
     "at_width",
     "check_packed",
     "compare",
+    "export",
     "export_mixed",
     "export_onnx",
     "integer_graph",
+    "load",
     "load_packed",
     "lower",
     "mixed_graph",
     "model_costs",
     "pack",
     "packed_about",
+    "packed_costs",
     "program_costs",
     "quant_graph",
     "quantize_biases",

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from spequant.deploy.integers import input_step, integers
 from spequant.deploy.lower import lower
-from spequant.deploy.program import Program, Weighted
+from spequant.deploy.operations import Weighted
+from spequant.deploy.program import Program
 
 
 @torch.no_grad()
@@ -13,33 +13,37 @@ def quantize_biases(model: nn.Module, example: Tensor) -> None:
     """Round the bias of each integer layer of a prepared and calibrated `model`, in place, to an int32 code.
 
     An engine adds up products of codes; its bias is a whole number of their unit, input step * weight step, which at
-    2 bits is some per cents of an output code. A low-bit network answers several per cent of images otherwise after
+    2 bits is some per cent of an output code. A low-bit network answers several per cent of images otherwise after
     such a change: so make it before the accuracy is measured, not in the export. What is moved is the bias of the batch
     norm that follows the layer, or of the layer itself; a batch norm without parameters (affine=False) is left as it
     is. A second call changes nothing.
 
     example: an input, batch first. ValueError as `lower`: no integer form.
     """
-    weighted = [op for op in lower(model, example).ops if isinstance(op, Weighted) and op.bias is not None]
-    for op in {id(op.bias): op for op in weighted}.values():  # a layer that two quantizers read is there twice
-        made = integers(op)
-        exact = made.bias.double() * (input_step(op) * made.scale).double()
+    layers = [op for op in lower(model, example).weighted if op.bias is not None]
+    for op in {id(op.bias): op for op in layers}.values():  # a layer that two quantizers read is there twice
         assert op.bias is not None
-        move(op.bias, exact - op.offset)
+        move(op.bias, _exact(op) - op.offset)
 
 
 @torch.no_grad()
 def off_grid(program: Program) -> list[str]:
     """The integer layers whose bias `quantize_biases` would move."""
-    found = []
-    for op in program.ops:
-        if isinstance(op, Weighted) and op.bias is not None:
-            made = integers(op)
-            unit = (input_step(op) * made.scale).double()
-            apart = (made.bias.double() * unit - op.offset).abs()
-            if bool((apart > 0.01 * unit + 2**-22 * op.offset.abs()).any()):  # more than fp32 rounds by
-                found.append(op.name)
-    return list(dict.fromkeys(found))
+    names = []
+    for op in program.weighted:
+        rounding = 0.01 * _unit(op) + 2**-22 * op.offset.abs()  # more than fp32 rounds by
+        if op.bias is not None and bool(((_exact(op) - op.offset).abs() > rounding).any()):
+            names.append(op.name)
+    return list(dict.fromkeys(names))
+
+
+def _unit(op: Weighted) -> Tensor:
+    return (op.step * op.integers.scale).double()
+
+
+def _exact(op: Weighted) -> Tensor:
+    """What integer arithmetic adds."""
+    return op.integers.bias.double() * _unit(op)
 
 
 def move(bias: Tensor, by: Tensor) -> None:

@@ -25,8 +25,8 @@ def run_without_draws(model: nn.Module, example: Tensor | Mapping[str, Tensor]) 
         model.eval()
         with _names(model) as running, _Draws(running) as draws:
             out = run_model(model, cloned(example))
-        if draws.found and not _same(out, _turned(model, example, draws)):
-            where = some_of(list(dict.fromkeys(draws.found)))
+        if draws.places and not _same(out, _turned(model, example, draws)):
+            where = some_of(list(dict.fromkeys(draws.places)))
             raise ValueError(
                 f"{where}: random numbers in eval mode, on which the answer depends; no file can give it. Dropout by "
                 "F.dropout(x, p) is always active: write F.dropout(x, p, training=self.training), or use nn.Dropout"
@@ -41,18 +41,18 @@ def _turned(model: nn.Module, example: Any, draws: "_Draws") -> Any:
 
 
 class _Draws(TorchDispatchMode):
-    """found: "module (operation)" of each that draws random numbers; drawn: these. earlier: of a run before, which take
-    their place, turned."""
+    """places: "module (operation)" of each that draws random numbers; drawn: these numbers. earlier: those of a run
+    before, which take their place, turned."""
 
     def __init__(self, running: list[str], earlier: Sequence[Tensor] = ()):
         super().__init__()
         self.running, self.earlier = running, iter(earlier)
-        self.found, self.drawn = list[str](), list[Tensor]()
+        self.places, self.drawn = list[str](), list[Tensor]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if torch.Tag.nondeterministic_seeded in func.tags and _draws(func, args, kwargs or {}):
-            self.found.append(f"{self.running[-1]} ({func.overloadpacket.__name__.strip('_')})")
+            self.places.append(f"{self.running[-1]} ({func.overloadpacket.__name__.strip('_')})")
             for x in (x for x in tree_leaves(out) if isinstance(x, Tensor)):
                 self.drawn.append(x.clone())
                 before = next(self.earlier, x)
@@ -63,9 +63,9 @@ class _Draws(TorchDispatchMode):
 
 def _draws(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
     """Whether `func` draws when called so: fused attention, for one, may have no dropout."""
-    given = {a.name: a.default_value for a in func._schema.arguments}
-    given |= dict(zip(given, args, strict=False)) | dict(kwargs)
-    return bool(given.get("dropout_p", given.get("training", given.get("train", True))))
+    arguments = {a.name: a.default_value for a in func._schema.arguments}
+    arguments |= dict(zip(arguments, args, strict=False)) | dict(kwargs)
+    return bool(arguments.get("dropout_p", arguments.get("training", arguments.get("train", True))))
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from spequant.deploy.processor import instruction_sets
 from spequant.extras import needs
 
 Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
@@ -30,30 +29,30 @@ def onnxruntime(model: bytes | Path, threads: int | None = None) -> Run:
     return lambda feed: session.run(None, dict(feed))
 
 
-def run_in_parts(run: Run, given: Mapping[str, np.ndarray], batch: int | None) -> list[np.ndarray]:
+def run_in_parts(run: Run, inputs: Mapping[str, np.ndarray], batch: int | None) -> list[np.ndarray]:
     """The outputs for inputs of (samples, ...), `batch` samples at a time; None: all at once."""
-    count = len(next(iter(given.values())))
+    count = len(next(iter(inputs.values())))
     size = batch or count
-    parts = [run({name: x[i : i + size] for name, x in given.items()}) for i in range(0, count, size)]
+    parts = [run({name: x[i : i + size] for name, x in inputs.items()}) for i in range(0, count, size)]
     return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
 
 def openvino(model: bytes | Path, threads: int | None = None) -> Run:
-    """An ONNX model, or OpenVINO's own (.xml, its .bin beside it), on the CPU; float operations in fp32.
+    """An ONNX model, or OpenVINO's own (.xml, its .bin next to it), on the CPU; float operations in fp32.
 
     It has a thread of its own: OpenVINO gives the thread that it runs in a signal stack of 11 KiB, which Python's
     handlers overflow. In the main thread, the one that signals reach, Ctrl-C would end in a segmentation fault.
     """
-    own = ThreadPoolExecutor(1, thread_name_prefix="openvino")
-    compiled = own.submit(compile_openvino, model, threads).result()
-    request = own.submit(compiled.create_infer_request).result()
+    thread = ThreadPoolExecutor(1, thread_name_prefix="openvino")
+    compiled = thread.submit(compile_openvino, model, threads).result()
+    request = thread.submit(compiled.create_infer_request).result()
     outputs = compiled.outputs
 
     def infer(feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         results = request.infer(dict(feed))
         return [np.array(results[out]) for out in outputs]
 
-    return lambda feed: own.submit(infer, feed).result()
+    return lambda feed: thread.submit(infer, feed).result()
 
 
 def compile_openvino(model: bytes | Path, threads: int | None = None) -> Any:
@@ -90,17 +89,10 @@ ENGINES: dict[str, Callable[..., Run]] = {"onnxruntime": onnxruntime, "openvino"
 
 def versions() -> dict[str, str]:
     """{engine: version} of those that are installed."""
-    found = {}
+    installed = {}
     for name in ENGINES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
-
-
-def clips() -> bool:
-    """Whether this processor is known to have neither VNNI nor dot products: sums of two 8-bit products that pass 16
-    bits are then clipped, silently."""
-    found = set(instruction_sets())
-    return bool(found) and not found & {"avx512_vnni", "avx_vnni", "asimddp"}
+    return installed

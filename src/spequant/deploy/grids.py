@@ -1,13 +1,91 @@
-"""From a quantizer to the codes and steps of an integer program."""
+"""Grids: whole numbers, what they stand for, and how a quantizer gives them.
 
+Codes are whole numbers around zero: code c stands for c * step, so that zero is code 0 and needs no zero point.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from spequant.deploy.packed import act_bounds, weight_codes
-from spequant.deploy.program import Grid, Home
-from spequant.functional import zero_point
+from spequant.functional import dequantize, zero_point
 from spequant.layers import QuantizedLayer
 from spequant.quantizers.base import Quantizer
+
+
+@dataclass(frozen=True)
+class Home:
+    """The quantizer that a grid comes from, as it was trained: `levels` values over [low, high], fp32 numbers."""
+
+    bits: int
+    levels: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Codes low .. high, at most 256 of them; code c stands for c * step. `step` is an fp32 number.
+
+    home: the quantizer that it comes from. clamp: the values that clamps on the way to here leave, in float.
+    """
+
+    step: float
+    low: int
+    high: int
+    home: Home | None = None
+    clamp: tuple[float, float] = (-float("inf"), float("inf"))
+
+    @property
+    def signed(self) -> bool:
+        """Of the quantizer: codes that a clamp leaves are stored as all others, next to which they may stand."""
+        return self.low < 0 if self.home is None else self.home.low < 0
+
+    @property
+    def zero(self) -> int:
+        """What engines store for code 0, as uint8: 128 where all codes of the quantizer are int8, which processors
+        prefer; otherwise the number of its codes below zero."""
+        low, high = self.low, self.high
+        if self.home is not None:
+            low, high = (round(end / self.step) for end in (self.home.low, self.home.high))
+        if low >= 0:
+            return 0
+        return 128 if low >= -128 and high <= 127 else -low
+
+    @property
+    def rate(self) -> float:
+        """Codes per unit, the fp32 number that fake quantization multiplies by; 1 / step but for rounding."""
+        if self.home is None:
+            return float(1 / torch.tensor(self.step, dtype=torch.float32))
+        low, high = (torch.tensor(v, dtype=torch.float32) for v in (self.home.low, self.home.high))
+        return float(torch.round((high - low) / self.step) / (high - low))
+
+    @property
+    def bits(self) -> int:
+        """Width that its codes need, before clamps."""
+        codes = self.high - self.low if self.home is None else round((self.home.high - self.home.low) / self.step)
+        return max(1, codes.bit_length())
+
+    def clamped(self, low: float, high: float) -> "Grid":
+        """The grid of clamp(x, low, high): rounding and clamping to codes may change places, both being monotone."""
+        clamp = (min(max(end, low), high) for end in self.clamp)
+        first, last = self._nearest(low), self._nearest(high)
+        return replace(self, low=first, high=last, clamp=tuple(clamp))
+
+    def _nearest(self, value: float) -> int:
+        code = torch.round(torch.tensor(value, dtype=torch.float32) / self.step)
+        return int(code.clamp(self.low, self.high))
+
+
+def as_float(x: Tensor, grid: Grid | None) -> Tensor:
+    """The values of codes; float values as they are."""
+    return x if grid is None else x.float() * torch.tensor(grid.step, dtype=torch.float32)
+
+
+def stored(codes: Tensor, grid: Grid) -> np.ndarray:
+    """Codes as an exported graph stores them: uint8."""
+    return (codes + grid.zero).numpy().astype(np.uint8)
 
 
 def act_grid(q: Quantizer) -> Grid:
@@ -30,7 +108,7 @@ def grid_of(home: Home, levels: int) -> Grid:
 
 
 def weight_grid(layer: QuantizedLayer) -> tuple[Tensor, Tensor]:
-    """(codes, scale): int16 codes around zero, one output a row, and float64 scale a row; value = code * scale.
+    """(codes, scale): int16 codes around zero and float64 scales, one row per output; value = code * scale.
 
     A grid that leaves zero out (SAWB's -a, -a/3, a/3, a) gets odd codes of half its step (-3, -1, 1, 3). ValueError:
     codes that do not fit int8.
@@ -49,3 +127,36 @@ def weight_grid(layer: QuantizedLayer) -> tuple[Tensor, Tensor]:
         )
     scale = (high.double() - low.double()) / (float(q.levels) - 1) / factor
     return around.cpu(), scale.reshape(-1).expand(len(around)).cpu()
+
+
+def weight_codes(layer: QuantizedLayer) -> tuple[Tensor, Tensor, Tensor]:
+    """(codes uint8, low, high) of a layer's quantized weight; ValueError where its values are not equally spaced.
+
+    low, high: of the quantizer's shape; one per row where a row of padding has its own, (0, 0)."""
+    q = layer.weight_quantizer
+    assert q is not None
+    weight = layer.float_weight
+    with torch.no_grad():
+        values = q(weight)
+        codes, (low, high) = q.encode(weight), q.span(weight)
+        if not torch.equal(dequantize(codes, low, high, q.levels).to(values.dtype), values):
+            raise ValueError(f"{q.name}: the values of {type(q).__name__} are not equally spaced codes; leave it float")
+    shape = torch.broadcast_shapes(low.shape, q.shape)
+    return codes.to(torch.uint8), low.expand(shape).contiguous(), high.expand(shape).contiguous()
+
+
+def act_bounds(q: Quantizer) -> tuple[Tensor, Tensor]:
+    """(low, high) of an activation quantizer, 0-dim; ValueError where they follow from each tensor, or its values are
+    not those of an equally spaced grid."""
+    with torch.no_grad():
+        device = q.home_levels.device
+        low, high = (b.reshape(()) for b in q.bounds(torch.zeros(2, 1, device=device)))
+        x = torch.linspace(-1.5, 1.5, 4001, device=device) * torch.maximum(high, -low)
+        codes = q.encode(x)
+        same = torch.equal(torch.stack(q.bounds(x)).reshape(2), torch.stack([low, high]))
+        if not same or not torch.equal(dequantize(codes, low, high, q.levels), q(x)):
+            raise ValueError(
+                f"{q.name}: {type(q).__name__} is no grid of equally spaced values between stored bounds, and has no "
+                "integer form"
+            )
+    return low, high

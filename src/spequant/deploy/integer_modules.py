@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spequant.deploy.grids import act_grid, weight_grid
+from spequant.deploy.grids import Grid, act_grid, weight_grid
 from spequant.deploy.integers import PAIR, check_sum, largest_sums
 from spequant.deploy.onnx_versions import TRACED
-from spequant.deploy.program import Grid
-from spequant.deploy.reading import layer_attributes
+from spequant.deploy.operations.layer import layer_attributes
 from spequant.layers import OUTPUT, QuantizedLayer, QuantizedProduct, quantize_output, run_with
 from spequant.preparation.adapters.products import Product
 from spequant.quantizers import Quantizer
@@ -90,7 +89,7 @@ class IntegerLayer(_InPlace, IntegerModule):
         super().__init__()
         assert layer.act_quantizer is not None
         own: Any = layer.layer
-        if layer_attributes(own, name):
+        if layer_attributes(own):
             raise ValueError(f"{name} is a {type(own).__name__}; expected a linear layer")
         self.act = Codes(layer.act_quantizer)
         codes, scale = weight_grid(layer)
@@ -175,17 +174,17 @@ class Simulated(_InPlace):
 @contextmanager
 def summands(model: nn.Module) -> Iterator[dict[str, int]]:
     """Inside, forwards leave here how many numbers each quantized product of `model` sums, by its name."""
-    found: dict[str, int] = {}
+    lengths: dict[str, int] = {}
     hooks = []
     for name, module in model.named_modules():
         if isinstance(module, QuantizedProduct):
 
             def note(_: nn.Module, sides: tuple[Tensor, ...], own: str = name) -> None:
-                found[own] = max(found.get(own, 0), sides[0].shape[-1])
+                lengths[own] = max(lengths.get(own, 0), sides[0].shape[-1])
 
             hooks.append(module.register_forward_pre_hook(note))
     try:
-        yield found
+        yield lengths
     finally:
         for hook in hooks:
             hook.remove()
@@ -206,12 +205,12 @@ def _below(model: nn.Module, above: str, lengths: Mapping[str, int], seen: dict[
         if child is None:
             continue
         if id(child) not in seen:
-            made = _integers(child, above + own, lengths)
-            seen[id(child)] = child, child if made is None else made
-            if made is None:
+            substitute = _integers(child, above + own, lengths)
+            seen[id(child)] = child, child if substitute is None else substitute
+            if substitute is None:
                 _below(child, f"{above}{own}.", lengths, seen)
             else:
-                _put(model, own, made)
+                _put(model, own, substitute)
         elif seen[id(child)][1] is not child:
             setattr(model, own, seen[id(child)][1])
 
@@ -221,9 +220,9 @@ def _integers(module: nn.Module, name: str, lengths: Mapping[str, int]) -> nn.Mo
     if isinstance(module, QuantizedLayer):
         return _layer(module, name)
     if isinstance(module, QuantizedProduct) and type(module.product) is Product:
-        made = IntegerProduct(module)
-        check_sum(name, lengths.get(name, 0) * made.largest)
-        return made
+        product = IntegerProduct(module)
+        check_sum(name, lengths.get(name, 0) * product.largest)
+        return product
     return Codes(module) if isinstance(module, Quantizer) else None
 
 
@@ -244,12 +243,12 @@ def _layer(layer: QuantizedLayer, name: str) -> nn.Module:
     if layer.act_quantizer is None or layer.weight_quantizer is None:
         return Simulated(layer)
     try:
-        made = IntegerLayer(layer, name)
+        integers = IntegerLayer(layer, name)
     except ValueError:
         act_grid(layer.act_quantizer)  # which `Simulated` needs as well
         return Simulated(layer)
-    check_sum(name, made.largest)
-    return made
+    check_sum(name, integers.largest)
+    return integers
 
 
 def _node(kind: str, inputs: tuple[Any, ...], dtype: torch.dtype, shape: Any, attributes: Any = None) -> Tensor:

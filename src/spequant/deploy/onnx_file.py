@@ -3,10 +3,13 @@
 Metadata of the model: "spequant", JSON with
 
     format         of what follows
-    kind           "integer" or "qonnx"
-    program        integer graphs: the ops, their constants by name
+    kind           "integer", "mixed" or "qonnx"
+    program        integer graphs: the operations, their constants by name
     preprocessing  [mean, std] where the input is uint8 images, or null
+    act_bits       widths of its activations, in ascending order
     about          what the writer said of the network
+
+Format 1 had no `act_bits`, and other names for operations (`_of_format_1`).
 """
 
 import json
@@ -17,32 +20,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spequant.deploy import program as ir
-from spequant.deploy.integers import input_step
-from spequant.deploy.program import Float, Grid, Home, Op, Program, Weighted
+from spequant.deploy.grids import Grid, Home
+from spequant.deploy.loaded import Loaded, Preprocessing
+from spequant.deploy.operations import OPERATIONS, Operation
+from spequant.deploy.program import Program
 from spequant.deploy.seal import OPEN, check_seal, sealed
 from spequant.extras import needs
 from spequant.files import placed
 
-FORMAT, KEY = 1, "spequant"
-OPS = {kind.__name__: kind for kind in (ir.Input, ir.Quantize, Weighted, ir.Add, ir.MaxPool, ir.Move, Float)}
-ATTRIBUTES = {
-    "Weighted": ("stride", "padding", "dilation", "groups"),
-    "MaxPool": ("kernel", "stride", "padding"),
-    "Move": ("kind", "keep"),
-    "Float": ("kind", "attributes"),
-}
-Preprocessing = tuple[Sequence[float], Sequence[float]]
+FORMAT, KEY = 2, "spequant"
+READABLE = (1, FORMAT)
+LARGEST = 2**31 - 2**20
+"""Bytes of weights that one ONNX file holds: protobuf counts in 31 bits."""
 
 
-def metadata(kind: str, content: Mapping[str, Any]) -> dict[str, str]:
+def metadata(kind: str, content: Mapping[str, Any], about: Mapping[str, Any] | None) -> dict[str, str]:
     """Of a model; `write_onnx` closes the seal."""
-    text = json.dumps({"format": FORMAT, "kind": kind, **content}, separators=(",", ":"))
-    return {KEY: text, "seal": OPEN}
+    head = {"format": FORMAT, "kind": kind, **content, "about": dict(about or {})}
+    return {KEY: json.dumps(head, separators=(",", ":")), "seal": OPEN}
 
 
-def describe(program: Program, tensors: Mapping[Op, Sequence[str]]) -> list[dict[str, Any]]:
-    """The ops as JSON; `tensors`: names of their constants."""
+def describe(program: Program, tensors: Mapping[Operation, Sequence[str]]) -> list[dict[str, Any]]:
+    """The operations as JSON; `tensors`: names of their constants."""
     numbers = {op: i for i, op in enumerate(program.ops)}
     rows = []
     for op in program.ops:
@@ -55,12 +54,8 @@ def describe(program: Program, tensors: Mapping[Op, Sequence[str]]) -> list[dict
             row["home"] = None if home is None else [home.bits, home.levels, home.low, home.high]
         if op in tensors:
             row["tensors"] = list(tensors[op])
-        rows.append(row | {name: getattr(op, name) for name in ATTRIBUTES.get(row["op"], ())})
+        rows.append(row | {"attributes": op.attributes()})
     return [*rows, {"output": numbers[program.output]}]
-
-
-LARGEST = 2**31 - 2**20
-"""Bytes of weights that one ONNX file holds: protobuf counts in 31 bits."""
 
 
 def check_size(weights: int) -> None:
@@ -73,8 +68,12 @@ def check_size(weights: int) -> None:
 
 
 def write_onnx(model: Any, path: str | Path) -> None:
-    """Write what `integer_graph` or `quant_graph` made to `path`, whole or not at all (OSError). ValueError: too large
-    for one file."""
+    """Write what `integer_graph`, `quant_graph` or `mixed_graph` made to `path`, whole or not at all.
+
+    Raises:
+        OSError: `path` cannot be written.
+        ValueError: too large for one file.
+    """
     check_size(sum(len(tensor.raw_data) for tensor in model.graph.initializer))
     with placed(Path(path)) as temporary:
         temporary.write_bytes(sealed(model.SerializeToString()))
@@ -94,9 +93,10 @@ def read_onnx(path: str | Path) -> tuple[Any, dict[str, Any]]:
         version, _, _ = head["format"], head["kind"], head["about"]
     except Exception as error:  # protobuf's DecodeError is no ValueError
         raise ValueError(f"{path} is no ONNX file of spequant ({error!r}); export it anew") from error
-    if version != FORMAT:
+    if version not in READABLE:
         raise ValueError(
-            f"{path}: format is {version!r}; this version reads {FORMAT}: install the version that wrote it"
+            f"{path}: format is {version!r}; this version reads {' and '.join(map(str, READABLE))}: install the "
+            "version that wrote it"
         )
     return model, head
 
@@ -104,50 +104,73 @@ def read_onnx(path: str | Path) -> tuple[Any, dict[str, Any]]:
 def read_program(path: str | Path) -> tuple[Program, Preprocessing | None, dict[str, Any]]:
     """(program, preprocessing, about) of an integer graph; errors as `read_onnx`."""
     model, head = read_onnx(path)
-    return *program_in(Path(path), model, head), head["about"]
+    return program_in(Path(path), model, head), _pair(head), head["about"]
 
 
-def program_in(path: Path, model: Any, head: Mapping[str, Any]) -> tuple[Program, Preprocessing | None]:
-    """(program, preprocessing) in what `read_onnx` gave. ValueError: no integer graph, or at odds with itself."""
+def program_in(path: Path, model: Any, head: Mapping[str, Any]) -> Program:
+    """The program in what `read_onnx` gave. ValueError: no integer graph, or at odds with itself."""
     if head["kind"] != "integer":
         raise ValueError(f"{path} is a {head['kind']} graph; expected an integer one, of `--to onnx`")
     to_array = needs("onnx", "deploy").numpy_helper.to_array
     constants = {t.name: torch.from_numpy(to_array(t).copy()) for t in model.graph.initializer}
     try:
         *rows, last = head["program"]
-        ops: list[Op] = []
+        ops: list[Operation] = []
         for row in rows:
-            ops.append(_op(row, ops, constants))
-        mean_std = head["preprocessing"]
-        return Program(ops, ops[last["output"]]), None if mean_std is None else tuple(mean_std)
+            ops.append(_operation(_of_format_1(row) if head["format"] == 1 else row, ops, constants))
+        return Program(ops, ops[last["output"]])
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ValueError(f"{path} contradicts itself: {error!r}") from error
 
 
-def _op(row: Mapping[str, Any], ops: Sequence[Op], constants: Mapping[str, Tensor]) -> Op:
+def loaded_onnx(path: Path, name: str, engines: tuple[str, ...], model: Any, head: Mapping[str, Any]) -> Loaded:
+    """What `read_onnx` gave, as a file of the format `name`."""
+    sizes = {i.name: i.type.tensor_type.shape.dim for i in (*model.graph.input, *model.graph.output)}
+    inputs = {i.name: tuple(d.dim_value or None for d in sizes[i.name]) for i in model.graph.input}
+    return Loaded(
+        path,
+        name,
+        engines,
+        about=head["about"],
+        inputs=inputs,
+        outputs=tuple(out.name for out in model.graph.output),
+        act_bits=tuple(head.get("act_bits", ())),
+        preprocessing=_pair(head),
+        batch=head.get("batch"),
+    )
+
+
+def _pair(head: Mapping[str, Any]) -> Preprocessing | None:
+    values = head.get("preprocessing")
+    return None if values is None else (values[0], values[1])
+
+
+NAMES = {kind.__name__: kind for kind in OPERATIONS}
+KINDS_OF_1 = {**{kind.WORD: kind.__name__ for kind in OPERATIONS}, "layer": "FloatLayer"}
+ATTRIBUTES_OF_1 = ("stride", "padding", "dilation", "groups", "kernel", "keep")
+
+
+def _of_format_1(row: Mapping[str, Any]) -> dict[str, Any]:
+    """`row` as it is today. Then "Move" had the kinds flatten, concat and amax on codes, "Float" all that is float."""
+    attributes = row.get("attributes", {name: row[name] for name in ATTRIBUTES_OF_1 if name in row})
+    if row["op"] not in ("Move", "Float"):
+        return {**row, "attributes": attributes}
+    kind = KINDS_OF_1[row["kind"]]
+    return {**row, "op": kind, "attributes": attributes if row["op"] == "Float" or kind == "Amax" else {}}
+
+
+def _operation(row: Mapping[str, Any], ops: Sequence[Operation], constants: Mapping[str, Tensor]) -> Operation:
     grid = None
     if "grid" in row:
         home = None if row["home"] is None else Home(*row["home"])
         step, low, high = row["grid"]
         grid = Grid(step, low, high, home, tuple(row["clamp"]))
-    inputs = tuple(ops[i] for i in row["inputs"])
-    own: dict[str, Any] = {name: _frozen(row[name]) for name in ATTRIBUTES.get(row["op"], ())}
-    tensors = tuple(constants[name] for name in row.get("tensors", ()))
-    base = row["name"], inputs, grid, tuple(row["shape"])
-    if row["op"] == "Weighted":
-        weight, scale, bias = tensors
-        op = Weighted(*base, weight, scale.double(), bias.double(), **own)
-        op.offset = bias.double() * (input_step(op) * scale).double()
-        return op
-    if row["op"] == "Float":
-        flat = own["kind"] == "affine"
-        return Float(*base, **own, tensors=tuple(t.flatten() for t in tensors) if flat else tensors)
-    kind: Any = OPS[row["op"]]
-    return kind(*base, **own)
+    fields = {name: _frozen(value) for name, value in row["attributes"].items()}
+    fields |= {"name": row["name"], "grid": grid, "shape": tuple(row["shape"])}
+    fields["inputs"] = tuple(ops[i] for i in row["inputs"])
+    return NAMES[row["op"]].restored(fields, [constants[name] for name in row.get("tensors", ())])
 
 
 def _frozen(value: Any) -> Any:
     """Lists of JSON as the tuples that they were."""
-    if isinstance(value, dict):
-        return {k: _frozen(v) for k, v in value.items()}
     return tuple(value) if isinstance(value, list) else value

@@ -1,35 +1,17 @@
-"""Whether an engine answers as the network that was trained: arg-max, values, and codes layer by layer.
+"""The verdict on a comparison: whether an engine answers as the network that was trained. Comparing: `compare.py`."""
 
-Two comparisons of codes, so that rounding ties and bugs part. Forced: each op alone is given the twin's codes, and has
-to give the twin's. End to end: the whole graph is given images; a tie in an early layer then shows in the later ones.
-"""
-
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from spequant.calibration.batch_norm import modes_kept
-from spequant.calibration.batches import cloned
-from spequant.deploy import engines
-from spequant.deploy.autocast import without_autocast
-from spequant.deploy.biases import off_grid
-from spequant.deploy.engines import Run
-from spequant.deploy.integers import saturating
-from spequant.deploy.onnx_file import Preprocessing
-from spequant.deploy.onnx_integer import integer_graph, op_graph, stored
-from spequant.deploy.program import Add, Grid, Input, Op, Program, Weighted
-from spequant.deploy.twin import Twin
+from spequant.deploy.processor import clips
 from spequant.deploy.values import CONSTANT, LIMITS, Values
-from spequant.functional import zero_point
-from spequant.layers import QuantizedAdd, QuantizedLayer
 from spequant.names import some_of
-from spequant.quantizers.base import Quantizer
 
 AGREEMENT = 0.995
 """Share of equal answers below which an export is refused."""
@@ -39,9 +21,6 @@ FEW = 2
 """Images that may differ in any case, ties, but no more than half of them."""
 NEAR = 0.25
 """Deviations of the network's values that a single one an image, which has no arg-max, may be off by."""
-
-FORCED = 64  # images that ops are forced to
-TIE = 2e-4  # codes: onnxruntime's QLinearAdd has factors of 22 bits, 2^-22 * (255 + 255); fp32 has some 3e-5 at 255
 
 Batch = tuple[Any, Any, Tensor | None]
 """(what the network is given, what the engine is given, labels); tensor and array, or both by name"""
@@ -61,15 +40,6 @@ class Codes:
     torch: int | None = None
     forced: int = 0
     ties: int = 0
-
-
-@dataclass(frozen=True)
-class Forced:
-    """Codes that an engine, given the twin's inputs of one op, computes otherwise: all of them, and those of them that
-    are off by one where the twin's number lies half-way between two codes but for `TIE`."""
-
-    unequal: int
-    ties: int
 
 
 @dataclass
@@ -124,7 +94,7 @@ class Parity:
         engine's. labels: whole numbers, one an answer; others are left out. moved: the network's with other last bits.
         padding: where True, nothing is compared. ValueError: another shape."""
         a, b = expected.detach().float().cpu(), torch.from_numpy(np.asarray(got)).float()
-        own = None if moved is None else moved.detach().float().cpu()
+        moved = None if moved is None else moved.detach().float().cpu()
         if a.shape != b.shape:
             raise ValueError(f"{output} has the shape {tuple(b.shape)} in the engine; expected {tuple(a.shape)}")
         several = a.dim() > 1 and a.shape[1] > 1
@@ -132,27 +102,27 @@ class Parity:
         if labels is not None and (labels.is_floating_point() or tuple(labels.shape) != answers):
             labels = None
         values = self._values(output, a, labels)
-        values.add(a, b, own, padding)
+        values.add(a, b, moved, padding)
         if padding is not None:
             a, b = a.masked_fill(padding, -inf), b.masked_fill(padding, -inf)
-            own = None if own is None else own.masked_fill(padding, -inf)
+            moved = None if moved is None else moved.masked_fill(padding, -inf)
         differ = _other_answers if several else _other_values
-        apart = NEAR if not several else LIMITS[values.kind] if labels is None and own is None else 0.0
+        apart = NEAR if not several else LIMITS[values.kind] if labels is None and moved is None else 0.0
         other = differ(a, b, apart)
         self.images += other.numel()
         self.equal += int((~other).sum())
-        self.own += 0 if own is None else int(differ(a, own, apart).sum())
+        self.own += 0 if moved is None else int(differ(a, moved, apart).sum())
         if labels is not None:
             network, engine = (int((x.argmax(1) == labels.cpu()).sum()) for x in (a, b))
             self.labelled += labels.numel()
             self.right = self.right[0] + network, self.right[1] + engine
 
     def _values(self, output: str, x: Tensor, labels: Tensor | None) -> Values:
-        found = next((v for v in self.values if v.output == output), None)
-        if found is None:
-            found = Values(output, "scores" if labels is not None else "map" if x.dim() > 2 else "values")
-            self.values.append(found)
-        return found
+        values = next((v for v in self.values if v.output == output), None)
+        if values is None:
+            values = Values(output, "scores" if labels is not None else "map" if x.dim() > 2 else "values")
+            self.values.append(values)
+        return values
 
     def check(self, engine: str) -> None:
         """ValueError: an op that computes other codes; a value that is NaN or infinite; more answers that differ than
@@ -225,90 +195,13 @@ class Parity:
 
     def _clipped(self) -> str:
         """What this processor may have to do with it."""
-        if not self.saturating or not engines.clips():
+        if not self.saturating or not clips():
             return ""
         return (
             ". This processor has neither VNNI nor dot products and clips sums of 8-bit products to 16 bits, as in "
             f"{some_of(self.saturating)}: export on one that has them, or train the inputs of these layers at 7 "
             "bits (--quant.end-bits 7)"
         )
-
-
-def forced(program: Program, x: Tensor, start: Callable[[bytes], Run]) -> dict[Op, Forced]:
-    """Each op alone, on what the twin has before it for the input `x`. start: of `engines.ENGINES`."""
-    twin = Twin(program)
-    values = twin.everything(x)
-    found = {}
-    for op in integer_ops(program):
-        assert op.grid is not None
-        feed = {f"in{i}": _given(values[s], s.grid) for i, s in enumerate(dict.fromkeys(op.inputs))}
-        (got,) = start(op_graph(op).SerializeToString())(feed)
-        off = torch.from_numpy(got.astype(np.int32) - stored(values[op], op.grid))
-        exact = twin.unrounded(op, [values[i] for i in op.inputs])
-        tie = ((exact - exact.floor() - 0.5).abs() < TIE) & (off.abs() == 1)
-        found[op] = Forced(int((off != 0).sum()), int(tie.sum()))
-    return found
-
-
-@without_autocast
-def compare(
-    model: nn.Module,
-    program: Program,
-    run: Run,
-    batches: Iterable[Batch],
-    start: Callable[[bytes], Run] | None = None,
-    preprocessing: Preprocessing | None = None,
-) -> Parity:
-    """The network `model` and an engine's `run` on the same images, end to end.
-
-    start: of `engines.ENGINES`; with it, the codes of every op too, forced on the first batch and end to end.
-    preprocessing: as the engine's graph has it.
-    """
-    parity = Parity(saturating=saturating(program), off_grid=off_grid(program))
-    twin, ops = Twin(program), integer_ops(program)
-    tapped = None
-    if start is not None:
-        graph = integer_graph(program, preprocessing=preprocessing, taps=ops)
-        tapped = start(graph.SerializeToString())
-        parity.codes = [Codes(_label(op)) for op in ops]
-    first = True
-    for x, given, labels in batches:
-        with torch.no_grad(), modes_kept(model), _codes_read(model, program) as read:
-            logits = model.eval()(cloned(x))
-        parity.add(logits, run({"input": given})[0], labels)
-        if tapped is None or start is None:
-            continue
-        values = twin.everything(x.cpu())
-        if first:
-            first = False
-            wrong = forced(program, x[:FORCED].cpu(), start)
-            for op, codes in zip(ops, parity.codes, strict=True):
-                codes.forced, codes.ties = wrong[op].unequal, wrong[op].ties
-        for op, codes, got in zip(ops, parity.codes, tapped({"input": given})[1:], strict=True):
-            codes.count += got.size
-            codes.twin += _unequal(got, values[op], op)
-            if op in read:
-                codes.torch = (codes.torch or 0) + _unequal(got, read[op], op)
-    return parity
-
-
-def integer_ops(program: Program) -> list[Op]:
-    """Ops whose result is codes."""
-    return [op for op in program.ops if op.grid is not None and not isinstance(op, Input)]
-
-
-def _label(op: Op) -> str:
-    assert op.grid is not None
-    return f"{op.name} [{op.grid.low}, {op.grid.high}]"
-
-
-def _given(value: Tensor, grid: Grid | None) -> np.ndarray:
-    return value.numpy() if grid is None else stored(value, grid)
-
-
-def _unequal(got: np.ndarray, expected: Tensor, op: Op) -> int:
-    assert op.grid is not None
-    return int((got != stored(expected, op.grid)).sum())
 
 
 def _other_answers(a: Tensor, b: Tensor, apart: float) -> Tensor:
@@ -328,44 +221,3 @@ def _deviation(x: Tensor) -> Tensor:
     """Of all values; where they do not vary, their size."""
     deviation, size = x.std() if x.numel() > 1 else x.new_zeros(()), x.abs().max()
     return torch.where(deviation > CONSTANT * size, deviation, size)
-
-
-@contextmanager
-def _codes_read(model: nn.Module, program: Program) -> Iterator[dict[Op, Tensor]]:
-    """Inside, a forward of `model` leaves here the codes that its quantizers read, by the op that makes them."""
-    found: dict[Op, Tensor] = {}
-    handles = []
-    for module, (inputs, quantizers) in _readers(model, program).items():
-
-        def keep(_: nn.Module, args: tuple[Tensor, ...], read: tuple = inputs, own: list = quantizers) -> None:
-            found.update({i: _codes(q, x).cpu() for i, q, x in zip(read, own, args, strict=False)})
-
-        handles.append(module.register_forward_pre_hook(keep))
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _readers(model: nn.Module, program: Program) -> dict[nn.Module, tuple[tuple[Op, ...], list[Quantizer]]]:
-    """{module: (ops that make the codes it reads, its quantizers)}, of modules that are called once."""
-    modules = dict(model.named_modules())
-    found: dict[nn.Module, tuple[tuple[Op, ...], list[Any]]] = {}
-    several = set()
-    for op in program.ops:
-        module = modules.get(op.name)
-        if isinstance(op, Weighted) and isinstance(module, QuantizedLayer):
-            quantizers: list[Any] = [module.act_quantizer]
-        elif isinstance(op, Add) and isinstance(module, QuantizedAdd):
-            quantizers = [module.branch_quantizer, module.shortcut_quantizer]
-        else:
-            continue
-        if module in found and found[module][0] != op.inputs:
-            several.add(module)
-        found[module] = op.inputs, quantizers
-    return {module: read for module, read in found.items() if module not in several}
-
-
-def _codes(q: Quantizer, x: Tensor) -> Tensor:
-    return q.encode(x) - zero_point(*q.bounds(x), q.levels)

@@ -1,30 +1,37 @@
-"""What the processor here is."""
+"""What the processor here is, as torch finds it."""
 
-import os
 import platform
-from collections.abc import Iterator
 
-CPUINFO = "/proc/cpuinfo"
-INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "asimddp")
+import torch
+
+INSTRUCTIONS = (
+    "avx2",
+    "avx512_f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_bf16",
+    "amx_int8",
+    "neon",
+    "dot",
+)
+SUMS_IN_32_BITS = {"avx512_vnni", "avx_vnni", "dot"}
 
 
 def processor_name() -> str:
-    """As the system calls it, e.g. "INTEL(R) XEON(R) PLATINUM 8581C CPU @ 2.10GHz"; "cpu" where it tells none."""
-    named = (value for name, value in _told() if name == "model name" and value)
-    return next(named, "") or platform.processor() or "cpu"
+    """E.g. "INTEL(R) XEON(R) PLATINUM 8581C CPU @ 2.10GHz"; "cpu" where it is not known."""
+    return torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or "cpu"
 
 
 def instruction_sets() -> list[str]:
-    """Those of this processor that quantized arithmetic is faster or slower by; empty where the system tells none."""
-    flags = {word for name, value in _told() if name in ("flags", "Features") for word in value.split()}
-    return [name for name in INSTRUCTIONS if name in flags]
+    """Those of this processor that quantized arithmetic is faster or slower by, in torch's words; empty where they are
+    not known."""
+    capabilities = torch.cpu.get_capabilities()
+    return [name for name in INSTRUCTIONS if capabilities.get(name)]
 
 
-def _told() -> Iterator[tuple[str, str]]:
-    """(name, value) of Linux' lines on each core; elsewhere none."""
-    if not os.path.exists(CPUINFO):
-        return
-    with open(CPUINFO) as file:
-        for line in file:
-            name, _, value = line.partition(":")
-            yield name.strip(), value.strip()
+def clips() -> bool:
+    """Whether this processor is known to have neither VNNI nor dot products: sums of two 8-bit products that pass 16
+    bits are then clipped, silently."""
+    sets = set(instruction_sets())
+    return bool(sets) and not sets & SUMS_IN_32_BITS

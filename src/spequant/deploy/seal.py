@@ -21,11 +21,11 @@ def sealed(data: bytes, *others: bytes) -> bytes:
 
 def check_seal(path: Path, data: bytes, *others: bytes) -> None:
     """ValueError: `data` is not what `sealed` gave, with the same `others`."""
-    found = re.findall(MARK.encode() + b"([0-9a-f]{32})", data)
-    if len(found) != 1:
+    seals = re.findall(MARK.encode() + b"([0-9a-f]{32})", data)
+    if len(seals) != 1:
         raise ValueError(f"{path} holds no seal of spequant: it was not written by `spequant export`, or is damaged")
-    opened = data.replace(MARK.encode() + found[0], OPEN.encode())
-    if _digest(opened, *others) != found[0].decode():
+    opened = data.replace(MARK.encode() + seals[0], OPEN.encode())
+    if _digest(opened, *others) != seals[0].decode():
         raise ValueError(f"{path} was changed since its export, or is damaged: its digest differs; export or copy anew")
 
 

@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
-from spequant.deploy.grids import grid_of
-from spequant.deploy.program import Grid, Op, Program
+from spequant.deploy.grids import Grid, grid_of
+from spequant.deploy.operations import Operation
+from spequant.deploy.program import Program
 from spequant.quantizers.base import check_bits
 from spequant.quantizers.held import Held
 
@@ -19,13 +20,13 @@ def at_width(program: Program, bits: int, trained: int | None = None) -> Program
     if not homes or trained not in {None, *homes}:
         raise ValueError(f"trained is {trained!r}; activations here were trained at {sorted(homes)} bits")
     trained = min(homes) if trained is None else trained
-    made: dict[Op, Op] = {}
+    ops: dict[Operation, Operation] = {}
     for op in program.ops:
         grid = op.grid
         if grid is not None and grid.home is not None and grid.home.bits == trained:
             grid = _at(grid, bits)
-        made[op] = replace(op, inputs=tuple(made[i] for i in op.inputs), grid=grid)
-    return Program(list(made.values()), made[program.output])
+        ops[op] = replace(op, inputs=tuple(ops[i] for i in op.inputs), grid=grid)
+    return Program(list(ops.values()), ops[program.output])
 
 
 def _at(grid: Grid, bits: int) -> Grid:

@@ -68,10 +68,10 @@ class _Steps(ShapeProp):
                     "(inplace=False, y = x + h in place of x += h)"
                 )
         self.reads[n] = {i: self.last[i] for i in n.all_input_nodes if i in self.last}
-        given = [x for i in n.all_input_nodes if isinstance(x := self.env[i], Tensor)]
-        writes = [x._version for x in given]
+        tensors = [x for i in n.all_input_nodes if isinstance(x := self.env[i], Tensor)]
+        writes = [x._version for x in tensors]
         out = super().run_node(n)
-        for x, before in zip(given, writes, strict=True):
+        for x, before in zip(tensors, writes, strict=True):
             if x._version != before:
                 self._written(n, x, out)
         return out

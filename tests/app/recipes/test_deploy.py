@@ -48,7 +48,7 @@ def expected(digits_run) -> float:
 def test_every_file_answers_as_the_run(digits_run, packed, integer, expected, tmp_path):
     assert accuracy(digits_run) == accuracy(packed) == expected
     report = export_source(packed, "packed", tmp_path / "again.packed")
-    assert (report.images, report.parity) == (500, None)
+    assert (report.images, report.exported.parity.agreement) == (500, 1)
     assert (tmp_path / "again.packed").read_bytes() == packed.read_bytes()
     for engine in ("torch", "onnxruntime"):
         assert accuracy(integer, engine=engine) == pytest.approx(expected, abs=NEAR)
@@ -63,13 +63,14 @@ def test_other_engines_formats(digits_run, packed, expected, to, engine, name, t
     pytest.importorskip(engine)
     shown, path = [], tmp_path / name
     report = export_source(packed, to, path, show=lambda parity, engine: shown.append((parity, engine)))
-    assert shown == [(report.parity, engine)] and report.parity.agreement > 0.99
+    parity = report.exported.parity
+    assert shown == [(parity, engine)] and parity.agreement > 0.99
     assert accuracy(path) == pytest.approx(expected, abs=NEAR)
     if engine == "qonnx":
         assert accuracy(digits_run, engine="qonnx", images=50) == accuracy(path, images=50)
     with pytest.raises(ValueError, match=f"--to {to} .* one activation width"):
         evaluate_source(path, act_bits=[4])
-    with pytest.raises(ValueError, match=f"--to {to} .* in {engine} alone"):
+    with pytest.raises(ValueError, match=f"--to {to} .* only in {engine}"):
         evaluate_source(path, engine="torch")
     with pytest.raises(ValueError, match=f"{name} is .* --to {to}; .* packed file"):
         export_source(path, "packed")
@@ -92,8 +93,8 @@ def test_images_go_in_as_they_are(packed, expected, tmp_path):
     "to", ["packed", "onnx", *(pytest.param(to, marks=pytest.mark.slow) for to in ("mixed", "qonnx", "openvino"))]
 )
 def test_a_network_that_answers_at_random_is_exported_in_no_format(packed, to, tmp_path, monkeypatch):
-    def noisy(path, root=None):
-        source = open_source(path, root)
+    def noisy(path, *how, **named):
+        source = open_source(path, *how, **named)
         plain = type(source.model)
         source.model.__class__ = type("Noisy", (plain,), {"forward": lambda m, x: F.dropout(plain.forward(m, x))})
         return source
@@ -146,17 +147,17 @@ def test_an_export_goes_through_links_and_to_devices(packed, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "net.onnx").symlink_to("other/end")
     report = export_source(packed, "onnx", tmp_path / "net.onnx", images=50)
-    assert (tmp_path / "net.onnx").is_symlink() and (tmp_path / "other" / "end").stat().st_size == report.size
+    assert (tmp_path / "net.onnx").is_symlink() and (tmp_path / "other" / "end").stat().st_size == report.exported.size
     device = PLACES["a device"].make(tmp_path, "null")
     report = export_source(packed, "packed", device, images=50)
-    assert report.size == packed.stat().st_size and device.is_char_device()
+    assert report.exported.size == packed.stat().st_size and device.is_char_device()
 
 
 @pytest.mark.parametrize("what", [what for what in PLACES if PLACES[what].refused and what not in STREAMS])
 def test_what_cannot_be_written_is_refused_before_the_work(packed, what, tmp_path, monkeypatch):
     path = PLACES[what].make(tmp_path, "net.xml")
     before = nodes(tmp_path)
-    monkeypatch.setattr("spequant.app.recipes.deploy.lower", lambda *_: pytest.fail("the work was done"))
+    monkeypatch.setattr("spequant.deploy.formats.format.lower", lambda *_: pytest.fail("the work was done"))
     with pytest.raises(OSError, match=PLACES[what].refused):
         export_source(packed, "openvino", path)
     assert nodes(tmp_path) == before
@@ -175,13 +176,13 @@ def test_biases_as_trained_can_be_rounded(packed, tmp_path):
 
     def unequal(round_biases):
         report = export_source(tmp_path / "rough.packed", "onnx", round_biases=round_biases)
-        return sum(c.torch or 0 for c in report.parity.codes)
+        return sum(c.torch or 0 for c in report.exported.parity.codes)
 
     rounded = unequal(True)
     assert 10 * rounded < unequal(False)
     export_source(tmp_path / "rough.packed", "packed", tmp_path / "smooth.packed", round_biases=True)
     report = export_source(tmp_path / "smooth.packed", "onnx")
-    assert report.parity is not None and sum(c.torch or 0 for c in report.parity.codes) == rounded
+    assert sum(c.torch or 0 for c in report.exported.parity.codes) == rounded
 
 
 def test_the_example_runs_without_spequant(packed, tmp_path):
@@ -199,7 +200,7 @@ def test_the_example_runs_without_spequant(packed, tmp_path):
 
 
 def refuse_other_ways(path, root=None):
-    with pytest.raises(ValueError, match=r"--to mixed .* in onnxruntime alone"):
+    with pytest.raises(ValueError, match=r"--to mixed .* only in onnxruntime"):
         evaluate_source(path, engine="torch", root=root)
     with pytest.raises(ValueError, match=r"--to mixed .* one activation width"):
         evaluate_source(path, act_bits=[4], root=root)

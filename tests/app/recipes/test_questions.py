@@ -144,15 +144,15 @@ def test_evaluation_and_packing_answer_alike(finished, tmp_path, capsys):
     (row,) = evaluate_source(finished / "speq")
     assert row["f1"] == pytest.approx(expected["test_f1"]) and row["samples"] == 36 and row["engine"] == "torch"
     shutil.copytree(finished / "speq", tmp_path / "speq")
-    report = export_source(tmp_path / "speq", "packed")
-    assert report.path == tmp_path / "speq" / "model.packed" and report.size < report.float_size / 2
-    (packed,) = evaluate_source(report.path, root=finished)
+    exported = export_source(tmp_path / "speq", "packed").exported
+    assert exported.path == tmp_path / "speq" / "model.packed" and exported.size < exported.float_size / 2
+    (packed,) = evaluate_source(exported.path, root=finished)
     assert packed["f1"] == row["f1"] and packed["exact_match"] == row["exact_match"]
-    wider, narrower = evaluate_source(report.path, act_bits=(8, 2), root=finished)
+    wider, narrower = evaluate_source(exported.path, act_bits=(8, 2), root=finished)
     assert wider["act_bits"] == 8 and narrower["f1"] <= wider["f1"]
-    main(["evaluate", str(report.path), "--images", "9", "--root", str(finished)])
+    main(["evaluate", str(exported.path), "--images", "9", "--root", str(finished)])
     assert "questions 9" in capsys.readouterr().out
-    assert str(finished).encode() not in report.path.read_bytes()  # no paths of this machine
+    assert str(finished).encode() not in exported.path.read_bytes()  # no paths of this machine
 
 
 @pytest.mark.slow
@@ -289,7 +289,7 @@ def test_lengths_and_tokenizers_that_do_not_fit_are_named(place, tmp_path):
 def test_a_packed_file_that_does_not_tell_its_network_says_so(finished, tmp_path):
     from spequant.deploy import packed_about
 
-    path = export_source(finished / "speq", "packed", tmp_path / "whole.packed", images=3).path
+    path = export_source(finished / "speq", "packed", tmp_path / "whole.packed", images=3).exported.path
     facts, model = packed_about(path), load_run(finished / "speq")[1]
     for change, message in (
         ({"network": None}, r"other\.packed does not say .*its network is None"),
@@ -309,7 +309,7 @@ def logits_at(source, bits):
 def test_other_widths_and_inspection(finished, tmp_path, capsys):
     packed, rows = tmp_path / "net.packed", tmp_path / "rows.json"
     export_source(finished / "speq", "packed", packed, images=3)
-    with pytest.raises(ValueError, match=r"expected a tokenizer; .*'network' beside .*packed"):
+    with pytest.raises(ValueError, match=r"expected a tokenizer; .*'network' next to .*packed"):
         evaluate_source(packed, root=finished)
     shutil.copytree(finished / "speq" / "network", tmp_path / "network")
     by_width = evaluate_source(packed, act_bits=[1, 4, 8], root=finished)

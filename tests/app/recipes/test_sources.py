@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from spequant.app.recipes import open_source
+from spequant.app.recipes import evaluate_source, open_source
 from spequant.app.recipes.sources import about_run
 from spequant.deploy import pack
 from support.exported_run import accuracy, exported
@@ -31,8 +31,9 @@ def test_a_hostile_file_says_so(digits_run, tmp_path):
         with pytest.raises(ValueError, match=message):
             open_source(path)
     pack(source.model, path)
-    with pytest.raises(ValueError, match=rf"{UNTOLD} .*'recipe'.* spequant\.load_packed"):
-        open_source(path)
+    assert open_source(path).model is None
+    with pytest.raises(ValueError, match=rf"{UNTOLD}.* --network package\.module:Object"):
+        evaluate_source(path)
 
 
 def test_a_damaged_or_absent_file_says_so(digits_run, tmp_path):

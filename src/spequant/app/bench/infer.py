@@ -15,12 +15,12 @@ from tyro.conf import Positional
 
 from spequant import models
 from spequant.app.recipes.evaluation import at_bits
-from spequant.app.recipes.sources import Source, example_of, open_source
+from spequant.app.recipes.sources import Source, example_of, float_network, open_source
 from spequant.calibration.ranges import calibrate
 from spequant.deploy import Program, at_width, integer_graph, lower, mixed_graph
 from spequant.deploy.engines import ENGINES, versions
-from spequant.deploy.mixed import float_graph
 from spequant.deploy.processor import instruction_sets
+from spequant.deploy.torch_graph import float_graph
 from spequant.extras import needs
 from spequant.models.named import BUILDERS
 from spequant.preparation.placement import prepare, unprepare
@@ -40,8 +40,11 @@ class Infer:
 
     source: Positional[Path | None] = None
     """a run's folder, a packed file or one of --to onnx"""
-    network: str = "resnet18"
-    """where no source is given: a network of the recipes"""
+    network: str | None = None
+    """without a source: a network of the recipes, None: resnet18; of a file made in Python: what makes its float
+    network, package.module:Object or file.py:Object"""
+    data: Path | None = None
+    """of a packed file made in Python: an .npz with the array inputs, as its network takes them"""
     image: int = 224
     """its images' height and width"""
     bits: tuple[int, ...] = ()
@@ -79,7 +82,7 @@ class Entry:
 
 
 def bench_infer(settings: Infer) -> list[dict[str, Any]]:
-    """A row for each graph and engine: name, engine, version, ms, times_faster_than_fp32, file_bytes, batch, threads,
+    """One row per graph and engine: name, engine, version, ms, times_faster_than_fp32, file_bytes, batch, threads,
     instruction_sets. ValueError: a setting out of range, a source that holds no network."""
     for name in ("image", "length", "batch", "threads", "rounds"):
         value = getattr(settings, name)
@@ -97,12 +100,12 @@ def bench_infer(settings: Infer) -> list[dict[str, Any]]:
                 entry.call()
                 entry.times.append(1000 * (time.perf_counter() - begun))
     floats = {e.engine: statistics.median(e.times) for e in entries if e.name == "fp32"}
-    known, here = versions(), instruction_sets()
+    installed, here = versions(), instruction_sets()
     return [
         {
             "name": e.name,
             "engine": e.engine,
-            "version": known.get(e.engine),
+            "version": installed.get(e.engine),
             "ms": round(statistics.median(e.times), 3),
             "times_faster_than_fp32": round(floats[e.engine] / statistics.median(e.times), 3),
             "file_bytes": e.size,
@@ -117,8 +120,12 @@ def bench_infer(settings: Infer) -> list[dict[str, Any]]:
 def _subject(settings: Infer) -> Subject:
     if settings.source is None:
         return _random(settings)
-    source = open_source(settings.source, settings.root)
+    source = open_source(settings.source, settings.root, data=settings.data)
+    if source.model is None and not source.loaded.engines and settings.network is not None:
+        source = open_source(settings.source, settings.root, network=settings.network, data=settings.data)
     if source.program is None and source.model is None:
+        if not source.loaded.engines:
+            raise source.network_needed("time it")
         raise ValueError(
             f"{source.path} is a file of --to {source.kind}; expected a run, a packed file or integer ONNX"
         )
@@ -141,37 +148,51 @@ def _questions(settings: Infer, source: Source) -> Subject:
 
 
 def _images(settings: Infer, source: Source) -> Subject:
-    x = torch.randn(settings.batch, *source.shape)
+    example = example_of(source)
+    assert isinstance(example, Tensor)  # of questions it has names
+    x = torch.randn(settings.batch, *example.shape[1:])
     if source.program is not None:
-        name, classes = source.recipe.network.name, source.program.output.shape[1]
-        float_network = models.make_network(name, classes=classes, in_channels=source.shape[0], size=source.shape[-1])
-        trained = source.recipe.quant.act_bits
-        widths = {f"A{bits}": at_width(source.program, bits, trained) for bits in settings.bits}
-        return _of_images(float_network, x, widths or {f"A{source.act_bits}": source.program})
+        network = _float_network(settings, source)
+        widths = {f"A{bits}": at_width(source.program, bits, source.trained) for bits in settings.bits}
+        return _of_images(network, x, widths or {f"A{source.act_bits}": source.program})
     assert source.model is not None
     programs = _at_widths(settings, source, lambda model: lower(model, x[:1]))
     return _of_images(unprepare(source.model), x, programs)
 
 
+def _float_network(settings: Infer, source: Source) -> nn.Module:
+    """What an integer graph is timed against, with random weights."""
+    if settings.network is not None:
+        return float_network(settings.network)
+    if source.recipe is None or source.shape is None or source.program is None:
+        raise ValueError(
+            f"{source.path} does not say what network it holds, as files that were made in Python; give --network "
+            "package.module:Object or file.py:Object, what makes the float network that it is timed against"
+        )
+    name, classes, (channels, *_, width) = source.recipe.network.name, source.program.output.shape[1], source.shape
+    return models.make_network(name, classes=classes, in_channels=channels, size=width)
+
+
 def _at_widths(settings: Infer, source: Source, form: Callable[[nn.Module], Made]) -> dict[str, Made]:
     """{name: form of the model} for each width that is asked for; none: as trained."""
     assert source.model is not None
-    quant, found = source.recipe.quant, {}
+    forms, weight = {}, "" if source.recipe is None else f"W{source.recipe.quant.weight_bits}"
     for bits in settings.bits or (None,):
         with at_bits(source, bits):
-            found[f"W{quant.weight_bits}A{bits or quant.act_bits}"] = form(source.model)
-    return found
+            forms[f"{weight}A{bits or source.trained or source.act_bits}"] = form(source.model)
+    return forms
 
 
 def _random(settings: Infer) -> Subject:
-    if settings.network not in BUILDERS:
-        raise ValueError(f"network is {settings.network!r}; expected one of {', '.join(BUILDERS)}")
-    network = getattr(models, settings.network)()
+    name = settings.network or "resnet18"
+    if name not in BUILDERS:
+        raise ValueError(f"network is {name!r}; expected one of {', '.join(BUILDERS)}")
+    network = getattr(models, name)()
     x = torch.randn(settings.batch, 3, settings.image, settings.image)
     try:
         network.eval()(x)
     except RuntimeError as error:
-        raise ValueError(f"image is {settings.image}: {settings.network} does not run on it ({error})") from error
+        raise ValueError(f"image is {settings.image}: {name} does not run on it ({error})") from error
     programs = {}
     for bits in settings.bits or (2,):
         model = prepare(network, weight=SAWB(bits), act=PACT(bits))

@@ -1,10 +1,15 @@
-"""A run's folder or an exported file, opened: what it is, the network or program in it, and its test set."""
+"""A run's folder or an exported file, opened: what it is, the network or program in it, and what it is tested on.
+
+A file says what it is of where a run wrote it (`about_run`). Of one that was made in Python the caller says it: the
+float network as "package.module:Object", and an .npz of inputs and labels.
+"""
 
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,56 +22,135 @@ from spequant.app.recipes.serial import from_json, to_json, without_paths
 from spequant.app.recipes.training import device_named
 from spequant.app.recipes.weights import build_network
 from spequant.data import ImageSet, QuestionSettings
-from spequant.deploy import (
-    Program,
-    check_packed,
-    load_packed,
-    packed_about,
-    read_onnx,
-    read_openvino,
-)
-from spequant.deploy.onnx_file import program_in
+from spequant.deploy import Loaded, Program, check_packed, load
+from spequant.names import imported
 
-TestSet = ImageSet | QuestionSet
-Kind = Literal["run", "packed", "onnx", "mixed", "qonnx", "openvino"]
+RUN = "run"
+"""In place of a format, of a run's folder."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Inputs as the file takes them, and labels, (n,), where there are any; in place of a recipe's test set."""
+
+    images: Tensor
+    labels: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def part(self, indices: slice) -> "Samples":
+        return Samples(self.images[indices], None if self.labels is None else self.labels[indices])
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """As a network takes them: fp32; whole numbers of 32 and 64 bits, tokens, stay what they are."""
+        return images if images.dtype in (torch.int32, torch.int64) else images.float()
+
+
+TestSet = ImageSet | QuestionSet | Samples
+
+
+def read_samples(path: Path) -> Samples:
+    """The arrays "inputs", (n, ...), and "labels", whole numbers (n,), of an .npz; without "labels" there are none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no .npz, other arrays, or none of a sample.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; expected an .npz with the arrays inputs and labels")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (ValueError, OSError, AttributeError, EOFError) as error:
+        raise ValueError(f"{path} is no .npz that can be read ({error}); write it by numpy.savez") from error
+    if "inputs" not in arrays or set(arrays) - {"inputs", "labels"}:
+        raise ValueError(f"{path} holds the arrays {', '.join(arrays) or 'none'}; expected inputs and labels")
+    inputs, labels = arrays["inputs"], arrays.get("labels")
+    if not inputs.ndim or not len(inputs) or inputs.dtype.kind not in "fiub":
+        raise ValueError(f"{path}: inputs are {inputs.dtype} of shape {inputs.shape}; expected numbers, (samples, ...)")
+    if labels is not None and (labels.shape != inputs.shape[:1] or labels.dtype.kind not in "iu"):
+        raise ValueError(
+            f"{path}: labels are {labels.dtype} of shape {labels.shape}; expected whole numbers of shape "
+            f"({len(inputs)},), one per input"
+        )
+    tensor = torch.from_numpy(inputs.astype(np.float32) if inputs.dtype.kind == "f" else inputs)
+    return Samples(tensor, None if labels is None else torch.from_numpy(labels.astype(np.int64)))
 
 
 @dataclass(frozen=True)
 class Source:
     """What `open_source` found.
 
-    shape: of an image, (channels, height, width); of questions (). act_bits: in use, of activations that are no ends
-    or addends. model: prepared, in eval mode, of a run or a packed file. program: of an integer graph. preprocessing:
-    (mean, std) where a graph takes uint8 images. batch: images that a graph takes at a time; None: any number.
-    loaded: the test set, with which a run was opened.
+    loaded: the file; of a run its network, as the "format" `RUN`. recipe: None: the file was made in Python. shape: of
+    a sample, (channels, height, width); of questions (); None: not known. act_bits: in use, of activations that are no
+    ends or addends. tested: the test set, with which a run was opened, or that was given.
     """
 
-    path: Path
-    kind: Kind
-    recipe: Recipe
-    shape: tuple[int, ...]
-    act_bits: int | None
-    model: nn.Module | None = None
-    program: Program | None = None
-    preprocessing: Any = None
-    batch: int | None = None
-    loaded: TestSet | None = None
+    loaded: Loaded
+    recipe: Recipe | None = None
+    shape: tuple[int, ...] | None = None
+    act_bits: int | None = None
+    tested: TestSet | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.loaded.path
+
+    @property
+    def kind(self) -> str:
+        return self.loaded.format
+
+    @property
+    def model(self) -> nn.Module | None:
+        return self.loaded.model
+
+    @property
+    def program(self) -> Program | None:
+        return self.loaded.program
+
+    @property
+    def name(self) -> str:
+        """Of its recipe; of a file that was made in Python its own."""
+        return self.path.name if self.recipe is None else self.recipe.name
+
+    @property
+    def trained(self) -> int | None:
+        """Bits at which those of its activations were trained that change their width; None: the fewest."""
+        return None if self.recipe is None else self.recipe.quant.act_bits
 
     @property
     def of_questions(self) -> bool:
-        return self.recipe.asks
+        return self.recipe is not None and self.recipe.asks
 
     def test_set(self, root: Path | None = None) -> TestSet:
-        """Its recipe's test set, on the CPU; root: in place of the recipe's."""
-        if self.loaded is not None:
-            return self.loaded
-        beside = self.path.parent / NETWORK
-        if self.of_questions and not beside.is_dir():
+        """What it is tested on, on the CPU: the samples that were given, or its recipe's test set; root: of the data
+        set, in place of the recipe's. ValueError: there is neither."""
+        if self.tested is not None:
+            return self.tested
+        if self.recipe is None:
+            raise ValueError(
+                f"{self.path} does not say what it is tested on, as files that were made in Python; give --data "
+                "FILE.npz with the arrays inputs and labels"
+            )
+        folder = self.path.parent / NETWORK
+        if self.of_questions and not folder.is_dir():
             try:
                 models.load_tokenizer(self.recipe.network.name)
             except ValueError as error:
-                raise ValueError(f"{error}. Or put the run's folder {NETWORK!r} beside {self.path}") from error
-        return _test_set(self.recipe, root, torch.device("cpu"), beside if beside.is_dir() else None)
+                raise ValueError(f"{error}. Or put the run's folder {NETWORK!r} next to {self.path}") from error
+        return _test_set(self.recipe, root, torch.device("cpu"), folder if folder.is_dir() else None)
+
+    def network_needed(self, what: str) -> ValueError:
+        """What to raise where `what` takes a network that the file does not hold."""
+        if self.loaded.engines:
+            return ValueError(
+                f"{self.path} is a file of --to {self.kind}; expected a run's folder or a packed file to {what}"
+            )
+        return ValueError(
+            f"{self.path} does not say what network it holds, as files that were made in Python; to {what}, give "
+            "--network package.module:Object or file.py:Object, what makes its float network"
+        )
 
 
 def _test_set(recipe: Recipe, root: Path | None, device: torch.device, tokenizer: Path | None = None) -> TestSet:
@@ -78,92 +162,131 @@ def _test_set(recipe: Recipe, root: Path | None, device: torch.device, tokenizer
     return dev_questions(data, models.load_tokenizer(name), models.configuration(name))
 
 
-def open_source(path: Path, root: Path | None = None) -> Source:
-    """FileNotFoundError. ValueError: damaged, of a newer version, or nothing that this project writes.
+def open_source(
+    path: Path, root: Path | None = None, *, network: str | None = None, data: Path | None = None
+) -> Source:
+    """What `path`, a run's folder or an exported file, holds.
 
-    root: of the data set, which a run's folder has to be read with.
+    Args:
+        path: the folder or the file.
+        root: of the data set, which a run's folder has to be read with.
+        network: of a packed file that was made in Python: "package.module:Object" or "file.py:Object", the float
+            network, or what makes it when called without arguments.
+        data: an .npz to test it on, in place of its recipe's test set (`read_samples`).
+
+    Raises:
+        FileNotFoundError: there is no such path.
+        ValueError: damaged, of a newer version, nothing that this project writes, or of another network.
     """
+    samples = None if data is None else read_samples(data)
     if path.is_dir():
+        if network is not None:
+            raise ValueError(f"network is {network!r}; {path} is a run's folder, which holds its own")
         recipe, model, test = load_run(path, root, "cpu")
         shape = tuple(test.images.shape[1:]) if isinstance(test, ImageSet) else ()
-        return Source(path, "run", recipe, shape, recipe.quant.act_bits, model.eval(), loaded=test)
+        loaded = Loaded(path, RUN, about=about_run(recipe, test, model), model=model.eval())
+        return Source(loaded, recipe, shape, recipe.quant.act_bits, samples or test)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; expected a run's folder or a file of `spequant export`")
-    if path.suffix.lower() == ".xml":
-        told = read_openvino(path)
-        return _source(path, "openvino", told, preprocessing=told.get("preprocessing"))
-    if path.suffix.lower() == ".onnx":
-        model, head = read_onnx(path)
-        if head["kind"] == "qonnx":
-            return _source(path, "qonnx", head["about"])
-        if head["kind"] == "mixed":
-            parts = {key: head.get(key) for key in ("preprocessing", "batch")}
-            return _source(path, "mixed", head["about"], **parts)
-        program, preprocessing = program_in(path, model, head)
-        return _source(path, "onnx", head["about"], program=program, preprocessing=preprocessing)
-    told = packed_about(path)
-    source = _source(path, "packed", told)
-    with torch.device("meta"):  # nothing is allocated before the file is known to fit
-        check_packed(path, _network_of(source.recipe, told))
-    model = load_packed(path, _network_of(source.recipe, told))
-    return replace(source, model=channels_last(model, torch.device("cpu")))
+        raise FileNotFoundError(f"{path} does not exist; expected a run's folder or an exported file")
+    loaded = load(path)
+    source = _source(loaded, said_otherwise=network is not None or samples is not None)
+    if samples is not None:
+        source = replace(source, tested=samples, shape=source.shape or tuple(samples.images.shape[1:]))
+    if loaded.engines or (source.recipe is None and network is None):
+        return source
+    if network is not None:
+        model = load(path, float_network(network)).model
+    else:
+        with torch.device("meta"):  # nothing is allocated before the file is known to fit
+            check_packed(path, _network_of(source.recipe, loaded.about))
+        model = load(path, _network_of(source.recipe, loaded.about)).model
+    assert model is not None
+    return replace(source, loaded=replace(loaded, model=channels_last(model, torch.device("cpu"))))
 
 
-def _network_of(recipe: Recipe, told: dict[str, Any]) -> nn.Module:
-    """The float network that `about_run` told of, with random weights."""
+def float_network(reference: str) -> nn.Module:
+    """The network that `reference` names, or that it makes when called without arguments. ValueError: neither."""
+    value = imported(reference)
+    if isinstance(value, nn.Module):
+        return value
+    try:
+        network = value()
+    except Exception as error:
+        raise ValueError(f"network is {reference!r}, which cannot be called without arguments ({error!r})") from error
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"network is {reference!r}, which gives {type(network).__name__}; expected a torch.nn.Module")
+    return network
+
+
+def _network_of(recipe: Any, about: Any) -> nn.Module:
+    """The float network that `about_run` described, with random weights."""
     if recipe.asks:
-        return models.network_of(models.configuration_from(told["network"]))
-    shape = told["shape"]
-    return models.make_network(recipe.network.name, classes=told["classes"], in_channels=shape[0], size=shape[-1])
+        return models.network_of(models.configuration_from(about["network"]))
+    shape = about["shape"]
+    return models.make_network(recipe.network.name, classes=about["classes"], in_channels=shape[0], size=shape[-1])
 
 
 def about_run(recipe: Recipe, test: TestSet, model: nn.Module) -> dict[str, Any]:
     """What an exported file says of where it is from; no paths of this machine."""
     network = recipe.network.without_weights()
-    own: dict[str, Any]
+    facts: dict[str, Any]
     if isinstance(test, ImageSet):
-        own = {"classes": test.classes, "shape": list(test.images.shape[1:])}
+        facts = {"classes": test.classes, "shape": list(test.images.shape[1:])}
     else:
         network = replace(network, name=_without_folders(network.name))
-        own = {"network": models.configuration_dict(model)}
-    told = without_paths(replace(recipe, network=network))
-    return {"recipe": json.loads(to_json(told)), **own}
+        facts = {"network": models.configuration_dict(model)}
+    said = without_paths(replace(recipe, network=network))
+    return {"recipe": json.loads(to_json(said)), **facts}
 
 
 def _without_folders(name: str) -> str:
     """A network's name on the hub as it is; of one in a folder the folder's own name."""
-    known = name.removeprefix(models.TRANSFORMERS)
-    on_the_hub = known.count("/") <= 1 and not known.startswith((".", "/")) and not Path(known).is_dir()
-    return models.TRANSFORMERS + (known if on_the_hub else Path(known).name)
+    plain = name.removeprefix(models.TRANSFORMERS)
+    on_the_hub = plain.count("/") <= 1 and not plain.startswith((".", "/")) and not Path(plain).is_dir()
+    return models.TRANSFORMERS + (plain if on_the_hub else Path(plain).name)
 
 
-def _source(path: Path, kind: Kind, told: dict[str, Any], **parts: Any) -> Source:
+def _source(loaded: Loaded, said_otherwise: bool) -> Source:
+    """said_otherwise: whether the caller says what network the file holds or what it is tested on."""
+    about, widths = loaded.about, loaded.act_bits
+    fixed = None if loaded.shape is None or None in loaded.shape else loaded.shape
+    plain = Source(loaded, shape=fixed, act_bits=min(widths) if widths else None)  # type: ignore[arg-type]
+    if "recipe" not in about:
+        return plain
     try:
-        recipe = from_json(json.dumps(told["recipe"]))
+        recipe = from_json(json.dumps(about["recipe"]))
         models.check_network(recipe.network.name)
-        if recipe.asks and not isinstance(told["network"], dict):
-            raise ValueError(f"its network is {told['network']!r}")
-        shape = () if recipe.asks else _shape(told)
+        if recipe.asks and not isinstance(about["network"], dict):
+            raise ValueError(f"its network is {about['network']!r}")
+        shape = () if recipe.asks else _shape(about)
     except (KeyError, TypeError, ValueError) as error:
+        if said_otherwise:
+            return plain
         raise ValueError(
-            f"{path} does not say what network it holds ({error!r}); files made in Python are read with "
-            "spequant.load_packed, or run in their engine"
+            f"{loaded.path} does not say what network it holds in a way that is known here ({error!r}); give --network "
+            "and --data, as for files that were made in Python"
         ) from error
-    return Source(path, kind, recipe, shape, told.get("act_bits") or recipe.quant.act_bits, **parts)
+    return Source(loaded, recipe, shape, about.get("act_bits") or recipe.quant.act_bits)
 
 
 def example_of(source: Source, length: int | None = None) -> Tensor | dict[str, Tensor]:
-    """An input of its network, one sample: an image, or a window of `length` tokens; None: data.max_length."""
-    if not source.of_questions:
-        return torch.zeros(1, *source.shape)
-    data = source.recipe.data
-    assert isinstance(data, QuestionSettings)
-    tokens = torch.zeros(1, length or data.max_length, dtype=torch.int64)
-    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    """An input of its network, one sample: an image, or a window of `length` tokens; None: data.max_length.
+
+    ValueError: the shape of its inputs is not known."""
+    if source.of_questions and source.recipe is not None:
+        data = source.recipe.data
+        assert isinstance(data, QuestionSettings)
+        tokens = torch.zeros(1, length or data.max_length, dtype=torch.int64)
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    if isinstance(source.tested, Samples):
+        return source.tested.normalise(source.tested.images[:1])
+    if source.shape is None:
+        raise ValueError(f"{source.path} does not say what inputs it takes; give --data FILE.npz with the array inputs")
+    return torch.zeros(1, *source.shape)
 
 
-def _shape(told: dict[str, Any]) -> tuple[int, ...]:
-    shape, classes = told["shape"], told["classes"]
+def _shape(about: Any) -> tuple[int, ...]:
+    shape, classes = about["shape"], about["classes"]
     if len(shape) != 3 or not all(type(n) is int and 0 < n < 2**16 for n in (*shape, classes)):
         raise ValueError(f"it has {classes!r} classes and inputs of shape {shape!r}")
     return tuple(shape)

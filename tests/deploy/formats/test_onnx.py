@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from spequant.deploy import Twin, integer_graph, lower, write_onnx
-from spequant.deploy.onnx_integer import stored
-from spequant.deploy.parity import integer_ops
-from spequant.deploy.program import Add, Float
+from spequant.deploy.grids import stored
+from spequant.deploy.operations import Add
 from spequant.models import mobilenet_v2, vgg16_bn
 from spequant.quantizers import PACT, SAWB
 from support.clipping import skip_if_clipped
@@ -21,7 +20,7 @@ INTEGER = {"Clip", "QLinearConv", "QLinearAdd", "QGemm", "Transpose", "Flatten",
 
 
 def behind_an_island(op) -> bool:
-    return isinstance(op, Float) or any(behind_an_island(i) for i in op.inputs)
+    return op.in_float or any(behind_an_island(i) for i in op.inputs)
 
 
 def kinds_left(graph, path):
@@ -84,6 +83,6 @@ def test_taps_give_every_layers_codes(tmp_path):
 def test_stored_codes_lose_nothing():
     case = lowered("eight bits")
     values = case.twin.everything(case.x)
-    for op in integer_ops(case.program):
+    for op in case.program.integer_ops:
         back = stored(values[op], op.grid).astype(int) - (128 if op.grid.signed else 0)
         assert np.array_equal(back, values[op].numpy())

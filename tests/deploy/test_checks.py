@@ -7,7 +7,8 @@ from torch.nn.utils import prune
 
 import spequant
 from spequant.deploy import Twin, export_onnx, lower, mixed_graph, quantize_biases
-from spequant.deploy.hooks import check_hooks
+from spequant.deploy.checks import check_hooks
+from spequant.deploy.operations import FloatLayer
 from spequant.quantizers import LSQ, PACT, SAWB
 from support.integer_networks import NEEDS_ONNXRUNTIME, prepared
 from support.mixed_networks import NEEDS_ONNXSCRIPT, exported
@@ -128,8 +129,8 @@ def test_the_librarys_own_hooks_and_those_that_make_weights_are_in_the_file():
     prune.l1_unstructured(model[2], "weight", 0.5)
     spequant.calibrate(model, [x], samples=64)
     program = lower(model.eval(), x[:1])
-    (layer,) = [op for op in program.ops if getattr(op, "kind", "") == "layer"]
-    assert int((layer.tensors[0] == 0).sum()) == 9
+    (layer,) = [op for op in program.ops if isinstance(op, FloatLayer)]
+    assert int((layer.weight == 0).sum()) == 9
 
 
 @NEEDS_ONNXRUNTIME

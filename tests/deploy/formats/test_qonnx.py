@@ -9,7 +9,7 @@ from torch import nn
 
 from spequant.deploy import Twin, lower, model_costs, quant_graph, read_onnx, write_onnx
 from spequant.deploy.engines import ENGINES
-from spequant.deploy.onnx_quant import fewest_bits
+from spequant.deploy.formats.qonnx import fewest_bits
 from spequant.quantizers import LSQ, PACT, SAWB
 from support.integer_networks import QUANTIZED, lowered, prepared
 

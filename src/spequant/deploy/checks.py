@@ -1,9 +1,10 @@
-"""What is hung on modules from outside, forward hooks and other forwards: graphs are made of modules as their classes
-have them, and would leave it out in silence."""
+"""What no file can hold, refused by name: parameters that are not fp32, forward hooks and other forwards that are hung
+on modules from outside (graphs are made of modules as their classes have them), networks without integers."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules import module as every
 
@@ -13,8 +14,25 @@ from spequant.quantizers import Quantizer
 KNOWN = ("spequant.layers", "torch.nn.utils.")
 """Where hooks come from that graphs have: quantizers of outputs; what makes a layer's weight (pruning, weight norm)."""
 
-
 Named = Iterable[tuple[str, nn.Module]]
+
+
+def check_dtype(model: nn.Module) -> None:
+    """ValueError: parameters that are not fp32."""
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise ValueError(f"{name} is {parameter.dtype}; expected torch.float32: call model.float() before")
+
+
+def on_no_integers(model: nn.Module) -> ValueError:
+    """What to raise where nothing that the answer of `model` depends on computes on integers."""
+    name, layers = type(model).__name__, sum(isinstance(m, QuantizedLayer) for m in model.modules())
+    if not layers:
+        return ValueError(f"{name} is a float network: no layer of it is quantized; call spequant.prepare before")
+    return ValueError(
+        f"{name} computes nothing on integers, though {layers} of its layers are quantized: that takes a layer whose "
+        "weight and input both are, prepare(weight=..., act=...), and on which the output depends"
+    )
 
 
 def check_hooks(modules: Named) -> None:
@@ -42,8 +60,8 @@ def quantized_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _left_out(name: str, what: str, function: Any) -> ValueError:
-    own = getattr(function, "__qualname__", type(function).__qualname__)
+    called = getattr(function, "__qualname__", type(function).__qualname__)
     return ValueError(
-        f"{name}: the {what} {own} would not be in the exported file; remove it before (a hook by its handle: "
+        f"{name}: the {what} {called} would not be in the exported file; remove it before (a hook by its handle: "
         "handle.remove()), or write what it does into the network's forward"
     )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from spequant.deploy.program import Grid
+from spequant.deploy.grids import Grid
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from torch import nn
 
 import spequant
 from spequant.deploy import export_mixed, mixed_graph
-from spequant.deploy.engines import onnxruntime
-from spequant.deploy.mixed import answers, float_graph, other_last_bits
-from spequant.deploy.onnx_export import as_batches
+from spequant.deploy.engines import ENGINES, onnxruntime
+from spequant.deploy.formats.mixed import answers, other_last_bits
+from spequant.deploy.inputs import as_batches
+from spequant.deploy.torch_graph import float_graph
 from spequant.preparation.adapters.products import Product
 from spequant.quantizers import LSQ, PACT, SAWB
 from support.clipping import clips
@@ -264,7 +265,7 @@ def test_an_engine_that_answers_otherwise_leaves_no_file(tmp_path, monkeypatch):
     def wrong(path):
         return lambda feed: [-model(torch.from_numpy(feed["input"])).detach().numpy()]
 
-    monkeypatch.setattr("spequant.deploy.engines.onnxruntime", wrong)
+    monkeypatch.setitem(ENGINES, "onnxruntime", wrong)
     with pytest.raises(ValueError, match=r"onnxruntime gives another arg-max .* of 64 images"):
         export_mixed(model, tmp_path / "net.onnx", [x])
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,157 @@
+"""An engine's answers, values and codes next to those of the network and of the integer twin.
+
+Two comparisons of codes, so that rounding ties and bugs part. Forced: each operation on its own is given the twin's
+codes, and has to give the twin's. End to end: the whole graph is given images; a tie in an early layer then shows in
+the later ones.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from spequant.calibration.batch_norm import modes_kept
+from spequant.calibration.batches import cloned
+from spequant.deploy.autocast import without_autocast
+from spequant.deploy.biases import off_grid
+from spequant.deploy.engines import Run
+from spequant.deploy.formats.onnx import integer_graph, op_graph
+from spequant.deploy.grids import Grid, stored
+from spequant.deploy.loaded import Preprocessing
+from spequant.deploy.operations import Add, Operation, Weighted
+from spequant.deploy.parity import Batch, Codes, Parity
+from spequant.deploy.program import Program
+from spequant.deploy.twin import Twin
+from spequant.functional import zero_point
+from spequant.layers import QuantizedAdd, QuantizedLayer
+from spequant.quantizers.base import Quantizer
+
+FORCED = 64  # images that ops are forced to
+TIE = 2e-4  # codes: onnxruntime's QLinearAdd has factors of 22 bits, 2^-22 * (255 + 255); fp32 has some 3e-5 at 255
+
+
+@dataclass(frozen=True)
+class Forced:
+    """Codes that an engine, given the twin's inputs of one op, computes otherwise: all of them, and those of them that
+    are off by one where the twin's number lies half-way between two codes but for `TIE`."""
+
+    unequal: int
+    ties: int
+
+
+@torch.no_grad()
+def forced(program: Program, x: Tensor, start: Callable[[bytes], Run]) -> dict[Operation, Forced]:
+    """Each operation on its own, on what the twin has before it for the input `x`. start: of `engines.ENGINES`."""
+    twin = Twin(program)
+    values = twin.everything(x)
+    wrong = {}
+    for op in program.integer_ops:
+        assert op.grid is not None
+        feed = {f"in{i}": _as_stored(values[s], s.grid) for i, s in enumerate(dict.fromkeys(op.inputs))}
+        (got,) = start(op_graph(op).SerializeToString())(feed)
+        off = torch.from_numpy(got.astype(np.int32) - stored(values[op], op.grid))
+        exact = op.compute([values[i] for i in op.inputs])
+        tie = ((exact - exact.floor() - 0.5).abs() < TIE) & (off.abs() == 1)
+        wrong[op] = Forced(int((off != 0).sum()), int(tie.sum()))
+    return wrong
+
+
+@without_autocast
+def compare(
+    model: nn.Module,
+    program: Program,
+    run: Run,
+    batches: Iterable[Batch],
+    start: Callable[[bytes], Run] | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> Parity:
+    """The network `model` and an engine's `run` on the same images, end to end.
+
+    start: of `engines.ENGINES`; with it, the codes of every op too, forced on the first batch and end to end.
+    preprocessing: as the engine's graph has it.
+    """
+    parity = Parity(saturating=program.saturating(), off_grid=off_grid(program))
+    twin, ops = Twin(program), program.integer_ops
+    tapped = None
+    if start is not None:
+        graph = integer_graph(program, preprocessing=preprocessing, taps=ops)
+        tapped = start(graph.SerializeToString())
+        parity.codes = [Codes(_label(op)) for op in ops]
+    first = True
+    for x, feed, labels in batches:
+        with torch.no_grad(), modes_kept(model), _codes_read(model, program) as read:
+            logits = model.eval()(cloned(x))
+        parity.add(logits, run({"input": feed})[0], labels)
+        if tapped is None or start is None:
+            continue
+        values = twin.everything(x.cpu())
+        if first:
+            first = False
+            wrong = forced(program, x[:FORCED].cpu(), start)
+            for op, codes in zip(ops, parity.codes, strict=True):
+                codes.forced, codes.ties = wrong[op].unequal, wrong[op].ties
+        for op, codes, got in zip(ops, parity.codes, tapped({"input": feed})[1:], strict=True):
+            codes.count += got.size
+            codes.twin += _unequal(got, values[op], op)
+            if op in read:
+                codes.torch = (codes.torch or 0) + _unequal(got, read[op], op)
+    return parity
+
+
+def _label(op: Operation) -> str:
+    assert op.grid is not None
+    return f"{op.name} [{op.grid.low}, {op.grid.high}]"
+
+
+def _as_stored(value: Tensor, grid: Grid | None) -> np.ndarray:
+    return value.numpy() if grid is None else stored(value, grid)
+
+
+def _unequal(got: np.ndarray, expected: Tensor, op: Operation) -> int:
+    assert op.grid is not None
+    return int((got != stored(expected, op.grid)).sum())
+
+
+@contextmanager
+def _codes_read(model: nn.Module, program: Program) -> Iterator[dict[Operation, Tensor]]:
+    """Inside, a forward of `model` leaves here the codes that its quantizers read, by the op that makes them."""
+    codes: dict[Operation, Tensor] = {}
+    handles = []
+    for module, (inputs, quantizers) in _readers(model, program).items():
+
+        def keep(_: nn.Module, args: tuple[Tensor, ...], read: tuple = inputs, by: list = quantizers) -> None:
+            codes.update({i: _codes(q, x).cpu() for i, q, x in zip(read, by, args, strict=False)})
+
+        handles.append(module.register_forward_pre_hook(keep))
+    try:
+        yield codes
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _readers(model: nn.Module, program: Program) -> dict[nn.Module, tuple[tuple[Operation, ...], list[Quantizer]]]:
+    """{module: (ops that make the codes it reads, its quantizers)}, of modules that are called once."""
+    modules = dict(model.named_modules())
+    readers: dict[nn.Module, tuple[tuple[Operation, ...], list[Any]]] = {}
+    several = set()
+    for op in program.ops:
+        module = modules.get(op.name)
+        if isinstance(op, Weighted) and isinstance(module, QuantizedLayer):
+            quantizers: list[Any] = [module.act_quantizer]
+        elif isinstance(op, Add) and isinstance(module, QuantizedAdd):
+            quantizers = [module.branch_quantizer, module.shortcut_quantizer]
+        else:
+            continue
+        if module in readers and readers[module][0] != op.inputs:
+            several.add(module)
+        readers[module] = op.inputs, quantizers
+    return {module: read for module, read in readers.items() if module not in several}
+
+
+def _codes(q: Quantizer, x: Tensor) -> Tensor:
+    return q.encode(x) - zero_point(*q.bounds(x), q.levels)

@@ -1,0 +1,175 @@
+"""Integer ONNX that onnxruntime and OpenVINO fuse: 8-bit arithmetic on codes of few levels.
+
+The pattern (measured, docs/deploy.md): codes as uint8; QuantizeLinear with the low-bit step -> Clip on the integers ->
+DequantizeLinear -> Conv with DequantizeLinear of int8 weights and int32 bias -> QuantizeLinear ... Signed codes are
+stored as code + `Grid.zero`, since a convolution's input and output have to be of one type to be fused.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from spequant.deploy.formats.format import Draft, ProgramFormat
+from spequant.deploy.grids import Grid
+from spequant.deploy.loaded import Loaded, Preprocessing
+from spequant.deploy.onnx_file import describe, loaded_onnx, metadata, program_in, read_onnx, write_onnx
+from spequant.deploy.onnx_graph import ALIKE, Emitter, Writers, conv_attributes
+from spequant.deploy.operations import Add, Affine, Input, Operation, Quantize, Weighted
+from spequant.deploy.program import Program
+
+
+class IntegerGraph(Emitter):
+    """sums: the inputs of each addition that is written."""
+
+    def __init__(self, once: bool = False) -> None:
+        super().__init__(WRITERS, once)
+        self.sums: set[tuple[Operation, ...]] = set()
+
+    def value(self, op: Operation) -> str:
+        if op.grid is None:
+            return self.names[op]
+        return self.node("DequantizeLinear", [self.names[op], *self._scale(op.grid, op.name)], op.name)
+
+    def rounded(self, value: str, grid: Grid, name: str, step: float | None = None) -> str:
+        """Float values to stored codes. step: of `value`'s unit; None: the grid's."""
+        out = self.node("QuantizeLinear", [value, *self._scale(grid, name, step)], name)
+        low, high = grid.low + grid.zero, grid.high + grid.zero
+        if (low, high) == (0, 255):
+            return out
+        ends = [self.constant(np.uint8(end), f"{name}.end") for end in (low, high)]
+        return self.node("Clip", [out, *ends], name)
+
+    def result(self, value: str, op: Operation) -> str:
+        return value if op.grid is None else self.rounded(value, op.grid, op.name)
+
+    def tap(self, op: Operation, name: str) -> Any:
+        """The value_info of stored codes, or float values."""
+        return self.end(op, name, "batch", None if op.grid is None else self.onnx.TensorProto.UINT8)
+
+    def _scale(self, grid: Grid, name: str, step: float | None = None) -> list[str]:
+        number = self.constant(np.float32(grid.step if step is None else step), f"{name}.step")
+        return [number, self.constant(np.uint8(grid.zero), f"{name}.zero")]
+
+
+def _quantize(e: IntegerGraph, op: Quantize) -> str:
+    """x * rate, as fake quantization has it: x / step differs in its last bit, and pixels, of 256 values, lie on ties
+    all together."""
+    assert op.grid is not None
+    scaled = e.node("Mul", [e.value(op.inputs[0]), e.constant(np.float32(op.grid.rate), f"{op.name}.rate")], op.name)
+    return e.rounded(scaled, op.grid, op.name, 1.0)
+
+
+def _weighted(e: IntegerGraph, op: Weighted) -> str:
+    form, name = op.integers, op.name
+    weight = e.tensor(op, form.weight.numpy(), f"{name}.weight")
+    scale = e.tensor(op, form.scale.numpy(), f"{name}.scale")
+    zero = e.constant(np.zeros(len(form.scale), np.int8), f"{name}.zeros")
+    weight = e.node("DequantizeLinear", [weight, scale, zero], name, axis=0)
+    bias = e.tensor(op, form.bias.numpy(), f"{name}.bias")
+    bias_scale = e.constant((op.step * form.scale).numpy(), f"{name}.bias_scale")
+    bias_zero = e.constant(np.zeros(len(form.scale), np.int32), f"{name}.bias_zeros")
+    bias = e.node("DequantizeLinear", [bias, bias_scale, bias_zero], name, axis=0)
+    inputs = [e.value(op.inputs[0]), weight, bias]
+    if not op.spatial:
+        return e.result(e.node("Gemm", inputs, name, transB=1), op)
+    return e.result(e.node("Conv", inputs, name, **conv_attributes(op)), op)
+
+
+def _affine(e: IntegerGraph, op: Affine) -> str:
+    (x,), shape = e.sources(op), (-1, *[1] * (len(op.shape) - 2))
+    factor, shift = (e.tensor(op, t.numpy().reshape(shape), f"{op.name}.float") for t in (op.factor, op.shift))
+    return e.node("Add", [e.node("Mul", [x, factor], op.name), shift], op.name)
+
+
+def _add(e: IntegerGraph, op: Add) -> str:
+    # Two identical sums would be merged and then have two roundings, which no engine fuses: the second is b + a.
+    inputs = op.inputs if op.inputs not in e.sums else op.inputs[::-1]
+    e.sums.add(op.inputs)
+    return e.result(e.node("Add", [e.value(i) for i in inputs], op.name), op)
+
+
+WRITERS: Writers = {
+    **ALIKE,
+    Input: lambda e, op: e.names[op],
+    Quantize: _quantize,
+    Weighted: _weighted,
+    Affine: _affine,
+    Add: _add,
+}
+
+
+def integer_graph(
+    program: Program,
+    *,
+    preprocessing: Preprocessing | None = None,
+    taps: Sequence[Operation] = (),
+    about: Mapping[str, Any] | None = None,
+) -> Any:
+    """The onnx model of `program`: input "input" (batch, ...), output "output" (batch, classes).
+
+    Args:
+        program: what `lower` makes.
+        preprocessing: (mean, std) per channel, of images scaled to [0, 1]: the input is then uint8 images.
+        taps: operations whose stored codes, or float values, are outputs, too, "tap0", "tap1" ...
+        about: JSON that `read_program` gives back.
+
+    Raises:
+        ModuleNotFoundError: the extra `deploy` is not installed.
+    """
+    e = IntegerGraph(once=True)
+    source, kinds = program.input, e.onnx.TensorProto
+    e.names[source] = "input"
+    if preprocessing is not None:
+        mean, std = (np.asarray(v, np.float32).reshape(-1, 1, 1) for v in preprocessing)
+        pixels = e.node("Cast", ["input"], "input", to=kinds.FLOAT)
+        scaled = e.node("Div", [pixels, e.constant(np.float32(255), "input.scale")], "input")
+        centred = e.node("Sub", [scaled, e.constant(mean, "input.mean")], "input")
+        e.names[source] = e.node("Div", [centred, e.constant(std, "input.std")], "input")
+    e.emit_program(program)
+    inputs = [e.end(source, "input", "batch", kinds.FLOAT if preprocessing is None else kinds.UINT8)]
+    outputs = {e.value(program.output): e.end(program.output, "output", "batch")}
+    outputs |= {e.names[op]: e.tap(op, f"tap{i}") for i, op in enumerate(taps)}
+    content = {"program": describe(program, e.tensors), "preprocessing": preprocessing, "act_bits": program.act_bits}
+    return e.model(inputs, outputs, metadata("integer", content, about))
+
+
+def op_graph(op: Operation) -> Any:
+    """One operation on stored codes given as inputs "in0", "in1" ...: what an engine makes of it, forced to these."""
+    e = IntegerGraph()
+    inputs = []
+    for source in dict.fromkeys(op.inputs):
+        e.names[source] = f"in{len(inputs)}"
+        inputs.append(e.tap(source, e.names[source]))
+    e.emit(op)
+    return e.model(inputs, {e.names[op]: e.tap(op, "output")}, {})
+
+
+class Onnx(ProgramFormat):
+    """Integer ONNX."""
+
+    name, suffix, extension = "onnx", ".onnx", ".onnx"
+    help = "integer graph, 8-bit arithmetic"
+    engines = "onnxruntime", "openvino"
+    runs_in = "onnxruntime, OpenVINO, torch (the integer twin)"
+    preprocessing = any_width = codes = True
+    writers = WRITERS
+
+    def content(self, program: Program, preprocessing: Preprocessing | None, about: Mapping[str, Any] | None) -> Any:
+        return integer_graph(program, preprocessing=preprocessing, about=about)
+
+    def write(self, draft: Draft, path: Path) -> None:
+        write_onnx(draft.content, path)
+
+    def recognised(self, path: Path) -> bool:
+        return read_onnx(path)[1]["kind"] == "integer"
+
+    def open(self, path: Path, network: nn.Module | None) -> Loaded:
+        model, head = read_onnx(path)
+        program = program_in(path, model, head)
+        return replace(
+            loaded_onnx(path, self.name, self.engines, model, head), program=program, act_bits=tuple(program.act_bits)
+        )

@@ -1,0 +1,173 @@
+"""A program as a QONNX graph (arXiv 2206.07527) for FPGA flows such as FINN and hls4ml: codes between true `Quant`
+nodes of 1 to 8 bits and scale 1.
+
+What has a scale (weights, batch norm with bias, the steps of activations) is one `BatchNormalization` behind a layer:
+hls4ml takes no weight whose scale differs from channel to channel, and no other scale of a tensor with two readers.
+Linear layers are `MatMul`. `Quant` rounds what is in units of codes already, as fake quantization does.
+
+Weights that leave zero out cannot be said at their own width: SAWB's four levels at 2 bits would need a zero point of
+-0.5, and zero points are whole. Their odd codes, -3, -1, 1, 3, are signed numbers of one bit more. Weights that are
+only -1 and 1 are `BipolarQuant`, one bit.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from spequant.deploy.formats.format import Draft, ProgramFormat
+from spequant.deploy.grids import Grid
+from spequant.deploy.loaded import Loaded, Preprocessing
+from spequant.deploy.onnx_file import loaded_onnx, metadata, read_onnx, write_onnx
+from spequant.deploy.onnx_graph import ALIKE, Emitter, Writers, conv_attributes, float_layer
+from spequant.deploy.operations import Add, Affine, FloatLayer, Input, Operation, Quantize, Weighted
+from spequant.deploy.program import Program
+
+DOMAIN = "qonnx.custom_op.general"
+
+
+def fewest_bits(low: int, high: int) -> tuple[int, int, int]:
+    """(bits, signed, narrow) of the smallest `Quant` integer type that holds low .. high; narrow: without -2^(b-1)."""
+    if low >= 0:
+        return max(1, high.bit_length()), 0, 0
+    bits = max((-low - 1).bit_length(), high.bit_length()) + 1
+    return bits, 1, int(low > -(2 ** (bits - 1)))
+
+
+def weight_codes(op: Weighted) -> tuple[np.ndarray, np.ndarray]:
+    """(codes, fp32 scale per output): the smallest whole numbers that do, and scales above zero."""
+    codes = op.weight.numpy().astype(np.int64)
+    divisor = max(1, int(np.gcd.reduce(codes, axis=None)))
+    scale = op.scale.numpy() * divisor
+    codes = codes // divisor * np.sign(scale).astype(np.int64).reshape(-1, *[1] * (codes.ndim - 1))
+    return codes, np.where(scale == 0, 1.0, np.abs(scale)).astype(np.float32)
+
+
+class QuantGraph(Emitter):
+    """multiplied: values of codes that are there already."""
+
+    def __init__(self) -> None:
+        super().__init__(WRITERS)
+        self.multiplied: dict[Operation, str] = {}
+
+    def value(self, op: Operation) -> str:
+        if op.grid is None:
+            return self.names[op]
+        if op not in self.multiplied:
+            self.multiplied[op] = self.affine(op, self.names[op], op.grid.step)
+        return self.multiplied[op]
+
+    def affine(self, op: Operation, value: str, scale: Any, offset: Any = 0.0) -> str:
+        """value * scale + offset, one number each or one per channel; `op` has the channels."""
+        parts = {"scale": scale, "offset": offset, "mean": 0.0, "variance": 1.0}
+        full = (np.full(op.shape[1], number, np.float32) for number in parts.values())
+        constants = [self.constant(number, f"{op.name}.{what}") for what, number in zip(parts, full, strict=True)]
+        return self.node("BatchNormalization", [value, *constants], op.name, epsilon=0.0)
+
+    def quant(self, value: str, bits: int, signed: int, narrow: int, name: str) -> str:
+        numbers = {"scale": 1, "zero": 0, "bits": bits}
+        inputs = [value, *(self.constant(np.float32(number), f"{name}.{what}") for what, number in numbers.items())]
+        form = {"signed": signed, "narrow": narrow, "rounding_mode": "ROUND"}
+        return self.node("Quant", inputs, name, domain=DOMAIN, **form)
+
+    def result(self, value: str, op: Operation) -> str:
+        return value if op.grid is None else self.rounded(value, op.grid, op.name)
+
+    def rounded(self, value: str, grid: Grid, name: str) -> str:
+        """To codes of `grid`; where the type has codes that the grid has not, they are clipped off first."""
+        bits, signed, narrow = fewest_bits(grid.low, grid.high)
+        least = -(2 ** (bits - 1)) + narrow if signed else 0
+        if (grid.low, grid.high) != (least, 2 ** (bits - signed) - 1):
+            ends = [self.constant(np.float32(end), f"{name}.end") for end in (grid.low, grid.high)]
+            value = self.node("Clip", [value, *ends], name)
+        return self.quant(value, bits, signed, narrow, name)
+
+
+def _quantize(e: QuantGraph, op: Quantize) -> str:
+    assert op.grid is not None
+    return e.result(e.affine(op, e.value(op.inputs[0]), op.grid.rate), op)
+
+
+def _weighted(e: QuantGraph, op: Weighted) -> str:
+    codes, scale = weight_codes(op)
+    name = f"{op.name}.weight"
+    weight = e.constant((codes if op.spatial else codes.T).astype(np.float32), name)
+    if (np.abs(codes) == 1).all():
+        weight = e.node("BipolarQuant", [weight, e.constant(np.float32(1), f"{name}.scale")], name, domain=DOMAIN)
+    else:
+        bits, _, narrow = fewest_bits(min(-1, int(codes.min())), max(1, int(codes.max())))
+        weight = e.quant(weight, bits, 1, narrow, name)
+    inputs = [e.names[op.inputs[0]], weight]
+    sums = e.node("Conv", inputs, op.name, **conv_attributes(op)) if op.spatial else e.node("MatMul", inputs, op.name)
+    unit = 1.0 if op.grid is None else op.grid.step
+    return e.result(e.affine(op, sums, scale * op.step.numpy() / unit, op.offset.numpy() / unit), op)
+
+
+def _add(e: QuantGraph, op: Add) -> str:
+    if not op.of_codes:
+        return e.result(e.node("Add", [e.value(i) for i in op.inputs], op.name), op)
+    unit = 1.0 if op.grid is None else op.grid.step
+    terms = [e.affine(i, e.names[i], i.grid.step / unit) for i in op.inputs if i.grid is not None]
+    return e.result(e.node("Add", terms, op.name), op)
+
+
+def _float_layer(e: QuantGraph, op: FloatLayer) -> str:
+    if op.spatial:
+        return float_layer(e, op)
+    (x,), (weight, bias) = e.sources(op), (t.detach().numpy() for t in (op.weight, op.bias))
+    product = e.node("MatMul", [x, e.constant(weight.T, f"{op.name}.weight")], op.name)
+    return e.affine(op, product, 1.0, bias)
+
+
+WRITERS: Writers = {
+    **ALIKE,
+    Input: lambda e, op: e.names[op],
+    Quantize: _quantize,
+    Weighted: _weighted,
+    FloatLayer: _float_layer,
+    Affine: lambda e, op: e.affine(op, *e.sources(op), op.factor.numpy(), op.shift.numpy()),
+    Add: _add,
+}
+
+
+def quant_graph(program: Program, *, about: Mapping[str, Any] | None = None) -> Any:
+    """The QONNX model of `program`: input "input", float, of one sample, as FPGA flows want it; output "output".
+
+    Args:
+        program: what `lower` makes.
+        about: JSON that `read_onnx` gives back.
+
+    Raises:
+        ModuleNotFoundError: the extra `deploy` is not installed.
+    """
+    e = QuantGraph()
+    e.names[program.input] = "input"
+    e.emit_program(program)
+    inputs = [e.end(program.input, "input", 1)]
+    outputs = {e.value(program.output): e.end(program.output, "output", 1)}
+    return e.model(inputs, outputs, metadata("qonnx", {"act_bits": program.act_bits}, about), {DOMAIN: 1})
+
+
+class Qonnx(ProgramFormat):
+    """QONNX."""
+
+    name, suffix, extension = "qonnx", ".qonnx.onnx", ".onnx"
+    help = "true Quant nodes of 1 to 8 bits, for FINN and hls4ml"
+    engines = ("qonnx",)
+    runs_in = "qonnx, FINN, hls4ml"
+    images = 100  # node by node it is slow
+    writers = WRITERS
+
+    def content(self, program: Program, preprocessing: Preprocessing | None, about: Mapping[str, Any] | None) -> Any:
+        return quant_graph(program, about=about)
+
+    def write(self, draft: Draft, path: Path) -> None:
+        write_onnx(draft.content, path)
+
+    def recognised(self, path: Path) -> bool:
+        return read_onnx(path)[1]["kind"] == "qonnx"
+
+    def open(self, path: Path, network: nn.Module | None) -> Loaded:
+        return loaded_onnx(path, self.name, self.engines, *read_onnx(path))

@@ -1,0 +1,126 @@
+"""What an operation of an exported graph is: how torch's forms of it are read, what it computes, how a file says it.
+
+A file of this folder holds everything about its operations but how a format writes them, which stands in the format.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from dataclasses import fields as fields_of
+from typing import Any, ClassVar, Protocol, Self
+
+from torch import Tensor, nn
+
+from spequant.deploy.grids import Grid, as_float
+from spequant.quantizers import Quantizer
+
+Read = Callable[..., dict[str, Any]]
+"""From the arguments of a call, without its first, or from a module, to the operation's fields. ValueError: a form that
+has no place here."""
+
+
+@dataclass(eq=False)
+class Operation:
+    """One step of a program: its inputs, and the grid of its result; `grid` None: the result is float.
+
+    name: of the layer it comes from. shape: of the result for one sample, batch first.
+    """
+
+    name: str
+    inputs: tuple["Operation", ...]
+    grid: Grid | None
+    shape: tuple[int, ...]
+
+    WORD: ClassVar[str] = ""
+    """what reports and errors call it"""
+    MODULES: ClassVar[Mapping[type[nn.Module], Read]] = {}
+    FUNCTIONS: ClassVar[Mapping[Any, Read]] = {}
+    METHODS: ClassVar[Mapping[str, Read]] = {}
+    IMAGES: ClassVar[bool] = False
+    """whether it is read of (batch, channels, height, width) only"""
+    COMMUTES: ClassVar[bool] = False
+    """whether rounding its inputs is rounding its result"""
+
+    @property
+    def in_float(self) -> bool:
+        """Whether it computes on float values, where engines are no faster than in fp32."""
+        return self.grid is None
+
+    def values(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """`inputs`, codes (int32) or float, as the numbers it computes on: codes where its result is codes."""
+        if self.grid is not None:
+            return [x.float() for x in inputs]
+        return [as_float(x, i.grid) for x, i in zip(inputs, self.inputs, strict=True)]
+
+    def compute(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Its result, in units of its grid's step, not yet rounded and clamped. inputs: codes (int32) or float."""
+        raise NotImplementedError
+
+    @classmethod
+    def own_grid(cls, step: "Step") -> Grid | None:
+        """The grid that a quantizer of its own has put its result on."""
+        return None
+
+    @classmethod
+    def reads(cls, step: "Step") -> list[tuple["Step", Quantizer]]:
+        """What it reads as codes, and whose."""
+        return []
+
+    @classmethod
+    def carried(cls, step: "Step", grid: Grid, at: "Lowering") -> "Operation | None":
+        """`step` on `grid` by its inputs on that grid, where it commutes with rounding."""
+        if not cls.COMMUTES:
+            return None
+        inputs = tuple(at.codes(i, grid) for i in step.inputs)
+        return at.add(cls(step.name, inputs, grid, step.shape, **step.attributes))
+
+    @classmethod
+    def arising(cls, step: "Step", grid: Grid | None, at: "Lowering") -> "Operation | None":
+        """`step` on `grid`, or in float, where it is a sum of products or of addends that are codes themselves."""
+        return None
+
+    @classmethod
+    def floating(cls, step: "Step", at: "Lowering") -> "Operation":
+        """`step` in float, from float."""
+        return at.add(cls(step.name, tuple(at.value(i) for i in step.inputs), None, step.shape, **step.attributes))
+
+    def attributes(self) -> dict[str, Any]:
+        """Its fields but for those of every operation and tensors, as JSON."""
+        names = [f.name for f in fields_of(self)[len(fields_of(Operation)) :]]
+        return {n: v for n in names if not isinstance(v := getattr(self, n), Tensor | None)}
+
+    @classmethod
+    def restored(cls, fields: Mapping[str, Any], tensors: Sequence[Tensor]) -> Self:
+        """From the fields of every operation and its `attributes`, and the constants that it was written with."""
+        return cls(**fields)
+
+
+@dataclass(eq=False)
+class Step:
+    """One operation of a traced network, as it was read. module: the one whose parameters it reads."""
+
+    name: str
+    kind: type[Operation]
+    inputs: tuple["Step", ...] = ()
+    shape: tuple[int, ...] = ()
+    attributes: dict[str, Any] = field(default_factory=dict)
+    module: nn.Module | None = None
+
+    @property
+    def own_grid(self) -> Grid | None:
+        return self.kind.own_grid(self)
+
+
+class Lowering(Protocol):
+    """The making of a program (`lower.py`), as operations see it."""
+
+    def add(self, op: Operation) -> Operation:
+        """`op`, whose inputs are there, as the next of the program."""
+        ...
+
+    def value(self, step: Step) -> Operation:
+        """`step` in float; of a quantizer, its codes."""
+        ...
+
+    def codes(self, step: Step, grid: Grid) -> Operation:
+        """`step` on `grid`."""
+        ...
