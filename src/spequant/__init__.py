@@ -5,13 +5,14 @@ This file holds the public names and the version, and no code.
 
 from spequant.calibration.batch_norm import reestimate_batch_norm
 from spequant.calibration.ranges import calibrate
-from spequant.deploy import export, export_onnx, load, load_packed, pack
+from spequant.deploy import export, export_onnx, load, load_packed, pack, quantize_biases
 from spequant.methods import SPEQ, Distill, Retrain
-from spequant.methods.tasks import Classification
-from spequant.policies import Fixed, Stochastic, precision
+from spequant.methods.tasks import Classification, SpanExtraction
+from spequant.policies import Fixed, LowBit, Mix, Stochastic, precision
 from spequant.preparation.placement import prepare, unprepare
 from spequant.preparation.summary import summary
 from spequant.quantizers import Quantizer
+from spequant.train.optimizers import parameter_groups
 
 __version__ = "0.1.0"
 """The version that the build reads; CITATION.cff and CHANGELOG.md repeat it."""
@@ -21,8 +22,11 @@ __all__ = [
     "Classification",
     "Distill",
     "Fixed",
+    "LowBit",
+    "Mix",
     "Quantizer",
     "Retrain",
+    "SpanExtraction",
     "Stochastic",
     "__version__",
     "calibrate",
@@ -31,8 +35,10 @@ __all__ = [
     "load",
     "load_packed",
     "pack",
+    "parameter_groups",
     "precision",
     "prepare",
+    "quantize_biases",
     "reestimate_batch_norm",
     "summary",
     "unprepare",
