@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from spequant.app.cli import COMMANDS, main, parsed_train, run_name
-from spequant.app.recipes import RECIPES, evaluate_source, load_run
+from spequant.app.recipes import RECIPES
 from spequant.app.recipes.serial import from_json
+from spequant.app.runs import evaluate_source, load_run
 from spequant.app.studies.arms import command_of
 
 README = Path(__file__).resolve().parents[2] / "README.md"

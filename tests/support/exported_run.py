@@ -4,7 +4,7 @@ import os
 from functools import cache
 from pathlib import Path
 
-from spequant.app.recipes import evaluate_source, export_source
+from spequant.app.runs import evaluate_source, export_source
 
 SUFFIX = {"packed": ".packed", "onnx": ".onnx"}
 

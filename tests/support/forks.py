@@ -12,7 +12,7 @@ from multiprocessing import forkserver
 from typing import Any
 
 PLAIN = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "COMPATIBLE"}
-IMPORTED = ("torch", "torch._dynamo", "accelerate", "sklearn.datasets", "spequant.app.recipes")
+IMPORTED = ("torch", "torch._dynamo", "accelerate", "sklearn.datasets", "spequant.app.runs")
 
 
 class Fork:

@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from spequant import files
-from spequant.app.recipes import RECIPES, run
+from spequant.app.recipes import RECIPES
+from spequant.app.runs import run
 
 
 def recipe():

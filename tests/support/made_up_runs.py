@@ -1,5 +1,5 @@
 """Runs that nothing trained: folders as a run leaves them, with figures that a test chooses; and what stands in for
-`spequant.app.recipes.run` and for runs in processes of their own, so that a study is carried out in no time."""
+`spequant.app.runs.run` and for runs in processes of their own, so that a study is carried out in no time."""
 
 import hashlib
 import json
@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from spequant.app.recipes import Recipe
-from spequant.app.recipes.folder import DIVERGED, ENVIRONMENT, METRICS, RECIPE, RESULT
 from spequant.app.recipes.serial import to_json
+from spequant.app.runs.folder import DIVERGED, ENVIRONMENT, METRICS, RECIPE, RESULT
 from spequant.app.studies.arms import digest
 from spequant.app.studies.side_by_side import Job
 
@@ -32,7 +32,7 @@ def finished(folder: Path, recipe: Recipe, **figures: float) -> dict:
 
 
 class Run:
-    """Called as `spequant.app.recipes.run`. accuracy: of a recipe, test and held out alike; not finite: it diverges;
+    """Called as `spequant.app.runs.run`. accuracy: of a recipe, test and held out alike; not finite: it diverges;
     None: one that follows from all that is trained, so that equal runs have equal ones, and others others. trained: the
     folders of all calls, in their order."""
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from spequant.app.recipes.weights import load_teacher
+from spequant.app.runs.weights import load_teacher
 from spequant.methods import Start
 from spequant.methods.tasks import Classification
 

@@ -41,7 +41,7 @@ def test_an_error_of_the_network_is_raised_unchanged(monkeypatch):
 FALLBACK = """
 import warnings, torch
 from spequant import Distill
-from spequant.app.recipes.assembly import compile_teacher
+from spequant.app.runs.assembly import compile_teacher
 from spequant.train import wrap
 model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ReLU())
 wrapped, x = wrap(model, compile=True), torch.randn(2, 3)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import spequant
-from spequant.app.recipes import RECIPES, assembly, run
+from spequant.app.recipes import RECIPES, assembly
+from spequant.app.runs import run
 from spequant.train import (
     NotFinite,
     TrainingState,

@@ -16,10 +16,11 @@ try:
 except ModuleNotFoundError as error:  # the extra is not installed
     raise SystemExit(f"the command line needs {error.name}: pip install 'spequant[all]'") from None
 
-from spequant.app.recipes import RECIPES, Recipe, dry_run, listing, run
+from spequant.app.recipes import RECIPES, Recipe
 from spequant.app.recipes.command_line import choices_in_words, parts_chosen, recipe_named
-from spequant.app.recipes.folder import figures, main_figure
 from spequant.app.recipes.serial import to_json
+from spequant.app.runs import dry_run, listing, run
+from spequant.app.runs.folder import figures, main_figure
 from spequant.app.terminal import Terminal, in_words, print_table
 from spequant.names import nearest
 from spequant.processes import rank

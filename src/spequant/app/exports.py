@@ -8,8 +8,8 @@ import tyro
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional
 
-from spequant.app.recipes import evaluate_source, export_source, open_source
-from spequant.app.recipes.sources import Source, example_of
+from spequant.app.runs import evaluate_source, export_source, open_source
+from spequant.app.runs.sources import Source, example_of
 from spequant.app.terminal import print_table
 from spequant.deploy import FORMATS, LayerCost, Parity, model_costs, packed_costs, program_costs, totals
 from spequant.deploy.engines import ENGINES

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from spequant.app.recipes.folder import figures
+from spequant.app.runs.folder import figures
 from spequant.train import Progress as State
 
 

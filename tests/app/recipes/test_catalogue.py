@@ -8,7 +8,7 @@ import torch
 
 import spequant
 from spequant.app.recipes import RECIPES
-from spequant.app.recipes.weights import build_network, load_teacher
+from spequant.app.runs.weights import build_network, load_teacher
 from spequant.data import ImageSet
 from spequant.methods import Start
 from spequant.methods.tasks import Classification

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from spequant.app.recipes import RECIPES, run
+from spequant.app.recipes import RECIPES
 from spequant.app.recipes.choices import DATA, METHOD, OPTIMIZER, QUANTIZER
 from spequant.app.recipes.command_line import recipe_named
 from spequant.app.recipes.recipe import Recipe
 from spequant.app.recipes.serial import from_json, to_json
+from spequant.app.runs import run
 from spequant.data import Torchvision
 from support.starts import start
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from spequant.app.recipes import RECIPES, Recipe, run
+from spequant.app.recipes import RECIPES, Recipe
 from spequant.app.recipes.quantization import Quantization
 from spequant.app.recipes.recipe import Network
 from spequant.app.recipes.training import Training
+from spequant.app.runs import run
 from spequant.data import CIFAR10, Digits, Folder
 from spequant.methods import QKD, SPEQ, Apprentice, SPEQDistill, by_name
 

@@ -9,7 +9,7 @@ import pytest
 
 from spequant.app.cli import parsed_train
 from spequant.app.recipes import RECIPES, Recipe
-from spequant.app.recipes.folder import listing
+from spequant.app.runs.folder import listing
 from spequant.app.studies.arms import (
     Arm,
     Trained,

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from spequant.app.cli import main
-from spequant.app.recipes import RECIPES, run
+from spequant.app.recipes import RECIPES
+from spequant.app.runs import run
 from spequant.app.studies.layers import agreement_line, looks_of, marked, remarks
 from spequant.train import Diagnostics, Looks, TrainingState
 from spequant.train.checkpoint import checkpoints, read

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from spequant.app.cli import main, parsed_train
-from spequant.app.recipes import load_run
+from spequant.app.runs import load_run
 from spequant.app.studies import mixed
 from spequant.app.studies.mixed import Layers, measured
 from spequant.app.studies.workshop import Workshop

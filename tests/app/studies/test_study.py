@@ -15,8 +15,8 @@ import pytest
 import tyro
 
 from spequant.app.cli import main, parsed_train
-from spequant.app.recipes import load_run
 from spequant.app.recipes.serial import from_json
+from spequant.app.runs import load_run
 from spequant.app.studies.arms import folder_of
 from spequant.app.studies.page import Report
 from spequant.app.studies.study import STUDIES, run_study, study_command

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import spequant
-from spequant.app.recipes import load_run
-from spequant.app.recipes.folder import read_result
+from spequant.app.runs import load_run
+from spequant.app.runs.folder import read_result
 from spequant.app.studies.widths import at_activation_widths, every_pair, weights_at
 from spequant.layers import weight_quantizers
 from spequant.methods import Retrain

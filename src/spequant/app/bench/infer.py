@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tyro.conf import Positional
 
 from spequant import models
-from spequant.app.recipes.evaluation import at_bits
-from spequant.app.recipes.sources import Source, example_of, float_network, open_source
+from spequant.app.runs.evaluation import at_bits
+from spequant.app.runs.sources import Source, example_of, float_network, open_source
 from spequant.calibration.ranges import calibrate
 from spequant.deploy import Program, at_width, integer_graph, lower, mixed_graph
 from spequant.deploy.engines import ENGINES, versions

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spequant import models
-from spequant.app.recipes.images import channels_last
+from spequant.app.runs.images import channels_last
 from spequant.methods.tasks import Classification
 from spequant.models.named import BUILDERS
 

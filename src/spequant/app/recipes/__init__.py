@@ -1,24 +1,8 @@
-"""Recipes: what a run is made of, by name, carrying it out, and what its result is turned into."""
+"""Recipes: what a run is made of. By name, in files, on a command line; nothing here trains."""
 
 from spequant.app.recipes.catalogue import RECIPES
-from spequant.app.recipes.deploy import export_source
-from spequant.app.recipes.dry_run import dry_run
-from spequant.app.recipes.evaluation import evaluate_source
-from spequant.app.recipes.folder import listing
-from spequant.app.recipes.recipe import Recipe
-from spequant.app.recipes.run import Quiet, Reporter, run
-from spequant.app.recipes.sources import load_run, open_source
+from spequant.app.recipes.command_line import recipe_named
+from spequant.app.recipes.recipe import Network, Recipe
+from spequant.app.recipes.serial import from_json, to_json
 
-__all__ = [
-    "RECIPES",
-    "Quiet",
-    "Recipe",
-    "Reporter",
-    "dry_run",
-    "evaluate_source",
-    "export_source",
-    "listing",
-    "load_run",
-    "open_source",
-    "run",
-]
+__all__ = ["RECIPES", "Network", "Recipe", "from_json", "recipe_named", "to_json"]

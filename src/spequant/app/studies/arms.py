@@ -11,10 +11,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from spequant.app.recipes import RECIPES, Recipe, run
+from spequant.app.recipes import RECIPES, Recipe
 from spequant.app.recipes.command_line import options_of, recipe_named
-from spequant.app.recipes.folder import DIVERGED, ENVIRONMENT, METRICS, RECIPE, RESULT, main_figure, read_result
 from spequant.app.recipes.serial import ELSEWHERE, content_of, differences, flat, from_json
+from spequant.app.runs import run
+from spequant.app.runs.folder import DIVERGED, ENVIRONMENT, METRICS, RECIPE, RESULT, main_figure, read_result
 from spequant.app.studies.compare import deviation, paired
 from spequant.app.studies.page import Report, Row
 from spequant.app.studies.side_by_side import Job, all_finished, side_by_side, threads_each

@@ -13,9 +13,9 @@ import torch
 
 from spequant.app.recipes import Recipe
 from spequant.app.recipes.command_line import recipe_named
-from spequant.app.recipes.fields import make_field
-from spequant.app.recipes.folder import main_figure
 from spequant.app.recipes.variants import extended, speq_distill, speq_of, with_speq
+from spequant.app.runs.fields import make_field
+from spequant.app.runs.folder import main_figure
 from spequant.app.studies.arms import RETRAIN, Arm, arms_report, carry_out, equal_terms, facts_of, folder_of, folders_of
 from spequant.app.studies.page import Report
 from spequant.app.studies.tables import Change, longer, method

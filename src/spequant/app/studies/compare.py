@@ -11,8 +11,8 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from spequant.app.recipes import Recipe
-from spequant.app.recipes.folder import RECIPE, figures, main_figure, read_result
 from spequant.app.recipes.serial import differences, from_json
+from spequant.app.runs.folder import RECIPE, figures, main_figure, read_result
 from spequant.extras import needs
 
 SEED_FIELDS = ("train.seed ", "network.weights ", "method.teacher ")

@@ -8,7 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
-from spequant.app.recipes import RECIPES, run
+from spequant.app.recipes import RECIPES
+from spequant.app.runs import run
 from spequant.app.studies.compare import check_seeds, deviation, difference, students_t
 from spequant.app.studies.pictures import draw_curves
 from spequant.app.terminal import Terminal, print_table

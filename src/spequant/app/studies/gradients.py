@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spequant.app.recipes.folder import environment
+from spequant.app.runs.folder import environment
 from spequant.app.studies.arms import ran_on
 from spequant.app.studies.page import Report
 from spequant.app.studies.workshop import Workshop

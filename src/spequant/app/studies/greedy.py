@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from spequant.app.recipes.images import Images, measure
 from spequant.app.recipes.training import device_named
+from spequant.app.runs.images import Images, measure
 from spequant.app.studies.arms import RETRAIN, facts_of
 from spequant.app.studies.page import Report
 from spequant.app.studies.tables import method

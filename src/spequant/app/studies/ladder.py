@@ -8,10 +8,11 @@ import torch
 import tyro
 from rich.table import Table
 
-from spequant.app.recipes import RECIPES, Recipe, run
-from spequant.app.recipes.images import Images, measure
+from spequant.app.recipes import RECIPES, Recipe
 from spequant.app.recipes.quantization import Quantization
 from spequant.app.recipes.training import device_named
+from spequant.app.runs import run
+from spequant.app.runs.images import Images, measure
 from spequant.app.studies.sensitivity import losses_alone
 from spequant.app.terminal import Terminal, print_table
 from spequant.files import write_json

@@ -9,7 +9,7 @@ import numpy as np
 from rich.table import Table
 from tyro.conf import Positional
 
-from spequant.app.recipes.folder import RECIPE, rows_of
+from spequant.app.runs.folder import RECIPE, rows_of
 from spequant.app.studies.pictures import blank, save
 from spequant.app.terminal import print_table
 from spequant.extras import needs

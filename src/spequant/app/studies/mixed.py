@@ -9,10 +9,10 @@ from typing import Any
 from torch import nn
 
 from spequant.app.recipes import RECIPES, Recipe
-from spequant.app.recipes.fields import make_field
-from spequant.app.recipes.images import Images
 from spequant.app.recipes.quantization import Quantization
 from spequant.app.recipes.training import device_named
+from spequant.app.runs.fields import make_field
+from spequant.app.runs.images import Images
 from spequant.app.studies.arms import RETRAIN, Arm, arms_report, equal_terms, facts_of, folders_of
 from spequant.app.studies.page import Report, Row
 from spequant.app.studies.sensitivity import assign, losses_alone, losses_raised, low_bit_layers

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spequant.app.recipes.folder import rows_of
+from spequant.app.runs.folder import rows_of
 from spequant.extras import needs
 from spequant.files import placed
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from spequant.app.recipes.images import measure
+from spequant.app.runs.images import measure
 from spequant.calibration.batch_norm import batch_norm_mode, dropout_off, modes_kept
 from spequant.data import ImageSet, eval_batches
 from spequant.extras import needs

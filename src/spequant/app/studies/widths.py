@@ -8,8 +8,8 @@ from itertools import product
 from torch import nn
 
 from spequant.app.recipes import Recipe
-from spequant.app.recipes.fields import Field, make_field
 from spequant.app.recipes.training import device_named
+from spequant.app.runs.fields import Field, make_field
 from spequant.calibration.batch_norm import reestimate_batch_norm
 from spequant.layers import weight_quantizers
 from spequant.policies import LowBit, precision

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 from tyro.conf import Positional
 
-from spequant.app.recipes import RECIPES, Recipe, load_run
+from spequant.app.recipes import RECIPES, Recipe
 from spequant.app.recipes.command_line import recipe_named
-from spequant.app.recipes.folder import RECIPE
 from spequant.app.recipes.serial import from_json
 from spequant.app.recipes.variants import FLOAT, RETRAIN
+from spequant.app.runs import load_run
+from spequant.app.runs.folder import RECIPE
 from spequant.app.studies.arms import Arm, Trained, carry_out, reason, train_arms, train_at_once
 from spequant.app.studies.compare import check_seeds
 from spequant.app.studies.tables import CIFAR, RESNET20, Change, Family, arm

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spequant.app.recipes.questions import Answer, QuestionSet, answer_by, score
-from spequant.app.recipes.sources import Samples, Source, TestSet, open_source
+from spequant.app.runs.questions import Answer, QuestionSet, answer_by, score
+from spequant.app.runs.sources import Samples, Source, TestSet, open_source
 from spequant.data import ImageSet
 from spequant.deploy.engines import ENGINES
 from spequant.deploy.running import TORCH, in_engine

@@ -5,7 +5,7 @@ from pathlib import Path
 from torch import nn
 
 from spequant import models
-from spequant.app.recipes.folder import RECIPE, weight_file
+from spequant.app.runs.folder import RECIPE, weight_file
 from spequant.app.recipes.quantization import Quantization
 from spequant.app.recipes.recipe import Network
 from spequant.app.recipes.serial import from_json

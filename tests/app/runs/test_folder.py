@@ -10,7 +10,7 @@ import torch
 from filelock import FileLock
 
 from spequant.app.recipes import folder as run_folder
-from spequant.app.recipes.folder import Metrics, environment, held, in_use
+from spequant.app.runs.folder import Metrics, environment, held, in_use
 from support.special_files import PLACES, nodes
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from spequant.app.recipes import RECIPES
-from spequant.app.recipes.assembly import assemble
+from spequant.app.runs.assembly import assemble
 from spequant.train import make_accelerator
 
 

@@ -13,13 +13,13 @@ import transformers
 import spequant
 from reference.squad import evaluation
 from spequant.app.cli import main
-from spequant.app.recipes import evaluate_source, export_source, run
-from spequant.app.recipes.evaluation import at_bits
+from spequant.app.runs import evaluate_source, export_source, run
+from spequant.app.runs.evaluation import at_bits
 from spequant.app.recipes.quantization import Quantization
-from spequant.app.recipes.questions import Questions, divided
+from spequant.app.runs.questions import Questions, divided
 from spequant.app.recipes.recipe import Network, Recipe
 from spequant.app.recipes.serial import from_json, to_json
-from spequant.app.recipes.sources import about_run, load_run, open_source
+from spequant.app.runs.sources import about_run, load_run, open_source
 from spequant.app.recipes.training import Training
 from spequant.data import Digits, Squad, load_squad
 from spequant.methods import SPEQ, Retrain
@@ -204,7 +204,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(place, tmp_path):
 
 
 def test_two_parts_of_a_batch_add_up_to_the_whole(place, tmp_path):
-    from spequant.app.recipes.assembly import assemble, start_processes
+    from spequant.app.runs.assembly import assemble, start_processes
     from spequant.train import train_step
 
     found = []

@@ -1,171 +1,44 @@
-"""A recipe carried out in a folder: trained, resumed, measured, saved."""
+"""One run under way: what it logs, saves and measures around the training loop."""
 
-import gc
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from spequant.app.recipes.assembly import Assembly, assemble, start_processes
-from spequant.app.recipes.folder import (
-    CHECKPOINTS,
-    DIVERGED,
-    METRICS,
-    RECIPE,
-    RESULT,
-    STATE,
-    Metrics,
-    held,
-    read_result,
-    start_files,
-)
 from spequant.app.recipes.recipe import Recipe
-from spequant.app.recipes.serial import differences, from_json, to_json
+from spequant.app.recipes.serial import content_of, to_json
+from spequant.app.runs.assembly import Assembly, assemble
+from spequant.app.runs.folder import CHECKPOINTS, METRICS, RESULT, STATE, Metrics, last_checkpoint, start_files
+from spequant.app.runs.reporter import Reporter
 from spequant.calibration.batch_norm import reestimate_batch_norm
 from spequant.deploy import quantize_biases
 from spequant.files import placed, write_whole
 from spequant.layers import weight_bits
 from spequant.processes import anyone, rank
-from spequant.train import (
-    Diagnostics,
-    Interrupted,
-    NotFinite,
-    Progress,
-    Snapshot,
-    TrainingState,
-    first_to_go,
-    fit,
-    layers_row,
-)
-from spequant.train.checkpoint import checkpoints, read, write
+from spequant.train import Diagnostics, Interrupted, Progress, Snapshot, TrainingState, fit, layers_row
+from spequant.train.checkpoint import write
 from spequant.train.interruption import interruptions
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-class Reporter(Protocol):
-    """Told of a run as it goes."""
-
-    def step(self, progress: Progress) -> None: ...
-
-    def epoch(self, row: dict[str, Any]) -> None: ...
-
-    def say(self, line: str) -> None: ...
-
-
-class Quiet:
-    """A reporter that says nothing."""
-
-    def step(self, progress: Progress) -> None:
-        pass
-
-    def epoch(self, row: dict[str, Any]) -> None:
-        pass
-
-    def say(self, line: str) -> None:
-        pass
-
-
-def run(recipe: Recipe, folder: Path, reporter: Reporter | None = None, *, resume: bool = False) -> dict[str, Any]:
-    """Train as `recipe` says; the result, also in `folder`/result.json. The test set is read once, at the end.
-
-    resume: go on from the last checkpoint in `folder`, or start where there is none. The weights become those of a run
-      that was never interrupted. Of a finished run the result is given back.
-
-    FloatingPointError: the loss was not finite; the steps since the last checkpoint were trained again to name epoch,
-    step and layers, unless SIGINT ended that. The reason is in `folder`/diverged.txt, too.
-    FileExistsError: `folder` holds a run, finished or (without `resume`) not. OSError: it cannot be written to, or is
-    in use. ValueError: what it holds is damaged or of another recipe. Interrupted: stopped by SIGINT or SIGTERM.
-    """
-    recipe.check_ready()
-    if resume and (folder / RESULT).exists():
-        _same_recipe(from_json((folder / RECIPE).read_text()), recipe, folder)
-        return read_result(folder)
-    accelerator = start_processes(recipe, folder)
-    reporter = reporter if reporter and rank() == 0 else Quiet()
-    with held(folder, resume):
-        try:
-            return _carried_out(recipe, accelerator, folder, reporter, resume)
-        except NotFinite as error:
-            wrong = error.with_traceback(None)  # its frames hold the network and the optimizer
-        raise _diverged(recipe, accelerator, folder, reporter, wrong)
-
-
-def _carried_out(
+def run_session(
     recipe: Recipe, accelerator: "Accelerator", folder: Path, reporter: Reporter, resume: bool
 ) -> dict[str, Any]:
-    snapshot, facts = _last_checkpoint(recipe, folder) if resume else (None, {})
-    under_way = _Run(_assembled(recipe, accelerator, snapshot), folder, reporter, facts)
+    """Train as `recipe` says, in `folder`, from its last checkpoint where `resume` is true; the result."""
+    snapshot, facts = last_checkpoint(recipe, folder) if resume else (None, {})
+    session = _Session(assemble(recipe, accelerator, snapshot), folder, reporter, facts)
     try:
-        return under_way.carry_out(snapshot)
+        return session.train(snapshot)
     finally:
-        under_way.close()
+        session.close()
 
 
-def _assembled(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | None) -> Assembly:
-    if recipe.train.compile:  # what this process compiled before fits more networks than it is right for
-        torch.compiler.reset()
-    return assemble(recipe, accelerator, snapshot)
-
-
-def _diverged(
-    recipe: Recipe, accelerator: "Accelerator", folder: Path, reporter: Reporter, error: NotFinite
-) -> FloatingPointError:
-    """What a run ends with, in diverged.txt, too: the layers that went first, found by training again from the last
-    checkpoint; where Ctrl-C ends that, the step alone."""
-    told = error.message
-    _tell(folder, told)
-    gc.collect()  # the run's state, which refers to itself, makes room for the one to come
-    try:
-        snapshot, _ = _last_checkpoint(recipe, folder)
-        begin = 0 if snapshot is None else snapshot.numbers["step"]
-        reporter.say(f"{told}. Training again from step {begin} to find the layer; Ctrl-C leaves it at that")
-        again = _assembled(recipe, accelerator, snapshot)
-        settings, task = recipe.train, again.field.task
-        told = first_to_go(
-            again.state,
-            again.field.batches,
-            error,
-            steps=again.steps,
-            accelerator=accelerator,
-            clip_norm=settings.clip_norm,
-            task=task,
-        )
-        _tell(folder, told)
-    except KeyboardInterrupt:
-        pass
-    return FloatingPointError(told)
-
-
-def _tell(folder: Path, reason: str) -> None:
-    if rank() == 0:
-        write_whole(folder / DIVERGED, f"{reason}\n")
-
-
-def _last_checkpoint(recipe: Recipe, folder: Path) -> tuple[Snapshot | None, dict[str, Any]]:
-    found = checkpoints(folder / CHECKPOINTS)
-    if not found:
-        return None, {}
-    snapshot, facts = read(found[-1])
-    _same_recipe(from_json(json.dumps(facts["recipe"])), recipe, found[-1])
-    return snapshot, facts
-
-
-def _same_recipe(found: Recipe, expected: Recipe, where: Path) -> None:
-    other = differences(found, expected)
-    if other:
-        raise ValueError(
-            f"{where} is of another recipe: {'; '.join(other)}. Resume with the fields that it was started with "
-            f"({RECIPE} in the run's folder), or give another --out"
-        )
-
-
-class _Run:
+class _Session:
     """One run under way: what it logs, saves and measures around the loop."""
 
     def __init__(self, assembly: Assembly, folder: Path, reporter: Reporter, facts: dict[str, Any]):
@@ -186,7 +59,7 @@ class _Run:
             self.field.keep(folder)
             self.metrics = Metrics(folder / METRICS, int(facts.get("metrics_bytes", 0)))
 
-    def carry_out(self, snapshot: Snapshot | None) -> dict[str, Any]:
+    def train(self, snapshot: Snapshot | None) -> dict[str, Any]:
         settings, assembly = self.recipe.train, self.assembly
         if snapshot is None:
             self.write({"kind": "start", **self.here})

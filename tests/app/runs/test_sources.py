@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from spequant.app.recipes import evaluate_source, open_source
-from spequant.app.recipes.sources import about_run
+from spequant.app.runs import evaluate_source, open_source
+from spequant.app.runs.sources import about_run
 from spequant.deploy import pack
 from support.exported_run import accuracy, exported
 from support.integer_networks import NEEDS_ONNXRUNTIME

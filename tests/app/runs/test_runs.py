@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from spequant.app.recipes import RECIPES, dry_run, load_run, run
-from spequant.app.recipes.dry_run import Estimate
-from spequant.app.recipes.folder import held
-from spequant.app.recipes.images import measure
+from spequant.app.recipes import RECIPES
+
+from spequant.app.runs import dry_run, load_run, run
+from spequant.app.runs.dry_run import Estimate
+from spequant.app.runs.folder import held
+from spequant.app.runs.images import measure
 from spequant.app.recipes.quantization import Quantization
 from spequant.calibration.batch_norm import reestimate_batch_norm
 from spequant.data import Augment, ImageSet, load_digits, train_batches
@@ -56,7 +58,7 @@ def test_momentum_augmentation_and_batch_norm_measured_anew_take_part(tmp_path, 
     model, without = trained(tmp_path / "run"), trained(tmp_path / "without", optimizer=SGD(momentum=0.0))
     assert not torch.equal(model.conv1.layer.weight, without.conv1.layer.weight)
     seen = []
-    runs = sys.modules["spequant.app.recipes.run"]  # the package's attribute of that name is the function
+    runs = sys.modules["spequant.app.runs.run"]  # the package's attribute of that name is the function
     monkeypatch.setattr(runs, "reestimate_batch_norm", lambda model, batches: seen.extend(batches))
     stale = trained(tmp_path / "stale")
     assert torch.equal(stale.conv1.layer.weight, model.conv1.layer.weight)

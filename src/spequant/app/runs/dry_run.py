@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from spequant.app.recipes.assembly import assemble, start_processes
+from spequant.app.runs.assembly import assemble, start_processes
 from spequant.app.recipes.recipe import Recipe
 from spequant.layers import weight_bits
 from spequant.processes import world

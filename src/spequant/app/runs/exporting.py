@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from spequant.app.recipes.evaluation import BATCH, at_bits, first_samples, stacked
-from spequant.app.recipes.folder import ENVIRONMENT, METRICS, RECIPE, RESULT, STATE
-from spequant.app.recipes.questions import EVAL_BATCH, QuestionSet, answer_by, score
-from spequant.app.recipes.sources import Samples, Source, TestSet, open_source
+from spequant.app.runs.evaluation import BATCH, at_bits, first_samples, stacked
+from spequant.app.runs.folder import ENVIRONMENT, METRICS, RECIPE, RESULT, STATE
+from spequant.app.runs.questions import EVAL_BATCH, QuestionSet, answer_by, score
+from spequant.app.runs.sources import Samples, Source, TestSet, open_source
 from spequant.data import ImageSet, eval_windows
 from spequant.deploy import FORMATS, Exported, Parity, export, quantize_biases
 from spequant.deploy.formats import Format, check_ending, format_named

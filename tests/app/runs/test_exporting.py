@@ -14,8 +14,8 @@ import torch.nn.functional as F
 
 import spequant
 from spequant.app.cli import main
-from spequant.app.recipes import evaluate_source, export_source, open_source
-from spequant.app.recipes.sources import about_run
+from spequant.app.runs import evaluate_source, export_source, open_source
+from spequant.app.runs.sources import about_run
 from spequant.deploy import pack, read_onnx
 from spequant.preparation.placement import unprepare
 from spequant.quantizers import LSQ
@@ -99,7 +99,7 @@ def test_a_network_that_answers_at_random_is_exported_in_no_format(packed, to, t
         source.model.__class__ = type("Noisy", (plain,), {"forward": lambda m, x: F.dropout(plain.forward(m, x))})
         return source
 
-    monkeypatch.setattr("spequant.app.recipes.deploy.open_source", noisy)
+    monkeypatch.setattr("spequant.app.runs.exporting.open_source", noisy)
     with pytest.raises(ValueError, match=r"^Noisy \(bernoulli\): .*training=self\.training"):
         export_source(packed, to, tmp_path / f"net{'.xml' if to == 'openvino' else '.onnx' if to != 'packed' else ''}")
     assert not list(tmp_path.iterdir())

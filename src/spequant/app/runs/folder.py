@@ -26,11 +26,12 @@ from filelock import FileLock, Timeout
 
 from spequant import __version__
 from spequant.app.recipes.recipe import Recipe
-from spequant.app.recipes.serial import from_json, to_json
+from spequant.app.recipes.serial import differences, from_json, to_json
 from spequant.deploy.processor import processor_name
 from spequant.files import make_folder, write_whole
 from spequant.processes import barrier, rank, world
-from spequant.train.checkpoint import checkpoints, clean
+from spequant.train import Snapshot
+from spequant.train.checkpoint import checkpoints, clean, read
 
 RECIPE, METRICS, RESULT, STATE = "recipe.json", "metrics.jsonl", "result.json", "model.safetensors"
 ENVIRONMENT, CHECKPOINTS, NETWORK, LOCK = "environment.json", "checkpoints", "network", ".lock"
@@ -142,6 +143,27 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def last_checkpoint(recipe: Recipe, folder: Path) -> tuple[Snapshot | None, dict[str, Any]]:
+    """(the last checkpoint in `folder`, what was written with it); (None, {}) where there is none. ValueError: it is of
+    another recipe."""
+    found = checkpoints(folder / CHECKPOINTS)
+    if not found:
+        return None, {}
+    snapshot, facts = read(found[-1])
+    check_same_recipe(from_json(json.dumps(facts["recipe"])), recipe, found[-1])
+    return snapshot, facts
+
+
+def check_same_recipe(found: Recipe, expected: Recipe, where: Path) -> None:
+    """ValueError: `found`, of the run in `where`, is not the recipe that the run is to go on with."""
+    other = differences(found, expected)
+    if other:
+        raise ValueError(
+            f"{where} is of another recipe: {'; '.join(other)}. Resume with the fields that it was started with "
+            f"({RECIPE} in the run's folder), or give another --out"
+        )
 
 
 class Metrics:

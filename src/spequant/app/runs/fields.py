@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from spequant.app.recipes.images import Images
-from spequant.app.recipes.questions import Questions
+from spequant.app.runs.images import Images
+from spequant.app.runs.questions import Questions
 from spequant.app.recipes.recipe import Recipe
 from spequant.methods.tasks import Counted
 

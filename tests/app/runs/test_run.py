@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from spequant.app import cli, terminal
 from spequant.app.cli import main
-from spequant.app.recipes import RECIPES, run
+from spequant.app.recipes import RECIPES
+from spequant.app.runs import run
 from spequant.app.recipes import folder as run_folder
 from spequant.app.recipes.serial import from_json
 from spequant.train import Interrupted
@@ -85,7 +86,8 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from spequant.app.recipes import RECIPES, run
+from spequant.app.recipes import RECIPES
+from spequant.app.runs import run
 from spequant.app.recipes import folder as run_folder
 from spequant.train import loop
 recipe = RECIPES["digits-w2a2-speq"]()
@@ -181,7 +183,8 @@ AFTER_ANOTHER = """
 import functools, sys, torch
 from dataclasses import replace
 from pathlib import Path
-from spequant.app.recipes import RECIPES, run
+from spequant.app.recipes import RECIPES
+from spequant.app.runs import run
 from spequant.methods import ExtendedSPEQ
 
 torch.compile = functools.partial(torch.compile, backend="eager")

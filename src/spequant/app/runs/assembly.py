@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from spequant.app.recipes.choices import METHOD
-from spequant.app.recipes.fields import Field, make_field
-from spequant.app.recipes.images import channels_last
+from spequant.app.runs.fields import Field, make_field
+from spequant.app.runs.images import channels_last
 from spequant.app.recipes.recipe import Recipe
 from spequant.app.recipes.training import Training
-from spequant.app.recipes.weights import load_teacher
+from spequant.app.runs.weights import load_teacher
 from spequant.calibration.batch_norm import synchronise_batch_norm
 from spequant.methods import BlockReplacement, ExtendedSPEQ, Method, SPEQDistill, Start, allow_float
 from spequant.methods.base import trained_by
@@ -76,6 +76,8 @@ def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | No
     """
     settings = recipe.train
     _check_parts(settings)
+    if settings.compile:  # what this process compiled before fits more networks than it is right for
+        torch.compiler.reset()
     torch.manual_seed(settings.seed)
     device = accelerator.device if settings.device == "auto" else torch.device(settings.device)
     field = make_field(recipe, device)

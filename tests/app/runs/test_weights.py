@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from spequant.app.recipes.recipe import Network
-from spequant.app.recipes.weights import build_network
+from spequant.app.runs.weights import build_network
 from spequant.data import load_digits
 from spequant.models import resnet8
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spequant.app.recipes.recipe import Recipe
-from spequant.app.recipes.weights import build_network
+from spequant.app.runs.weights import build_network
 from spequant.data import Augment, ImageSet, ImageSettings, Mixing, RandomCrop, eval_batches, train_batches
 from spequant.methods.tasks import Classification, Counted
 from spequant.names import imported

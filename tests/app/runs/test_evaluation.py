@@ -2,7 +2,7 @@
 
 import pytest
 
-from spequant.app.recipes import evaluate_source, export_source
+from spequant.app.runs import evaluate_source, export_source
 from support.exported_run import exported
 from support.integer_networks import NEEDS_ONNXRUNTIME
 

@@ -1,0 +1,21 @@
+"""Runs: a recipe carried out in a folder, and what its result is turned into."""
+
+from spequant.app.runs.dry_run import dry_run
+from spequant.app.runs.evaluation import evaluate_source
+from spequant.app.runs.exporting import export_source
+from spequant.app.runs.folder import listing
+from spequant.app.runs.reporter import Quiet, Reporter
+from spequant.app.runs.run import run
+from spequant.app.runs.sources import load_run, open_source
+
+__all__ = [
+    "Quiet",
+    "Reporter",
+    "dry_run",
+    "evaluate_source",
+    "export_source",
+    "listing",
+    "load_run",
+    "open_source",
+    "run",
+]
