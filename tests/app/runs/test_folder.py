@@ -9,7 +9,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from spequant.app.recipes import folder as run_folder
+from spequant.app.runs import folder as run_folder
 from spequant.app.runs.folder import Metrics, environment, held, in_use
 from support.special_files import PLACES, nodes
 

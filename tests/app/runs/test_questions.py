@@ -13,14 +13,14 @@ import transformers
 import spequant
 from reference.squad import evaluation
 from spequant.app.cli import main
-from spequant.app.runs import evaluate_source, export_source, run
-from spequant.app.runs.evaluation import at_bits
 from spequant.app.recipes.quantization import Quantization
-from spequant.app.runs.questions import Questions, divided
 from spequant.app.recipes.recipe import Network, Recipe
 from spequant.app.recipes.serial import from_json, to_json
-from spequant.app.runs.sources import about_run, load_run, open_source
 from spequant.app.recipes.training import Training
+from spequant.app.runs import evaluate_source, export_source, run
+from spequant.app.runs.evaluation import at_bits
+from spequant.app.runs.questions import Questions, divided
+from spequant.app.runs.sources import about_run, load_run, open_source
 from spequant.data import Digits, Squad, load_squad
 from spequant.methods import SPEQ, Retrain
 from spequant.quantizers import LSQ, LSQPlus

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from spequant.app import cli, terminal
 from spequant.app.cli import main
 from spequant.app.recipes import RECIPES
-from spequant.app.runs import run
-from spequant.app.recipes import folder as run_folder
 from spequant.app.recipes.serial import from_json
+from spequant.app.runs import folder as run_folder
+from spequant.app.runs import run
 from spequant.train import Interrupted
 from spequant.train.checkpoint import checkpoints
 from support.forks import forked
@@ -88,7 +88,7 @@ import torch
 torch.set_num_threads(1)
 from spequant.app.recipes import RECIPES
 from spequant.app.runs import run
-from spequant.app.recipes import folder as run_folder
+from spequant.app.runs import folder as run_folder
 from spequant.train import loop
 recipe = RECIPES["digits-w2a2-speq"]()
 recipe = replace(recipe, network=replace(recipe.network, weights=None))
