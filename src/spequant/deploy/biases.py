@@ -18,7 +18,12 @@ def quantize_biases(model: nn.Module, example: Tensor) -> None:
     norm that follows the layer, or of the layer itself; a batch norm without parameters (affine=False) is left as it
     is. A second call changes nothing.
 
-    example: an input, batch first. ValueError as `lower`: no integer form.
+    Args:
+        model: the network; only its biases change.
+        example: an input, batch first; only its shape counts.
+
+    Raises:
+        ValueError: as `lower`: no integer form.
     """
     layers = [op for op in lower(model, example).weighted if op.bias is not None]
     for op in {id(op.bias): op for op in layers}.values():  # a layer that two quantizers read is there twice

@@ -71,8 +71,17 @@ def compare(
 ) -> Parity:
     """The network `model` and an engine's `run` on the same images, end to end.
 
-    start: of `engines.ENGINES`; with it, the codes of every op too, forced on the first batch and end to end.
-    preprocessing: as the engine's graph has it.
+    Args:
+        model: the network; it stays as it is.
+        program: what `lower` makes of it.
+        run: an engine's, of a graph with the input "input".
+        batches: inputs of the network and of the engine, and labels (`inputs.as_batches`).
+        start: of `engines.ENGINES`; with it, the codes of every operation are compared too, forced on the first batch
+            and end to end.
+        preprocessing: as the engine's graph has it.
+
+    Returns:
+        What came of it; `Parity.check` judges it.
     """
     parity = Parity(saturating=program.saturating(), off_grid=off_grid(program))
     twin, ops = Twin(program), program.integer_ops

@@ -12,8 +12,15 @@ from spequant.quantizers.held import Held
 def at_width(program: Program, bits: int, trained: int | None = None) -> Program:
     """`program` with its activations that were trained at `trained` bits at `bits`, 1 to 8; the others keep theirs.
 
-    trained: None: the fewest bits that there are. The rule is that of `spequant.precision`: a finer grid keeps every
-    value of the trained one. ValueError: no activation of that width.
+    The rule is that of `spequant.precision`: a finer grid keeps every value of the trained one.
+
+    Args:
+        program: what `lower` makes; it stays as it is.
+        bits: 1 to 8.
+        trained: None: the fewest bits that there are.
+
+    Raises:
+        ValueError: no activation of that width.
     """
     check_bits(bits, "bits")
     homes = {op.grid.home.bits for op in program.ops if op.grid is not None and op.grid.home is not None}

@@ -50,10 +50,15 @@ SKIPPED = "num_batches_tracked"  # counts training steps; evaluation does not re
 def pack(model: nn.Module, path: str | Path, about: Mapping[str, Any] | None = None) -> None:
     """Write the prepared and calibrated `model` to `path`.
 
-    about: JSON that `packed_about` gives back, e.g. how to make the float network.
+    Args:
+        model: the network; it stays as it is.
+        path: of the file, which is replaced whole or not at all.
+        about: JSON that `packed_about` gives back, e.g. how to make the float network.
 
-    ValueError: nothing quantized, a quantizer whose values are not equally spaced. RuntimeError: not calibrated, or
-    inside a precision context. OSError: `path` cannot be written; what was there before stays.
+    Raises:
+        ValueError: nothing quantized, a quantizer whose values are not equally spaced.
+        RuntimeError: not calibrated, or inside a precision context.
+        OSError: `path` cannot be written.
     """
     model = innermost(model)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, QuantizedLayer)}
@@ -98,7 +103,13 @@ def load_packed(path: str | Path, network: nn.Module) -> nn.Module:
 
     Its quantizers hold their ranges: it runs, switches precision and is exported; ranges are not trained any more.
 
-    FileNotFoundError. ValueError names what is damaged, of a newer format, or not that of `network`.
+    Args:
+        path: of the file.
+        network: the float network; it stays as it is.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: names what is damaged, of a newer format, or not that of `network`.
     """
     path, network = Path(path), innermost(network)
     tensors, head = read_packed(path)
