@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import spequant
-from spequant.app.recipes import RECIPES, assembly
+from spequant.app.recipes import RECIPES
 from spequant.app.runs import run
 from spequant.train import (
     NotFinite,
@@ -165,8 +165,8 @@ class Listens:
 
 def broken_run(monkeypatch, step, how):
     """The recipe of a run of digits, 5 epochs of 10 steps, that goes wrong at `step`."""
-    monkeypatch.setattr(assembly, "build_method", lambda *_, **__: Breaks(step, how))
     recipe = RECIPES["digits-w2a2-retrain"]()
+    monkeypatch.setattr(type(recipe.method), "build", lambda self, start: Breaks(step, how))
     train = replace(recipe.train, epochs=5, batch_size=128, device="cpu", compile=False, checkpoint_every=4)
     return replace(recipe, train=train, network=replace(recipe.network, weights=None))
 

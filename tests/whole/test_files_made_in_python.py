@@ -164,7 +164,7 @@ def test_bench_infer(folder, monkeypatch):
         ("evaluate plain.onnx --data small.npz", r"input has the shape \(32, 1, 4, 8\); .*plain\.onnx"),
         ("evaluate net.packed --data test.npz --network networks.py:number", "number'.*called without arguments"),
         ("evaluate net.packed --data test.npz --network collections:OrderedDict", "gives OrderedDict; .*Module"),
-        ("evaluate net.packed --data test.npz --network networks.py:other", r"networks\.py has no other"),
+        ("evaluate net.packed --data test.npz --network networks.py:other", r"networks\.py has no 'other'"),
         ("evaluate net.packed --data test.npz --network torch.nn:Identity", "file of another network"),
         ("export net.packed --to onnx --data test.npz", r"net\.packed .*to export it, give --network"),
         ("export net.packed --to onnx --network networks.py:small", r"net\.packed .*--data FILE\.npz"),

@@ -1,7 +1,6 @@
 """Recipes carried out: each field arrives where it works, a run's folder is its own, and what a run would take."""
 
 import re
-import sys
 from dataclasses import replace
 
 import pytest
@@ -10,7 +9,7 @@ from torch import nn
 
 from spequant.app.recipes import RECIPES
 from spequant.app.recipes.quantization import Quantization
-from spequant.app.runs import dry_run, load_run, run
+from spequant.app.runs import dry_run, load_run, run, session
 from spequant.app.runs.dry_run import Estimate
 from spequant.app.runs.folder import held
 from spequant.app.runs.images import measure
@@ -57,8 +56,7 @@ def test_momentum_augmentation_and_batch_norm_measured_anew_take_part(tmp_path, 
     model, without = trained(tmp_path / "run"), trained(tmp_path / "without", optimizer=SGD(momentum=0.0))
     assert not torch.equal(model.conv1.layer.weight, without.conv1.layer.weight)
     seen = []
-    runs = sys.modules["spequant.app.runs.run"]  # the package's attribute of that name is the function
-    monkeypatch.setattr(runs, "reestimate_batch_norm", lambda model, batches: seen.extend(batches))
+    monkeypatch.setattr(session, "reestimate_batch_norm", lambda model, batches: seen.extend(batches))
     stale = trained(tmp_path / "stale")
     assert torch.equal(stale.conv1.layer.weight, model.conv1.layer.weight)
     assert not torch.allclose(stale.bn1.running_mean, model.bn1.running_mean, rtol=1e-3)

@@ -70,7 +70,7 @@ def _made(base: type, name: str, methods: dict[str, Any], doc: str | None) -> An
     return dataclass(frozen=True, kw_only=True)(type(f"Own{base.__name__}", (base,), content))
 
 
-def _method(thing: Any, name: str) -> type[MethodSettings]:
+def _adopt_method(thing: Any, name: str) -> type[MethodSettings]:
     if not callable(thing):
         raise ValueError(f"method is {name!r}, a {type(thing).__name__}; expected a class or function, or settings")
 
@@ -83,17 +83,17 @@ def _method(thing: Any, name: str) -> type[MethodSettings]:
     return _made(MethodSettings, name, {"build": build}, thing.__doc__)
 
 
-def _quantizer(thing: Any, name: str) -> type[QuantizerSettings]:
+def _adopt_quantizer(thing: Any, name: str) -> type[QuantizerSettings]:
     raise ValueError(f"{name!r} is no quantizer; expected a class that derives from {Quantizer.__module__}.Quantizer")
 
 
-def _optimizer(thing: Any, name: str) -> type[OptimizerSettings]:
+def _adopt_optimizer(thing: Any, name: str) -> type[OptimizerSettings]:
     if not callable(thing):
         raise ValueError(f"train.optimizer is {name!r}, a {type(thing).__name__}; expected a class or function")
     return _made(OptimizerSettings, name, {"build": lambda self, groups: thing(groups)}, f"{name}, with its defaults.")
 
 
-def _data(thing: Any, name: str) -> type[DataSettings]:
+def _adopt_data(thing: Any, name: str) -> type[DataSettings]:
     if not callable(thing):
         raise ValueError(f"data is {name!r}, a {type(thing).__name__}; expected a function, a class or settings")
 
@@ -106,10 +106,10 @@ def _data(thing: Any, name: str) -> type[DataSettings]:
     return _made(ImagesInMemory, name, {"load": load}, thing.__doc__)
 
 
-METHOD: Choice[MethodSettings] = Choice("method", MethodSettings, methods.by_name, _method)
-DATA: Choice[DataSettings] = Choice("data", DataSettings, data.by_name, _data)
-OPTIMIZER: Choice[OptimizerSettings] = Choice("train.optimizer", OptimizerSettings, optimizers, _optimizer)
+METHOD: Choice[MethodSettings] = Choice("method", MethodSettings, methods.by_name, _adopt_method)
+DATA: Choice[DataSettings] = Choice("data", DataSettings, data.by_name, _adopt_data)
+OPTIMIZER: Choice[OptimizerSettings] = Choice("train.optimizer", OptimizerSettings, optimizers, _adopt_optimizer)
 QUANTIZER: Choice[QuantizerSettings] = Choice(
-    "quantizer", QuantizerSettings, {n: kind.Settings for n, kind in quantizers.by_name.items()}, _quantizer
+    "quantizer", QuantizerSettings, {n: kind.Settings for n, kind in quantizers.by_name.items()}, _adopt_quantizer
 )
 CHOICES: tuple[Choice[Any], ...] = (METHOD, DATA, OPTIMIZER, QUANTIZER)

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from spequant.app.recipes.choices import METHOD
-from spequant.app.runs.fields import Field, make_field
-from spequant.app.runs.images import channels_last
 from spequant.app.recipes.recipe import Recipe
 from spequant.app.recipes.training import Training
+from spequant.app.runs.fields import Field, make_field
+from spequant.app.runs.images import channels_last
 from spequant.app.runs.weights import load_teacher
 from spequant.calibration.batch_norm import synchronise_batch_norm
 from spequant.methods import BlockReplacement, ExtendedSPEQ, Method, SPEQDistill, Start, allow_float
@@ -93,7 +93,6 @@ def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | No
     if not recipe.quantized:
         allow_float(model)
     steps = settings.epochs * (field.sizes[0] // settings.batch_size)
-
     start = Start(
         network=network,
         student=model,
@@ -111,13 +110,9 @@ def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | No
     _check_alone(recipe, partner)
     if world() > 1 and settings.sync_batch_norm:
         synchronise_batch_norm(model)
+    learning = model if partner is None else nn.ModuleList([model, partner])
     optimizer = settings.optimizer.build(
-        parameter_groups(
-            model if partner is None else nn.ModuleList([model, partner]),
-            lr=settings.lr,
-            weight_decay=settings.weight_decay,
-            range_lr=settings.range_lr,
-        )
+        parameter_groups(learning, lr=settings.lr, weight_decay=settings.weight_decay, range_lr=settings.range_lr)
     )
     state = TrainingState(
         model,

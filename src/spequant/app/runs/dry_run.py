@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from spequant.app.runs.assembly import assemble, start_processes
 from spequant.app.recipes.recipe import Recipe
+from spequant.app.runs.assembly import assemble, start_processes
 from spequant.layers import weight_bits
 from spequant.processes import world
 from spequant.train import train_step

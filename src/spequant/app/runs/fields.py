@@ -7,9 +7,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from spequant.app.recipes.recipe import Recipe
 from spequant.app.runs.images import Images
 from spequant.app.runs.questions import Questions
-from spequant.app.recipes.recipe import Recipe
 from spequant.methods.tasks import Counted
 
 

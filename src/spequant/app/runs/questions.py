@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spequant.app.recipes.recipe import Recipe
 from spequant.app.runs.folder import NETWORK, weight_file
 from spequant.app.runs.images import task_of
-from spequant.app.recipes.recipe import Recipe
 from spequant.calibration.batch_norm import modes_kept
 from spequant.data import (
     Question,

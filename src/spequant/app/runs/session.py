@@ -9,7 +9,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from spequant.app.recipes.recipe import Recipe
-from spequant.app.recipes.serial import content_of, to_json
+from spequant.app.recipes.serial import to_json
 from spequant.app.runs.assembly import Assembly, assemble
 from spequant.app.runs.folder import CHECKPOINTS, METRICS, RESULT, STATE, Metrics, last_checkpoint, start_files
 from spequant.app.runs.reporter import Reporter

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from spequant import models
-from spequant.app.runs.folder import NETWORK, RECIPE, STATE
-from spequant.app.runs.images import channels_last
-from spequant.app.runs.questions import QuestionSet, dev_questions
 from spequant.app.recipes.recipe import Recipe
 from spequant.app.recipes.serial import from_json, to_json, without_paths
 from spequant.app.recipes.training import device_named
+from spequant.app.runs.folder import NETWORK, RECIPE, STATE
+from spequant.app.runs.images import channels_last
+from spequant.app.runs.questions import QuestionSet, dev_questions
 from spequant.app.runs.weights import build_network
 from spequant.data import ImageSet, QuestionSettings
 from spequant.deploy import Loaded, Program, check_packed, load

@@ -5,10 +5,10 @@ from pathlib import Path
 from torch import nn
 
 from spequant import models
-from spequant.app.runs.folder import RECIPE, weight_file
 from spequant.app.recipes.quantization import Quantization
 from spequant.app.recipes.recipe import Network
 from spequant.app.recipes.serial import from_json
+from spequant.app.runs.folder import RECIPE, weight_file
 from spequant.data import ImageSet
 from spequant.preparation.placement import unprepare
 
