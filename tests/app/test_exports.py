@@ -82,7 +82,7 @@ def test_inspect(files, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["evaluate", "{packed}", "--engine", "tflite"], "engine is 'tflite'; expected torch, onnxruntime, openvino"),
+        (["evaluate", "{packed}", "--engines", "tflite"], "engine is 'tflite'; expected torch, onnxruntime, openvino"),
         (["evaluate", "{packed}", "--images", "0"], "images is 0; expected 1"),
         (["evaluate", "{packed}", "--threads", "0"], "threads is 0; expected 1"),
         (["evaluate", "{packed}", "--json", "nowhere/a.json"], "a.json .* nowhere does not exist"),

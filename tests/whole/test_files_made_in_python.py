@@ -50,10 +50,10 @@ def ran(folder, monkeypatch, *args):
     ("args", "engine"),
     [
         (("plain.onnx",), "onnxruntime"),
-        (("plain.onnx", "--engine", "torch"), "torch"),
+        (("plain.onnx", "--engines", "torch"), "torch"),
         (("net.onnx",), "onnxruntime"),
         (("net.packed", *NETWORK), "torch"),
-        (("net.packed", "--network", "networks.py:network", "--engine", "onnxruntime"), "onnxruntime"),
+        (("net.packed", "--network", "networks.py:network", "--engines", "onnxruntime"), "onnxruntime"),
     ],
 )
 def test_evaluate(args, engine, folder, monkeypatch):
@@ -80,7 +80,7 @@ def test_numbers_of_other_types_become_floats(kind, folder, tmp_path, monkeypatc
     with torch.no_grad():
         labels = lowered("two bits").model(torch.from_numpy(inputs).float()).argmax(1)
     np.savez(tmp_path / "other.npz", inputs=inputs, labels=labels.numpy())
-    for source in ("net.packed", *NETWORK), ("plain.onnx", "--engine", "torch"):
+    for source in ("net.packed", *NETWORK), ("plain.onnx", "--engines", "torch"):
         (row,) = ran(folder, monkeypatch, "evaluate", *source, "--data", str(tmp_path / "other.npz"))
         assert row["accuracy"] > 90  # ties apart
     data = "--data", str(tmp_path / "other.npz")
@@ -96,7 +96,7 @@ def test_images_that_the_file_normalises_itself(folder, tmp_path, monkeypatch):
         labels = case.model((images.float() / 255 - 0.5) / 0.25).argmax(1)
     np.savez(tmp_path / "images.npz", inputs=images.numpy(), labels=labels.numpy())
     for engine in ("onnxruntime", "torch"):
-        data = "--data", str(tmp_path / "images.npz"), "--engine", engine
+        data = "--data", str(tmp_path / "images.npz"), "--engines", engine
         (row,) = ran(folder, monkeypatch, "evaluate", "images.onnx", *data)
         assert row["accuracy"] == 100, engine
     (row,) = ran(

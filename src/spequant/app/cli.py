@@ -34,7 +34,7 @@ USAGE = """usage: spequant COMMAND [ARGUMENTS]
   sweep RECIPE ... --seeds 0 1  recipes with several seeds, runs side by side, then compared
   runs [FOLDER]                 runs with state, recipe and accuracy
   layers RUN                    clipping, levels in use and codes that change, by layer and epoch; a picture
-  evaluate RUN|FILE             accuracy on the test set; --engine onnxruntime ..., --act-bits 2 3 4
+  evaluate RUN|FILE             accuracy on the test set; --engines onnxruntime ..., --act-bits 2 3 4
   export RUN --to FORMAT        a packed, onnx, mixed, openvino or qonnx file, verified against the run
   inspect RUN|FILE              bits, ranges, bytes and operations layer by layer, against fp32
   bench train                   time of a training step against float, eager and compiled, and other toolkits'

@@ -124,9 +124,9 @@ class Evaluate:
 
     source: Positional[Path]
     """a run's folder, or an exported file"""
-    engine: Annotated[str | None, tyro.conf.arg(help=f"torch, {', '.join(ENGINES)}; None: the file's own")] = None
+    engines: Annotated[tuple[str, ...], tyro.conf.arg(help=f"torch, {', '.join(ENGINES)}; none: the file's own")] = ()
     act_bits: tuple[int, ...] = ()
-    """widths of the activations that were trained at the recipe's act_bits, one row per width; none: as trained"""
+    """widths of the activations that were trained at the recipe's act_bits; none: as trained"""
     images: int | None = None
     """the first so many test images; None: all"""
     root: Path | None = None
@@ -141,16 +141,20 @@ class Evaluate:
 def print_evaluation(settings: Evaluate) -> None:
     if settings.json is not None:
         destination(settings.json)
-    rows = evaluate_source(
-        settings.source,
-        engine=settings.engine,
-        act_bits=settings.act_bits,
-        images=settings.images,
-        root=settings.root,
-        threads=settings.threads,
-        network=settings.network,
-        data=settings.data,
-    )
+    rows = [
+        row
+        for engine in settings.engines or (None,)
+        for row in evaluate_source(
+            settings.source,
+            engine=engine,
+            act_bits=settings.act_bits,
+            images=settings.images,
+            root=settings.root,
+            threads=settings.threads,
+            network=settings.network,
+            data=settings.data,
+        )
+    ]
     for row in rows:
         width = "float activations" if row["act_bits"] is None else f"A{row['act_bits']}"
         head = f"{row['recipe']}  {row['engine']}  {width}"

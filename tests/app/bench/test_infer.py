@@ -19,7 +19,7 @@ def rows_of(tmp_path, *args):
 
 def test_rows_of_a_file_at_two_widths(digits_run, tmp_path, capsys):
     pytest.importorskip("openvino")
-    rows = rows_of(tmp_path, exported(digits_run, "packed"), "--rounds", 2, "--bits", 2, 4)
+    rows = rows_of(tmp_path, exported(digits_run, "packed"), "--rounds", 2, "--act-bits", 2, 4)
     assert [(r["engine"], r["name"]) for r in rows] == [
         (engine, name) for engine in ("onnxruntime", "openvino") for name in ("fp32", "W2A2", "W2A4")
     ]

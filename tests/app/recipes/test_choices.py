@@ -1,6 +1,5 @@
 """Objects of a user's own in a recipe: methods, quantizers, data, optimizers, networks, tasks, losses, schedules."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from spequant.app.recipes.recipe import Recipe
 from spequant.app.recipes.serial import from_json, to_json
 from spequant.app.runs import run
 from spequant.data import Torchvision
-from support.starts import start
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -219,14 +217,3 @@ def test_a_setting_of_ones_own_is_checked(own):
 def test_torchvisions_sets_have_names():
     flowers = DATA.named("torchvision/Flowers102")
     assert flowers is Torchvision.named("Flowers102") and DATA.name_of(flowers()) == "torchvision/Flowers102"
-
-
-def test_what_the_documentation_shows_runs(tmp_path, monkeypatch):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/recipes.md").read_text(), re.S)
-    (tmp_path / "shown.py").write_text("\n".join(blocks))
-    monkeypatch.chdir(tmp_path)
-    assert recipe_named("shown.py:fast").method.temperature == 3.0
-    settings = METHOD.named("shown.py:Scaled")(factor=0.3)
-    assert settings.build(start(torch.nn.Linear(2, 2))).factor == 0.3
-    with pytest.raises(ValueError, match="factor is 0"):
-        METHOD.named("shown.py:Scaled")(factor=0)

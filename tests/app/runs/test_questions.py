@@ -337,7 +337,9 @@ def test_times_of_engines_and_an_export_at_other_widths(finished, tmp_path):
     report = export_source(packed, "mixed", tmp_path / "eight.onnx", act_bits=8, images=10, root=finished)
     expected = evaluate_source(packed, act_bits=[8], images=10, root=finished)[0]["f1"]
     assert report.figures["f1"][0] == pytest.approx(expected)
-    main(["bench", "infer", str(packed), "--rounds", "1", "--bits", "4", "8", "--length", "24", "--json", str(rows)])
+    main(
+        ["bench", "infer", str(packed), "--rounds", "1", "--act-bits", "4", "8", "--length", "24", "--json", str(rows)]
+    )
     timed = json.loads(rows.read_text())
     assert [(row["engine"], row["name"]) for row in timed] == [
         (engine, name) for engine in ("onnxruntime", "openvino") for name in ("fp32", "W4A4", "W4A8")

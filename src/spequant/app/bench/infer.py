@@ -48,7 +48,9 @@ class Infer:
     image: int = 224
     """its images' height and width"""
     bits: tuple[int, ...] = ()
-    """widths of weights and activations of that network, none: 2; of a source: of its activations, none: as trained"""
+    """without a source: widths of weights and activations of that network; none: 2"""
+    act_bits: tuple[int, ...] = ()
+    """widths of the activations that a source was trained with at its recipe's act_bits; none: as trained"""
     engines: tuple[EngineName, ...] = ("onnxruntime", "openvino")
     length: int | None = None
     """tokens of a window, of a source for questions; None: its data.max_length"""
@@ -119,7 +121,11 @@ def bench_infer(settings: Infer) -> list[dict[str, Any]]:
 
 def _subject(settings: Infer) -> Subject:
     if settings.source is None:
+        if settings.act_bits:
+            raise ValueError(f"act_bits is {settings.act_bits!r}, which is for a run or a file; expected --bits")
         return _random(settings)
+    if settings.bits:
+        raise ValueError(f"bits is {settings.bits!r}, which is for a network without a source; expected --act-bits")
     source = open_source(settings.source, settings.root, data=settings.data)
     if source.model is None and not source.loaded.engines and settings.network is not None:
         source = open_source(settings.source, settings.root, network=settings.network, data=settings.data)
@@ -153,7 +159,7 @@ def _images(settings: Infer, source: Source) -> Subject:
     x = torch.randn(settings.batch, *example.shape[1:])
     if source.program is not None:
         network = _float_network(settings, source)
-        widths = {f"A{bits}": at_width(source.program, bits, source.trained) for bits in settings.bits}
+        widths = {f"A{bits}": at_width(source.program, bits, source.trained) for bits in settings.act_bits}
         return _of_images(network, x, widths or {f"A{source.act_bits}": source.program})
     assert source.model is not None
     programs = _at_widths(settings, source, lambda model: lower(model, x[:1]))
@@ -177,7 +183,7 @@ def _at_widths(settings: Infer, source: Source, form: Callable[[nn.Module], Made
     """{name: form of the model} for each width that is asked for; none: as trained."""
     assert source.model is not None
     forms, weight = {}, "" if source.recipe is None else f"W{source.recipe.quant.weight_bits}"
-    for bits in settings.bits or (None,):
+    for bits in settings.act_bits or (None,):
         with at_bits(source, bits):
             forms[f"{weight}A{bits or source.trained or source.act_bits}"] = form(source.model)
     return forms
