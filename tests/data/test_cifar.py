@@ -30,7 +30,7 @@ def test_cifar100(cifar100_data):
 
 def small(monkeypatch):
     """Training files of five rows, a test file of three."""
-    for name in ("TEN", "HUNDRED"):
+    for name in ("CIFAR10_LAYOUT", "CIFAR100_LAYOUT"):
         monkeypatch.setattr(cifar, name, replace(getattr(cifar, name), rows=5))
     monkeypatch.setattr(cifar, "TEST_ROWS", 3)
 

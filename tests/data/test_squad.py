@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from spequant.data.squad import DEV, TRAIN, Question, from_rows, load_squad, read_squad
+from spequant.data.squad import DEV_FILE, TRAIN_FILE, Question, from_rows, load_squad, read_squad
 from support.tokenizer import entry, file_of
 
 
@@ -141,16 +141,16 @@ def test_damaged_rows_and_bytes_are_named(tmp_path):
 @pytest.mark.parametrize("below", ["squad", "."])
 def test_both_files_are_found_below_the_root(tmp_path, below):
     (tmp_path / below).mkdir(exist_ok=True)
-    write(tmp_path / below / TRAIN, file_of(entry()))
-    with pytest.raises(FileNotFoundError, match=rf"{DEV} does not exist; .*SPEQUANT_DATA or --data\.root"):
+    write(tmp_path / below / TRAIN_FILE, file_of(entry()))
+    with pytest.raises(FileNotFoundError, match=rf"{DEV_FILE} does not exist; .*SPEQUANT_DATA or --data\.root"):
         load_squad(tmp_path)
-    write(tmp_path / below / DEV, file_of(entry(start=0)))
+    write(tmp_path / below / DEV_FILE, file_of(entry(start=0)))
     train, dev = load_squad(tmp_path, download=True)
     assert (train[0].starts, dev[0].starts) == ((4,), (0,))
 
 
 def test_without_files_the_hub_is_asked_only_where_told(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match=rf"squad/{TRAIN} does not exist; .*or with data\.download"):
+    with pytest.raises(FileNotFoundError, match=rf"squad/{TRAIN_FILE} does not exist; .*or with data\.download"):
         load_squad(tmp_path)
     with pytest.raises(ValueError, match=r"data\.root is not set; .*SPEQUANT_DATA.*data\.download"):
         load_squad(None)
@@ -166,7 +166,7 @@ def test_without_files_the_hub_is_asked_only_where_told(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert load_squad(tmp_path, download=True) == load_squad(None, download=True)
     assert asked == [("rajpurkar/squad", str(tmp_path)), ("rajpurkar/squad", None)]
-    with pytest.raises(OSError, match=rf"rajpurkar/squad .*\(no route\); .*{TRAIN} and {DEV}"):
+    with pytest.raises(OSError, match=rf"rajpurkar/squad .*\(no route\); .*{TRAIN_FILE} and {DEV_FILE}"):
         load_squad(tmp_path, download=True)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from reference import squad as literal
 from spequant.data.answers import best_answers, exact_match_and_f1
-from spequant.data.squad import DEV, FOLDER, Question, read_squad
+from spequant.data.squad import DEV_FILE, FOLDER, Question, read_squad
 from spequant.data.windows import check_tokenizer, eval_windows, make_windows, train_windows
 from support.questions import oracle, some_questions, some_windows, spans
 from support.tokenizer import VOCABULARY, small_tokenizer, trained_tokenizer
@@ -66,7 +66,7 @@ def test_windows_overlap_cover_the_context_and_are_labelled_as_their_literal_twi
 
 
 def test_chunks_and_offsets_change_nothing_and_part_is_the_first_questions(questions, windows, monkeypatch):
-    monkeypatch.setattr("spequant.data.windows.CHUNK", 7)
+    monkeypatch.setattr("spequant.data.windows.QUESTIONS_PER_CHUNK", 7)
     again = make_windows(questions, small_tokenizer(), max_length=32, stride=8)
     assert again.offsets is None
     part = make_windows(questions[:20], small_tokenizer(), max_length=32, stride=8, offsets=True)
@@ -167,7 +167,7 @@ def test_arguments_and_tokenizers_that_do_not_fit_are_refused(questions):
         (slow, r"SimpleNamespace, .*is_fast"),
         (no_pad, "without pad_token"),
         (no_cls, "without cls_token"),
-        (unused, r"puts no king \(cls_token\)"),
+        (unused, r"adds no king \(cls_token\)"),
     ):
         with pytest.raises(ValueError, match=message):
             check_tokenizer(bad, config)
@@ -184,7 +184,7 @@ def published_tokenizer():
 
 @pytest.mark.parametrize("kind", ["trained", "published"])
 def test_windows_of_real_questions(kind, squad_data):
-    dev = read_squad(squad_data / FOLDER / DEV, answered=False)[::53]
+    dev = read_squad(squad_data / FOLDER / DEV_FILE, answered=False)[::53]
     texts = [question.context for question in dev]
     real_tokenizer = published_tokenizer() if kind == "published" else trained_tokenizer(texts, model_max_length=512)
     for length, stride in ((384, 128), (96, 32)):

@@ -208,7 +208,7 @@ def test_what_the_settings_say_reaches_the_method(begun):
     distill = spequant.Distill.Settings(loss="cosine", temperature=3.0, weight=0.7).build(begun)
     assert (distill.loss, distill.temperature, distill.weight) == (losses.cosine, 3.0, 0.7)
     assert GSLR.Settings(weight=0.5).build(begun).weight == 0.5
-    assert (GSLR.Settings().build(begun).steps, QKD.Settings().build(begun).alone) == (10, 3)
+    assert (GSLR.Settings().build(begun).steps, QKD.Settings().build(begun).self_studying_end) == (10, 3)
     assert QFD.Settings(bits=3).build(begun).bits == 3 and SQAKD.Settings().build(begun).temperature == 4.0
     for kind in (JointBits, MemberEnsemble):
         assert kind.Settings(widths=(3, 5)).build(begun).widths == (3, 5)

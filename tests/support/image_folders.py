@@ -31,7 +31,7 @@ def fill(root, classes=("ant", "bee", "cat"), train=10, test=4, ends=("png", "jp
 
 def order_of(data):
     """Which images of its source a set has."""
-    return torch.from_numpy(data.images.chosen)
+    return torch.from_numpy(data.images.indices)
 
 
 class Listed(Dataset):

@@ -1,5 +1,4 @@
-"""Data sets as uint8 images on a device, or in files decoded as they are read, and batches of them; questions and their
-windows of tokens."""
+"""Data sets and their batches: images, in memory or in files, and questions about texts as windows of tokens."""
 
 from spequant.data.answers import best_answers, exact_match_and_f1
 from spequant.data.cifar import CIFAR10, CIFAR100, load_cifar10, load_cifar100
@@ -23,7 +22,7 @@ by_name: dict[str, type[DataSettings]] = {
     "folder": Folder,
     "squad": Squad,
 }
-"""The settings of each data set, by the name that recipes give it; "torchvision/NAME": `Torchvision.named(NAME)`."""
+"""{name of a data set in recipes: its settings}. "torchvision/NAME" stands for `Torchvision.named(NAME)`."""
 
 __all__ = [
     "CIFAR10",

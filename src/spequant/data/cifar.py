@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from disk: the official binary layout, or torchvision's pickled one."""
+"""CIFAR-10 and CIFAR-100 from disk, in the official binary layout or torchvision's pickled one."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from spequant.data.images import ImageSet
-from spequant.data.settings import ImagesOnDisk, fetching, folder_for
+from spequant.data.settings import ImagesOnDisk, fetching, required_folder
 from spequant.extras import needs
 
 PIXELS = 3 * 32 * 32
@@ -16,14 +16,25 @@ SITE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 
 @dataclass(frozen=True)
 class _Layout:
-    """One of the two sets. A row of a binary file: `label_bytes` labels, of which the last counts, and the pixels."""
+    """Files of one of the two sets. A row of a binary file has `label_bytes` labels and the pixels of an image.
 
-    title: str  # also torchvision's class, without the hyphen
+    Attributes:
+        title: Name of the set; without the hyphen, the name of torchvision's class.
+        folder: Folder of the binary files.
+        pickled: Folder of torchvision's files.
+        train, test: Names of the binary files.
+        rows: Images per training file.
+        label_bytes: Labels per row, one byte each; the last one is used.
+        classes: Number of classes.
+        mean, std: Per channel, of pixels scaled to [0, 1].
+    """
+
+    title: str
     folder: str
     pickled: str
     train: tuple[str, ...]
     test: str
-    rows: int  # of a training file
+    rows: int
     label_bytes: int
     classes: int
     mean: tuple[float, ...]
@@ -34,7 +45,7 @@ class _Layout:
         return f"{SITE} ({self.title} binary version)"
 
 
-TEN = _Layout(
+CIFAR10_LAYOUT = _Layout(
     title="CIFAR-10",
     folder="cifar-10-batches-bin",
     pickled="cifar-10-batches-py",
@@ -43,10 +54,10 @@ TEN = _Layout(
     rows=10_000,
     label_bytes=1,
     classes=10,
-    mean=(0.485, 0.456, 0.406),  # those that the published float weights were trained with
+    mean=(0.485, 0.456, 0.406),  # with these the published float weights were trained
     std=(0.229, 0.224, 0.225),
 )
-HUNDRED = _Layout(
+CIFAR100_LAYOUT = _Layout(
     title="CIFAR-100",
     folder="cifar-100-binary",
     pickled="cifar-100-python",
@@ -63,40 +74,56 @@ TEST_ROWS = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class CIFAR10(ImagesOnDisk):
-    """CIFAR-10: 50,000 images of 32 x 32 and 10,000 to test on, 10 classes."""
+    """CIFAR-10: 50,000 training and 10,000 test images of 32 x 32 pixels, 10 classes."""
 
     def load(self, network: str) -> tuple[ImageSet, ImageSet]:
-        root = folder_for(TEN.title, self.root)
+        root = required_folder(CIFAR10_LAYOUT.title, self.root)
         with fetching(root, self.download):
             return load_cifar10(root, self.download)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CIFAR100(ImagesOnDisk):
-    """CIFAR-100: 50,000 images of 32 x 32 and 10,000 to test on, 100 classes."""
+    """CIFAR-100: 50,000 training and 10,000 test images of 32 x 32 pixels, 100 classes."""
 
     def load(self, network: str) -> tuple[ImageSet, ImageSet]:
-        root = folder_for(HUNDRED.title, self.root)
+        root = required_folder(CIFAR100_LAYOUT.title, self.root)
         with fetching(root, self.download):
             return load_cifar100(root, self.download)
 
 
 def load_cifar10(root: str | Path, download: bool = False) -> tuple[ImageSet, ImageSet]:
-    """(train, 50,000 images; test, 10,000), uint8 3 x 32 x 32.
+    """Read CIFAR-10.
 
-    root: holds, or is, `cifar-10-batches-bin`; or holds torchvision's `cifar-10-batches-py`, which `download` fetches.
-    FileNotFoundError or ValueError: a file that is missing or damaged, with its name and the size expected.
+    Args:
+        root: The folder `cifar-10-batches-bin`, or the folder that contains it or torchvision's `cifar-10-batches-py`.
+        download: Whether torchvision fetches `cifar-10-batches-py` into `root` if there is no binary layout.
+
+    Returns:
+        (train, 50,000 images; test, 10,000 images), uint8 3 x 32 x 32.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: A file is damaged, e.g. has another size.
     """
-    return _load(TEN, Path(root), download)
+    return _load(CIFAR10_LAYOUT, Path(root), download)
 
 
 def load_cifar100(root: str | Path, download: bool = False) -> tuple[ImageSet, ImageSet]:
-    """(train, 50,000 images; test, 10,000), uint8 3 x 32 x 32, the 100 fine labels.
+    """Read CIFAR-100 with its 100 fine labels.
 
-    root: holds, or is, `cifar-100-binary`; or holds torchvision's `cifar-100-python`, which `download` fetches.
-    FileNotFoundError or ValueError: a file that is missing or damaged, with its name and the size expected.
+    Args:
+        root: The folder `cifar-100-binary`, or the folder that contains it or torchvision's `cifar-100-python`.
+        download: Whether torchvision fetches `cifar-100-python` into `root` if there is no binary layout.
+
+    Returns:
+        (train, 50,000 images; test, 10,000 images), uint8 3 x 32 x 32.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: A file is damaged, e.g. has another size.
     """
-    return _load(HUNDRED, Path(root), download)
+    return _load(CIFAR100_LAYOUT, Path(root), download)
 
 
 def _load(layout: _Layout, root: Path, download: bool) -> tuple[ImageSet, ImageSet]:
@@ -108,12 +135,12 @@ def _load(layout: _Layout, root: Path, download: bool) -> tuple[ImageSet, ImageS
 
 
 def _read(layout: _Layout, path: Path, rows: int) -> np.ndarray:
-    """(rows, label bytes and pixels)."""
+    """Return the uint8 array (rows, label bytes + pixels) of a binary file."""
     expected = rows * (layout.label_bytes + PIXELS)
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} does not exist; expected {expected} bytes, a file of {layout.title}'s binary layout. "
-            f"Set data.root to the folder that holds {layout.folder}; to be had at {layout.source}, or with "
+            f"Set data.root to the folder that holds {layout.folder}; get the set from {layout.source}, or with "
             "data.download"
         )
     size = path.stat().st_size

@@ -1,4 +1,4 @@
-"""What a network expects of its images: size, crop, mean and deviation, as timm and torchvision keep them."""
+"""Size, crop, mean and deviation of the images that a network was trained with, from timm and torchvision."""
 
 from dataclasses import dataclass, replace
 
@@ -6,16 +6,22 @@ from spequant.data.image_files import IMAGENET_MEAN, IMAGENET_STD
 from spequant.data.vision import vision
 
 TIMM, TORCHVISION = "timm/", "torchvision/"
-HALVES = ("torchvision/googlenet", "torchvision/inception_v3")
-"""Networks whose published weights want images from -1 to 1: with them torchvision puts that into the network
-(`transform_input`); here it is the data's mean and deviation, which files of any kind hold."""
+UNIT_RANGE = ("torchvision/googlenet", "torchvision/inception_v3")
+"""Networks whose published weights need images from -1 to 1. torchvision scales the images in the network
+(`transform_input`). Here the mean and deviation of the data do it, because every exported file contains them."""
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """mean, std: of each channel, of images scaled to [0, 1]; crop_pct: share of the shorter side that the middle crop
-    takes; size: its side, pixels; crop_mode: timm's. The defaults are those that most ImageNet networks were trained
-    with."""
+    """How images are scaled, cropped and normalised. The defaults are those of most networks for ImageNet.
+
+    Attributes:
+        mean, std: Per channel, of images scaled to [0, 1].
+        crop_pct: Share of the image's shorter side that the center crop takes in evaluation, above 0, at most 1.
+        interpolation: "bilinear", "bicubic", "nearest", "box", "hamming" or "lanczos".
+        size: Side of the crop in pixels.
+        crop_mode: timm's: "center", "squash" or "border".
+    """
 
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
@@ -26,10 +32,15 @@ class Configuration:
 
 
 def data_configuration(network: str) -> Configuration:
-    """Of the recipe's network of that name: of "timm/NAME" timm's, of "torchvision/NAME" that of its default weights,
-    but for the mean and deviation of `HALVES`; of any other ImageNet's usual one.
+    """Return the data configuration of a network.
 
-    ValueError: timm, or torchvision, has no network NAME.
+    Args:
+        network: Name in a recipe. For "timm/NAME" the configuration is timm's, and for "torchvision/NAME" that of the
+            default weights, except the mean and deviation of `UNIT_RANGE`. Other networks get the default.
+
+    Raises:
+        ValueError: timm or torchvision has no network NAME.
+        ModuleNotFoundError: timm or torchvision (extra `vision`) is not installed.
     """
     if network.startswith(TORCHVISION):
         return _torchvision(network)
@@ -39,19 +50,19 @@ def data_configuration(network: str) -> Configuration:
     if not models.is_model(name):
         raise ValueError(f"network.name is {network!r}, and timm has no {name!r}; timm.list_models() lists what it has")
     try:
-        known = models.get_pretrained_cfg(name)
+        pretrained = models.get_pretrained_cfg(name)
     except RuntimeError as error:
         raise ValueError(f"network.name is {network!r}: {error}; timm.list_pretrained() lists its weights") from error
-    found = vision("timm.data").resolve_data_config(
-        pretrained_cfg=known.to_dict() if known else {"mean": IMAGENET_MEAN}
+    config = vision("timm.data").resolve_data_config(
+        pretrained_cfg=pretrained.to_dict() if pretrained else {"mean": IMAGENET_MEAN}
     )
     return Configuration(
-        tuple(found["mean"]),
-        tuple(found["std"]),
-        found["crop_pct"],
-        found["interpolation"],
-        found["input_size"][-1],
-        found["crop_mode"],
+        tuple(config["mean"]),
+        tuple(config["std"]),
+        config["crop_pct"],
+        config["interpolation"],
+        config["input_size"][-1],
+        config["crop_mode"],
     )
 
 
@@ -60,7 +71,7 @@ def _torchvision(network: str) -> Configuration:
         weights = vision("torchvision.models").get_model_weights(network.removeprefix(TORCHVISION))
     except ValueError as error:
         raise ValueError(f"network.name is {network!r}, and torchvision has no such network") from error
-    found = weights.DEFAULT.transforms()
-    (size,), (whole,) = found.crop_size, found.resize_size
-    own = Configuration(tuple(found.mean), tuple(found.std), size / whole, found.interpolation.value, size)
-    return replace(own, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)) if network in HALVES else own
+    preset = weights.DEFAULT.transforms()
+    (size,), (resized,) = preset.crop_size, preset.resize_size
+    config = Configuration(tuple(preset.mean), tuple(preset.std), size / resized, preset.interpolation.value, size)
+    return replace(config, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)) if network in UNIT_RANGE else config

@@ -1,6 +1,6 @@
-"""Images that stay where they are and are decoded as they are read: what stands in for an `ImageSet`'s uint8 tensor.
+"""Images that stay in files and are decoded when they are read, in place of the uint8 tensor of an `ImageSet`.
 
-What a random crop takes follows from (seed, epoch, position in the epoch), whichever process decodes the image.
+Random crops depend only on (seed, epoch, position in the epoch), not on the process that decodes the image.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,14 +17,15 @@ from spequant.data.vision import seeded, vision
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-PATHS = ("samples", "_samples", "_image_files", "_images")  # where torchvision's sets keep the names of their files
+PATH_ATTRIBUTES = ("samples", "_samples", "_image_files", "_images")
+"""Attributes in which torchvision's sets store the paths of their files."""
 
 Transform = Callable[[Any], Tensor]
-"""RGB image of pillow's -> uint8 (3, size, size)"""
+"""pillow's RGB image -> uint8 (3, size, size)"""
 
 
 class Source(Protocol):
-    """Any map-style set of (image of pillow's, label), e.g. torchvision's."""
+    """Any map-style set of (pillow's image, label), e.g. one of torchvision's."""
 
     def __len__(self) -> int: ...
 
@@ -33,10 +34,17 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Crop:
-    """How an image is evaluated: its shorter side scaled to `size` / `share` pixels, then the middle `size` x `size`.
+    """The crop in evaluation: the shorter side is scaled to `size` / `share` pixels, and the center is cut out.
 
-    share: above 0, at most 1. interpolation: one of `INTERPOLATIONS`. mode: timm's, "squash": both sides scaled to that
-    length, "border": the longer one, and the rest filled. A smaller image is enlarged.
+    Attributes:
+        size: Side of the crop in pixels, 1 or more; a smaller image is enlarged.
+        share: Share of the scaled side that the crop takes, above 0, at most 1.
+        interpolation: One of `INTERPOLATIONS`.
+        mode: timm's: "center"; "squash", which scales both sides to this length; or "border", which scales the longer
+            side and fills the rest.
+
+    Raises:
+        ValueError: A value is out of range.
     """
 
     size: int = 224
@@ -53,9 +61,10 @@ class Crop:
             raise ValueError(f"interpolation is {self.interpolation!r}; expected one of {', '.join(INTERPOLATIONS)}")
 
     def transform(self) -> Transform:
+        """Return the function that crops an image."""
         return vision("timm.data").create_transform(
             (3, self.size, self.size),
-            crop_pct=self.share * (1 - 1e-9),  # of which timm takes the next lower whole length
+            crop_pct=self.share * (1 - 1e-9),  # timm rounds the length size / crop_pct down
             crop_mode=self.mode,
             interpolation=self.interpolation,
             normalize=False,
@@ -64,11 +73,16 @@ class Crop:
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """timm's augmentation of training: a random part of the image scaled to the size, and a random horizontal flip.
+    """timm's augmentation in training: a random part of the image, scaled to the size, and a random horizontal flip.
 
-    scale: least share of the image's area, above 0, at most 1. color_jitter: largest change of brightness, contrast and
-    saturation, 0 or more, e.g. .4; None: none. auto_augment: timm's notation, e.g. "rand-m9-mstd0.5", which stands in
-    for the jitter. mean: of the images, what some of its operations fill with.
+    Attributes:
+        scale: Least share of the image's area in the random part, above 0, at most 1.
+        color_jitter: Largest change of brightness, contrast and saturation, 0 or more, e.g. .4; None: no change.
+        auto_augment: timm's notation, e.g. "rand-m9-mstd0.5", which replaces `color_jitter`; None: no operations.
+        mean: Mean of the images per channel, with which some operations of `auto_augment` fill.
+
+    Raises:
+        ValueError: A value is out of range.
     """
 
     scale: float = 0.08
@@ -83,7 +97,11 @@ class RandomCrop:
             raise ValueError(f"color_jitter is {self.color_jitter!r}; expected 0 or more, or None")
 
     def transform(self, crop: Crop) -> Transform:
-        """ValueError: auto_augment is not timm's notation."""
+        """Return the function that augments an image and scales it to the size of `crop`.
+
+        Raises:
+            ValueError: `auto_augment` is not in timm's notation.
+        """
         create = vision("timm.data").create_transform
         try:
             return create(
@@ -104,18 +122,25 @@ class RandomCrop:
 
 
 class ImageFiles:
-    """Images decoded when asked for: `files[a:b]`, or int64 indices in place of a slice, is uint8 (k, 3, size, size).
+    """Images that are decoded when they are read: `files[a:b]` or `files[indices]` is uint8 (k, 3, size, size).
 
-    source: (image, label) by number; images of any size and mode, made RGB. crop: how they are evaluated. workers:
-    processes that decode in `read`; 0: this one. What is asked for by index this process decodes.
-    ValueError names a file that cannot be decoded, when it is.
+    Indexing decodes in the calling process, `read` in `workers` processes. A file that cannot be decoded raises a
+    ValueError with its name when it is read.
+
+    Args:
+        source: Set of (image, label); images of any size and mode, which are converted to RGB.
+        crop: Crop of the images in evaluation.
+        workers: Processes that decode in `read`, 0 or more; 0: the calling process.
+
+    Raises:
+        ValueError: `workers` is negative.
     """
 
     def __init__(self, source: Source, crop: Crop, *, workers: int = 0):
         if workers < 0:
             raise ValueError(f"workers is {workers!r}; expected 0 or more processes")
         self.source, self.crop, self.workers = source, crop, workers
-        self.chosen = np.arange(len(source))
+        self.indices = np.arange(len(source))
         self.device, self.dtype = torch.device("cpu"), torch.uint8
 
     @property
@@ -126,7 +151,7 @@ class ImageFiles:
         return 4
 
     def __len__(self) -> int:
-        return len(self.chosen)
+        return len(self.indices)
 
     def __getitem__(self, indices: Tensor | slice) -> Tensor:
         positions = np.arange(len(self))[indices if isinstance(indices, slice) else indices.cpu().numpy()]
@@ -135,34 +160,38 @@ class ImageFiles:
         return (torch.stack(images) if images else torch.empty((0, *self.shape[1:]), dtype=self.dtype)).to(self.device)
 
     def to(self, device: torch.device | str) -> "ImageFiles":
-        """The same, its decoded images put on `device`."""
-        moved = copy(self)
-        moved.device = torch.device(device)
-        return moved
+        """Return a copy that puts decoded images on `device`."""
+        files = copy(self)
+        files.device = torch.device(device)
+        return files
 
     def part(self, indices: Tensor | slice) -> "ImageFiles":
-        """The images at `indices` (int64 or a slice), of the same source; nothing is decoded."""
-        part = copy(self)
-        part.chosen = self.chosen[indices if isinstance(indices, slice) else indices.cpu().numpy()]
-        return part
+        """Return the images at `indices` (int64 or a slice), without decoding."""
+        files = copy(self)
+        files.indices = self.indices[indices if isinstance(indices, slice) else indices.cpu().numpy()]
+        return files
 
     def name(self, position: int) -> str:
-        """Of the file, where the source tells; else the image's number and the source."""
-        index = int(self.chosen[position])
-        for attribute in PATHS:
+        """Return the path of the image at `position`, or its number and the source if the source has no paths."""
+        index = int(self.indices[position])
+        for attribute in PATH_ATTRIBUTES:
             paths = getattr(self.source, attribute, None)
             if paths is not None and len(paths) == len(self.source):
                 return str(paths[index][0] if isinstance(paths[index], tuple | list) else paths[index])
         return f"image {index} of {type(self.source).__name__}"
 
     def decoded(self, position: int) -> Any:
-        """pillow's RGB image. ValueError: damaged, or no image at all."""
+        """Return the image at `position` as pillow's RGB image.
+
+        Raises:
+            ValueError: The file is damaged or is no image.
+        """
         try:
-            return rgb(self.source[int(self.chosen[position])][0])
-        except Exception as error:  # pillow raises a dozen kinds, by format
+            return rgb(self.source[int(self.indices[position])][0])
+        except Exception as error:  # pillow raises many types, depending on the format
             raise ValueError(
-                f"{self.name(position)} is no image that can be read ({error!r}); put a whole one in its place, remove "
-                "it, or have such files looked for and left out: data.check_images"
+                f"{self.name(position)} is no image that can be read ({error!r}); replace it, remove it, or set "
+                "data.check_images to leave such files out"
             ) from error
 
     def read(
@@ -172,9 +201,19 @@ class ImageFiles:
         augment: RandomCrop | None = None,
         seed: tuple[int, ...] = (),
     ) -> Iterator[Tensor]:
-        """uint8 images (k, 3, size, size) of each of `batches`, ranges of positions; in `order` where it is given.
+        """Decode batches in the worker processes.
 
-        The image at position i is augmented as (seed..., i) says, whatever the number of workers.
+        Args:
+            batches: Ranges of positions, one per batch.
+            order: int64; position i reads image order[i]. None: image i.
+            augment: Random crop; None: the crop of evaluation.
+            seed: The augmentation at position i depends only on (*seed, i).
+
+        Yields:
+            uint8 images (k, 3, size, size), one tensor per batch.
+
+        Raises:
+            ValueError: A file cannot be decoded.
         """
         loader = DataLoader(
             _Batches(self, batches, order, augment, seed),
@@ -182,7 +221,7 @@ class ImageFiles:
             sampler=range(len(batches)),
             num_workers=min(self.workers, len(batches)),
             pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # else it draws from the global one
+            generator=torch.Generator(),  # the default is the global one, which must not change
         )
         for images in loader:
             if isinstance(images, Exception):
@@ -190,16 +229,18 @@ class ImageFiles:
             yield images.to(self.device, non_blocking=True)
 
     def damaged(self) -> dict[int, str]:
-        """Positions and names of the images that cannot be decoded; decodes them all, in `workers` processes."""
-        looks = DataLoader(
-            _Looks(self), batch_size=64, collate_fn=list, num_workers=self.workers, generator=torch.Generator()
+        """Decode all images, in `workers` processes; return {position: name} of those that cannot be decoded."""
+        checks = DataLoader(
+            _Checks(self), batch_size=64, collate_fn=list, num_workers=self.workers, generator=torch.Generator()
         )
-        return {position: self.name(position) for batch in looks for position in batch if position is not None}
+        return {position: self.name(position) for batch in checks for position in batch if position is not None}
 
 
 class _Batches(Dataset[Any]):
-    """What a worker makes: batch number k; or the error that names a damaged file, to be raised without the worker's
-    traceback around it."""
+    """The batches that a worker decodes. Item k is batch k, or the error that names a damaged file.
+
+    The error is returned so that the main process raises it without the worker's traceback.
+    """
 
     def __init__(
         self,
@@ -229,8 +270,8 @@ class _Batches(Dataset[Any]):
             return self.transform(decoded)
 
 
-class _Looks(Dataset[Any]):
-    """The position itself where the image there cannot be decoded, else None."""
+class _Checks(Dataset[Any]):
+    """Item i is i if image i cannot be decoded, else None."""
 
     def __init__(self, files: ImageFiles):
         self.files = files
@@ -247,10 +288,14 @@ class _Looks(Dataset[Any]):
 
 
 def rgb(image: Any) -> Any:
-    """pillow's `image` of any mode as RGB: alpha is dropped, 16 bits a channel become 8, as grays."""
-    if image.mode.startswith("I"):  # else pillow clips at 255
+    """Return pillow's image in RGB; alpha is dropped, and 16-bit grays are scaled to 8 bits.
+
+    Args:
+        image: An image of pillow's in any mode.
+    """
+    if image.mode.startswith("I"):  # pillow would clip at 255
         pixels = np.clip(np.asarray(image, np.int64) >> 8, 0, 255)
         image = vision("PIL.Image").fromarray(pixels.astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # what pillow asks for
+        image = image.convert("RGBA")  # pillow warns without this step
     return image.convert("RGB")

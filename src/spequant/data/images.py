@@ -1,6 +1,6 @@
-"""Image sets held whole on a device as uint8, or in files that are decoded as they are read; batches of them.
+"""Image sets, in memory as uint8 or in files that are decoded when they are read, and their batches.
 
-Order and augmentation are arithmetic: they follow from (seed, epoch, step), not from a position in a stream.
+Order and augmentation are computed from (seed, epoch, step), so that training can resume at any step.
 """
 
 from collections.abc import Iterator
@@ -14,13 +14,23 @@ from torch import Tensor
 from spequant.data.image_files import ImageFiles, RandomCrop
 
 EVERYTHING = slice(None)
-HOLD_OUT_SEED = 2009_14502  # fixed, so that every run holds out the same images
+HOLD_OUT_SEED = 2009_14502
+"""Fixed, so that every run holds out the same images."""
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """images: uint8, or `ImageFiles`, read alike; labels: int64 in [0, classes); mean, std: per channel, of images
-    scaled to [0, 1]."""
+    """Images with one class each.
+
+    Attributes:
+        images: uint8 (n, channels, height, width), or `ImageFiles`.
+        labels: int64 (n,), in [0, classes).
+        mean, std: Per channel, of images scaled to [0, 1].
+        classes: Number of classes.
+
+    Raises:
+        ValueError: Images or labels have another dtype, shape or range.
+    """
 
     images: UInt8[Tensor, "n channels height width"] | ImageFiles
     labels: Int64[Tensor, "n"]
@@ -36,7 +46,7 @@ class ImageSet:
             )
         if self.labels.shape != self.images.shape[:1]:
             raise ValueError(
-                f"labels have shape {tuple(self.labels.shape)}; expected ({len(self.images)},), one an image"
+                f"labels have shape {tuple(self.labels.shape)}; expected ({len(self.images)},), one per image"
             )
         if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.classes:
             low, high = int(self.labels.min()), int(self.labels.max())
@@ -46,15 +56,16 @@ class ImageSet:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> "ImageSet":
+        """Return the set on `device`; images in files are put there when they are decoded."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def part(self, indices: Tensor | slice) -> "ImageSet":
-        """The images at `indices` (int64 or a slice)."""
+        """Return the images at `indices` (int64 or a slice) with their labels."""
         images = self.images.part(indices) if isinstance(self.images, ImageFiles) else self.images[indices]
         return replace(self, images=images, labels=self.labels[indices])
 
     def normalise(self, images: UInt8[Tensor, "batch channels height width"]) -> Float[Tensor, "..."]:
-        """fp32: (images / 255 - mean) / std."""
+        """Return (images / 255 - mean) / std in fp32."""
         mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1)
         std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1)
         return (images.float() / 255 - mean) / std
@@ -62,26 +73,31 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Augment:
-    """Zero padding by `padding` pixels, a random crop of the old size, and a random horizontal flip."""
+    """Augmentation of images in memory: zero padding, a random crop of the old size, and a random horizontal flip.
+
+    Attributes:
+        padding: Pixels on each side, 0 or more.
+        flip: Whether half of the images are flipped.
+    """
 
     padding: int = 4
     flip: bool = True
 
     def draw(self, batch: int, rng: np.random.Generator) -> np.ndarray:
-        """(3, batch): top, left, mirrored or not, for each image of a batch."""
-        drawn = rng.integers(0, 2 * self.padding + 1, size=(2, batch))
+        """Return random numbers (3, batch): top and left of the crop in pixels, and 1 for a flip, per image."""
+        corners = rng.integers(0, 2 * self.padding + 1, size=(2, batch))
         flips = rng.random(batch) < 0.5 if self.flip else np.zeros(batch, bool)
-        return np.stack([*drawn, flips])
+        return np.stack([*corners, flips])
 
     def __call__(self, images: UInt8[Tensor, "batch channels height width"], drawn: np.ndarray) -> Tensor:
-        """The batch augmented as `drawn` by `draw`; on the device of `images`."""
+        """Return the augmented batch, on the device of `images`; `drawn` is from `draw`."""
         batch, channels, height, width = images.shape
         top, left, flip = torch.from_numpy(drawn).to(images.device, non_blocking=True)
         rows = top[:, None] + torch.arange(height, device=images.device)
         columns = torch.arange(width, device=images.device).expand(batch, width)
         columns = left[:, None] + torch.where(flip[:, None] > 0, width - 1 - columns, columns)
         padded = torch.nn.functional.pad(images, (self.padding,) * 4)
-        pixels = rows[:, :, None] * padded.shape[3] + columns[:, None, :]  # (batch, height, width), into a padded plane
+        pixels = rows[:, :, None] * padded.shape[3] + columns[:, None, :]  # (batch, height, width), in padded planes
         pixels = pixels.view(batch, 1, -1).expand(batch, channels, -1)
         return padded.flatten(2).gather(2, pixels).view(batch, channels, height, width)
 
@@ -96,12 +112,23 @@ def train_batches(
     start: int = 0,
     part: slice = EVERYTHING,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(normalised fp32 images, channels-last, labels) ordered by (seed, epoch), from step `start` on; no short last
-    batch.
+    """Yield the training batches of an epoch, without a shorter last batch.
 
-    augment: `Augment` works on the images as they are evaluated, `RandomCrop` on those of files alone, as it decodes.
-    part: the slice of each batch that one of several processes takes; together they see the very images, augmented the
-      very same way, that one process would.
+    Args:
+        data: The training images.
+        batch_size: Images per batch, over all processes.
+        seed, epoch: The order depends only on these, the augmentation also on the step.
+        augment: `Augment`, which is applied after the crop of evaluation; or `RandomCrop`, only for images in files.
+            None: no augmentation.
+        start: First step that is yielded, 0 or more.
+        part: The slice of each batch that this process takes. All processes together yield the same images, with the
+            same augmentation, as one process would.
+
+    Yields:
+        (images, labels): normalised fp32 images in channels-last memory format, and int64 labels.
+
+    Raises:
+        ValueError: A number is out of range, or `augment` is a `RandomCrop` and the images are in memory.
     """
     if not 1 <= batch_size <= len(data):
         raise ValueError(f"batch_size is {batch_size!r}; expected 1 to {len(data)}, the number of images")
@@ -112,49 +139,70 @@ def train_batches(
     order = np.random.default_rng((seed, epoch)).permutation(len(data))
     steps = range(start, len(data) // batch_size)
     parts = [range(step * batch_size, (step + 1) * batch_size)[part] for step in steps]
-    places = torch.from_numpy(order).to(data.labels.device)
-    chosen = [places[one.start : one.stop : one.step] for one in parts]
+    indices = torch.from_numpy(order).to(data.labels.device)
+    batches = [indices[positions.start : positions.stop : positions.step] for positions in parts]
     if isinstance(data.images, ImageFiles):
         crop = augment if isinstance(augment, RandomCrop) else None
         pixels = data.images.read(parts, order, crop, (seed, epoch))
     else:
-        pixels = (data.images[indices] for indices in chosen)
-    for step, indices, images in zip(steps, chosen, pixels, strict=True):
+        pixels = (data.images[batch] for batch in batches)
+    for step, batch, images in zip(steps, batches, pixels, strict=True):
         if isinstance(augment, Augment):
             drawn = augment.draw(batch_size, np.random.default_rng((seed, epoch, step)))
             images = augment(images, np.ascontiguousarray(drawn[:, part]))
-        yield data.normalise(images).contiguous(memory_format=torch.channels_last), data.labels[indices]
+        yield data.normalise(images).contiguous(memory_format=torch.channels_last), data.labels[batch]
 
 
 def eval_batches(data: ImageSet, batch_size: int, *, turn: int = 0, turns: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
-    """(normalised fp32 images, labels), everything once, in order; the last batch may be short.
+    """Yield all images once, in order; the last batch can be shorter.
 
-    turn, turns: every `turns`-th batch from number `turn` on, so that as many processes share the work.
+    Args:
+        data: The images.
+        batch_size: Images per batch, 1 or more.
+        turn, turns: Only every `turns`-th batch is yielded, from number `turn` on, so that `turns` processes can share
+            the images.
+
+    Yields:
+        (images, labels): normalised fp32 images, and int64 labels.
+
+    Raises:
+        ValueError: `batch_size` is below 1.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size!r}; expected 1 or more images")
-    chosen = [slice(start, start + batch_size) for start in range(0, len(data), batch_size)][turn::turns]
+    parts = [slice(start, start + batch_size) for start in range(0, len(data), batch_size)][turn::turns]
     if isinstance(data.images, ImageFiles):
-        pixels = data.images.read([range(len(data))[part] for part in chosen])
+        pixels = data.images.read([range(len(data))[part] for part in parts])
     else:
-        pixels = (data.images[part] for part in chosen)
-    for part, images in zip(chosen, pixels, strict=True):
+        pixels = (data.images[part] for part in parts)
+    for part, images in zip(parts, pixels, strict=True):
         yield data.normalise(images), data.labels[part]
 
 
 def hold_out(train: ImageSet, count: int) -> tuple[ImageSet, ImageSet | None]:
-    """(the rest, `count` images, every class at its share); always the same ones; count 0: (train, None)."""
+    """Split `count` images off a training set, the same ones each time, with the shares of the classes preserved.
+
+    Args:
+        train: The training images.
+        count: Number of images to hold out, 0 or more and fewer than there are.
+
+    Returns:
+        (training images, held-out images); (train, None) if `count` is 0.
+
+    Raises:
+        ValueError: `count` is out of range.
+    """
     if not 0 <= count < len(train):
         raise ValueError(f"held_out is {count!r}; expected 0 to {len(train) - 1}, fewer than the training images")
     if count == 0:
         return train, None
     order = np.random.default_rng(HOLD_OUT_SEED).permutation(len(train))
     labels = train.labels.cpu().numpy()[order]
-    # Rank of each image within its class, in units of the class' size: the smallest ranks are held out.
+    # The rank of an image within its class, divided by the size of the class; the lowest ranks are held out.
     rank = np.empty(len(train))
     for label in np.unique(labels):
-        where = np.flatnonzero(labels == label)
-        rank[where] = (np.arange(len(where)) + 0.5) / len(where)
+        positions = np.flatnonzero(labels == label)
+        rank[positions] = (np.arange(len(positions)) + 0.5) / len(positions)
     by_rank = order[np.argsort(rank, kind="stable")]
-    held, rest = np.sort(by_rank[:count]), np.sort(by_rank[count:])
-    return train.part(torch.from_numpy(rest)), train.part(torch.from_numpy(held))
+    held_out, rest = np.sort(by_rank[:count]), np.sort(by_rank[count:])
+    return train.part(torch.from_numpy(rest)), train.part(torch.from_numpy(held_out))

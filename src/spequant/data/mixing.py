@@ -11,10 +11,18 @@ from spequant.data.vision import seeded, vision
 
 @dataclass(frozen=True)
 class Mixing:
-    """mixup, cutmix: alpha of the Beta distribution that the share of the other image is drawn from, 0: none; of both,
-    each batch takes one. smoothing: share of a target spread over all classes, 0 or more and below 1.
+    """Mixing of the images of a batch in pairs, and smoothing of their labels.
 
-    Image i of a batch is mixed with the last but i, with one share for all; so a batch has an even number of images.
+    Image i from the start of a batch is mixed with image i from its end, so that a batch needs an even number of
+    images. All pairs of a batch have the same share.
+
+    Attributes:
+        mixup, cutmix: alpha of the Beta distribution of the share, 0 or more; 0: off. If both are on, each batch uses
+            one of the two.
+        smoothing: Share of a label that is spread over all classes, 0 or more and below 1.
+
+    Raises:
+        ValueError: A value is out of range.
     """
 
     mixup: float = 0.0
@@ -30,14 +38,26 @@ class Mixing:
 
     @property
     def changes(self) -> bool:
+        """Whether the images or the labels change."""
         return bool(self.mixup or self.cutmix or self.smoothing)
 
     def __call__(
         self, images: Tensor, labels: Tensor, classes: int, seed: tuple[int, ...] = (0,)
     ) -> tuple[Tensor, Tensor]:
-        """(images, in place; soft targets, fp32 (batch, classes), rows of sum 1). labels: int64 in [0, classes).
+        """Mix a batch.
 
-        seed: what the share and the box follow from, e.g. (seed, epoch, step).
+        Args:
+            images: (batch, channels, height, width), changed in place.
+            labels: int64 (batch,), in [0, classes).
+            classes: Number of classes.
+            seed: The share and the box depend only on these numbers, e.g. (seed, epoch, step).
+
+        Returns:
+            (images, soft labels): soft labels are fp32 (batch, classes), each row with the sum 1.
+
+        Raises:
+            ValueError: mixup or CutMix is on, and the number of images is odd.
+            ModuleNotFoundError: mixup or CutMix is on, and timm (extra `vision`) is not installed.
         """
         if not (self.mixup or self.cutmix):
             return images, F.one_hot(labels, classes).float() * (1 - self.smoothing) + self.smoothing / classes

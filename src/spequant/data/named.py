@@ -1,4 +1,4 @@
-"""Image sets that stay in files: a folder with a folder a class, and torchvision's by name."""
+"""Image sets that stay in files: a folder with one folder per class, and torchvision's sets by name."""
 
 import difflib
 import inspect
@@ -20,19 +20,23 @@ from spequant.data.settings import ImagesInFiles, fetching, folder_of
 from spequant.data.vision import vision
 from spequant.names import some_of
 
-TRAIN, TEST = ("train",), ("val", "test")  # folders below a root; of the second the first that is there
-SPLITS = {True: ("train", "trainval"), False: ("test", "val")}  # torchvision's names, train or not
-UNDIVIDED_TEST = 5  # one image in so many
-BASES = {"DatasetFolder", "FakeData", "ImageFolder", "VisionDataset"}  # of torchvision.datasets: no sets to be listed
-FEW = 5  # names that a message lists
+TRAIN_FOLDERS, TEST_FOLDERS = ("train",), ("val", "test")
+"""Names of folders below a root; the first that exists is used."""
+SPLITS = {True: ("train", "trainval"), False: ("test", "val")}
+"""{whether it is for training: torchvision's names of the split}; the first that a set accepts is used."""
+TEST_DIVISOR = 5
+"""A set without a test split gives one image in this many for the test."""
+UNLISTED = {"DatasetFolder", "FakeData", "ImageFolder", "VisionDataset"}
+"""Classes of torchvision.datasets that are no data sets."""
+NAMES_IN_MESSAGE = 5
 
 Pair = tuple[ImageSet, ImageSet]
-"""(train, in an order drawn once, so that the first ones are of all classes; test, as the source has it)"""
+"""(train, test), each in a fixed random order, so that its first images are of all classes"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Folder(ImagesInFiles):
-    """Images below root/train/CLASS and root/val/CLASS (or test)."""
+    """Images in the folders root/train/CLASS and root/val/CLASS (or root/test/CLASS)."""
 
     def load(self, network: str) -> Pair:
         root = folder_of(self.root)
@@ -41,25 +45,25 @@ class Folder(ImagesInFiles):
                 "data.root is not set; expected the folder that holds train and val: give --data.root DIR (--root DIR "
                 "for what is trained)"
             )
-        about = self.configuration(network)
-        return load_folder(root, about, workers=self.worker_count(), check=self.check_images)
+        configuration = self.configuration(network)
+        return load_folder(root, configuration, workers=self.worker_count(), check=self.check_images)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Torchvision(ImagesInFiles):
-    """One of torchvision's sets of images with one class each."""
+    """One of torchvision's sets of images with one class per image."""
 
     download: bool = False
-    """fetch the set with torchvision where root does not hold it"""
+    """fetch the set with torchvision if root does not contain it"""
     set: ClassVar[str]
-    """torchvision's name of it, e.g. Flowers102"""
+    """torchvision's name of the set, e.g. Flowers102"""
 
     @staticmethod
     @cache
     def named(name: str) -> type["Torchvision"]:
-        """The settings of the set that torchvision calls `name`."""
-        made = type(f"Torchvision{name}", (Torchvision,), {"set": name, "__doc__": f"torchvision's {name}."})
-        return dataclass(frozen=True, kw_only=True)(made)
+        """Return the settings class of the set that torchvision calls `name`."""
+        settings = type(f"Torchvision{name}", (Torchvision,), {"set": name, "__doc__": f"torchvision's {name}."})
+        return dataclass(frozen=True, kw_only=True)(settings)
 
     def load(self, network: str) -> Pair:
         root = folder_of(self.root)
@@ -69,33 +73,55 @@ class Torchvision(ImagesInFiles):
 
 
 def load_folder(root: Path | str, about: Configuration, *, workers: int = 0, check: bool = False) -> Pair:
-    """Of `root`/train/CLASS/... and `root`/val/CLASS/..., or where there is no val, test: PNG, JPEG and what else
-    torchvision takes for an image, at any depth.
+    """Open a folder of images, with one folder per class.
 
-    about: size and crop of the evaluation, mean and std. workers: processes that decode.
-    check: decode every image now and leave out those that cannot be, with a warning that counts and names them.
-    FileNotFoundError: a folder that is missing. ValueError: a class without images, or in one of the two alone.
+    Args:
+        root: Folder with train/CLASS/... and val/CLASS/... (or test/CLASS/...). Images are files at any depth in the
+            formats of torchvision's ImageFolder, e.g. PNG and JPEG.
+        about: Size and crop in evaluation, mean and deviation.
+        workers: Processes that decode, 0 or more; 0: the calling process.
+        check: Whether to decode every image now and leave out damaged ones, with a warning that names them.
+
+    Returns:
+        (train, test).
+
+    Raises:
+        FileNotFoundError: A folder is missing.
+        ValueError: A class has no image, or is only in one of the two folders.
     """
-    train, test = (_folder(Path(root), names) for names in (TRAIN, TEST))
+    train, test = (_folder(Path(root), names) for names in (TRAIN_FOLDERS, TEST_FOLDERS))
     if train.classes != test.classes:
-        alone = [
-            f"{one.root} alone has {some_of(sorted(set(one.classes) - set(other.classes)), FEW)}"
+        differences = [
+            f"only {one.root} has {some_of(sorted(set(one.classes) - set(other.classes)), NAMES_IN_MESSAGE)}"
             for one, other in ((train, test), (test, train))
             if set(one.classes) - set(other.classes)
         ]
-        raise ValueError(f"{' and '.join(alone)}; expected the same class folders in {train.root} and {test.root}")
-    first, second = _sets([train, test], about, workers, check)
-    return first, second
+        raise ValueError(
+            f"{' and '.join(differences)}; expected the same class folders in {train.root} and {test.root}"
+        )
+    train_set, test_set = _sets([train, test], about, workers, check)
+    return train_set, test_set
 
 
 def load_torchvision(
     name: str, root: Path | None, about: Configuration, *, download: bool = False, workers: int = 0, check: bool = False
 ) -> Pair:
-    """torchvision.datasets' `name`, e.g. Flowers102; the other arguments as of `load_folder`.
+    """Open a set of torchvision.datasets.
 
-    Divided as the class has it (`train=`, or `split=` train or trainval, and test or val). One that it does not divide:
-    a fifth, every class at its share and always the same images, is the test set.
-    ValueError: no such set, one whose labels are no classes, or files that are missing or damaged.
+    The split is torchvision's (argument `train`, or `split` with train or trainval, and test or val). If the set has no
+    split, a fifth of its images is the test set: always the same ones, with the shares of the classes preserved.
+
+    Args:
+        name: Name of the class in torchvision.datasets, e.g. Flowers102.
+        root: Folder of the set; None only if the class takes no root.
+        about, workers, check: As in `load_folder`.
+        download: Whether torchvision fetches the set if `root` does not contain it.
+
+    Returns:
+        (train, test).
+
+    Raises:
+        ValueError: There is no such set, its labels are no classes, or files are missing or damaged.
     """
     sets = vision("torchvision.datasets")
     make = getattr(sets, name, None)
@@ -103,74 +129,76 @@ def load_torchvision(
         close = difflib.get_close_matches(name, torchvision_names(), n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(close)}?" if close else f"it has {', '.join(torchvision_names())}"
         raise ValueError(f"data.name is 'torchvision/{name}', which torchvision.datasets does not have; {hint}")
-    known = inspect.signature(make).parameters
-    given: dict[str, Any] = {"download": download} if "download" in known else {}
-    if "root" in known:
+    parameters = inspect.signature(make).parameters
+    arguments: dict[str, Any] = {"download": download} if "download" in parameters else {}
+    if "root" in parameters:
         if root is None:
             raise ValueError(
                 f"data.root is not set; expected the folder of torchvision's {name}: give --data.root DIR (--root DIR "
                 "for what is trained)"
             )
-        given["root"] = root
-    if "train" in known:
-        made = [_made(make, train=part, **given) for part in (True, False)]
-    elif "split" in known:
-        made = [_split(make, SPLITS[part], given) for part in (True, False)]
+        arguments["root"] = root
+    if "train" in parameters:
+        sources = [_open_set(make, train=is_train, **arguments) for is_train in (True, False)]
+    elif "split" in parameters:
+        sources = [_open_split(make, SPLITS[is_train], arguments) for is_train in (True, False)]
     else:
-        (whole,) = _sets([_made(make, **given)], about, workers, check)
-        rest, held = hold_out(whole, max(1, len(whole) // UNDIVIDED_TEST))
-        assert held is not None
-        return rest, held
-    train, test = _sets(made, about, workers, check)
+        (data,) = _sets([_open_set(make, **arguments)], about, workers, check)
+        train, test = hold_out(data, max(1, len(data) // TEST_DIVISOR))
+        assert test is not None
+        return train, test
+    train, test = _sets(sources, about, workers, check)
     return train, test
 
 
 def torchvision_names() -> list[str]:
-    """Of the sets that torchvision has; not all of them are of images with a class each."""
+    """Return the names of torchvision's data sets; not all of them have images with one class each."""
     sets = vision("torchvision.datasets")
-    return sorted(name for name in set(sets.__all__) - BASES if inspect.isclass(getattr(sets, name)))
+    return sorted(name for name in set(sets.__all__) - UNLISTED if inspect.isclass(getattr(sets, name)))
 
 
 def _folder(root: Path, names: tuple[str, ...]) -> Any:
-    """torchvision's ImageFolder of the first of `names` below `root`."""
+    """Return torchvision's ImageFolder of the first of the folders `names` that `root` contains."""
     sets = vision("torchvision.datasets")
     path = next((root / name for name in names if (root / name).is_dir()), None)
     if path is None:
-        found = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else None
-        there = (
-            "does not exist" if found is None else f"holds the folders {some_of(found, FEW)}" if found else "holds none"
-        )
+        if not root.is_dir():
+            state = "does not exist"
+        elif folders := sorted(p.name for p in root.iterdir() if p.is_dir()):
+            state = f"holds the folders {some_of(folders, NAMES_IN_MESSAGE)}"
+        else:
+            state = "holds no folder"
         raise FileNotFoundError(
-            f"{root / names[0]} does not exist, {root} {there}; expected train and val (or test) in data.root, with a "
-            "folder of images for each class"
+            f"{root / names[0]} does not exist, {root} {state}; expected train and val (or test) in data.root, with "
+            "one folder of images per class"
         )
     if not any(p.is_dir() for p in path.iterdir()):
-        raise ValueError(f"{path} holds no folder; expected one for each class, with its images")
-    images = sets.ImageFolder(path, loader=_opened, allow_empty=True)
+        raise ValueError(f"{path} holds no folder; expected one per class, with its images")
+    images = sets.ImageFolder(path, loader=_open_image, allow_empty=True)
     counts = np.bincount(images.targets, minlength=len(images.classes))
     empty = [str(path / name) for name, count in zip(images.classes, counts, strict=True) if not count]
     if empty:
         raise ValueError(
-            f"{some_of(empty, FEW)} without an image; expected one or more "
+            f"{some_of(empty, NAMES_IN_MESSAGE)} without an image; expected one or more "
             f"({', '.join(sets.folder.IMG_EXTENSIONS)}) in each class: remove the folder, or fill it"
         )
     return images
 
 
-def _opened(path: str) -> Any:
-    """pillow's image, decoded: torchvision's own loader makes RGB of it, which clips 16 bits."""
+def _open_image(path: str) -> Any:
+    """Return the decoded image of pillow; torchvision's loader would convert it to RGB, which clips 16 bits."""
     with vision("PIL.Image").open(path) as image:
         image.load()
         return image
 
 
-def _made(make: Callable[..., Any], **given: Any) -> Any:
+def _open_set(make: Callable[..., Any], **arguments: Any) -> Any:
     try:
-        return make(**given)
+        return make(**arguments)
     except TypeError as error:
         raise ValueError(
             f"torchvision's {make.__name__} takes more than root, train or split, and download ({error}); expected a "
-            "set of images with a class each: lay it out as folders and use data.name folder"
+            "set of images with one class each: arrange the images in folders and use data.name folder"
         ) from error
     except (RuntimeError, OSError, ModuleNotFoundError) as error:
         raise ValueError(
@@ -179,66 +207,73 @@ def _made(make: Callable[..., Any], **given: Any) -> Any:
         ) from error
 
 
-def _split(make: Callable[..., Any], names: tuple[str, ...], given: dict[str, Any]) -> Any:
-    """With the first of `names` as its split that it takes."""
-    refused = []
+def _open_split(make: Callable[..., Any], names: tuple[str, ...], arguments: dict[str, Any]) -> Any:
+    """Open the first split of `names` that the set accepts."""
+    messages = []
     for name in names:
         try:
-            return _made(make, split=name, **given)
+            return _open_set(make, split=name, **arguments)
         except ValueError as error:
-            if error.__cause__ is not None:  # of `_made`: another fault than the split
+            if error.__cause__ is not None:  # an error of `_open_set`, which is not about the split
                 raise
-            refused.append(str(error))
+            messages.append(str(error))
     raise ValueError(
-        f"torchvision's {make.__name__} has none of the splits {', '.join(names)} ({refused[0]}); lay it out as "
-        "folders and use data.name folder"
+        f"torchvision's {make.__name__} has none of the splits {', '.join(names)} ({messages[0]}); arrange the "
+        "images in folders and use data.name folder"
     )
 
 
 def labels_of(source: Source) -> Tensor:
-    """int64 (n,), without decoding images where the source keeps its labels. ValueError: they are no classes."""
-    found = next((getattr(source, name) for name in ("targets", "labels", "_labels") if hasattr(source, name)), None)
-    given = found if found is not None else [source[i][1] for i in range(len(source))]
+    """Return the labels of a set, int64 (n,).
+
+    Args:
+        source: A set of (image, label). If it stores its labels as torchvision's sets do, no image is decoded.
+
+    Raises:
+        ValueError: The labels are no class numbers.
+    """
+    stored = next((getattr(source, name) for name in ("targets", "labels", "_labels") if hasattr(source, name)), None)
+    values = stored if stored is not None else [source[i][1] for i in range(len(source))]
     try:
-        labels = torch.as_tensor(given)
+        labels = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"{type(source).__name__} has labels that are no numbers ({error}); expected a class"
+            f"{type(source).__name__} has labels that are no numbers ({error}); expected class numbers"
         ) from error
     if labels.shape != (len(source),) or labels.is_floating_point():
         raise ValueError(
             f"{type(source).__name__} has labels of shape {tuple(labels.shape)}, {labels.dtype}; expected "
-            f"({len(source)},), the number of a class for each image"
+            f"({len(source)},), one class number per image"
         )
     return labels.long()
 
 
 def _sets(sources: list[Source], about: Configuration, workers: int, check: bool) -> list[ImageSet]:
-    """Of one number of classes; each in an order drawn once, so that its first images are of all classes."""
+    """Return image sets with the same number of classes, each in a fixed random order."""
     crop = Crop(about.size, about.crop_pct, about.interpolation, about.crop_mode)
     labels = [labels_of(source) for source in sources]
-    named = getattr(sources[0], "classes", None)
-    classes = len(named) if isinstance(named, list | tuple) else 1 + max(int(part.max()) for part in labels)
+    names = getattr(sources[0], "classes", None)
+    classes = len(names) if isinstance(names, list | tuple) else 1 + max(int(part.max()) for part in labels)
     sets = [
         _shuffled(ImageSet(ImageFiles(source, crop, workers=workers), part, about.mean, about.std, classes))
         for source, part in zip(sources, labels, strict=True)
     ]
-    return [_whole(data) for data in sets] if check else sets
+    return [_without_damaged(data) for data in sets] if check else sets
 
 
 def _shuffled(data: ImageSet) -> ImageSet:
     return data.part(torch.from_numpy(np.random.default_rng(HOLD_OUT_SEED).permutation(len(data))))
 
 
-def _whole(data: ImageSet) -> ImageSet:
-    """Without the images that cannot be decoded; warns with their number and the names of some."""
+def _without_damaged(data: ImageSet) -> ImageSet:
+    """Return `data` without the images that cannot be decoded; warn with their number and some of their names."""
     assert isinstance(data.images, ImageFiles)
     damaged = data.images.damaged()
     if not damaged:
         return data
     warnings.warn(
         f"{len(damaged)} of {len(data)} images cannot be decoded and are left out: "
-        f"{some_of(list(damaged.values()), FEW)}",
+        f"{some_of(list(damaged.values()), NAMES_IN_MESSAGE)}",
         stacklevel=2,
     )
     if len(damaged) == len(data):

@@ -1,4 +1,4 @@
-"""Questions about texts whose answers stand in the text, and what a recipe says of a set of them."""
+"""Questions about texts whose answers are parts of the text, and the settings of a set of them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +8,15 @@ from spequant.data.settings import DataSettings
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a text. answers: the annotators', one or more. starts: first character of each in `context`, -1
-    where an evaluation set does not say."""
+    """A question about a text.
+
+    Attributes:
+        id: Name that is unique in the set.
+        question: The question.
+        context: The text that contains the answers.
+        answers: Answers of the annotators, one or more.
+        starts: First character of each answer in `context`; -1 if an evaluation set does not have it.
+    """
 
     id: str
     question: str
@@ -20,17 +27,17 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionSettings(DataSettings):
-    """Of questions about texts, whose answers stand in the text."""
+    """Base of the settings of a set of questions about texts."""
 
     root: Path | None = None
-    """folder that holds the set; None: the environment's SPEQUANT_DATA"""
+    """folder that contains the set; None: the folder in the environment variable SPEQUANT_DATA"""
     download: bool = False
-    """fetch the questions from the hub where root does not hold them"""
+    """fetch the questions from the hub if root does not contain them"""
     max_length: int = 384
-    """tokens of a window, including the question and special tokens"""
+    """largest number of tokens per window, including the question and special tokens"""
     stride: int = 128
-    """tokens that a window of a longer text shares with the next"""
+    """tokens of the text that a window shares with the next one, if the text needs several windows"""
 
     def load(self) -> tuple[list[Question], list[Question]]:
-        """(train, dev)."""
+        """Return the questions (train, dev)."""
         raise NotImplementedError(f"{type(self).__qualname__} has no load")

@@ -1,4 +1,4 @@
-"""What a recipe says of its data. Each data set defines its settings in its own file, on one of the bases here."""
+"""Base classes of the settings of data sets. Each data set has its settings in its own file."""
 
 import os
 from collections.abc import Iterator
@@ -17,18 +17,19 @@ from spequant.files import make_folder
 from spequant.processes import world
 
 FOLDER_VARIABLE = "SPEQUANT_DATA"
-"""Environment variable: the folder of the data where a recipe names none."""
+"""Environment variable with the folder of the data, for recipes that set no `data.root`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """Of any data set: how much of it is trained on, and what is kept apart."""
+    """Base of the settings of any data set: how much of it is for training, and how much is held out."""
 
     images: int | None = None
-    """train only on the first so many images, or questions, and hold out from those after them; None: all. Files and
-    questions: the first of an order drawn once"""
+    """number of images, or questions, to train on: the first ones; the rest can be held out; None: all. Images in
+    files and questions are shuffled before, always in the same order"""
     held_out: int = 5000
-    """training images, or questions, kept apart for choices, measured before, during and after training; 0: none"""
+    """training images, or questions, that are held out to make choices with; accuracy on them is measured before,
+    during and after training; 0: none"""
 
     def __post_init__(self) -> None:
         if self.images is not None and self.images < 1:
@@ -39,35 +40,49 @@ class DataSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSettings(DataSettings):
-    """Of images that have one class each."""
+    """Base of the settings of images with one class each."""
 
     mixup: float = 0.0
-    """alpha of mixup in training, e.g. .2; 0: none. Pairs are made within a process's part of a batch"""
+    """alpha of mixup in training, e.g. .2; 0: off. Each process mixes the images of its part of a batch"""
     cutmix: float = 0.0
-    """alpha of CutMix, e.g. 1; 0: none. With mixup, each batch takes one of the two"""
+    """alpha of CutMix in training, e.g. 1; 0: off. With mixup, each batch uses one of the two"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         Mixing(self.mixup, self.cutmix)
 
     def load(self, network: str) -> tuple[ImageSet, ImageSet]:
-        """(train, test). network: name of the network, whose own size, crop, mean and deviation images in files are
-        read with where the settings leave them open."""
+        """Return the images (train, test).
+
+        Args:
+            network: Name of the network in the recipe. Images in files are read with its size, crop, mean and
+                deviation, unless the settings have others.
+        """
         raise NotImplementedError(f"{type(self).__qualname__} has no load")
 
     def augmentation(self, train: ImageSet) -> Augment | RandomCrop | None:
-        """Of the training images."""
+        """Return the augmentation of the training images, or None."""
         return None
 
     def parts(self, network: str, device: torch.device) -> tuple[ImageSet, ImageSet | None, ImageSet]:
-        """(train, held out or None, test) on `device`; of images in files, what is decoded of them. ValueError: more
-        images are asked for than there are."""
+        """Load the images and split them.
+
+        Args:
+            network: As in `load`.
+            device: Device of the images; images in files are put there when they are decoded.
+
+        Returns:
+            (train, held out, test); held out is None if `held_out` is 0.
+
+        Raises:
+            ValueError: The set has fewer images than `images` and `held_out` ask for.
+        """
         train, test = self.load(network)
         if self.images is None:
-            rest, held = hold_out(train, self.held_out)
+            rest, held_out = hold_out(train, self.held_out)
         else:
-            rest, held = self._first(train, self.images)
-        return rest.to(device), held.to(device) if held is not None else None, test.to(device)
+            rest, held_out = self._first(train, self.images)
+        return rest.to(device), held_out.to(device) if held_out is not None else None, test.to(device)
 
     def _first(self, train: ImageSet, count: int) -> tuple[ImageSet, ImageSet | None]:
         if count > len(train):
@@ -75,20 +90,20 @@ class ImageSettings(DataSettings):
         if count + self.held_out > len(train):
             raise ValueError(
                 f"data.images is {count} and data.held_out {self.held_out}; expected at most {len(train)} together, "
-                "the training images that there are"
+                "the number of training images"
             )
-        rest, behind = train.part(slice(0, count)), train.part(slice(count, None))
+        first, rest = train.part(slice(0, count)), train.part(slice(count, None))
         if not self.held_out:
-            return rest, None
-        return rest, behind if self.held_out == len(behind) else hold_out(behind, self.held_out)[1]
+            return first, None
+        return first, rest if self.held_out == len(rest) else hold_out(rest, self.held_out)[1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesInMemory(ImageSettings):
-    """Of small images, which are held whole."""
+    """Base of the settings of small images, all of which are kept in memory."""
 
     augment: bool = True
-    """in training: zero padding by 4 pixels, a random crop of the old size, a random flip"""
+    """augment in training: zero padding by 4 pixels, a random crop of the old size, a random flip"""
 
     def augmentation(self, train: ImageSet) -> Augment | RandomCrop | None:
         return Augment() if self.augment else None
@@ -96,56 +111,56 @@ class ImagesInMemory(ImageSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesOnDisk(ImagesInMemory):
-    """Of small images that are read from a folder."""
+    """Base of the settings of small images that are read from a folder into memory."""
 
     root: Path | None = None
-    """folder that holds the set; None: the environment's SPEQUANT_DATA"""
+    """folder that contains the set; None: the folder in the environment variable SPEQUANT_DATA"""
     download: bool = False
-    """fetch the set with torchvision where root does not hold it"""
+    """fetch the set with torchvision if root does not contain it"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesInFiles(ImageSettings):
-    """Of images that stay in files and are decoded as they are read."""
+    """Base of the settings of images that stay in files and are decoded when they are read."""
 
     root: Path | None = None
-    """folder of the images; None: the environment's SPEQUANT_DATA"""
+    """folder of the images; None: the folder in the environment variable SPEQUANT_DATA"""
     augment: bool = True
-    """in training: a random part of the image scaled to the size, and a random flip"""
+    """augment in training: a random part of the image, scaled to the size, and a random flip"""
     crop_scale: float = 0.08
-    """least share of an image's area in that random part"""
+    """least share of an image's area in that random part, above 0, at most 1"""
     color_jitter: float | None = None
-    """largest random change of brightness, contrast and saturation, e.g. .4; None: none"""
+    """largest random change of brightness, contrast and saturation, e.g. .4; None: no change"""
     auto_augment: str | None = None
-    """timm's notation, e.g. rand-m9-mstd0.5, in place of color_jitter; None: none"""
+    """more augmentation in timm's notation, e.g. rand-m9-mstd0.5, in place of color_jitter; None: off"""
     size: int | None = None
-    """side of the images that the network sees, in pixels; None: the network's own, else 224"""
+    """side of the images that the network reads, in pixels; None: the size that it was trained with, else 224"""
     crop_pct: float | None = None
-    """in evaluation, share of the shorter side that the crop of the middle takes; None: the network's own, else .875"""
+    """share of the shorter side in the center crop of evaluation; None: as the network was trained, else .875"""
     interpolation: str | None = None
-    """bilinear, bicubic, nearest, box, hamming or lanczos; None: the network's own, else bilinear"""
+    """bilinear, bicubic, nearest, box, hamming or lanczos; None: as the network was trained, else bilinear"""
     check_images: bool = False
-    """decode every image before anything else, and leave out those that cannot be, with a warning that names them;
-    without it such a file ends the run with its name"""
+    """decode every image at the start, and leave out damaged ones with a warning that names them; without this
+    option, a damaged image ends the run with an error that names it"""
     workers: int | None = None
-    """processes that decode and augment, per process of training; 0: the process itself does; None: one fewer than
-    there are CPUs, shared by the processes, 8 at most"""
+    """processes that decode and augment, per training process; 0: the training process itself; None: the number of
+    CPUs less one, divided among the training processes, at most 8"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         RandomCrop(self.crop_scale, self.color_jitter, self.auto_augment)
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"data.workers is {self.workers!r}; expected 0 or more processes, or None")
-        for name, why in self._unread():
+        for name, reason in self._ignored():
             value, default = getattr(self, name), getattr(ImagesInFiles, name)
             if value != default:
-                raise ValueError(f"data.{name} is {value!r}, which has no effect: {why}; expected {default!r}")
+                raise ValueError(f"data.{name} is {value!r}, which has no effect: {reason}; expected {default!r}")
 
-    def _unread(self) -> list[tuple[str, str]]:
-        """(field, why it has no effect)."""
+    def _ignored(self) -> list[tuple[str, str]]:
+        """Return (name, reason) of the fields that have no effect."""
         if not self.augment:
             return [(name, "data.augment is False") for name in ("crop_scale", "color_jitter", "auto_augment")]
-        if self.auto_augment and "3a" not in self.auto_augment:  # as in timm
+        if self.auto_augment and "3a" not in self.auto_augment:  # with 3a, timm uses both
             return [("color_jitter", "data.auto_augment stands in for it")]
         return []
 
@@ -153,12 +168,16 @@ class ImagesInFiles(ImageSettings):
         return RandomCrop(self.crop_scale, self.color_jitter, self.auto_augment, train.mean) if self.augment else None
 
     def configuration(self, network: str) -> Configuration:
-        """Size, crop, mean and deviation: those of the network of that name, where the settings leave them open."""
+        """Return size, crop, mean and deviation: these settings, and for those that are None the network's.
+
+        Args:
+            network: Name of the network in the recipe.
+        """
         fields = {"size": self.size, "crop_pct": self.crop_pct, "interpolation": self.interpolation}
         return replace(data_configuration(network), **{name: v for name, v in fields.items() if v is not None})
 
     def worker_count(self) -> int:
-        """Processes that decode, for this process of training."""
+        """Return the number of processes that decode for this training process."""
         if self.workers is not None:
             return self.workers
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -166,12 +185,20 @@ class ImagesInFiles(ImageSettings):
 
 
 def folder_of(root: Path | None) -> Path | None:
-    """`root`, or what the environment names."""
+    """Return `root`, or the folder in the environment variable SPEQUANT_DATA, or None."""
     return root or (Path(os.environ[FOLDER_VARIABLE]) if os.environ.get(FOLDER_VARIABLE) else None)
 
 
-def folder_for(title: str, root: Path | None) -> Path:
-    """The same of a set that has to be in a folder. ValueError: none is named."""
+def required_folder(title: str, root: Path | None) -> Path:
+    """Return `folder_of(root)`.
+
+    Args:
+        title: Name of the data set, for the error.
+        root: Folder in the settings.
+
+    Raises:
+        ValueError: There is no folder.
+    """
     folder = folder_of(root)
     if folder is None:
         raise ValueError(
@@ -183,7 +210,10 @@ def folder_for(title: str, root: Path | None) -> Path:
 
 @contextmanager
 def fetching(root: Path | None, download: bool) -> Iterator[None]:
-    """Inside, no other run downloads into `root`; one that cannot be written to takes no downloads."""
+    """Keep other runs from downloading into `root` inside the context, if `download` is True.
+
+    A folder that is not writable is not locked: nothing can be downloaded into it.
+    """
     if root is None or not download:
         yield
         return

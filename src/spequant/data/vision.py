@@ -1,4 +1,4 @@
-"""torchvision and timm, imported when they are first needed; and the global random numbers that they draw."""
+"""Import of torchvision and timm on first use, and control of the global random generators that they use."""
 
 import random
 from collections.abc import Iterator
@@ -12,14 +12,21 @@ from spequant.extras import needs
 
 
 def vision(module: str) -> ModuleType:
-    """The module of that name. ModuleNotFoundError: the extra `vision` is not installed."""
+    """Import and return a module of the extra `vision`, e.g. "timm.data".
+
+    Raises:
+        ModuleNotFoundError: The extra `vision` is not installed.
+    """
     return needs(module, "vision")
 
 
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """Inside, the global generators of Python, numpy and torch (CPU) follow from `numbers`, each 0 or more; at the end
-    they are as they were."""
+    """Seed the global generators of Python, numpy and torch (CPU) inside the context, and restore them at its end.
+
+    Args:
+        numbers: The seed, whole numbers of 0 or more.
+    """
     python, numpy = random.getstate(), np.random.get_state()
     seeds = np.random.SeedSequence(numbers).generate_state(3).tolist()
     with torch.random.fork_rng(devices=[]):

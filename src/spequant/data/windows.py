@@ -1,7 +1,8 @@
-"""Questions as windows of tokens, held flat, and batches of them. A context too long for the network is read in several
-windows that overlap; each is labelled with the tokens of the answer, or with [CLS] where it does not hold all of it.
+"""Questions as windows of tokens, and their batches.
 
-The order of training is arithmetic: it follows from (seed, epoch), not from a position in a stream.
+A context that is too long for the network is split into windows that overlap. The label of a window is the first and
+last token of the answer, or [CLS] twice if the window does not contain the whole answer. The order in training depends
+only on (seed, epoch), so that training can resume at any step.
 """
 
 import warnings
@@ -19,8 +20,10 @@ from spequant.data.squad import Question
 from spequant.names import some_of
 
 EVERYTHING = slice(None)
-CHUNK = 1000  # questions tokenised at a time: the tokenizer's lists take far more memory than the arrays made of them
-SORTED = 50  # batches whose windows are sorted by length together: near lengths, and still other neighbours each epoch
+QUESTIONS_PER_CHUNK = 1000
+"""Questions that are tokenised at a time: the tokenizer's lists take much more memory than the arrays."""
+BATCHES_PER_SORT = 50
+"""Batches whose windows are sorted by length together. In a batch lengths are similar, but each epoch mixes it anew."""
 
 Tokenizer = Any
 """transformers' PreTrainedTokenizerFast"""
@@ -30,12 +33,20 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Window i is tokens[bounds[i] : bounds[i + 1]], of question number question[i].
+    """Windows in flat arrays: window i is tokens[bounds[i] : bounds[i + 1]].
 
-    types: token_type_ids, where the network takes them. starts, ends: tokens of the window, first and last of the first
-    answer; those of [CLS] where the window does not hold the whole answer. offsets: first character and the one after
-    the last, in the context; -1 for what is not of the context; None where nobody asked for them.
-    questions: how many there were to be read, with those that were left out.
+    Attributes:
+        tokens: Token ids of all windows.
+        types: token_type_ids, or None if the tokenizer does not return them.
+        bounds: First token of each window, and the number of tokens.
+        starts, ends: First and last token of the first answer, counted from the start of the window; the position of
+            [CLS] if the window does not contain the whole answer.
+        question: Number of the question of each window.
+        offsets: First character of each token in the context, and the character after its last; -1 for tokens outside
+            the context. None if `make_windows` did not keep them.
+        questions: Number of questions, including those without a window.
+        pad, pad_type: Token id and token_type_id of padding.
+        max_length: Largest number of tokens per window.
     """
 
     tokens: Int32[np.ndarray, "tokens"]
@@ -55,15 +66,20 @@ class Windows:
 
     @property
     def lengths(self) -> Int64[np.ndarray, "windows"]:
+        """Number of tokens per window."""
         return np.diff(self.bounds)
 
     def part(self, n: int) -> "Windows":
-        """The windows of the first `n` questions."""
+        """Return the windows of the first `n` questions.
+
+        Raises:
+            ValueError: `n` is out of range, or none of these questions has a window.
+        """
         if not 1 <= n <= self.questions:
             raise ValueError(f"n is {n!r}; expected 1 to {self.questions}, the number of questions")
         last = int(np.searchsorted(self.question, n))
         if last == 0:
-            raise ValueError(f"n is {n!r}, and none of as many questions has a window; expected more questions")
+            raise ValueError(f"n is {n!r}, and none of the first {n} questions has a window; expected more questions")
         end = int(self.bounds[last])
         return replace(
             self,
@@ -79,14 +95,23 @@ class Windows:
 
 
 def check_tokenizer(tokenizer: Tokenizer, config: Any, *, max_length: int | None = None) -> None:
-    """ValueError: the tokenizer is not one of those that `make_windows` takes, or the network of `config`
-    (transformers') does not know all of its tokens, or not as many as `max_length` at a time."""
+    """Check that a tokenizer fits a network.
+
+    Args:
+        tokenizer: The tokenizer.
+        config: The network's configuration in transformers.
+        max_length: Tokens per window; None: not checked.
+
+    Raises:
+        ValueError: `make_windows` cannot use the tokenizer, the tokenizer has more tokens than the network, or the
+            network reads fewer than `max_length` tokens at a time.
+    """
     _check_kind(tokenizer)
-    known = getattr(config, "vocab_size", None)
-    if known is None or len(tokenizer) > known:
+    vocab_size = getattr(config, "vocab_size", None)
+    if vocab_size is None or len(tokenizer) > vocab_size:
         raise ValueError(
-            f"tokenizer has {len(tokenizer)} tokens, the network's vocab_size is {known}; expected {len(tokenizer)} or "
-            "more: give the tokenizer that the network was trained with"
+            f"tokenizer has {len(tokenizer)} tokens, the network's vocab_size is {vocab_size}; expected "
+            f"{len(tokenizer)} or more: give the tokenizer that the network was trained with"
         )
     positions = getattr(config, "max_position_embeddings", None)
     if max_length is not None and positions is not None and max_length > positions:
@@ -103,10 +128,19 @@ def make_windows(
     stride: int = 128,
     offsets: bool = False,
 ) -> Windows:
-    """Question and context as the tokenizer joins them, in windows of at most `max_length` tokens.
+    """Tokenise questions with their contexts, in windows of at most `max_length` tokens.
 
-    stride: tokens of the context that a window shares with the next. offsets: keep them, as `best_answers` needs.
-    A question that leaves no room for more than `stride` tokens of context is left out, with a warning that counts.
+    A question is left out if it leaves room for at most `stride` tokens of context; a warning counts these questions.
+
+    Args:
+        questions: The questions.
+        tokenizer: A fast tokenizer of transformers with [CLS] and padding tokens, like BERT's.
+        max_length: Largest number of tokens per window, including the question and special tokens.
+        stride: Tokens of the context that a window shares with the next one, 0 or more.
+        offsets: Whether to keep the positions of tokens in the text, which `best_answers` needs.
+
+    Raises:
+        ValueError: A number is out of range, the tokenizer is of another kind, or no question has a window.
     """
     _check_kind(tokenizer)
     specials = tokenizer.num_special_tokens_to_add(pair=True)
@@ -117,20 +151,20 @@ def make_windows(
         )
     if not 0 <= stride < max_length - specials - 1:
         raise ValueError(
-            f"stride is {stride!r}; expected 0 to {max_length - specials - 2}, less than max_length leaves beside a "
-            "question"
+            f"stride is {stride!r}; expected 0 to {max_length - specials - 2}, less than the room for context "
+            "next to a question of one token"
         )
     parts, long = [], []
-    for begin in range(0, len(questions), CHUNK):
-        chunk = questions[begin : begin + CHUNK]
+    for begin in range(0, len(questions), QUESTIONS_PER_CHUNK):
+        chunk = questions[begin : begin + QUESTIONS_PER_CHUNK]
         texts = [question.question.lstrip() for question in chunk]
-        alone = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        # Found by its length beforehand: the tokenizer would refuse the whole chunk.
-        fits = [max_length - specials - len(ids) > stride for ids in alone]
+        question_ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        # Long questions are removed before, because the tokenizer would refuse the whole chunk.
+        fits = [max_length - specials - len(ids) > stride for ids in question_ids]
         long += [question.id for question, fit in zip(chunk, fits, strict=True) if not fit]
         if any(fits):
-            chosen = [question for question, fit in zip(chunk, fits, strict=True) if fit]
-            parts.append(_encoded(chosen, begin + np.flatnonzero(fits), tokenizer, max_length, stride))
+            short = [question for question, fit in zip(chunk, fits, strict=True) if fit]
+            parts.append(_encode(short, begin + np.flatnonzero(fits), tokenizer, max_length, stride))
     if long:
         warnings.warn(
             f"{len(long)} of {len(questions)} questions leave no room for more than {stride} tokens (stride) of their "
@@ -142,27 +176,27 @@ def make_windows(
             f"none of {len(questions)} questions has a window; expected one or more questions with fewer than "
             f"{max_length - specials - stride} tokens: read other questions, or raise max_length"
         )
-    return _joined(parts, len(questions), tokenizer, max_length, offsets)
+    return _join(parts, len(questions), tokenizer, max_length, offsets)
 
 
 def _check_kind(tokenizer: Tokenizer) -> None:
     name = type(tokenizer).__name__
     if not getattr(tokenizer, "is_fast", False):
-        raise ValueError(f"tokenizer is a {name}, which is not fast; expected one that tells offsets (is_fast)")
+        raise ValueError(f"tokenizer is a {name}, which is not fast; expected one that returns offsets (is_fast)")
     for token in ("cls_token", "pad_token"):
         if getattr(tokenizer, token, None) is None:
-            raise ValueError(f"tokenizer is a {name} without {token}; expected one of BERT's kind, or set it")
+            raise ValueError(f"tokenizer is a {name} without {token}; expected one like BERT's, or set it")
     if tokenizer.cls_token_id not in tokenizer("", "")["input_ids"]:
         raise ValueError(
-            f"tokenizer is a {name} that puts no {tokenizer.cls_token} (cls_token) beside two texts; expected one of "
-            "BERT's kind: it labels a window without the answer"
+            f"tokenizer is a {name} that adds no {tokenizer.cls_token} (cls_token) to two texts; expected one like "
+            "BERT's: [CLS] is the label of a window without the answer"
         )
 
 
-def _encoded(
+def _encode(
     questions: list[Question], numbers: np.ndarray, tokenizer: Tokenizer, max_length: int, stride: int
 ) -> dict[str, np.ndarray]:
-    """`Windows`' arrays of one chunk; lengths in place of bounds. numbers: of the questions."""
+    """Return the arrays of `Windows` for a chunk, with lengths in place of bounds; `numbers` are the questions'."""
     encoded = tokenizer(
         [question.question.lstrip() for question in questions],
         [question.context for question in questions],
@@ -176,17 +210,17 @@ def _encoded(
     )
     ids, samples = encoded["input_ids"], encoded["overflow_to_sample_mapping"]
     offsets = np.array(list(chain.from_iterable(encoded["offset_mapping"])), np.int32)
-    lengths = np.array([len(one) for one in ids], np.int64)
+    lengths = np.array([len(window) for window in ids], np.int64)
     labels = np.empty((len(ids), 2), np.int64)
     for i, (sample, end) in enumerate(zip(samples, np.cumsum(lengths), strict=True)):
         segments = encoded.sequence_ids(i)
         first = segments.index(1) if 1 in segments else 0
         last = first + segments.count(1)
-        here = offsets[end - lengths[i] : end]
-        here[:first] = here[last:] = -1
-        # In a window's text [CLS] may stand as well, where it belongs to a segment.
+        window_offsets = offsets[end - lengths[i] : end]
+        window_offsets[:first] = window_offsets[last:] = -1
+        # The text can contain [CLS], too, which then belongs to a segment.
         cls = next(j for j, token in enumerate(ids[i]) if token == tokenizer.cls_token_id and segments[j] is None)
-        span = _span(here[first:last], questions[sample])
+        span = _span(window_offsets[first:last], questions[sample])
         labels[i] = (cls, cls) if span is None else (first + span[0], first + span[1])
     arrays = {
         "tokens": np.fromiter(chain.from_iterable(ids), np.int32),
@@ -206,10 +240,13 @@ def _takes_types(tokenizer: Tokenizer) -> bool:
 
 
 def _span(offsets: np.ndarray, question: Question) -> tuple[int, int] | None:
-    """First and last token of the first answer, among tokens of the context; None where it is not wholly inside."""
+    """Return the first and last token of the first answer, or None if the tokens do not contain all of it.
+
+    `offsets` are those of the window's tokens of context.
+    """
     if not len(offsets) or not question.answers or question.starts[0] < 0:
         return None
-    answer = question.answers[0]  # without its outer white space, which no token may hold
+    answer = question.answers[0]  # white space at its ends may belong to no token
     begin = question.starts[0] + len(answer) - len(answer.lstrip())
     end = begin + len(answer.strip())
     if offsets[:, 0].min() > begin or offsets[:, 1].max() < end:
@@ -218,17 +255,17 @@ def _span(offsets: np.ndarray, question: Question) -> tuple[int, int] | None:
     return (int(first[0]), int(last[-1])) if first[0] <= last[-1] else None
 
 
-def _joined(
+def _join(
     parts: list[dict[str, np.ndarray]], questions: int, tokenizer: Tokenizer, max_length: int, offsets: bool
 ) -> Windows:
-    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "offsets"}
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "offsets"}
     return Windows(
-        tokens=whole["tokens"],
-        types=whole.get("types"),
-        bounds=np.concatenate([[0], np.cumsum(whole["lengths"])]),
-        starts=whole["starts"],
-        ends=whole["ends"],
-        question=whole["question"],
+        tokens=arrays["tokens"],
+        types=arrays.get("types"),
+        bounds=np.concatenate([[0], np.cumsum(arrays["lengths"])]),
+        starts=arrays["starts"],
+        ends=arrays["ends"],
+        question=arrays["question"],
         offsets=np.concatenate([part["offsets"] for part in parts]) if offsets else None,
         questions=questions,
         pad=tokenizer.pad_token_id,
@@ -247,40 +284,63 @@ def train_windows(
     part: slice = EVERYTHING,
     multiple: int = 32,
 ) -> Iterator[Batch]:
-    """input_ids, attention_mask, token_type_ids (where the network takes them), start_positions, end_positions, int64,
-    ordered by (seed, epoch), from step `start` on; no short last batch. A batch's windows are of near length.
+    """Yield the training batches of an epoch, without a shorter last batch; windows of a batch have similar lengths.
 
-    part: the slice of each batch that one of several processes takes, padded as the whole batch is.
-    multiple: of tokens, that a batch is padded to, max_length at most; few lengths are few graphs for a compiler.
+    Args:
+        windows: The windows of the training questions.
+        batch_size: Windows per batch, over all processes.
+        seed, epoch: The order depends only on these.
+        start: First step that is yielded, 0 or more.
+        part: The slice of each batch that this process takes; it has the length of the full batch.
+        multiple: Batches are padded to a multiple of this many tokens, at most to `max_length`. A compiler needs one
+            graph per length.
+
+    Yields:
+        {name: int64 tensor}: input_ids, attention_mask and, if `windows` has types, token_type_ids, (batch, length)
+        each; start_positions and end_positions, (batch,) each.
+
+    Raises:
+        ValueError: A number is out of range.
     """
     _check_batches(windows, batch_size, multiple)
     if start < 0:
         raise ValueError(f"start is {start!r}; expected 0 or more steps")
     rng = np.random.default_rng((seed, epoch))
     steps = len(windows) // batch_size
-    # What does not fill a batch is dropped before sorting: afterwards it would always be the longest.
+    # The rest that does not fill a batch is dropped before sorting. After it, these would always be the longest.
     order = rng.permutation(len(windows))[: steps * batch_size]
     lengths = windows.lengths
-    group = SORTED * batch_size
+    group = BATCHES_PER_SORT * batch_size
     groups = [order[i : i + group] for i in range(0, len(order), group)]
-    by_length = np.concatenate([one[np.argsort(lengths[one], kind="stable")] for one in groups])
+    by_length = np.concatenate([indices[np.argsort(lengths[indices], kind="stable")] for indices in groups])
     batches = by_length.reshape(steps, batch_size)[rng.permutation(steps)]
-    for chosen in batches[start:]:
-        width = _width(windows, lengths[chosen], multiple)
-        mine = chosen[part]
-        batch = _padded(windows, mine, width)
-        batch["start_positions"] = torch.from_numpy(windows.starts[mine])
-        batch["end_positions"] = torch.from_numpy(windows.ends[mine])
+    for indices in batches[start:]:
+        width = _width(windows, lengths[indices], multiple)
+        indices = indices[part]
+        batch = _pad(windows, indices, width)
+        batch["start_positions"] = torch.from_numpy(windows.starts[indices])
+        batch["end_positions"] = torch.from_numpy(windows.ends[indices])
         yield batch
 
 
 def eval_windows(
     windows: Windows, batch_size: int, multiple: int = 32, turn: int = 0, turns: int = 1
 ) -> Iterator[tuple[Int64[Tensor, "batch"], Batch]]:
-    """(numbers of the windows, input_ids, attention_mask, token_type_ids where the network takes them), everything
-    once, the longest first: memory that does not suffice shows at once; the last batch may be short.
+    """Yield all windows once, the longest first, so that a lack of memory shows at once; the last batch can be shorter.
 
-    turn, turns: every `turns`-th batch from number `turn` on, so that as many processes share the work.
+    Args:
+        windows: The windows.
+        batch_size: Windows per batch.
+        multiple: As in `train_windows`.
+        turn, turns: Only every `turns`-th batch is yielded, from number `turn` on, so that `turns` processes can share
+            the windows.
+
+    Yields:
+        (indices, batch): indices of the windows, int64 (batch,), and their input_ids, attention_mask and, if `windows`
+        has types, token_type_ids, int64 (batch, length) each.
+
+    Raises:
+        ValueError: A number is out of range.
     """
     _check_batches(windows, batch_size, multiple)
     if not 0 <= turn < turns:
@@ -288,8 +348,8 @@ def eval_windows(
     lengths = windows.lengths
     order = np.argsort(-lengths, kind="stable")
     for start in range(0, len(order), batch_size)[turn::turns]:
-        chosen = order[start : start + batch_size]
-        yield torch.from_numpy(chosen), _padded(windows, chosen, _width(windows, lengths[chosen], multiple))
+        indices = order[start : start + batch_size]
+        yield torch.from_numpy(indices), _pad(windows, indices, _width(windows, lengths[indices], multiple))
 
 
 def _check_batches(windows: Windows, batch_size: int, multiple: int) -> None:
@@ -303,16 +363,16 @@ def _width(windows: Windows, lengths: np.ndarray, multiple: int) -> int:
     return min(-(-int(lengths.max()) // multiple) * multiple, windows.max_length)
 
 
-def _padded(windows: Windows, chosen: np.ndarray, width: int) -> Batch:
-    """On the right, whatever side the tokenizer pads: the labels count from the left."""
-    begin, end = windows.bounds[chosen, None], windows.bounds[chosen + 1, None]
-    places = begin + np.arange(width)
-    inside = places < end
-    places = np.where(inside, places, 0)
+def _pad(windows: Windows, indices: np.ndarray, width: int) -> Batch:
+    """Return windows padded on the right, whatever side the tokenizer pads: labels count from the left."""
+    begin, end = windows.bounds[indices, None], windows.bounds[indices + 1, None]
+    positions = begin + np.arange(width)
+    inside = positions < end
+    positions = np.where(inside, positions, 0)
     batch = {
-        "input_ids": np.where(inside, windows.tokens[places], windows.pad),
+        "input_ids": np.where(inside, windows.tokens[positions], windows.pad),
         "attention_mask": inside,
     }
     if windows.types is not None:
-        batch["token_type_ids"] = np.where(inside, windows.types[places], windows.pad_type)
+        batch["token_type_ids"] = np.where(inside, windows.types[positions], windows.pad_type)
     return {name: torch.from_numpy(values.astype(np.int64)) for name, values in batch.items()}

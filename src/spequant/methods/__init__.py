@@ -1,4 +1,4 @@
-"""Training methods: callables (model, batch) -> Losses. One method a file, its equation in the docstring."""
+"""Training methods: callables (model, batch) -> Losses. Each has its own file, with its equation in the docstring."""
 
 from spequant.methods.apprentice import Apprentice
 from spequant.methods.base import Losses, Method, MethodSettings, Start, TaughtSettings, allow_float
@@ -31,7 +31,7 @@ by_name: dict[str, type[MethodSettings]] = {
     "member-ensemble": MemberEnsemble.Settings,
     "joint-bits": JointBits.Settings,
 }
-"""The settings of each method, by the name that recipes give it."""
+"""{name of a method in recipes: its settings}"""
 
 __all__ = [
     "CMTKD",

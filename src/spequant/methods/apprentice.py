@@ -8,10 +8,11 @@
 | p_T, the float teacher's | `teacher` |
 | a, b, g: 1, .5, .5 | `teacher_weight`, `label_weight`, `soft_weight` |
 
-Three schemes: A, both learn together (`joint=True`); B, the teacher is trained and fixed, the student starts at random;
-C, the teacher is fixed and the student starts from float weights. B and C are one loss and differ by the student that
-is given. Open there and ours to choose: the third term's z_T, logits, is read as softmax(z_T), and in scheme A the
-teacher gets no gradient from it.
+The paper has three schemes. A: both networks learn together (`joint=True`). B: the teacher is trained before and fixed,
+and the student starts at random. C: the teacher is fixed, and the student starts from float weights. B and C have the
+same loss; they differ only in the student that the caller passes. The paper leaves two points open, where the choice is
+ours: z_T in the third term are logits, so the term uses softmax(z_T); and in scheme A the teacher gets no gradient from
+this term.
 """
 
 import copy
@@ -34,15 +35,29 @@ from spequant.methods.tasks import Classification, Task
 
 
 class Apprentice:
-    """teacher: the float network; a copy of it teaches, and with `joint` learns, in train mode. `Losses.distill` is
-    H(p_T, p_S); the total has the teacher's own loss in it where it learns."""
+    """Apprentice: a float teacher, which is fixed or learns together with the student.
+
+    `Losses.distill` is H(p_T, p_S). `Losses.total` includes the teacher's loss on the labels if the teacher learns.
+
+    Args:
+        teacher: The float network, which is copied.
+        joint: Whether the teacher learns as well, in train mode (scheme A).
+        teacher_weight, label_weight, soft_weight: a, b and g, 0 or more.
+        task: Makes logits and the loss on the labels; None: classification.
+
+    Raises:
+        ValueError: A weight is negative.
+
+    References:
+        Mishra and Marr 2018, arXiv 1711.05852.
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(TaughtSettings):
-        """Apprentice: a float teacher, fixed or learning as well."""
+        """Apprentice: a float teacher, which is fixed or learns together with the student."""
 
         joint: bool = False
-        """the teacher learns as well (scheme A)"""
+        """whether the teacher learns as well (scheme A)"""
 
         def build(self, start: Start) -> "Apprentice":
             return Apprentice(self.teacher_of(start), joint=self.joint, task=start.task)
@@ -82,7 +97,7 @@ class Apprentice:
 
 
 def _cross_entropy(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
-    """H(p_T, p_S), mean over samples and parts; classes masked with -inf count for nothing."""
+    """Return H(p_T, p_S), the mean over samples and parts; classes masked with -inf are left out."""
     log_s = F.log_softmax(student.float(), dim=-1)
     log_s = log_s.masked_fill(torch.isneginf(log_s), 0.0)
     return -(F.softmax(teacher.float(), dim=-1) * log_s).sum(-1).mean()

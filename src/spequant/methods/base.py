@@ -1,4 +1,4 @@
-"""What a method returns, and what several methods share. The methods themselves have a file each."""
+"""The interface of methods, and what several of them share. Each method has its own file."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,35 +15,55 @@ from spequant.quantizers import Quantizer
 
 @dataclass(frozen=True)
 class Losses:
-    """0-dim tensors. total: what to call backward on (task + weight x distill + the quantizers' penalties);
-    task: on the labels; distill: to the teacher, before its weight (0 where there is none)."""
+    """The losses of one batch, and the student's logits.
+
+    Attributes:
+        total: The loss to call `backward` on, 0-dim: task + weight x distill + the penalties of the quantizers, unless
+            the method's equation says otherwise.
+        task: Loss on the labels, 0-dim.
+        distill: Loss to the teacher before its weight, 0-dim; 0 without a teacher.
+        logits: Logits of the student, detached, in the shape that the task returns, e.g. (batch, classes).
+    """
 
     total: Tensor
     task: Tensor
     distill: Tensor
-    logits: Tensor  # the student's, as its task makes them: (batch, classes) ...; detached
+    logits: Tensor
 
 
 class Method(Protocol):
-    """One with networks of its own that learn beside the model has them under `trained`, an nn.Module, too: training
-    loops give its parameters to the optimizer and its state to checkpoints."""
+    """Computes the losses of a model on a batch.
 
-    def __call__(self, model: nn.Module, batch: Any) -> Losses: ...
+    A method may have networks that learn in addition to the model. It then has an attribute `trained`, an nn.Module
+    that contains them: training loops give its parameters to the optimizer and save its state in checkpoints.
+    """
+
+    def __call__(self, model: nn.Module, batch: Any) -> Losses:
+        """Return the losses of one batch, with gradient.
+
+        Args:
+            model: The prepared network; it may be compiled or distributed.
+            batch: A batch in the form that the method's task reads.
+
+        Raises:
+            ValueError: `model` has no quantizer, and is not marked with `allow_float`.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a training run has at hand when its method is made.
+    """What a training run passes to the settings of a method to build it.
 
-    Args:
-        network: the float network that the student starts from, which may teach.
-        student: the prepared network that learns, as it stands.
-        task: of the run's batches.
-        steps: calls of the method in all of training.
-        seed: of the run.
-        accumulate: calls that make one step of the optimizer.
-        quantized: bits -> `network` prepared at these bits and calibrated.
-        load: (network, path) loads float weights, of a file or a run's folder, into a network.
+    Attributes:
+        network: The float network that the student starts from; it can be the teacher.
+        student: The prepared network that learns, in its present state.
+        task: The task of the batches.
+        steps: Calls of the method in the whole training.
+        seed: Seed of the run.
+        quantized: bits -> `network`, prepared at these bits and calibrated.
+        load: (network, path) -> None; loads float weights from a file or a run's folder into a network.
+        accumulate: Calls of the method per step of the optimizer.
     """
 
     network: nn.Module
@@ -58,42 +78,52 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSettings:
-    """The options of one method, checked when they are made. A method's class has its own as `Settings`."""
+    """Base of the options of a method. Each method nests its options in its class, as `Settings`."""
 
     def build(self, start: Start) -> Method:
-        """The method, for one run."""
+        """Return the method for one run."""
         raise NotImplementedError(f"{type(self).__qualname__} has no build")
 
     def check_student(self, act_bits: int | None, *, mixed: bool) -> None:
-        """ValueError: no method for a student whose activations have `act_bits` (None: float); `mixed`: but for single
-        layers, which have other bits."""
+        """Check that the method can train a student with activations of this precision.
+
+        Args:
+            act_bits: Bits of the activations; None: float.
+            mixed: Whether some layers have other bits than `act_bits`.
+
+        Raises:
+            ValueError: The method needs other activation bits.
+        """
 
     @property
     def fixed_teachers(self) -> tuple["TaughtSettings", ...]:
-        """Those of these settings that name the weights of a float teacher which learns nothing during the run."""
+        """The settings, out of these, that name the weights of a float teacher that stays fixed during the run."""
         return ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaughtSettings(MethodSettings):
-    """Of methods with a separate float teacher."""
+    """Base of the options of methods with a separate float teacher."""
 
     teacher: Path | None = None
-    """float weights of the teacher, a file or a run's folder; None: the float network that the student starts from"""
+    """file or run's folder with the teacher's float weights; None: the float network that the student starts from"""
 
     @property
     def fixed_teachers(self) -> tuple["TaughtSettings", ...]:
         return (self,)
 
     def teacher_of(self, start: Start) -> nn.Module:
-        """The float network with the teacher's weights. The start's own: methods copy it."""
+        """Return `start.network` with the teacher's weights. Methods copy it before they use it."""
         if self.teacher is not None:
             start.load(start.network, self.teacher)
         return start.network
 
 
 class CountsCalls:
-    """Of methods that draw, or change on the way: `step`, the number of calls so far, which a checkpoint holds."""
+    """Base of methods that draw random numbers or change during training.
+
+    `step` is the number of calls so far; checkpoints save it.
+    """
 
     step = 0
 
@@ -105,38 +135,43 @@ class CountsCalls:
 
 
 def trained_by(method: object) -> nn.Module | None:
-    """The networks of `method`'s own that learn beside the model, or None."""
+    """Return the networks that `method` trains in addition to the model, or None."""
     return getattr(method, "trained", None)
 
 
 def frozen(network: nn.Module) -> nn.Module:
-    """A copy of `network` that learns nothing, in eval mode: a teacher."""
+    """Return a copy of `network` for use as a teacher: in eval mode, without gradients."""
     return copied(network).eval().requires_grad_(False)
 
 
-ALLOWED = "spequant_allow_float"
+FLOAT_ALLOWED = "spequant_allow_float"
+"""Attribute of a float network that methods may train."""
 
 
 def allow_float(network: nn.Module) -> nn.Module:
-    """`network` itself, marked as one that methods may train though nothing in it is quantized."""
-    setattr(network, ALLOWED, True)
+    """Mark `network` as one that methods may train although nothing in it is quantized, and return it."""
+    setattr(network, FLOAT_ALLOWED, True)
     return network
 
 
 def penalties(model: nn.Module) -> Tensor | float:
-    """Sum of the quantizers' own loss terms (PACT's L2 term on its clip): some operations in all, not some a layer.
+    """Return the sum of the loss terms of the quantizers, e.g. PACT's L2 term on its clip.
 
-    ValueError: `model` has no quantizer and `allow_float` was not said, as where the result of `prepare` was dropped.
+    Ranges with the same factor are summed together, so that the number of operations does not grow with the layers.
+
+    Raises:
+        ValueError: `model` has no quantizer and is not marked with `allow_float`, e.g. because the result of `prepare`
+            was not kept.
     """
     ranges: dict[float, list[Tensor]] = {}
-    known = False
+    is_trainable = False
     for module in model.modules():
-        known = known or isinstance(module, Quantizer) or hasattr(module, ALLOWED)
+        is_trainable = is_trainable or isinstance(module, Quantizer) or hasattr(module, FLOAT_ALLOWED)
         if isinstance(module, Quantizer) and (decayed := module.decayed()) is not None:
             stored: Any = decayed[0]
-            whole = stored.full_tensor() if hasattr(stored, "full_tensor") else stored  # sharded by fully_shard
-            ranges.setdefault(decayed[1], []).append(whole.flatten())
-    if not known:
+            parameter = stored.full_tensor() if hasattr(stored, "full_tensor") else stored  # sharded by fully_shard
+            ranges.setdefault(decayed[1], []).append(parameter.flatten())
+    if not is_trainable:
         raise ValueError(
             f"{type(model).__name__} has no quantizer: what would be trained is a float network. spequant.prepare "
             "leaves its argument as it is and returns the quantized model: model = spequant.prepare(model, ...). To "
@@ -147,15 +182,18 @@ def penalties(model: nn.Module) -> Tensor | float:
 
 
 def check_weight(value: float, argument: str) -> None:
+    """Raise a ValueError unless the weight of a loss is 0 or more."""
     if not value >= 0:
         raise ValueError(f"{argument} is {value!r}; expected a number of 0 or more")
 
 
 def check_steps(value: int) -> None:
+    """Raise a ValueError unless the number of calls in training is a whole number of 1 or more."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"steps is {value!r}; expected how many calls training takes in all, 1 or more")
+        raise ValueError(f"steps is {value!r}; expected the number of calls in the whole training, 1 or more")
 
 
 def check_temperature(value: float, argument: str = "temperature") -> None:
+    """Raise a ValueError unless the temperature of a softmax is above 0."""
     if not value > 0:
         raise ValueError(f"{argument} is {value!r}; expected a number above 0, e.g. 1 to 4")

@@ -1,17 +1,19 @@
 """CMT-KD: collaborative multi-teacher distillation (Pham et al. 2023, arXiv 2210.16103).
 
-    F_k = sum_i softmax(pi_k)_i Q_i(A_k,i), what stage k of the teachers makes, fused: all their next stages read it
+    F_k = sum_i softmax(pi_k)_i Q_i(A_k,i), the fused output of stage k, which the next stage of every teacher reads
     L = a (H(y, p_S) + H(y, p_T)) + b (KL(p_T || p_S) + KL(p_S || p_T)) + g L_feat,   (a, b, g) = (1, .5, 100)
-    L_feat = mean over k of MSE(map(F_k), map(A_k,S)),   map: mean of squares over channels, to length 1
+    L_feat = mean over k of MSE(map(F_k), map(A_k,S)),   map: mean of squares over channels, scaled to length 1
 
 | symbol | here |
 |---|---|
-| A_k,i: output of stage k of teacher i, the same network at more bits; Q_i at its bits | `Fused` |
+| A_k,i: output of stage k of teacher i, the same network at more bits | `Fused.stages` |
+| Q_i: quantizer at the bits of teacher i | `Fused.bits` |
 | pi_k, learned | `Fused.importance` |
-| z_T, z_S; A_k,S the student's | `teacher`, `student`; `Recorder` |
+| z_T, z_S: logits of teachers and student; A_k,S: output of the student's stage k | `teacher`, `student`; `Recorder` |
 
-All teachers read F_k, so that together they are one network, each stage of which is a `Fused`. Known from a
-re-implementation; ours: batch norm between stages is common, logits are fused without Q, L_feat's map and its mean.
+As all teachers read F_k, they form one network, whose stages are `Fused`. We know the method from a re-implementation.
+These points are ours: the teachers share the batch norm between stages, logits are fused without Q, and the map and the
+mean in L_feat.
 """
 
 import copy
@@ -32,14 +34,18 @@ from spequant.methods.base import (
     penalties,
 )
 from spequant.methods.losses import kl
-from spequant.methods.parts import Recorder, given_stages, place, rounded
+from spequant.methods.parts import Recorder, place, resolve_stages, rounded
 from spequant.methods.tasks import Classification, Task
 from spequant.quantizers.base import check_bits
 
 
 class Fused(nn.Module):
-    """One stage of several teachers; its output is the mean of theirs, each on its `bits` first, weighted by
-    softmax(importance). bits: None leaves it float."""
+    """One stage of several teachers: the weighted mean of their quantized outputs; the weights are softmax(importance).
+
+    Args:
+        stages: This stage of each teacher.
+        bits: Bits of each teacher's output; None: it stays float.
+    """
 
     def __init__(self, stages: Sequence[nn.Module], bits: Sequence[int | None]):
         super().__init__()
@@ -53,17 +59,33 @@ class Fused(nn.Module):
 
 
 class CMTKD:
-    """network: the float network, whose stages are named. teachers: {bits: that network prepared at these bits and
-    calibrated}, copied; they learn. stages: modules that follow one another; None: found (`parts.stages_of`)."""
+    """CMT-KD: several teachers at more bits, fused stage by stage, which learn together with the student.
+
+    `Losses.distill` is KL(p_T || p_S), with T^2, before b.
+
+    Args:
+        network: The float network that has the stages.
+        teachers: {bits: `network` prepared at these bits, 2 to 8, and calibrated}; they are copied, and learn.
+        stages: Names of two modules or more of `network` that follow one another; None: `parts.stages_of(network)`.
+        weights: (a, b, g), each 0 or more.
+        temperature: T, above 0.
+        task: Makes logits and the loss on the labels; None: classification.
+
+    Raises:
+        ValueError: No teacher, a number out of range, or `stages` names fewer than two modules or one that is missing.
+
+    References:
+        Pham et al. 2023, arXiv 2210.16103.
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):
         """CMT-KD: several teachers at more bits, fused stage by stage."""
 
         widths: tuple[int, ...] = (4, 8)
-        """the teachers' bits, 2 to 8"""
+        """bits of the teachers, 2 to 8 each"""
         temperature: float = 1.0
-        """T"""
+        """T, the temperature of the softmax"""
 
         def __post_init__(self) -> None:
             check_temperature(self.temperature)
@@ -87,40 +109,42 @@ class CMTKD:
         for value in weights:
             check_weight(value, "weights")
         check_teachers(tuple(teachers))
-        self.stages = given_stages(network, stages)
+        self.stages = resolve_stages(network, stages)
         self.a, self.b, self.g = weights
         self.temperature, self.task = float(temperature), task or Classification()
-        self.trained = self._together({bits: copy.deepcopy(teacher) for bits, teacher in teachers.items()})
-        self.theirs, self.own = Recorder(self.stages[:-1]), Recorder(self.stages[:-1])
+        self.trained = self._fuse({bits: copy.deepcopy(teacher) for bits, teacher in teachers.items()})
+        self.teacher_recorder, self.student_recorder = Recorder(self.stages[:-1]), Recorder(self.stages[:-1])
 
-    def _together(self, teachers: dict[int, nn.Module]) -> nn.Module:
-        whole = copy.deepcopy(next(iter(teachers.values())))
+    def _fuse(self, teachers: dict[int, nn.Module]) -> nn.Module:
+        network = copy.deepcopy(next(iter(teachers.values())))
         for name in self.stages:
             widths = [None if name == self.stages[-1] else bits for bits in teachers]
-            place(whole, name, Fused([teacher.get_submodule(name) for teacher in teachers.values()], widths))
-        return whole.train()
+            place(network, name, Fused([teacher.get_submodule(name) for teacher in teachers.values()], widths))
+        return network.train()
 
     def __call__(self, model: nn.Module, batch: Any) -> Losses:
-        with self.theirs.on(self.trained) as fused:
+        with self.teacher_recorder.on(self.trained) as teacher_outputs:
             teacher = self.task.logits(self.trained, batch)
-        with self.own.on(model) as found:
+        with self.student_recorder.on(model) as student_outputs:
             student = self.task.logits(model, batch)
         task, t = self.task.loss(student, batch), self.temperature
         distill = kl(student, teacher.detach(), t)
-        features = torch.stack([F.mse_loss(_map(found[k]), _map(fused[k])) for k in self.stages[:-1]]).mean()
+        pairs = [(_map(student_outputs[k]), _map(teacher_outputs[k])) for k in self.stages[:-1]]
+        features = torch.stack([F.mse_loss(student_map, fused_map) for student_map, fused_map in pairs]).mean()
         total = self.a * (task + self.task.loss(teacher, batch))
         total = total + self.b * (distill + kl(teacher, student.detach(), t)) + self.g * features
         return Losses(total + penalties(model) + penalties(self.trained), task, distill, student.detach())
 
 
 def _map(x: Tensor) -> Tensor:
-    """Mean of squares over channels (axis 1; of (batch, features) nothing is averaged), a sample's length 1."""
+    """Return the mean of squares over channels (axis 1), scaled to length 1 per sample; none over features."""
     squares = x.float().square()
     squares = squares.mean(1) if x.dim() > 2 else squares
     return F.normalize(squares.flatten(1), dim=1)
 
 
 def check_teachers(widths: Sequence[int]) -> None:
+    """Raise a ValueError unless `widths` are the bits, 2 to 8, of one teacher or more."""
     if not widths:
         raise ValueError("teachers is empty; expected {bits: prepared network}, e.g. of 4, 6 and 8 bits")
     for bits in widths:

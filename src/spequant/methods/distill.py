@@ -1,9 +1,9 @@
-"""Distillation from a separate, frozen teacher (Hinton et al. 2015, arXiv 1503.02531), alone or beside SPEQ.
+"""Distillation from a separate, frozen teacher (Hinton et al. 2015, arXiv 1503.02531), with or without SPEQ.
 
 L = CE(y, z_S) + lambda T^2 D(p_T, p_S),   D: KL or 1 - cos,   p = softmax(z / T)
 
-That the labels keep their whole weight is ours, as in SPEQ: Hinton's sum is (1 - l) CE + l T^2 KL, so that lambda is
-l / (1 - l) of his, and the whole 1 / (1 - l) times as large.
+As in SPEQ, the labels keep their full weight; this is ours. Hinton's loss is (1 - l) CE + l T^2 KL, so lambda
+corresponds to l / (1 - l), and the loss here is 1 / (1 - l) times his.
 """
 
 from collections.abc import Mapping
@@ -29,9 +29,20 @@ from spequant.methods.tasks import Classification, Task
 
 
 class Distill:
-    """Student: the quantized model; teacher: a copy of `teacher`, frozen, in eval mode.
+    """Distillation from a separate float teacher that is frozen.
 
-    loss, temperature, weight: as in SPEQ; `kl` by default.
+    Args:
+        teacher: The float network, which is copied and frozen, in eval mode.
+        loss: (student logits, teacher logits, temperature) -> 0-dim tensor: `kl`, `cosine` or a function of your own.
+        temperature: T, above 0.
+        weight: lambda, 0 or more.
+        task: Makes logits and the loss on the labels; None: classification.
+
+    Raises:
+        ValueError: A number is out of range.
+
+    References:
+        Hinton, Vinyals and Dean 2015, arXiv 1503.02531.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -41,9 +52,9 @@ class Distill:
         loss: str = "kl"
         """kl, cosine, or a function of your own: package.module:function or file.py:function"""
         temperature: float = 1.0
-        """T"""
+        """T, the temperature of the softmax"""
         weight: float = 1.0
-        """lambda, of the distillation loss"""
+        """lambda, the weight of the distillation loss"""
 
         def __post_init__(self) -> None:
             loss_named(self.loss)
@@ -71,7 +82,7 @@ class Distill:
 
     @torch.no_grad()
     def teach(self, model: nn.Module, batch: Any) -> Tensor:
-        """The teacher's logits (batch, classes), without gradient."""
+        """Return the teacher's logits, e.g. (batch, classes), without gradient; `model` is not used."""
         return self.task.logits(self.teacher, batch)
 
     def __call__(self, model: nn.Module, batch: Any) -> Losses:
@@ -82,9 +93,14 @@ class Distill:
 
 
 class SPEQDistill:
-    """Both teachers: the network itself at stochastic precision, and a separate one. Their weighted terms add up.
+    """Two teachers: the network itself at stochastic precision (SPEQ), and a separate float network.
 
-    `Losses.distill` is the sum of both, weights included.
+    The loss is the task's plus the weighted term of each teacher. `Losses.distill` is the sum of these terms, weights
+    included.
+
+    Args:
+        speq: The method of the first teacher; its task is used.
+        distill: The method of the second teacher.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -114,9 +130,9 @@ class SPEQDistill:
         self.speq.load_state_dict(state)
 
     def __call__(self, model: nn.Module, batch: Any) -> Losses:
-        own, separate = self.speq.teach(model, batch), self.distill.teach(model, batch)
+        speq_teacher, float_teacher = self.speq.teach(model, batch), self.distill.teach(model, batch)
         student = self.speq.task.logits(model, batch)
         task = self.speq.task.loss(student, batch)
-        distill = self.speq.weight * self.speq.loss(student, own, self.speq.temperature)
-        distill = distill + self.distill.weight * self.distill.loss(student, separate, self.distill.temperature)
+        distill = self.speq.weight * self.speq.loss(student, speq_teacher, self.speq.temperature)
+        distill = distill + self.distill.weight * self.distill.loss(student, float_teacher, self.distill.temperature)
         return Losses(task + distill + penalties(model), task, distill, student.detach())

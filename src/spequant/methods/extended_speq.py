@@ -1,15 +1,18 @@
-"""SPEQ with what may be added to it: ours, each off by itself, none of it in the paper.
+"""SPEQ with additions of ours, which are not in the paper; each is off by default.
 
     L = CE(y, z_S) + lambda T^2 mean(1 - cos(p_T, p_S)) + lambda_F mean(1 - cos(f_T, f_S)),   p = softmax(z / T)
 
 | symbol | here |
 |---|---|
-| T, u, at each call on a line from `speq`'s own to `temperature_end`, `probability_end` over `steps` calls | `speq` |
-| z_T, f_T: the teacher's logits and penultimate feature, of the network's own weights, or of | `average` |
-| their moving average a_t = d a_{t-1} + (1 - d) w_t (Polyak's; as a teacher: Tarvainen and Valpola 2017, \
-arXiv 1703.01780), at stochastic precision like SPEQ's | `decay` |
-| f_S, f_T: the head's input, before its quantizer; f_T gives no gradient, of several passes the last one's | `head` |
+| T, u: on a straight line over `steps` calls from the values of `speq` | `temperature_end`, `probability_end` |
+| z_T: logits of the teacher at stochastic precision | `speq.teach` |
+| the teacher's weights: the network's, or their moving average a_t = d a_{t-1} + (1 - d) w_t | `average` |
+| d | `decay` |
+| f_S, f_T: penultimate features, the input of the head before its quantizer | `head` |
 | lambda_F | `feature_weight` |
+
+f_T gives no gradient; of several teacher passes, it is from the last. The moving average is Polyak's; Tarvainen and
+Valpola (2017, arXiv 1703.01780) use it as a teacher.
 """
 
 import copy
@@ -39,46 +42,64 @@ from spequant.policies import Stochastic
 
 
 class ExtendedSPEQ:
-    """speq: with T and u as training begins. steps: calls in all. average: a copy of the prepared, calibrated model,
-    which this method changes, `decay` of it kept at each call; None: the network's own weights teach. head: name of the
-    layer whose input is the feature, which `feature_weight` needs. `Losses.distill` is the term of the logits.
+    """SPEQ with T and u that change during training, averaged weights as the teacher, and a loss of features.
 
-    teacher: what is called for `average`, e.g. it compiled.
+    `Losses.distill` is the term of the logits.
+
+    Args:
+        speq: SPEQ with T and u of the start of training.
+        steps: Calls of the method in the whole training, 1 or more.
+        probability_end: u at the end of training, 0 to 1; None: constant.
+        temperature_end: T at the end of training, above 0; None: constant.
+        average: A copy of the prepared, calibrated model, which becomes the teacher; this method updates it in place.
+            None: the model is its own teacher.
+        decay: Share of `average` that stays at each call, 0 or more and below 1.
+        head: Name of the layer whose input is the feature; needed for `feature_weight`.
+        feature_weight: lambda_F, 0 or more.
+
+    Attributes:
+        teacher: The module that is called in place of `average`; set it to, e.g., the compiled module.
+
+    Raises:
+        ValueError: A number is out of range, an argument needs another one, or `average` is used with batch norm in
+            eval mode.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):
-        """SPEQ with additions: falling T and u, averaged weights that teach, a loss of features."""
+        """SPEQ with additions: T and u that change, averaged weights as the teacher, a loss of features."""
 
         speq: SPEQ.Settings = field(default_factory=SPEQ.Settings)
         probability_end: float | None = None
-        """u at the end of training, a line from speq.probability; None: it stays"""
+        """u at the end of training, reached on a straight line from speq.probability; None: constant"""
         temperature_end: float | None = None
-        """T at the end, a line from speq.temperature; None: it stays"""
+        """T at the end of training, reached on a straight line from speq.temperature; None: constant"""
         average: float | None = None
-        """decay per step of a moving average of the weights, which teaches in their place, e.g. .999; None: none"""
+        """decay per step of a moving average of the weights, which is then the teacher, e.g. .999; None: no average"""
         feature_weight: float = 0.0
-        """of the cosine loss between the penultimate features of teacher and student"""
+        """weight of the cosine loss between the penultimate features of teacher and student"""
 
         def __post_init__(self) -> None:
             decay = {} if self.average is None else {"decay": self.average, "average": nn.Identity()}
             head = "head" if self.feature_weight else None
-            ExtendedSPEQ(self.speq.made(), steps=1, head=head, **self._added(), **decay)  # it checks its arguments
+            # The constructor checks the values.
+            ExtendedSPEQ(self.speq.make(), steps=1, head=head, **self._options(), **decay)
 
-        def _added(self) -> dict[str, Any]:
+        def _options(self) -> dict[str, Any]:
             names = ("probability_end", "temperature_end", "feature_weight")
             return {name: getattr(self, name) for name in names}
 
         def build(self, start: Start) -> "ExtendedSPEQ":
-            added: dict[str, Any] = self._added()
+            options: dict[str, Any] = self._options()
             if self.feature_weight:
-                added["head"] = head_of(start.network)
+                options["head"] = head_of(start.network)
             if self.average is not None:
                 average = copy.deepcopy(start.student)
-                for quantizer in weight_quantizers(average).values():  # a resumed run's weights may be frozen by now
+                # A resumed run may have frozen weights.
+                for quantizer in weight_quantizers(average).values():
                     quantizer.frozen = quantizer.frozen_codes = None
-                added |= {"average": average, "decay": self.average ** (1 / start.accumulate)}
-            return ExtendedSPEQ(self.speq.build(start), steps=start.steps, **added)
+                options |= {"average": average, "decay": self.average ** (1 / start.accumulate)}
+            return ExtendedSPEQ(self.speq.build(start), steps=start.steps, **options)
 
         def check_student(self, act_bits: int | None, *, mixed: bool) -> None:
             self.speq.check_student(act_bits, mixed=mixed)
@@ -110,14 +131,14 @@ class ExtendedSPEQ:
             raise ValueError(f"decay is {decay!r}; expected a number of 0 or more, below 1, e.g. 0.999")
         if average is not None and speq.batch_norm == "eval":
             raise ValueError(
-                "batch_norm is 'eval' with average, whose running statistics stand still; expected 'leave'"
+                "batch_norm is 'eval' with average, whose running statistics never change; expected 'leave'"
             )
         if feature_weight and head is None:
             raise ValueError(f"feature_weight is {feature_weight!r} and head is None; expected the name of a layer")
         self.speq, self.steps, self.decay = speq, steps, decay
         self.temperatures = speq.temperature, speq.temperature if temperature_end is None else float(temperature_end)
-        own = speq.policy.probability if isinstance(speq.policy, Stochastic) else 0.0
-        self.probabilities = own, own if probability_end is None else float(probability_end)
+        first = speq.policy.probability if isinstance(speq.policy, Stochastic) else 0.0
+        self.probabilities = first, first if probability_end is None else float(probability_end)
         self.trained = None if average is None else average.train().requires_grad_(False)
         self.teacher = self.trained
         self.feature_weight, self.head = float(feature_weight), head if feature_weight else None
@@ -132,29 +153,29 @@ class ExtendedSPEQ:
 
     def __call__(self, model: nn.Module, batch: Any) -> Losses:
         speq = self.speq
-        self._fall(min(1.0, speq.step / self.steps))
+        self._set_schedule(min(1.0, speq.step / self.steps))
         if self.trained is not None:
-            self._follow(model)
-        own = self.teacher is None
-        # One recorder where one network does both passes: hooks of two would make a compiled one's graph twice.
+            self._update_average(model)
+        teaches_itself = self.teacher is None
+        # One recorder if one network does both passes: the hooks of two recorders would compile its graph twice.
         with (
-            self.student_feature.on(model) as found,
-            nullcontext(found) if own else self.teacher_feature.on(self.teacher) as theirs,  # type: ignore[arg-type]
+            self.student_feature.on(model) as student_inputs,
+            nullcontext(student_inputs) if teaches_itself else self.teacher_feature.on(self.teacher) as teacher_inputs,  # type: ignore[arg-type]
         ):
             teacher = speq.teach(model if self.teacher is None else self.teacher, batch)
-            target = {name: x.detach() for name, x in theirs.items()}
-            found.clear()  # and with it the teacher's graph
+            target = {name: x.detach() for name, x in teacher_inputs.items()}
+            student_inputs.clear()  # frees the teacher's graph
             student = speq.task.logits(model, batch)
-            feature = dict(found)
+            feature = dict(student_inputs)
         task = speq.task.loss(student, batch)
         distill = speq.loss(student, teacher, speq.temperature)
         total = task + speq.weight * distill + penalties(model)
         if self.head is not None:
-            total = total + self.feature_weight * _apart(feature[self.head], target[self.head], batch)
+            total = total + self.feature_weight * _cosine_distance(feature[self.head], target[self.head], batch)
         return Losses(total, task, distill, student.detach())
 
-    def _fall(self, done: float) -> None:
-        """T and u after that share of training."""
+    def _set_schedule(self, done: float) -> None:
+        """Set T and u to their values after the share `done` of training."""
         first, last = self.temperatures
         self.speq.temperature = first + (last - first) * done
         if isinstance(self.speq.policy, Stochastic):
@@ -162,14 +183,14 @@ class ExtendedSPEQ:
             self.speq.policy = replace(self.speq.policy, probability=first + (last - first) * done)
 
     @torch.no_grad()
-    def _follow(self, model: nn.Module) -> None:
+    def _update_average(self, model: nn.Module) -> None:
         assert self.trained is not None
         pairs = list(self.trained.parameters()), list(model.parameters())
         torch._foreach_lerp_(*pairs, 1 - self.decay)  # type: ignore[attr-defined]
 
 
-def _apart(student: Tensor, teacher: Tensor, batch: Any) -> Tensor:
-    """Mean over samples of 1 - cos between features; padding is left out."""
+def _cosine_distance(student: Tensor, teacher: Tensor, batch: Any) -> Tensor:
+    """Return the mean over samples of 1 - cos between features, without padding."""
     mask = tokens(teacher, batch)
-    own, theirs = (x.float() if mask is None else x.float() * mask for x in (student, teacher))
-    return (1 - F.cosine_similarity(own.flatten(1), theirs.flatten(1), dim=1)).mean()
+    a, b = (x.float() if mask is None else x.float() * mask for x in (student, teacher))
+    return (1 - F.cosine_similarity(a.flatten(1), b.flatten(1), dim=1)).mean()

@@ -5,11 +5,10 @@
 | symbol | here |
 |---|---|
 | p = softmax(z / T) in the KL term; the teacher is float and frozen | `teacher`, `temperature` |
-| n of N: calls so far | `step`, `steps` |
+| n, N: calls so far, calls in the whole training | `step`, `steps` |
 | w0 | `weight` |
 
-Known from the abstract: the soft loss is reduced gradually. That it falls in a straight line, to 0 at the end, and
-T = 2 are ours.
+The abstract says that the soft loss is reduced gradually. The straight line to 0 and T = 2 are ours.
 """
 
 from dataclasses import dataclass
@@ -33,22 +32,33 @@ from spequant.methods.tasks import Classification, Task
 
 
 class GSLR(CountsCalls):
-    """teacher: the float network, copied and frozen, in eval mode. steps: N, calls in all, 1 or more, of which each
-    part of an accumulated batch is one; beyond them w stays 0. weight: w0, 0 to 1. temperature: above 0.
+    """GSLR: distillation from a float teacher whose share of the loss falls to 0.
 
-    (model, batch) -> Losses: logits (batch, classes), or (batch, parts, classes), as `task` makes them; `total`, `task`
-    and `distill` 0-dim, in nats, means over samples; `distill` is T^2 KL(p_T || p_S), before w. ValueError: steps,
-    weight or temperature out of range.
+    `Losses.distill` is T^2 KL(p_T || p_S), before w. Losses are in nats, means over samples.
+
+    Args:
+        teacher: The float network, which is copied and frozen, in eval mode.
+        steps: N, the calls of the method in the whole training, 1 or more; each part of an accumulated batch is a
+            call. After them w stays 0.
+        weight: w0, 0 to 1.
+        temperature: T, above 0.
+        task: Makes logits and the loss on the labels; None: classification.
+
+    Raises:
+        ValueError: A number is out of range.
+
+    References:
+        Shin, Boo and Sung 2019, arXiv 1909.01688.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(TaughtSettings):
-        """GSLR: distillation whose share fades."""
+        """GSLR: distillation whose share of the loss falls to 0."""
 
         weight: float = 1.0
-        """w0, the soft loss's share at the start, 0 to 1"""
+        """w0, the share of the distillation loss at the start, 0 to 1"""
         temperature: float = 2.0
-        """T"""
+        """T, the temperature of the softmax"""
 
         def __post_init__(self) -> None:
             check_temperature(self.temperature)
@@ -85,5 +95,6 @@ class GSLR(CountsCalls):
 
 
 def check_share(value: float) -> None:
+    """Raise a ValueError unless the share of the soft loss is from 0 to 1."""
     if not 0 <= value <= 1:
         raise ValueError(f"weight is {value!r}; expected the soft loss's share at the start, 0 to 1")

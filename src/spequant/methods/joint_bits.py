@@ -1,11 +1,16 @@
-"""Joint multi-bit training: one weight set that answers at several activation widths (after the idea of vertical
-layering, arXiv 2212.05326, and of any-precision networks).
+"""Joint multi-bit training: one set of weights that works at several activation widths.
+
+The idea is that of vertical layering (arXiv 2212.05326) and of any-precision networks.
 
     L = mean_b H(y, p_b) + lambda T^2 mean_b<B KL(p_B || p_b),   p = softmax(z / T) in the KL term
 
-b: the home width, the fewest bits of the model's activations, and `widths`; B, the largest of them all, teaches the
-others and gets no gradient from that. Only the abstract is known here: activation widths in place of weight widths, and
-the loss's form, are ours.
+| symbol | here |
+|---|---|
+| b: the home width, which is the fewest bits of the model's activations, and the other widths | `home`, `widths` |
+| B: the largest b; it teaches the others and gets no gradient from the KL term | `largest` |
+| T, lambda | `temperature`, `weight` |
+
+We had only the abstract: activation widths in place of weight widths and the form of the loss are ours.
 """
 
 from collections.abc import Sequence
@@ -31,34 +36,44 @@ from spequant.quantizers.base import check_bits
 
 
 class JointBits:
-    """widths: activation bits beside the model's own, in rising order; they may lie below it. `Losses.task` is at the
-    model's own width.
+    """Joint training at several activation widths; the largest width teaches the others.
 
-    (model, batch) -> Losses: logits (batch, classes), or (batch, parts, classes), as `task` makes them; `total`, `task`
-    and `distill` 0-dim, in nats, means over samples. ValueError: widths, temperature or weight out of range, or a model
-    without activation quantizers.
+    `Losses.task` is at the home width. Losses are in nats, means over samples. A call raises a ValueError if the model
+    has no activation quantizer.
+
+    Args:
+        widths: Activation bits in addition to the model's, in rising order; they may be below the model's.
+        temperature: T, above 0.
+        weight: lambda, 0 or more.
+        task: Makes logits and the loss on the labels; None: classification.
+
+    Raises:
+        ValueError: A number is out of range, or `widths` is empty or not in rising order.
+
+    References:
+        arXiv 2212.05326.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):
-        """All widths learn at once."""
+        """Joint multi-bit training: the network learns at several activation widths at once."""
 
         widths: tuple[int, ...] = (4, 8)
-        """activation bits in addition to the network's own"""
+        """activation bits in addition to the network's"""
         temperature: float = 1.0
-        """T"""
+        """T, the temperature of the softmax"""
         weight: float = 1.0
-        """lambda, of the distillation loss"""
+        """lambda, the weight of the distillation loss"""
 
         def __post_init__(self) -> None:
-            self.made()
+            self.make()
 
-        def made(self, task: Task | None = None) -> "JointBits":
-            """The method; ValueError: a setting out of range."""
+        def make(self, task: Task | None = None) -> "JointBits":
+            """Return the method; raise a ValueError if a setting is out of range."""
             return JointBits(self.widths, temperature=self.temperature, weight=self.weight, task=task)
 
         def build(self, start: Start) -> "JointBits":
-            return self.made(start.task)
+            return self.make(start.task)
 
     def __init__(
         self,
@@ -80,10 +95,10 @@ class JointBits:
     def __call__(self, model: nn.Module, batch: Any) -> Losses:
         student = self.task.logits(model, batch)
         home = fewest_bits(unwrapped(model))
-        others = [width for width in self.widths if width != home]
-        logits = {home: student, **dict(zip(others, at_widths(model, others, self.task, batch), strict=True))}
+        widths = [width for width in self.widths if width != home]
+        logits = {home: student, **dict(zip(widths, at_widths(model, widths, self.task, batch), strict=True))}
         task = self.task.loss(student, batch)
-        labels = torch.stack([task, *(self.task.loss(logits[width], batch) for width in others)]).mean()
+        labels = torch.stack([task, *(self.task.loss(logits[width], batch) for width in widths)]).mean()
         largest = logits.pop(max(logits))
         distill = torch.stack([kl(z, largest.detach(), self.temperature) for z in logits.values() or [largest]]).mean()
         return Losses(labels + self.weight * distill + penalties(model), task, distill, student.detach())

@@ -1,7 +1,7 @@
-"""Distillation losses: functions of student logits, teacher logits and temperature. fp32 throughout.
+"""Distillation losses: functions of student logits, teacher logits and temperature, computed in fp32.
 
-Logits: (batch, classes), or (batch, parts, classes) of several answers a sample, each with a softmax of its own; the
-mean is over all of them.
+Logits have shape (batch, classes), or (batch, parts, classes) if a sample has several answers. Each part has its own
+softmax, and the mean is over samples and parts.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,11 +14,11 @@ from torch import Tensor
 from spequant.names import chosen
 
 DistillLoss = Callable[[Tensor, Tensor, float], Tensor]
-"""(student logits, teacher logits, temperature) -> 0-dim loss. A user's own function of this form serves as well."""
+"""(student logits, teacher logits, temperature) -> 0-dim loss. It can be a function of your own."""
 
 
 def _check(student: Tensor, teacher: Tensor) -> None:
-    """ValueError: logits that a softmax cannot compare."""
+    """Raise a ValueError unless both logits have the same shape and two classes or more."""
     if student.shape != teacher.shape:
         raise ValueError(
             f"the student's logits have shape {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}; expected "
@@ -37,10 +37,24 @@ def cosine(
     teacher: Float[Tensor, "batch *parts classes"],
     temperature: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """T^2 mean(1 - cos(p_T, p_S)), p = softmax(z / T): SPEQ's loss (arXiv 2009.14502; the T^2 is ours, as with KL).
-    ValueError: fewer than two classes, or two shapes.
+    """Return T^2 mean(1 - cos(p_T, p_S)), p = softmax(z / T): SPEQ's loss. The factor T^2 is ours, as in `kl`.
 
-    In [0, T^2]. Its gradient: g = -(p_T / (|p_T||p_S|) - c p_S / |p_S|^2), dL/dz_S = T p_S (g - <p_S, g>) / batch.
+    Gradient: dL/dz_S = T p_S (g - <p_S, g>) / batch, with g = -(p_T / (|p_T||p_S|) - c p_S / |p_S|^2), where c is
+    the cosine.
+
+    Args:
+        student: z_S.
+        teacher: z_T.
+        temperature: T, above 0.
+
+    Returns:
+        The loss, in [0, T^2].
+
+    Raises:
+        ValueError: The shapes differ, or there are fewer than two classes.
+
+    References:
+        Boo, Shin, Choi and Sung, AAAI 2021, arXiv 2009.14502.
     """
     _check(student, teacher)
     p_s = F.softmax(student.float() / temperature, dim=-1)
@@ -53,26 +67,50 @@ def kl(
     teacher: Float[Tensor, "batch *parts classes"],
     temperature: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """T^2 mean KL(p_T || p_S), p = softmax(z / T) (Hinton et al., arXiv 1503.02531).
-    ValueError: fewer than two classes, or two shapes."""
+    """Return T^2 mean KL(p_T || p_S), p = softmax(z / T), in nats.
+
+    Args:
+        student: z_S.
+        teacher: z_T; classes masked with -inf are left out.
+        temperature: T, above 0.
+
+    Raises:
+        ValueError: The shapes differ, or there are fewer than two classes.
+
+    References:
+        Hinton, Vinyals and Dean 2015, arXiv 1503.02531.
+    """
     _check(student, teacher)
     log_s = F.log_softmax(student.float() / temperature, dim=-1)
     log_t = F.log_softmax(teacher.float() / temperature, dim=-1)
-    gap = (log_t - log_s).masked_fill(torch.isneginf(log_t), 0.0)  # classes masked with -inf count for nothing
+    gap = (log_t - log_s).masked_fill(torch.isneginf(log_t), 0.0)
     return temperature**2 * (log_t.exp() * gap).sum(-1).mean()
 
 
 def ensemble(passes: Sequence[Tensor], temperature: float) -> Tensor:
-    """Logits whose softened softmax is the mean of those of `passes`: the soft label of several teacher passes."""
+    """Return logits whose softmax at `temperature` is the mean of the softmaxes of `passes`.
+
+    Args:
+        passes: Logits of one or more teacher passes, all of the same shape.
+        temperature: T, above 0.
+    """
     if len(passes) == 1:
         return passes[0]
     logs = torch.stack([F.log_softmax(z.float() / temperature, dim=-1) for z in passes])
-    return temperature * torch.logsumexp(logs, dim=0)  # the missing - log(passes) cancels in any softmax
+    return temperature * torch.logsumexp(logs, dim=0)  # a softmax cancels the constant -log(len(passes))
 
 
 by_name: dict[str, DistillLoss] = {"cosine": cosine, "kl": kl}
+"""{name in recipes: loss}"""
 
 
 def loss_named(name: str) -> DistillLoss:
-    """The loss of that name, or of a reference package.module:function or file.py:function. ValueError: neither."""
+    """Return the loss called `name`.
+
+    Args:
+        name: A key of `by_name`, or a reference package.module:function or file.py:function.
+
+    Raises:
+        ValueError: There is no such loss.
+    """
     return chosen("loss", name, by_name)

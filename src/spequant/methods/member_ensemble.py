@@ -1,17 +1,17 @@
-"""PMWAE: online distillation from members that differ by activation precision (WCNC 2023).
+"""PMWAE: online distillation from members that differ in activation precision (WCNC 2023).
 
     L = H(y, p_L) + mean_i H(y, p_i) + lambda T^2 KL(p_E || p_L),   z_E = sum_i a_i z_i
     a = softmax_i(<z_L, z_i> / sqrt(C)),   p = softmax(z / T) in the KL term
 
 | symbol | here |
 |---|---|
-| p_L: the leader's, the network as it ships | `student` |
-| p_i: members, the same weights with low-bit activations at `widths` | `members` |
-| a_i: attention of the leader to the members, a sample | `_ensemble` |
+| z_L: the leader, which is the network that is exported | `student` |
+| z_i: the members, which have the leader's weights and other activation bits | `members`, `widths` |
+| z_E, a_i: the ensemble, and the attention of the leader to its members, per sample; C classes | `_ensemble` |
 | T, lambda | `temperature`, `weight` |
 
-Only the abstract is known here: one weight set for all members, the attention and the loss's form are ours. All members
-learn; the ensemble gives the leader a target without gradient.
+We had only the abstract: one set of weights for all members, the attention and the form of the loss are ours. All
+members learn. The ensemble is a target for the leader and gets no gradient.
 """
 
 from collections.abc import Sequence
@@ -37,28 +37,40 @@ from spequant.quantizers.base import check_bits
 
 
 class MemberEnsemble:
-    """widths: activation bits of the members, where the leader has its fewest. `Losses.distill` is the KL term."""
+    """PMWAE: passes at other activation widths (members) learn, and teach the model (leader) together.
+
+    `Losses.distill` is the KL term, before lambda.
+
+    Args:
+        widths: Bits per member, for the activations that have the leader's fewest bits.
+        temperature: T, above 0.
+        weight: lambda, 0 or more.
+        task: Makes logits and the loss on the labels; None: classification.
+
+    Raises:
+        ValueError: A number is out of range, or `widths` is empty.
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):
         """PMWAE: members at more activation bits teach together."""
 
         widths: tuple[int, ...] = (4, 8)
-        """activation bits in addition to the network's own"""
+        """activation bits of the members, in addition to the network's"""
         temperature: float = 1.0
-        """T"""
+        """T, the temperature of the softmax"""
         weight: float = 1.0
-        """lambda, of the distillation loss"""
+        """lambda, the weight of the distillation loss"""
 
         def __post_init__(self) -> None:
-            self.made()
+            self.make()
 
-        def made(self, task: Task | None = None) -> "MemberEnsemble":
-            """The method; ValueError: a setting out of range."""
+        def make(self, task: Task | None = None) -> "MemberEnsemble":
+            """Return the method; raise a ValueError if a setting is out of range."""
             return MemberEnsemble(self.widths, temperature=self.temperature, weight=self.weight, task=task)
 
         def build(self, start: Start) -> "MemberEnsemble":
-            return self.made(start.task)
+            return self.make(start.task)
 
     def __init__(
         self,
@@ -81,14 +93,14 @@ class MemberEnsemble:
         student = self.task.logits(model, batch)
         members = at_widths(model, self.widths, self.task, batch)
         task = self.task.loss(student, batch)
-        theirs = torch.stack([self.task.loss(z, batch) for z in members]).mean()
+        members_task = torch.stack([self.task.loss(z, batch) for z in members]).mean()
         distill = kl(student, _ensemble(student, members), self.temperature)
-        return Losses(task + theirs + self.weight * distill + penalties(model), task, distill, student.detach())
+        return Losses(task + members_task + self.weight * distill + penalties(model), task, distill, student.detach())
 
 
 @torch.no_grad()
 def _ensemble(leader: Tensor, members: Sequence[Tensor]) -> Tensor:
-    masked = torch.isneginf(leader)  # classes that count for nothing
+    masked = torch.isneginf(leader)  # classes to leave out
     z = torch.stack([m.float().masked_fill(masked, 0.0) for m in members])
     score = (leader.float().masked_fill(masked, 0.0) * z).sum(-1, keepdim=True)
     attention = F.softmax(score / leader.shape[-1] ** 0.5, dim=0)

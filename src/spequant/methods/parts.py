@@ -1,4 +1,4 @@
-"""Parts of a network that several methods look at: its stages, and what passes them. No loss lives here."""
+"""Parts of a network that several methods use: its stages, and their inputs and outputs. No loss belongs here."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,39 +12,61 @@ from spequant.networks import QUANTIZABLE
 from spequant.quantizers.base import level_tensor
 from spequant.recomputation import entered_again
 
-FEWEST = 3
-"""stages; a network with fewer children that compute has those inside them for stages"""
+FEWEST_STAGES = 3
+"""If a network has fewer children with layers, `stages_of` descends into them."""
 
 
 def part_of(model: nn.Module, name: str) -> nn.Module:
-    """The module `name` of the plain network inside `model`, which may be compiled or distributed."""
-    found = [(n, m) for n, m in model.named_modules() if n == name or n.endswith(f".{name}")]
-    if not found:
+    """Return the module called `name` in `model`, which may be compiled or distributed.
+
+    Args:
+        model: The model, whose wrappers may put a prefix before the names of its modules.
+        name: Name in the network without wrappers.
+
+    Raises:
+        ValueError: There is no such module.
+    """
+    modules = [(n, m) for n, m in model.named_modules() if n == name or n.endswith(f".{name}")]
+    if not modules:
         raise ValueError(
             f"the model has no module {name!r}; there are {', '.join(n for n, _ in model.named_children())}"
         )
-    return min(found, key=lambda pair: len(pair[0]))[1]
+    return min(modules, key=lambda pair: len(pair[0]))[1]
 
 
 def stages_of(network: nn.Module) -> tuple[str, ...]:
-    """The names of the modules of the float `network` that compute, taken to follow one another: its children with
-    layers inside, and as long as those are fewer than three, the children of the largest nn.Sequential among them."""
-    names = _computing(network, "")
-    while len(names) < FEWEST:
+    """Return the names of the stages of a float network: modules with layers that follow one another.
+
+    They are the children of the network that contain layers. As long as there are fewer than three, the largest
+    nn.Sequential among them (by parameters) is replaced by its children. That the children follow one another is
+    assumed.
+
+    Args:
+        network: The float network.
+
+    Raises:
+        ValueError: There are fewer than three, and none of them is an nn.Sequential.
+    """
+    names = _children_with_layers(network, "")
+    while len(names) < FEWEST_STAGES:
         containers = [name for name in names if isinstance(network.get_submodule(name), nn.Sequential)]
         if not containers:
             raise ValueError(
-                f"{type(network).__name__} has the stages {', '.join(names) or 'none'}; expected {FEWEST} or more: "
-                "name modules that follow one another with stages="
+                f"{type(network).__name__} has the stages {', '.join(names) or 'none'}; expected {FEWEST_STAGES} or "
+                "more: name modules that follow one another with stages="
             )
         largest = max(containers, key=lambda name: sum(p.numel() for p in network.get_submodule(name).parameters()))
-        at = names.index(largest)
-        names[at : at + 1] = _computing(network.get_submodule(largest), f"{largest}.")
+        i = names.index(largest)
+        names[i : i + 1] = _children_with_layers(network.get_submodule(largest), f"{largest}.")
     return tuple(names)
 
 
-def given_stages(network: nn.Module, stages: Sequence[str] | None) -> tuple[str, ...]:
-    """`stages`, or those that are found. ValueError: fewer than two, or no module of `network` under a name."""
+def resolve_stages(network: nn.Module, stages: Sequence[str] | None) -> tuple[str, ...]:
+    """Return `stages`, after a check, or `stages_of(network)` if `stages` is None.
+
+    Raises:
+        ValueError: There are fewer than two stages, or `network` has no module of a name.
+    """
     names = stages_of(network) if stages is None else tuple(stages)
     if len(names) < 2:
         raise ValueError(f"stages is {names!r}; expected two modules or more that follow one another")
@@ -53,20 +75,24 @@ def given_stages(network: nn.Module, stages: Sequence[str] | None) -> tuple[str,
     return names
 
 
-def _computing(module: nn.Module, prefix: str) -> list[str]:
+def _children_with_layers(module: nn.Module, prefix: str) -> list[str]:
     names = []
     for name, child in module.named_children():
-        if isinstance(child, nn.ModuleList):  # is not called itself
-            names += _computing(child, f"{prefix}{name}.")
+        if isinstance(child, nn.ModuleList):  # networks call its children, not the list
+            names += _children_with_layers(child, f"{prefix}{name}.")
         elif any(isinstance(part, QUANTIZABLE) for part in child.modules()):
             names.append(prefix + name)
     return names
 
 
 class Recorder:
-    """Keeps what passes some modules of a model, in its graph: `inputs` of some, or `outputs`.
+    """Records the inputs or outputs of modules of a model, with gradient.
 
-    One object for all calls, since a compiled model goes on writing into the one that it was traced with.
+    Use the same object for all calls: a compiled model writes into the object that it was traced with.
+
+    Args:
+        names: Names of the modules in the network without wrappers.
+        inputs: Whether to record the first input of each module, instead of its output.
     """
 
     def __init__(self, names: Sequence[str], *, inputs: bool = False):
@@ -85,7 +111,12 @@ class Recorder:
 
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[dict[str, Tensor]]:
-        """{name: tensor}, filled by a forward of `model` inside. RuntimeError at the end if a module did not run."""
+        """Yield {name: tensor}, which a forward of `model` inside the context fills.
+
+        Raises:
+            RuntimeError: At the end of the context, if a module did not run.
+            ValueError: `model` has no module of a name.
+        """
         self.values.clear()
         handles = []
         for name in self.names:
@@ -107,34 +138,47 @@ class Recorder:
 
 @contextmanager
 def replaced(network: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[nn.Module]:
-    """Inside, `network` has each of `modules` in the place of its own of that name."""
-    before = {name: network.get_submodule(name) for name in modules}
+    """Put `modules`, {name: module}, in place of the modules of `network` with these names, inside the context."""
+    originals = {name: network.get_submodule(name) for name in modules}
     try:
         for name, module in modules.items():
             place(network, name, module)
         with entered_again(lambda: replaced(network, modules)):
             yield network
     finally:
-        for name, module in before.items():
+        for name, module in originals.items():
             place(network, name, module)
 
 
 def place(network: nn.Module, name: str, module: nn.Module) -> None:
-    """Let `module` be the one under `name`."""
-    parent, _, own = name.rpartition(".")
-    setattr(network.get_submodule(parent), own, module)
+    """Set the module called `name`, a path with dots, to `module`."""
+    parent, _, attribute = name.rpartition(".")
+    setattr(network.get_submodule(parent), attribute, module)
 
 
 def tokens(x: Tensor, batch: Any) -> Tensor | None:
-    """(batch, length, 1), 1 where `x`, of shape (batch, length, features), belongs to a token and 0 at padding, as the
-    batch's `attention_mask` says; None where there is no padding to leave out."""
+    """Return the mask of tokens, from the `attention_mask` of a batch.
+
+    Args:
+        x: Features (batch, length, features).
+        batch: A batch, e.g. a dict with "attention_mask" (batch, length).
+
+    Returns:
+        fp32 (batch, length, 1): 1 for a token, 0 for padding. None if the batch has no mask, or `x` has another shape.
+    """
     mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
     return None if mask is None or x.shape[:-1] != mask.shape else mask.unsqueeze(-1).to(torch.float32)
 
 
 def rounded(x: Tensor, bits: int) -> Tensor:
-    """`x` on the uniform grid of `bits` bits from its least to its largest value: [0, max], or [-max|x|, max|x|] on one
-    level fewer where it goes below zero, which takes 2 bits or more; straight-through."""
+    """Return `x` rounded to a uniform grid over its range, with a straight-through gradient.
+
+    The grid is [0, max] with 2^bits levels, or [-max|x|, max|x|] with 2^bits - 1 levels if a value is negative.
+
+    Args:
+        x: Values of any shape.
+        bits: 1 or more; 2 or more if a value is negative.
+    """
     low, high = x.detach().amin().float(), x.detach().abs().amax().float().clamp_min(1e-8)
     signed = bool(low < 0)
     levels = level_tensor(2**bits - signed, x)

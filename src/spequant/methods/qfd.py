@@ -4,11 +4,12 @@
 
 | symbol | here |
 |---|---|
-| f_S, f_T: penultimate feature, the head's input | of the student before its own quantizer; of the float teacher |
-| f_T^Q: that of the teacher on a few bits | `rounded(f_T, bits)` |
+| f_S: penultimate feature of the student, the input of its head before quantization | `student_feature` |
+| f_T: penultimate feature of the float teacher | `teacher_feature` |
+| f_T^Q: f_T at a few bits | `rounded(f_T, bits)` |
 
-Of sequences the mean is over tokens; padding is left out. The paper trains the teacher's feature quantizer; open here,
-and ours: the grid spans each batch's own range.
+For sequences, the mean is over tokens, without padding. The paper trains the quantizer of the teacher's feature; here
+the grid spans the range of each batch, which is ours.
 """
 
 from dataclasses import dataclass
@@ -33,17 +34,32 @@ from spequant.quantizers.base import check_bits
 
 
 class QFD:
-    """teacher: the float network, copied and frozen. bits: of its feature, 2 to 8. head: the layer whose input is the
-    feature; None: the last one. `Losses.distill` is the MSE."""
+    """QFD: the student's feature learns the teacher's feature, quantized to a few bits.
+
+    `Losses.distill` is the MSE, before lambda.
+
+    Args:
+        teacher: The float network, which is copied and frozen.
+        bits: Bits of the teacher's feature, 2 to 8.
+        weight: lambda, 0 or more.
+        head: Name of the layer whose input is the feature; None: the last layer.
+        task: Makes logits and the loss on the labels; None: classification.
+
+    Raises:
+        ValueError: A number is out of range.
+
+    References:
+        Zhu et al. 2023, arXiv 2307.10638.
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(TaughtSettings):
-        """QFD: the teacher's feature on a few bits."""
+        """QFD: the student learns the teacher's feature, quantized to a few bits."""
 
         bits: int = 4
-        """of the teacher's feature, 2 to 8"""
+        """bits of the teacher's feature, 2 to 8"""
         weight: float = 0.5
-        """lambda, of the distillation loss"""
+        """lambda, the weight of the distillation loss"""
 
         def __post_init__(self) -> None:
             check_bits(self.bits, "bits", both_signs=True)
@@ -70,14 +86,14 @@ class QFD:
         self.teacher_feature = Recorder([self.head], inputs=True)
 
     def __call__(self, model: nn.Module, batch: Any) -> Losses:
-        with torch.no_grad(), self.teacher_feature.on(self.teacher) as found:
+        with torch.no_grad(), self.teacher_feature.on(self.teacher) as teacher_inputs:
             self.task.logits(self.teacher, batch)
-        feature = found[self.head]
+        feature = teacher_inputs[self.head]
         mask = tokens(feature, batch)
         target = rounded(feature if mask is None else feature * mask, self.bits).float()
-        with self.student_feature.on(model) as found:
+        with self.student_feature.on(model) as student_inputs:
             student = self.task.logits(model, batch)
         task = self.task.loss(student, batch)
-        apart = F.mse_loss(found[self.head].float(), target, reduction="none")
-        distill = apart.mean() if mask is None else (apart * mask).sum() / (mask.sum() * apart.shape[-1])
+        errors = F.mse_loss(student_inputs[self.head].float(), target, reduction="none")
+        distill = errors.mean() if mask is None else (errors * mask).sum() / (mask.sum() * errors.shape[-1])
         return Losses(task + self.weight * distill + penalties(model), task, distill, student.detach())

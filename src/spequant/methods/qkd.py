@@ -2,10 +2,15 @@
 
     self-studying   L = H(y, p_S)
     co-studying     L = H(y, p_S) + T^2 KL(p_T || p_S)  +  H(y, p_T) + T^2 KL(p_S || p_T), teacher and student learn
-    tutoring        L = H(y, p_S) + T^2 KL(p_T || p_S), the teacher fixed as it has become
+    tutoring        L = H(y, p_S) + T^2 KL(p_T || p_S), the teacher stays as it is after co-studying
 
-p = softmax(z / T) in the KL terms; neither side's KL gives the other one gradient. Known from a re-implementation, with
-T = 2; the phases' lengths are open, thirds of the calls are ours.
+| symbol | here |
+|---|---|
+| p_S, p_T = softmax(z / T) in the KL terms: student, teacher | `student`, `teacher`, `temperature` |
+
+In each KL term only one side gets gradient: the student in KL(p_T || p_S), the teacher in KL(p_S || p_T). We know the
+method from a re-implementation, which has T = 2. It leaves the lengths of the phases open; a third of the calls each is
+ours.
 """
 
 import copy
@@ -29,23 +34,33 @@ from spequant.methods.tasks import Classification, Task
 
 
 class QKD(CountsCalls):
-    """teacher: the float network, of which a copy learns in the second phase: give `trained`'s parameters to the
-    optimizer. steps: calls in all, 1 or more, of which each part of an accumulated batch is one. shares: of `steps`
-    that self-studying and co-studying take, each 0 or more, together 1 at most; tutoring has the rest. temperature:
-    above 0.
+    """QKD: the student learns without the teacher, then together with it, then from the fixed teacher.
 
-    (model, batch) -> Losses: logits of both networks (batch, classes), or (batch, parts, classes), as `task` makes
-    them; `total`, `task` and `distill` 0-dim, in nats, means over samples. `distill` is T^2 KL(p_T || p_S), 0 in
-    self-studying; `total` has the teacher's own terms in co-studying. ValueError: steps, shares or temperature out of
-    range.
+    `Losses.distill` is T^2 KL(p_T || p_S), or 0 in self-studying. `Losses.total` includes the terms of the teacher in
+    co-studying. Losses are in nats, means over samples.
+
+    Args:
+        teacher: The float network; a copy of it, `trained`, learns in co-studying, so that the optimizer needs the
+            parameters of `trained`.
+        steps: Calls of the method in the whole training, 1 or more; each part of an accumulated batch is a call.
+        shares: Shares of `steps` for self-studying and co-studying, each 0 or more, their sum at most 1; the rest is
+            for tutoring.
+        temperature: T, above 0.
+        task: Makes logits and the loss on the labels; None: classification.
+
+    Raises:
+        ValueError: A number is out of range.
+
+    References:
+        Kim et al. 2019, arXiv 1911.12491.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(TaughtSettings):
-        """QKD: studying alone, together with the teacher, then with the teacher fixed."""
+        """QKD: the student learns without the teacher, then together with it, then from the fixed teacher."""
 
         temperature: float = 2.0
-        """T"""
+        """T, the temperature of the softmax"""
 
         def __post_init__(self) -> None:
             check_temperature(self.temperature)
@@ -55,7 +70,7 @@ class QKD(CountsCalls):
 
         @property
         def fixed_teachers(self) -> tuple[TaughtSettings, ...]:
-            return ()  # it learns
+            return ()  # the teacher learns
 
     def __init__(
         self,
@@ -69,9 +84,9 @@ class QKD(CountsCalls):
         check_steps(steps)
         check_temperature(temperature)
         if min(shares) < 0 or sum(shares) > 1:
-            raise ValueError(f"shares is {shares!r}; expected two numbers of 0 or more, 1 in all at most")
+            raise ValueError(f"shares is {shares!r}; expected two numbers of 0 or more, whose sum is at most 1")
         self.trained = copy.deepcopy(teacher).eval()
-        self.alone, self.together = round(shares[0] * steps), round(sum(shares) * steps)
+        self.self_studying_end, self.co_studying_end = round(shares[0] * steps), round(sum(shares) * steps)
         self.temperature, self.task = float(temperature), task or Classification()
 
     def __call__(self, model: nn.Module, batch: Any) -> Losses:
@@ -79,9 +94,9 @@ class QKD(CountsCalls):
         self.step += 1
         student = self.task.logits(model, batch)
         task = self.task.loss(student, batch)
-        if step < self.alone:
+        if step < self.self_studying_end:
             return Losses(task + penalties(model), task, task.new_zeros(()), student.detach())
-        learns = step < self.together
+        learns = step < self.co_studying_end
         self.trained.train(learns)
         with torch.set_grad_enabled(learns):
             teacher = self.task.logits(self.trained, batch)

@@ -1,4 +1,11 @@
-"""Retrain: the baseline without a teacher. L = CE(y, z_S) on the quantized network, from float weights."""
+"""Retrain: the baseline without a teacher, which starts from float weights.
+
+    L = CE(y, z_S)
+
+| symbol | here |
+|---|---|
+| z_S: logits of the quantized network | `logits` |
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +17,15 @@ from spequant.methods.tasks import Classification, Task
 
 
 class Retrain:
-    """total = task loss of the quantized network (+ the quantizers' penalties)."""
+    """Training of the quantized network on the labels, without a teacher; `Losses.distill` is 0.
+
+    Args:
+        task: Makes logits and the loss on the labels; None: classification.
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):
-        """Retrain: no teacher."""
+        """Retrain: training on the labels, without a teacher."""
 
         def build(self, start: Start) -> "Retrain":
             return Retrain(task=start.task)

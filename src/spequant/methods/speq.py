@@ -4,14 +4,14 @@
 
 | symbol | here |
 |---|---|
-| z_S, the n_A-bit student's logits | `student`, one forward with gradient |
-| z_T, the teacher's: the same weights, each activation quantizer at n_H bits with probability u, else n_A | `teach` |
-| n_H, u | `high_bits`, `probability`, or any other `policy` |
+| z_S: logits of the student, at n_A activation bits | `student`, one forward with gradient |
+| z_T: logits of the teacher; each activation quantizer is at n_H bits with probability u, else at n_A | `teach` |
+| n_H, u | `high_bits`, `probability`, or another `policy` |
 | T, lambda | `temperature`, `weight` |
 
-The teacher gives no gradient: one forward more, no backward more. Known of the paper from second hand; open there and
-ours to choose: T, lambda and the factor T^2, batch norm in the teacher's pass (batch statistics, running ones
-untouched), dropout (as the student's mode).
+The teacher gives no gradient: it costs one more forward, and no backward. We know the paper from secondary sources, and
+chose what these leave open: T, lambda and the factor T^2; batch norm in the teacher's pass (batch statistics, while the
+running ones stay unchanged); dropout (as in the student's pass).
 """
 
 from dataclasses import dataclass
@@ -36,47 +36,66 @@ from spequant.processes import rank, unwrapped
 
 
 class SPEQ(CountsCalls):
-    """The method as a callable: `losses = SPEQ()(model, batch)`.
+    """SPEQ: the network at stochastic activation precision is its own teacher.
 
-    high_bits, probability: n_H and u. policy: in their place, e.g. `Mix()`.
-    loss: (student logits, teacher logits, temperature) -> 0-dim tensor; `cosine`, `kl` or your own.
-    batch_norm: of the teacher's pass: "leave" (batch statistics, running ones untouched), "update", "eval".
-    passes: teacher passes, each with its own draw, whose soft labels are averaged.
-    seed, step: the draws follow from (seed, step, rank); `step` counts calls, set it when resuming.
+    `Losses.distill` is the distillation term, before lambda.
+
+    Args:
+        high_bits: n_H, 1 to 8.
+        probability: u, 0 to 1, per activation quantizer and forward.
+        policy: Draws the teacher's precision in place of `high_bits` and `probability`, e.g. `Mix()`; None: these two.
+        loss: (student logits, teacher logits, temperature) -> 0-dim tensor: `cosine`, `kl` or a function of your own.
+        temperature: T, above 0.
+        weight: lambda, 0 or more.
+        batch_norm: Batch norm in the teacher's pass: "leave" (batch statistics; the running ones stay unchanged),
+            "update" (batch statistics, which update the running ones) or "eval" (running statistics).
+        passes: Teacher passes per call, 1 or more, each with its own draw; their softmaxes are averaged.
+        task: Makes logits and the loss on the labels; None: classification.
+        seed: Draws depend on (seed, step, rank); `step` counts calls and can be set to resume training.
+
+    Raises:
+        ValueError: An argument is out of range.
+
+    Example:
+        losses = SPEQ()(model, (images, labels))
+        losses.total.backward()
+
+    References:
+        Boo, Shin, Choi and Sung, AAAI 2021, arXiv 2009.14502.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(MethodSettings):
-        """SPEQ: the network itself teaches, with some activations at higher precision."""
+        """SPEQ: the network is its own teacher, with some activations at higher precision."""
 
         high_bits: int = 8
         """n_H, the teacher's activation bits"""
         probability: float = 0.5
-        """u, of n_H per layer and forward"""
+        """u, the probability of n_H per activation quantizer and forward"""
         mix: bool = False
-        """draw from all widths from 2 to 8 bits in place of n_A and n_H"""
+        """draw from all widths from 2 to 8 bits, instead of n_A and n_H"""
         loss: str = "cosine"
         """cosine, kl, or a function of your own: package.module:function or file.py:function"""
         temperature: float = 1.0
-        """T"""
+        """T, the temperature of the softmax"""
         weight: float = 1.0
-        """lambda, of the distillation loss"""
+        """lambda, the weight of the distillation loss"""
         batch_norm: Mode = "leave"
-        """of the teacher's pass: leave (batch statistics, running ones untouched), update, eval"""
+        """batch norm in the teacher's pass: leave (batch statistics, running ones unchanged), update, eval"""
         passes: int = 1
-        """teacher passes, averaged"""
+        """teacher passes per step, whose softmaxes are averaged"""
 
         def __post_init__(self) -> None:
-            self.made()
-            unread = [n for n in ("high_bits", "probability") if getattr(self, n) != getattr(type(self), n)]
-            if self.mix and unread:
+            self.make()
+            ignored = [n for n in ("high_bits", "probability") if getattr(self, n) != getattr(type(self), n)]
+            if self.mix and ignored:
                 raise ValueError(
-                    f"{unread[0]} is {getattr(self, unread[0])!r}, which has no effect with mix; expected "
-                    f"{getattr(type(self), unread[0])!r}"
+                    f"{ignored[0]} is {getattr(self, ignored[0])!r}, which has no effect with mix; expected "
+                    f"{getattr(type(self), ignored[0])!r}"
                 )
 
-        def made(self, task: Task | None = None, seed: int = 0) -> "SPEQ":
-            """The method; ValueError: a setting out of range."""
+        def make(self, task: Task | None = None, seed: int = 0) -> "SPEQ":
+            """Return the method; raise a ValueError if a setting is out of range."""
             return SPEQ(
                 self.high_bits,
                 self.probability,
@@ -91,11 +110,11 @@ class SPEQ(CountsCalls):
             )
 
         def build(self, start: Start) -> "SPEQ":
-            return self.made(start.task, start.seed)
+            return self.make(start.task, start.seed)
 
         def check_student(self, act_bits: int | None, *, mixed: bool) -> None:
             if act_bits is None:
-                raise ValueError("act_bits is None; expected bits: the teacher differs by its activations' precision")
+                raise ValueError("act_bits is None; expected bits: the teacher differs in activation precision")
             if not self.mix and not mixed and self.high_bits <= act_bits:
                 raise ValueError(
                     f"high_bits is {self.high_bits!r}; expected more than act_bits, {act_bits}: the teacher would be "
@@ -128,10 +147,15 @@ class SPEQ(CountsCalls):
         self.passes, self.task, self.seed = passes, task or Classification(), seed
 
     def teach(self, model: nn.Module, batch: Any) -> Tensor:
-        """The teacher's logits (batch, classes), detached; the precision is drawn from (seed, step, rank).
+        """Return the teacher's logits, e.g. (batch, classes), detached; the precision is drawn from (seed, step, rank).
 
-        A model in DistributedDataParallel is run inside it: nothing is synchronised, buffers neither. Not run under
-        `no_grad`, so that a compiled model has one graph for both passes; what it saved is freed at the end of each.
+        A model in DistributedDataParallel runs without the wrapper: neither gradients nor buffers are synchronised.
+        The pass does not use `no_grad`, so that a compiled model has one graph for teacher and student; the activations
+        that it saves for backward are freed at its end.
+
+        Args:
+            model: The prepared network.
+            batch: A batch in the form that the task reads.
         """
         model = unwrapped(model)
         logits = []

@@ -2,7 +2,12 @@
 
     L = T^2 KL(p_T || p_S),   p = softmax(z / T),   T = 4
 
-No labels. The float teacher is also the student's start. Its backward is EWGS, which is the quantizers' matter:
+| symbol | here |
+|---|---|
+| p_S, p_T: the quantized student, the float teacher from whose weights it starts | `student`, `teach` |
+| T | `temperature` |
+
+The method reads no labels. The paper's gradient is EWGS, which is an option of the quantizers:
 `spequant.quantizers.set_ewgs(model, .001)`.
 """
 
@@ -25,14 +30,26 @@ from spequant.methods.tasks import Classification, Task
 
 
 class SQAKD:
-    """teacher: the float network, copied and frozen. `Losses.task` is 0: labels are not read."""
+    """SQAKD: distillation from a float teacher without labels; `Losses.task` is 0.
+
+    Args:
+        teacher: The float network, which is copied and frozen.
+        temperature: T, above 0.
+        task: Makes logits; None: classification.
+
+    Raises:
+        ValueError: `temperature` is not above 0.
+
+    References:
+        Zhao and Zhao 2024, arXiv 2403.11106.
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(TaughtSettings):
-        """SQAKD: a float teacher in place of labels."""
+        """SQAKD: distillation from a float teacher, without labels."""
 
         temperature: float = 4.0
-        """T"""
+        """T, the temperature of the softmax"""
 
         def __post_init__(self) -> None:
             check_temperature(self.temperature)
@@ -47,7 +64,7 @@ class SQAKD:
 
     @torch.no_grad()
     def teach(self, batch: Any) -> Tensor:
-        """The teacher's logits, without gradient."""
+        """Return the teacher's logits, without gradient."""
         return self.task.logits(self.teacher, batch)
 
     def __call__(self, model: nn.Module, batch: Any) -> Losses:

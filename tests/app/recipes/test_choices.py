@@ -174,7 +174,7 @@ def test_data_from_a_function(own):
 def test_a_loss_of_ones_own(own):
     content = to_json(RECIPES["digits-w2a2-speq"]()).replace('"cosine"', '"own:squared"')
     recipe = from_json(content)
-    assert recipe.method.loss == "own:squared" and recipe.method.made().loss.__name__ == "squared"
+    assert recipe.method.loss == "own:squared" and recipe.method.make().loss.__name__ == "squared"
 
 
 def test_recipes_of_ones_own(own, tmp_path):
