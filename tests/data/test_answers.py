@@ -1,4 +1,4 @@
-"""Answers from logits, against brute force; exact match and F1, against the official rules written out."""
+"""Answers from logits against brute force; exact match and F1 against an implementation of the official rules."""
 
 from dataclasses import replace
 
@@ -31,25 +31,27 @@ def test_best_answers_equal_those_of_brute_force(questions, windows, n_best, lon
         start, end = np.round(start), np.round(end)
     expected = literal.best_answers(windows, questions, start, end, n_best, longest)
     assert best_answers(windows, questions, start, end, n_best=n_best, longest=longest) == expected
-    own = [[torch.from_numpy(a[:n]) for a, n in zip(logits, windows.lengths, strict=True)] for logits in (start, end)]
-    assert best_answers(windows, questions, *own, n_best=n_best, longest=longest) == expected
+    unpadded = [
+        [torch.from_numpy(a[:n]) for a, n in zip(logits, windows.lengths, strict=True)] for logits in (start, end)
+    ]
+    assert best_answers(windows, questions, *unpadded, n_best=n_best, longest=longest) == expected
     padded = torch.from_numpy(start), torch.from_numpy(end)
     assert best_answers(windows, questions, *padded, n_best=n_best, longest=longest) == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_oracle_answers_every_question(questions, windows, dtype):
+def test_logits_of_the_right_answers_score_100(questions, windows, dtype):
     answers = best_answers(windows, questions, *oracle(windows, 32, dtype))
     assert exact_match_and_f1(answers, questions) == (100, 100)
 
 
-def test_logits_that_are_no_numbers_make_no_answer(questions, windows):
+def test_nan_and_minus_infinity_give_no_answer(questions, windows):
     start, end = oracle(windows, 32)
     first = torch.from_numpy(windows.question == 0)
-    right = best_answers(windows, questions, start, end)
+    expected = best_answers(windows, questions, start, end)
     for value in (float("nan"), -float("inf")):
         start[first] = value
-        assert best_answers(windows, questions, start, end) == {**right, "q0": ""}
+        assert best_answers(windows, questions, start, end) == {**expected, "q0": ""}
     start[first] = end[first] = float("inf")
     assert best_answers(windows, questions, start, end)["q0"] != ""
 
@@ -59,14 +61,14 @@ def test_logits_that_do_not_fit_the_windows_are_refused(questions, windows):
     longest = int(np.argmax(windows.lengths))
     short = [np.zeros(n) for n in windows.lengths]
     short[longest] = short[longest][:-1]
-    for given, message in (
+    for arguments, message in (
         ((questions, start[1:], end), rf"start_logits has {len(windows) - 1} rows; expected {len(windows)}"),
         ((questions, start, short), rf"end_logits\[{longest}\] has shape \(31,\); expected \(32,\)"),
         ((questions, start, end[:, :, None]), r"end_logits\[0\] has shape \(32, 1\)"),
         ((questions[1:], start, end), r"questions are 59; expected the 60"),
     ):
         with pytest.raises(ValueError, match=message):
-            best_answers(windows, *given)
+            best_answers(windows, *arguments)
     for name in ("n_best", "longest"):
         with pytest.raises(ValueError, match=f"{name} is 0; expected 1 or more"):
             best_answers(windows, questions, start, end, **{name: 0})
@@ -88,8 +90,8 @@ def test_scores_equal_those_of_the_official_rules():
     predictions = {}
     for question in questions:
         kind = rng.integers(4)
-        near = [phrase(), f"the {question.answers[-1].upper()}!", f"river {phrase()}", ""]
-        predictions[question.id] = near[kind]
+        texts = [phrase(), f"the {question.answers[-1].upper()}!", f"river {phrase()}", ""]
+        predictions[question.id] = texts[kind]
     del predictions["q5"]
     exact, f1 = exact_match_and_f1(predictions, questions)
     expected = literal.evaluation(predictions, questions)

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from their files: what is read, errors that name the file."""
+"""CIFAR-10 and CIFAR-100 from their files: images and labels, errors that name the file."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ def test_cifar100(cifar100_data):
 
 
 def small(monkeypatch):
-    """Training files of five rows, a test file of three."""
+    """Expect five rows per training file, and three in the test file."""
     for name in ("CIFAR10_LAYOUT", "CIFAR100_LAYOUT"):
         monkeypatch.setattr(cifar, name, replace(getattr(cifar, name), rows=5))
     monkeypatch.setattr(cifar, "TEST_ROWS", 3)

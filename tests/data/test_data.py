@@ -1,4 +1,4 @@
-"""The room's small modules: scikit-learn's digits; torchvision and timm, and the random numbers that they draw."""
+"""Small modules: scikit-learn's digits; import of torchvision and timm, and their random generators."""
 
 import random
 import sys
@@ -19,22 +19,22 @@ def test_digits():
     assert abs(pixels.mean() - train.mean[0]) < 0.01 and abs(pixels.std() - train.std[0]) < 0.01
 
 
-def drawn():
+def draw():
     return random.random(), np.random.random(), float(torch.rand(()))
 
 
-def test_what_is_drawn_inside_follows_from_the_numbers_and_nothing_does_outside():
+def test_seeded_draws_depend_on_the_numbers_and_global_states_are_restored():
     random.seed(1)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
-    found = []
+    draws = []
     for numbers in ((3, 1, 4), (3, 1, 4), (3, 1, 5)):
         with seeded(*numbers):
-            found.append(drawn())
+            draws.append(draw())
     with pytest.raises(KeyError), seeded(0):
-        raise KeyError(drawn())
+        raise KeyError(draw())
     assert before[:2] == (random.getstate(), np.random.get_state()[1].tolist())
     assert torch.equal(before[2], torch.get_rng_state())
-    assert found[0] == found[1] and not set(found[0]) & set(found[2])
+    assert draws[0] == draws[1] and not set(draws[0]) & set(draws[2])
 
 
 def test_without_the_extra_the_message_says_what_to_install(monkeypatch):

@@ -1,4 +1,4 @@
-"""Fashion-MNIST from its files: what is read, where it is looked for, errors that name the file."""
+"""Fashion-MNIST from its files: images and labels, the folders that are searched, errors that name the file."""
 
 import gzip
 
@@ -24,7 +24,7 @@ def write(folder, *, packed=False, value=1):
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    """Sets of six and four images, and no package of Debian's."""
+    """Sets of six and four images; Debian's package is replaced by an empty folder."""
     monkeypatch.setattr(fashion_mnist, "FILES", SHAPES)
     monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path / "debian")
     return tmp_path
@@ -38,14 +38,14 @@ def test_fashion_mnist_is_found_below_the_root(small, below, packed):
     assert train.images.shape == (6, 1, 28, 28) and test.labels.tolist() == [1] * 4
 
 
-def test_without_a_root_that_holds_it_debians_package_serves(small):
+def test_debians_package_is_read_if_the_root_has_no_files(small):
     write(small / "debian", packed=True, value=2)
     assert load_fashion_mnist()[0].labels.tolist() == load_fashion_mnist(small)[0].labels.tolist() == [2] * 6
     write(small / "root", value=3)
     assert load_fashion_mnist(small / "root")[0].labels.tolist() == [3] * 6
 
 
-def test_downloading_is_torchvisions(small, monkeypatch):
+def test_torchvision_downloads(small, monkeypatch):
     datasets = pytest.importorskip("torchvision.datasets")
     monkeypatch.setattr(datasets, "FashionMNIST", lambda root, download: write(root / "FashionMNIST" / "raw"))
     assert len(load_fashion_mnist(small / "root", download=True)[0]) == 6

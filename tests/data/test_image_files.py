@@ -23,7 +23,7 @@ from support.image_folders import Listed, fill, needs_timm, order_of
 
 Image = pytest.importorskip("PIL.Image")
 
-# Python 3.12 on: workers are forked, and torch has threads.
+# From Python 3.12 on, forking a worker warns, because torch has threads.
 threads = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 pytestmark = [needs_timm, threads]
 
@@ -32,7 +32,7 @@ ABOUT = replace(data_configuration(""), size=16)
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """Thirty images to train, twelve to test, of three classes."""
+    """Thirty training and twelve test images of three classes."""
     return load_folder(fill(tmp_path_factory.mktemp("images")), ABOUT)
 
 
@@ -44,23 +44,23 @@ def same(first, second):
     return all(torch.equal(a, b) for x, y in zip(first, second, strict=True) for a, b in zip(x, y, strict=True))
 
 
-def test_a_folder_stands_in_for_a_tensor(pair):
+def test_images_in_files_are_indexed_like_a_tensor(pair):
     train, test = pair
     assert (len(train), len(test), train.classes) == (30, 12, 3)
     images = test.images
     assert images.shape == (12, 3, 16, 16) and images.dim() == 4 and images.dtype == torch.uint8
-    whole = images[:]
-    assert whole.shape == images.shape and whole.dtype == torch.uint8 and images.device == whole.device
-    assert torch.equal(images[torch.tensor([5, 2])], whole[[5, 2]]) and images[3:3].shape == (0, 3, 16, 16)
+    pixels = images[:]
+    assert pixels.shape == images.shape and pixels.dtype == torch.uint8 and images.device == pixels.device
+    assert torch.equal(images[torch.tensor([5, 2])], pixels[[5, 2]]) and images[3:3].shape == (0, 3, 16, 16)
     part = test.part(torch.tensor([4, 7, 1]))
-    assert part.images.source is images.source and torch.equal(part.images[1:], whole[[7, 1]])
-    assert torch.equal(part.part(slice(1, 2)).images[:], whole[[7]]) and torch.equal(
+    assert part.images.source is images.source and torch.equal(part.images[1:], pixels[[7, 1]])
+    assert torch.equal(part.part(slice(1, 2)).images[:], pixels[[7]]) and torch.equal(
         part.labels, test.labels[[4, 7, 1]]
     )
     assert images.to("meta")[:1].device.type == "meta" and images.device.type == "cpu"
-    assert torch.equal(torch.cat([x for x, _ in eval_batches(test, 5)]), test.normalise(whole))
+    assert torch.equal(torch.cat([x for x, _ in eval_batches(test, 5)]), test.normalise(pixels))
     shared = [torch.cat([x for x, _ in eval_batches(test, 2, turn=turn, turns=2)]) for turn in (0, 1)]
-    assert torch.equal(shared[1], test.normalise(whole[[2, 3, 6, 7, 10, 11]])) and len(shared[0]) == 6
+    assert torch.equal(shared[1], test.normalise(pixels[[2, 3, 6, 7, 10, 11]])) and len(shared[0]) == 6
 
 
 def test_evaluation_scales_the_shorter_side_and_takes_the_middle(pair):
@@ -77,40 +77,40 @@ def test_evaluation_scales_the_shorter_side_and_takes_the_middle(pair):
 
 
 @pytest.mark.parametrize("augment", [RandomCrop(), RandomCrop(0.5, 0.4), RandomCrop(auto_augment="rand-m9-mstd0.5")])
-def test_batches_follow_from_seed_epoch_and_position_whatever_the_workers(pair, augment):
+def test_batches_depend_only_on_seed_epoch_and_position(pair, augment):
     train, _ = pair
     torch.manual_seed(1)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
-    whole = list(train_batches(train, 4, seed=3, epoch=2, augment=augment))
+    batches = list(train_batches(train, 4, seed=3, epoch=2, augment=augment))
     assert before[:2] == (random.getstate(), np.random.get_state()[1].tolist())
     assert torch.equal(before[2], torch.get_rng_state())
-    assert len(whole) == 7 and whole[0][0].shape == (4, 3, 16, 16) and whole[0][1].dtype == torch.int64
-    assert whole[0][0].is_contiguous(memory_format=torch.channels_last) and whole[0][0].dtype == torch.float32
+    assert len(batches) == 7 and batches[0][0].shape == (4, 3, 16, 16) and batches[0][1].dtype == torch.int64
+    assert batches[0][0].is_contiguous(memory_format=torch.channels_last) and batches[0][0].dtype == torch.float32
     random.seed(5)
     torch.manual_seed(7)
-    assert same(whole[5:], train_batches(train, 4, seed=3, epoch=2, augment=augment, start=5))
+    assert same(batches[5:], train_batches(train, 4, seed=3, epoch=2, augment=augment, start=5))
     two = with_workers(train, 2)
     with warnings.catch_warnings():  # fewer CPUs than workers
         warnings.simplefilter("ignore", UserWarning)
         torch.manual_seed(9)
         state = torch.get_rng_state()
-        assert same(whole, train_batches(two, 4, seed=3, epoch=2, augment=augment))
+        assert same(batches, train_batches(two, 4, seed=3, epoch=2, augment=augment))
         assert torch.equal(state, torch.get_rng_state())
-        assert same(whole[3:], train_batches(two, 4, seed=3, epoch=2, augment=augment, start=3))
+        assert same(batches[3:], train_batches(two, 4, seed=3, epoch=2, augment=augment, start=3))
     parts = [train_batches(train, 4, seed=3, epoch=2, augment=augment, part=slice(i, i + 2)) for i in (0, 2)]
-    assert same(whole, [(torch.cat([a, c]), torch.cat([b, d])) for (a, b), (c, d) in zip(*parts, strict=True)])
+    assert same(batches, [(torch.cat([a, c]), torch.cat([b, d])) for (a, b), (c, d) in zip(*parts, strict=True)])
     for other in ({"seed": 4, "epoch": 2}, {"seed": 3, "epoch": 1}):
-        assert not torch.equal(whole[0][0], next(train_batches(train, 4, augment=augment, **other))[0])
+        assert not torch.equal(batches[0][0], next(train_batches(train, 4, augment=augment, **other))[0])
 
 
 def test_an_image_is_augmented_anew_in_each_epoch_and_not_at_all_without(pair):
-    one = pair[0].part(slice(0, 1))
-    draws = [next(train_batches(one, 1, seed=0, epoch=e, augment=RandomCrop()))[0] for e in range(3)]
+    data = pair[0].part(slice(0, 1))
+    draws = [next(train_batches(data, 1, seed=0, epoch=e, augment=RandomCrop()))[0] for e in range(3)]
     assert not torch.equal(draws[0], draws[1]) and not torch.equal(draws[1], draws[2])
-    plain, labels = next(train_batches(one, 1, seed=0, epoch=0, augment=None))
-    assert torch.equal(plain, one.normalise(one.images[:])) and labels == one.labels
-    padded, _ = next(train_batches(one, 1, seed=0, epoch=0, augment=Augment()))
-    memory = replace(one, images=one.images[:])
+    plain, labels = next(train_batches(data, 1, seed=0, epoch=0, augment=None))
+    assert torch.equal(plain, data.normalise(data.images[:])) and labels == data.labels
+    padded, _ = next(train_batches(data, 1, seed=0, epoch=0, augment=Augment()))
+    memory = replace(data, images=data.images[:])
     assert torch.equal(padded, next(train_batches(memory, 1, seed=0, epoch=0, augment=Augment()))[0])
     with pytest.raises(ValueError, match="augment is a RandomCrop"):
         next(train_batches(memory, 1, seed=0, epoch=0, augment=RandomCrop()))
@@ -144,13 +144,13 @@ def test_images_of_every_mode_become_rgb(tmp_path):
     for name, (saved, expected) in cases.items():
         saved.save(tmp_path / name)
         with Image.open(tmp_path / name) as opened:
-            made = rgb(opened)
-        assert made.mode == "RGB" and made.size == (16, 16), name
-        assert expected is None or np.array_equal(np.array(made), expected), name
-    see_through = image.quantize(4)
-    see_through.save(tmp_path / "clear.png", transparency=b"\0\x80\xff\xff")
+            converted = rgb(opened)
+        assert converted.mode == "RGB" and converted.size == (16, 16), name
+        assert expected is None or np.array_equal(np.array(converted), expected), name
+    transparent = image.quantize(4)
+    transparent.save(tmp_path / "clear.png", transparency=b"\0\x80\xff\xff")
     with Image.open(tmp_path / "clear.png") as opened:
-        assert np.array_equal(np.array(rgb(opened)), np.array(see_through.convert("RGB")))
+        assert np.array_equal(np.array(rgb(opened)), np.array(transparent.convert("RGB")))
 
 
 def test_images_smaller_than_the_crop_are_enlarged_and_a_batch_is_no_larger_than_the_set(pair):
@@ -175,14 +175,14 @@ def test_images_smaller_than_the_crop_are_enlarged_and_a_batch_is_no_larger_than
         (lambda: ImageFiles(Listed([0, 3], "targets"), Crop(8))[1:], r"image 1 of Listed .*data\.check_images"),
     ],
 )
-def test_settings_that_make_no_sense(make, message):
+def test_settings_out_of_range_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_a_picture_is_squashed_where_timm_says_so(pair):
-    known = data_configuration("timm/convnext_base.clip_laion2b_augreg_ft_in12k_in1k_384")
-    assert known.crop_mode == "squash"
+def test_the_squash_mode_scales_the_whole_image(pair):
+    config = data_configuration("timm/convnext_base.clip_laion2b_augreg_ft_in12k_in1k_384")
+    assert config.crop_mode == "squash"
     image = Image.fromarray(np.tile(np.arange(64, dtype=np.uint8)[:, None, None], (1, 8, 3)))
-    found = np.asarray(Crop(16, 1.0, mode="squash").transform()(image))
-    assert found[0].min() < 8 and found[0].max() > 56  # all of it, where the middle is 8 of 64 rows
+    pixels = np.asarray(Crop(16, 1.0, mode="squash").transform()(image))
+    assert pixels[0].min() < 8 and pixels[0].max() > 56  # a center crop would contain 8 of the 64 rows

@@ -1,4 +1,4 @@
-"""Image sets: order, augmentation, holding out, batches; sets that are none."""
+"""Image sets: order, augmentation, held-out images, batches; tensors that are refused."""
 
 import numpy as np
 import pytest
@@ -15,10 +15,10 @@ def image_set(n=100, size=8, channels=3, classes=10):
 
 def test_batches_follow_from_seed_and_epoch_and_resume_at_any_step():
     data = image_set()
-    whole = list(train_batches(data, 16, seed=3, epoch=2, augment=Augment()))
-    again = list(train_batches(data, 16, seed=3, epoch=2, augment=Augment(), start=4))
-    assert len(whole) == 6 and len(again) == 2
-    for (x, y), (x2, y2) in zip(whole[4:], again, strict=True):
+    batches = list(train_batches(data, 16, seed=3, epoch=2, augment=Augment()))
+    resumed = list(train_batches(data, 16, seed=3, epoch=2, augment=Augment(), start=4))
+    assert len(batches) == 6 and len(resumed) == 2
+    for (x, y), (x2, y2) in zip(batches[4:], resumed, strict=True):
         assert torch.equal(x, x2) and torch.equal(y, y2)
     for other in ({"seed": 4, "epoch": 2}, {"seed": 3, "epoch": 1}):
         x, _ = next(train_batches(data, 16, augment=None, **other))
@@ -32,7 +32,7 @@ def test_an_epoch_holds_every_image_once():
 
 
 @pytest.mark.parametrize("flip", [True, False])
-def test_augmentation_equals_its_literal_twin(flip):
+def test_augmentation_equals_its_reference(flip):
     images = image_set(32).images
     augment = Augment(4, flip)
     fast = augment(images, augment.draw(32, np.random.default_rng(5)))
@@ -55,11 +55,11 @@ def test_normalise():
 def test_hold_out_is_disjoint_balanced_and_fixed():
     data = image_set(200)
     data.images[:, 0, 0, 0] = torch.arange(200, dtype=torch.uint8)
-    rest, held = hold_out(data, 50)
-    ids = [set(part.images[:, 0, 0, 0].tolist()) for part in (rest, held)]
+    rest, held_out = hold_out(data, 50)
+    ids = [set(part.images[:, 0, 0, 0].tolist()) for part in (rest, held_out)]
     assert not ids[0] & ids[1] and len(ids[0] | ids[1]) == 200
-    assert torch.bincount(held.labels).tolist() == [5] * 10
-    assert torch.equal(held.images, hold_out(data, 50)[1].images)
+    assert torch.bincount(held_out.labels).tolist() == [5] * 10
+    assert torch.equal(held_out.images, hold_out(data, 50)[1].images)
     assert hold_out(data, 0) == (data, None)
     for count in (-1, 200):
         with pytest.raises(ValueError, match=f"held_out is {count}"):

@@ -1,4 +1,4 @@
-"""What a recipe says of its data: which images of a set, from where, with what augmentation."""
+"""Settings of data sets: which images of a set, from which folder, with which augmentation."""
 
 from dataclasses import replace
 
@@ -29,22 +29,22 @@ def root(tmp_path_factory):
     return fill(tmp_path_factory.mktemp("images"))
 
 
-def test_images_are_the_first_ones_and_held_out_come_after_them():
-    whole = load_digits()[0]
+def test_training_images_are_the_first_ones_and_the_held_out_ones_follow():
+    digits = load_digits()[0]
     few = Digits(images=300, held_out=100, augment=False)
-    rest, held, test = few.parts("", CPU)
-    assert torch.equal(rest.images, whole.images[:300]) and (len(held), len(test)) == (100, 500)
-    behind = {image.numpy().tobytes() for image in whole.images[300:]}
-    assert all(image.numpy().tobytes() in behind for image in held.images)
-    everything = Digits(images=len(whole), held_out=0).parts("", CPU)
-    assert len(everything[0]) == len(whole) and everything[1] is None
-    _, held, _ = Digits(images=300, held_out=len(whole) - 300).parts("", CPU)
-    assert torch.equal(held.images, whole.images[300:])  # all that are left
-    rest, held, _ = replace(few, images=None).parts("", CPU)
-    assert (len(rest), len(held)) == (len(whole) - 100, 100)
+    train, held_out, test = few.parts("", CPU)
+    assert torch.equal(train.images, digits.images[:300]) and (len(held_out), len(test)) == (100, 500)
+    following = {image.numpy().tobytes() for image in digits.images[300:]}
+    assert all(image.numpy().tobytes() in following for image in held_out.images)
+    everything = Digits(images=len(digits), held_out=0).parts("", CPU)
+    assert len(everything[0]) == len(digits) and everything[1] is None
+    _, held_out, _ = Digits(images=300, held_out=len(digits) - 300).parts("", CPU)
+    assert torch.equal(held_out.images, digits.images[300:])  # all of the others
+    train, held_out, _ = replace(few, images=None).parts("", CPU)
+    assert (len(train), len(held_out)) == (len(digits) - 100, 100)
 
 
-def test_augmentation_is_what_the_settings_say(root):
+def test_augmentation_follows_the_settings(root):
     train, _ = load_digits()
     assert Digits(augment=False).augmentation(train) is None and Digits().augmentation(train) == Augment()
     folder = Folder(root=root, crop_scale=0.5, color_jitter=0.2, workers=0)
@@ -66,19 +66,19 @@ def test_augmentation_is_what_the_settings_say(root):
         (Torchvision.named("Flowers")(), r"'torchvision/Flowers', .*did you mean Flowers102"),
     ],
 )
-def test_data_that_are_not_there_are_named(settings, named, monkeypatch):
+def test_missing_data_are_named(settings, named, monkeypatch):
     monkeypatch.delenv("SPEQUANT_DATA", raising=False)
     with pytest.raises(ValueError, match=named):
         settings.parts("resnet8", CPU)
 
 
-def test_questions_that_are_not_there_are_named(monkeypatch):
+def test_missing_questions_are_named(monkeypatch):
     monkeypatch.delenv("SPEQUANT_DATA", raising=False)
     with pytest.raises(ValueError, match=r"data\.root is not set; .*SQuAD"):
         Squad().load()
 
 
-def test_the_environment_names_a_root_where_the_settings_do_not(tmp_path, monkeypatch):
+def test_the_root_is_read_from_the_environment_if_the_settings_have_none(tmp_path, monkeypatch):
     monkeypatch.setenv("SPEQUANT_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=rf"{tmp_path}/cifar-10-batches-bin"):
         CIFAR10().load("")
@@ -97,7 +97,7 @@ def test_one_run_at_a_time_downloads_into_a_folder(tmp_path, monkeypatch):
     assert len(train) > 1000 and FileLock(tmp_path / "new/.download.lock").acquire(timeout=0)
 
 
-def test_open_fields_follow_from_the_network(root):
+def test_fields_that_are_none_are_taken_from_the_network(root):
     data, vit = Folder(root=root, held_out=0, workers=0), "timm/vit_tiny_patch16_224.augreg_in21k"
     train, _, _ = data.parts(vit, CPU)
     assert train.mean == (0.5,) * 3 and train.images.crop == Crop(224, 0.9, "bicubic")

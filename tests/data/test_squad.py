@@ -1,4 +1,4 @@
-"""Reading SQuAD: its files, the hub's rows, what is left out and counted, what is damaged and named."""
+"""Reading SQuAD from files and from rows of the hub: questions that are left out, damaged entries that are named."""
 
 import json
 import re
@@ -12,13 +12,13 @@ from support.tokenizer import entry, file_of
 def row_of(*entries, context="the king of stone"):
     return [
         {
-            "id": one["id"],
+            "id": item["id"],
             "title": "Kings",
             "context": context,
-            "question": one["question"],
-            "answers": {name: [a[name] for a in one["answers"]] for name in ("text", "answer_start")},
+            "question": item["question"],
+            "answers": {name: [a[name] for a in item["answers"]] for name in ("text", "answer_start")},
         }
-        for one in entries
+        for item in entries
     ]
 
 
@@ -27,7 +27,7 @@ def write(path, content):
     return path
 
 
-def test_a_file_and_the_hubs_rows_read_alike(tmp_path):
+def test_a_file_and_rows_of_the_hub_give_the_same_questions(tmp_path):
     entries = [entry("a"), entry("b", "Of what?", "stone", 12)]
     expected = [
         Question("a", "Who?", "the king of stone", ("king",), (4,)),
@@ -40,14 +40,14 @@ def test_a_file_and_the_hubs_rows_read_alike(tmp_path):
     assert from_rows(datasets.Dataset.from_list(row_of(*entries)), source="rows") == expected
 
 
-def test_evaluation_counts_texts_alone():
+def test_answers_for_evaluation_need_only_a_text():
     rows = row_of(entry("a", start=0), entry("b", start=-7))
     del rows[1]["answers"]["answer_start"]
     read = from_rows(rows, answered=False, source="rows")
     assert [(question.answers, question.starts) for question in read] == [(("king",), (0,)), (("king",), (-1,))]
 
 
-def test_what_cannot_serve_is_left_out_and_counted(tmp_path):
+def test_unusable_questions_are_left_out_and_counted(tmp_path):
     entries = [
         entry("good"),
         entry("blank", question=" \n"),
@@ -65,7 +65,7 @@ def test_what_cannot_serve_is_left_out_and_counted(tmp_path):
     assert [(question.id, question.answers) for question in read] == [("good", ("king",)), ("two", ("king",))]
     (message,) = [str(warning.message) for warning in caught]
     assert caught[0].filename == __file__
-    for said in (
+    for pattern in (
         r"x\.json: 2 questions ",
         r" 1 [^;]*empty question \(blank\)",
         r" 6 [^;]*answer_start \(moved0, moved1, moved2 and 3 more\)",
@@ -73,7 +73,7 @@ def test_what_cannot_serve_is_left_out_and_counted(tmp_path):
         r" 1 [^;]*surrogate [^;]*\(half\)",
         r" 1 kept [^;]*answer_start [^;]*\(two\)",
     ):
-        assert re.search(said, message), said
+        assert re.search(pattern, message), pattern
     with pytest.warns(UserWarning, match=r"7 questions .*: 1 with an empty question.*\(blank\).* 1 without .*\(n"):
         assert len(read_squad(path, answered=False)) == 7
     with (
@@ -86,12 +86,12 @@ def test_what_cannot_serve_is_left_out_and_counted(tmp_path):
 
 
 def wrong(name, value):
-    one = entry()
+    item = entry()
     if name in ("text", "answer_start"):
-        one["answers"][0][name] = value
+        item["answers"][0][name] = value
     else:
-        one[name] = value
-    return file_of(one)
+        item[name] = value
+    return file_of(item)
 
 
 PLACE = r"x\.json, article 'Kings', paragraph 0, question 0"
@@ -149,23 +149,23 @@ def test_both_files_are_found_below_the_root(tmp_path, below):
     assert (train[0].starts, dev[0].starts) == ((4,), (0,))
 
 
-def test_without_files_the_hub_is_asked_only_where_told(tmp_path, monkeypatch):
+def test_the_hub_is_asked_only_with_download(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=rf"squad/{TRAIN_FILE} does not exist; .*or with data\.download"):
         load_squad(tmp_path)
     with pytest.raises(ValueError, match=r"data\.root is not set; .*SPEQUANT_DATA.*data\.download"):
         load_squad(None)
     datasets = pytest.importorskip("datasets")
-    asked = []
+    calls = []
 
     def load_dataset(name, cache_dir):
-        asked.append((name, cache_dir))
-        if len(asked) == 3:
+        calls.append((name, cache_dir))
+        if len(calls) == 3:
             raise ConnectionError("no route")
         return {"train": row_of(entry()), "validation": row_of(entry(start=0))}
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert load_squad(tmp_path, download=True) == load_squad(None, download=True)
-    assert asked == [("rajpurkar/squad", str(tmp_path)), ("rajpurkar/squad", None)]
+    assert calls == [("rajpurkar/squad", str(tmp_path)), ("rajpurkar/squad", None)]
     with pytest.raises(OSError, match=rf"rajpurkar/squad .*\(no route\); .*{TRAIN_FILE} and {DEV_FILE}"):
         load_squad(tmp_path, download=True)
 

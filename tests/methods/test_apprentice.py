@@ -10,7 +10,7 @@ from support.equations import cross_entropy, grads, logits, near
 
 
 @pytest.mark.parametrize("joint", [False, True])
-def test_the_total_is_the_equations(joint, model, floating, batch):
+def test_the_total_follows_the_equation(joint, model, floating, batch):
     method = Apprentice(floating, joint=joint)
     z_s, z_t = logits(model, batch, train=True), logits(floating, batch, train=joint)
     losses = method(model, batch)

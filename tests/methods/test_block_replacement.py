@@ -1,4 +1,4 @@
-"""Block replacement: its total against the equation with one, two ... stages replaced, and what is left as it was."""
+"""Block replacement: its total against the equation with one, two ... stages replaced; the teacher stays unchanged."""
 
 import copy
 
@@ -9,7 +9,7 @@ from spequant.methods import BlockReplacement
 from support.equations import cross_entropy, grads, logits, near, numbers
 
 
-def test_the_total_is_the_equations(model, floating, batch):
+def test_the_total_follows_the_equation(model, floating, batch):
     method = BlockReplacement(floating, temperature=2.0, weight=0.5)
     z_s, z_f = logits(model, batch, train=True), logits(floating, batch, train=False)
     modules = ["conv1", "layer1", "layer2", "layer3", "linear"]

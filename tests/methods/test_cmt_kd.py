@@ -1,4 +1,4 @@
-"""CMT-KD: its total against the equation, the fused stages of its teachers among it; what learns."""
+"""CMT-KD: its total and the fused stages of its teachers against the equation; what learns."""
 
 import copy
 
@@ -13,14 +13,14 @@ from spequant.methods.parts import rounded
 from support.equations import cross_entropy, grads, near, numbers, quantized
 
 
-def test_the_total_is_the_equations(model, floating, batch):
-    several = {bits: quantized(floating, batch, bits) for bits in (4, 8)}
-    method = CMTKD(floating, several)
+def test_the_total_follows_the_equation(model, floating, batch):
+    teachers = {bits: quantized(floating, batch, bits) for bits in (4, 8)}
+    method = CMTKD(floating, teachers)
     assert method.stages == ("conv1", "layer1", "layer2", "layer3", "linear")
     with torch.no_grad():
         for i, name in enumerate(method.stages):
             method.trained.get_submodule(name).importance.copy_(torch.tensor([0.3 * i, -0.2]))
-    whole, student = copy.deepcopy(method.trained), copy.deepcopy(model)
+    fused_teacher, student = copy.deepcopy(method.trained), copy.deepcopy(model)
     maps = {"t": [], "s": []}
 
     def area(x):
@@ -40,10 +40,10 @@ def test_the_total_is_the_equations(model, floating, batch):
         return forward
 
     for name in method.stages:
-        whole.get_submodule(name).register_forward_hook(fused(name))
+        fused_teacher.get_submodule(name).register_forward_hook(fused(name))
         if name != "linear":
             student.get_submodule(name).register_forward_hook(lambda m, a, y: maps["s"].append(area(y)))
-    z_t, z_s = numbers(whole(batch[0])), numbers(student(batch[0]))
+    z_t, z_s = numbers(fused_teacher(batch[0])), numbers(student(batch[0]))
     features = np.mean([((a - b) ** 2).mean() for a, b in zip(maps["s"], maps["t"], strict=True)])
     losses = method(model, batch)
     expected = cross_entropy(z_s, batch[1]) + cross_entropy(z_t, batch[1]) + 100 * features
@@ -51,8 +51,8 @@ def test_the_total_is_the_equations(model, floating, batch):
     assert features > 1e-6
     losses.total.backward()
     learns = {n for n, p in method.trained.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    assert {f"{s}.importance" for s in method.stages[:-1]} <= learns  # the heads, of 8 bits both, are equal so far
-    assert not any(any(grads(t)) for t in several.values())
+    assert {f"{s}.importance" for s in method.stages[:-1]} <= learns  # the heads, both at 8 bits, are still equal
+    assert not any(any(grads(t)) for t in teachers.values())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Distillation from a separate teacher, alone and beside SPEQ: against the equations; what learns."""
+"""Distillation from a separate teacher, with and without SPEQ, against the equations; what learns."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from support.equations import at, cross_entropy, grads, logits, near, same, smal
 
 
 @pytest.mark.parametrize(("loss", "twin"), [({}, literal.kl), ({"loss": cosine}, literal.cosine)])
-def test_the_total_is_the_equations(loss, twin, model, floating, batch):
+def test_the_total_follows_the_equation(loss, twin, model, floating, batch):
     method = Distill(floating, temperature=2, weight=0.5, **loss)
     z_s, z_t = logits(model, batch, train=True), logits(floating, batch, train=False)
     losses = method(model, batch)
@@ -30,9 +30,9 @@ def test_a_separate_teacher_is_a_frozen_copy(model, floating, batch):
 def test_both_teachers_together(model, batch):
     other = small_network()
     z_s, z_t = logits(model, batch, train=True), logits(other, batch, train=False)
-    z_own = at(model, batch, Stochastic())
+    z_speq = at(model, batch, Stochastic())
     both = SPEQDistill(SPEQ(weight=2.0), Distill(other, weight=0.5))(model, batch)
-    distill = 2 * literal.cosine(z_s, z_own, 1) + 0.5 * literal.kl(z_s, z_t, 1)
+    distill = 2 * literal.cosine(z_s, z_speq, 1) + 0.5 * literal.kl(z_s, z_t, 1)
     near(both.distill, distill)
     near(both.total, cross_entropy(z_s, batch[1]) + distill)
 

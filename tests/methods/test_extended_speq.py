@@ -1,4 +1,4 @@
-"""What may be added to SPEQ: against its equation in numpy, along its lines, through checkpoints and compiled."""
+"""ExtendedSPEQ: its equation in numpy, its schedules, checkpoints and compiled models."""
 
 import copy
 import subprocess
@@ -18,21 +18,21 @@ from spequant.train import TrainingState, make_accelerator, make_optimizer, make
 from support.equations import cross_entropy
 
 
-def passed(network, x, policy, step):
-    """(logits, penultimate feature) of a copy at the teacher's precision of a step, or as trained."""
-    network, kept = copy.deepcopy(network), []
-    network.linear.register_forward_pre_hook(lambda m, args: kept.append(args[0].detach().double().numpy()))
+def forward(network, x, policy, step):
+    """Return logits and penultimate feature of a copy; policy None: at the home precision."""
+    network, features = copy.deepcopy(network), []
+    network.linear.register_forward_pre_hook(lambda m, args: features.append(args[0].detach().double().numpy()))
     if policy is None:
-        return network(x).detach().double().numpy(), kept[0]
+        return network(x).detach().double().numpy(), features[0]
     with precision(network, policy, step=step):
-        return network(x).detach().double().numpy(), kept[0]
+        return network(x).detach().double().numpy(), features[0]
 
 
-def apart(a, b):
+def cosine_distance(a, b):
     return np.mean([1 - x @ y / np.linalg.norm(x) / np.linalg.norm(y) for x, y in zip(a, b, strict=True)])
 
 
-def test_every_term_is_the_equations(model, batch):
+def test_every_term_follows_the_equation(model, batch):
     decay, steps = 0.7, 4
     average = copy.deepcopy(model)
     settings = {"probability_end": 0.1, "temperature_end": 1.0, "head": "linear", "feature_weight": 0.5}
@@ -50,10 +50,10 @@ def test_every_term_is_the_equations(model, batch):
         with torch.no_grad():
             for n, p in teacher.named_parameters():
                 p.copy_(mean[n])
-        z_t, f_t = passed(teacher, batch[0], policy, step)
-        z_s, f_s = passed(model, batch[0], None, step)
+        z_t, f_t = forward(teacher, batch[0], policy, step)
+        z_s, f_s = forward(model, batch[0], None, step)
         losses = method(model, batch)
-        total = cross_entropy(z_s, batch[1]) + 2 * literal.cosine(z_s, z_t, t) + 0.5 * apart(f_s, f_t)
+        total = cross_entropy(z_s, batch[1]) + 2 * literal.cosine(z_s, z_t, t) + 0.5 * cosine_distance(f_s, f_t)
         assert float(losses.total.detach()) == pytest.approx(total, rel=2e-3)
         assert float(losses.distill.detach()) == pytest.approx(literal.cosine(z_s, z_t, t), rel=2e-3, abs=1e-5)
     losses.total.backward()
@@ -62,30 +62,31 @@ def test_every_term_is_the_equations(model, batch):
         assert torch.allclose(p.double(), mean[n], atol=1e-5)
 
 
-def test_with_nothing_added_it_is_speq(model, batch):
+def test_without_additions_it_equals_speq(model, batch):
     plain, extended = spequant.SPEQ(), ExtendedSPEQ(spequant.SPEQ(), steps=5)
     for _ in range(3):
         assert torch.equal(plain(model, batch).total, extended(model, batch).total)
     assert extended.state_dict() == {"step": 3} and trained_by(extended) is None
 
 
-def test_the_features_teacher_gives_no_gradient(model, batch):
+def test_the_teachers_feature_gets_no_gradient(model, batch):
     method = ExtendedSPEQ(spequant.SPEQ(weight=0.0), steps=5, head="linear", feature_weight=1.0)
-    z_s, f_s = passed(model, batch[0], None, 0)
-    _, f_t = passed(model, batch[0], Stochastic(), 0)
+    z_s, f_s = forward(model, batch[0], None, 0)
+    _, f_t = forward(model, batch[0], Stochastic(), 0)
     losses = method(model, batch)
-    assert float(losses.total.detach()) == pytest.approx(cross_entropy(z_s, batch[1]) + apart(f_s, f_t), rel=1e-3)
+    expected = cross_entropy(z_s, batch[1]) + cosine_distance(f_s, f_t)
+    assert float(losses.total.detach()) == pytest.approx(expected, rel=1e-3)
     feature = torch.tensor(f_s, requires_grad=True)
     (1 - torch.cosine_similarity(feature, torch.tensor(f_t), dim=1)).mean().backward()
-    kept = []
+    inputs = []
     model.zero_grad()
-    hook = model.linear.register_forward_pre_hook(lambda m, args: (args[0].retain_grad(), kept.append(args[0]))[1])
+    hook = model.linear.register_forward_pre_hook(lambda m, args: (args[0].retain_grad(), inputs.append(args[0]))[1])
     method.speq.step = 0
     total, task = (losses := method(model, batch)).total, losses.task
     (total - task).backward()
     hook.remove()
-    assert kept[0].grad is None  # the teacher's pass
-    torch.testing.assert_close(kept[1].grad.double(), feature.grad, rtol=1e-2, atol=1e-6)
+    assert inputs[0].grad is None  # the teacher's pass
+    torch.testing.assert_close(inputs[1].grad.double(), feature.grad, rtol=1e-2, atol=1e-6)
 
 
 COMPILED = """
@@ -109,10 +110,10 @@ for averaged, most in ((False, 1), (True, 2)):
         method.teacher = Compiled(method.teacher).train()
     counters.clear()
     for step in range(3):
-        found = method(wrapped, batch)
-        found.total.backward()
+        losses = method(wrapped, batch)
+        losses.total.backward()
         if step == 0:
-            torch.testing.assert_close(found.total, eager.total, rtol=1e-2, atol=1e-3)
+            torch.testing.assert_close(losses.total, eager.total, rtol=1e-2, atol=1e-3)
     assert 1 <= counters["stats"]["unique_graphs"] <= most, counters["stats"]
 print("done")
 """
@@ -124,7 +125,7 @@ def test_a_compiled_model_has_one_graph_for_both_passes():
     assert done.stdout.split() == ["done"], done.stderr
 
 
-def test_a_snapshot_in_the_middle_leads_to_the_very_same_end(model, batch):
+def test_resuming_from_a_snapshot_gives_identical_weights(model, batch):
     batches = [(torch.randn(16, 3, 8, 8), torch.randint(0, 10, (16,))) for _ in range(6)]
     accelerator, ends = make_accelerator(), []
 
@@ -142,18 +143,19 @@ def test_a_snapshot_in_the_middle_leads_to_the_very_same_end(model, batch):
 
     again = copy.deepcopy(model)
     state = state_of(model)
-    for i, given in enumerate(batches):
+    for i, step_batch in enumerate(batches):
         if i == 3:
             snapshot = state.capture()
-        train_step(state, given, accelerator)
+        train_step(state, step_batch, accelerator)
     ends.append((model.state_dict(), state.partner.state_dict()))
     other = state_of(again)
     other.restore(snapshot)
-    for given in batches[3:]:
-        train_step(other, given, accelerator)
+    for step_batch in batches[3:]:
+        train_step(other, step_batch, accelerator)
     ends.append((again.state_dict(), other.partner.state_dict()))
-    assert all(torch.equal(v, theirs[k]) for own, theirs in zip(*ends, strict=True) for k, v in own.items())
-    assert any(not torch.equal(v, ends[0][0][k]) for k, v in ends[0][1].items())  # it follows, and is not the network
+    assert all(torch.equal(v, resumed[k]) for first, resumed in zip(*ends, strict=True) for k, v in first.items())
+    # The average follows the network, and differs from it.
+    assert any(not torch.equal(v, ends[0][0][k]) for k, v in ends[0][1].items())
 
 
 @pytest.mark.parametrize(

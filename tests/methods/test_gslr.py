@@ -1,4 +1,4 @@
-"""GSLR: its total against the equation while the soft loss fades."""
+"""GSLR: its total against the equation while the share of the soft loss falls."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from spequant.methods import GSLR
 from support.equations import cross_entropy, grads, logits, near
 
 
-def test_the_total_is_the_equations(model, floating, batch):
+def test_the_total_follows_the_equation(model, floating, batch):
     method = GSLR(floating, steps=4, weight=0.8)
     z_s, z_t = logits(model, batch, train=True), logits(floating, batch, train=False)
     hard, soft = cross_entropy(z_s, batch[1]), literal.kl(z_s, z_t, 2.0)

@@ -1,4 +1,4 @@
-"""Distillation losses against their twins, and the gradients that the method's notes give."""
+"""Distillation losses against numpy references, and the gradients in their docstrings."""
 
 import inspect
 import math
@@ -34,27 +34,27 @@ def test_cosine_gradient(temperature, logits):
     torch.testing.assert_close(student.grad.double(), torch.from_numpy(expected), rtol=1e-4, atol=1e-7)
 
 
-OTHER = pytest.mark.parametrize("shape", [(6, 1), (1, 10), (6, 12), (6, 2, 10)])
+BAD_SHAPES = pytest.mark.parametrize("shape", [(6, 1), (1, 10), (6, 12), (6, 2, 10)])
 
 
 @pytest.mark.parametrize("loss", [cosine, kl])
-@OTHER
+@BAD_SHAPES
 def test_a_teacher_of_other_classes_or_samples_is_refused(loss, shape):
-    """By the library, or before that where annotated shapes are checked, as in these tests."""
+    """The error is the library's, or jaxtyping's, which checks the annotated shapes in tests."""
     with pytest.raises((ValueError, TypeCheckError), match="teacher"):
         loss(torch.randn(6, 10), torch.randn(shape), 1.0)
 
 
 @pytest.mark.parametrize("loss", [cosine, kl])
-@OTHER
-def test_it_is_refused_where_shapes_are_not_checked(loss, shape):
+@BAD_SHAPES
+def test_bad_shapes_are_refused_without_jaxtyping(loss, shape):
     with pytest.raises(ValueError, match=rf"\(6, 10\), the teacher's {re.escape(str(shape))}"):
         inspect.unwrap(loss)(torch.randn(6, 10), torch.randn(shape), 1.0)
 
 
 @pytest.mark.parametrize("loss", [cosine, kl])
 @pytest.mark.parametrize("shape", [(6, 1), (6, 2, 1)])
-def test_of_one_class_nothing_can_be_distilled(loss, shape):
+def test_logits_of_one_class_are_refused(loss, shape):
     with pytest.raises(ValueError, match=rf"{re.escape(str(shape))}, one class"):
         loss(torch.randn(shape), torch.randn(shape), 1.0)
 
@@ -67,7 +67,7 @@ def confident(p, classes=10):
 @pytest.mark.parametrize(
     ("p_s", "p_t", "of_kl", "of_cosine"), [(0.95, 0.15, 1.6, 0.031), (0.8, 0.5, 0.6, 0.039), (0.2, 0.9, 1.4, 0.746)]
 )
-def test_an_unsure_teacher_hardly_pulls_a_confident_student(p_s, p_t, of_kl, of_cosine):
+def test_gradients_of_confident_students_and_unsure_teachers(p_s, p_t, of_kl, of_cosine):
     for loss, expected, tolerance in ((kl, of_kl, 0.005), (cosine, of_cosine, 0.0006)):
         student = confident(p_s).requires_grad_()
         loss(student, confident(p_t), 1.0).backward()
@@ -83,14 +83,14 @@ def test_zero_where_both_coincide_and_fp32_on_low_precision_logits(loss, logits)
     assert torch.equal(low, loss(student.bfloat16().float(), teacher.bfloat16().float(), 1.0))
 
 
-def test_an_ensemble_has_the_mean_of_its_soft_labels():
+def test_the_softmax_of_an_ensemble_is_the_mean_of_its_softmaxes():
     passes = [torch.randn(4, 10) for _ in range(3)]
     mean = torch.stack([(z / 2).softmax(-1) for z in passes]).mean(0)
     torch.testing.assert_close((ensemble(passes, 2.0) / 2).softmax(-1), mean)
     assert ensemble(passes[:1], 2.0) is passes[0]
 
 
-def test_classes_masked_with_minus_infinity_count_for_nothing(logits):
+def test_kl_leaves_out_classes_masked_with_minus_infinity(logits):
     student, teacher = logits
     masked = torch.tensor([False] * 8 + [True] * 2)
     value = kl(student.masked_fill(masked, -math.inf), teacher.masked_fill(masked, -math.inf), 2.0)

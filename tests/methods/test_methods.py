@@ -1,4 +1,4 @@
-"""All methods: padding and masked classes count for nothing, and a checkpoint holds what they need to go on."""
+"""All methods: padding and masked classes have no effect, training resumes from checkpoints, settings reach methods."""
 
 import copy
 import functools
@@ -44,7 +44,7 @@ from support.starts import start
 
 
 class Words(nn.Module):
-    """Logits of a span from the tokens alone."""
+    """A network for spans whose logits depend only on the token at their position."""
 
     def __init__(self):
         super().__init__()
@@ -56,7 +56,7 @@ class Words(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["qfd", "features"])
-def test_padding_is_no_feature(kind):
+def test_features_leave_padding_out(kind):
     ids, mask = torch.randint(0, 50, (4, 9)), torch.ones(4, 9, dtype=torch.int64)
     mask[:, 5:] = 0
     ends = {name: torch.tensor([0, 1, 2, 3]) for name in SpanExtraction.LABELS}
@@ -71,38 +71,38 @@ def test_padding_is_no_feature(kind):
         speq = spequant.SPEQ(task=SpanExtraction(), probability=1.0)
         return ExtendedSPEQ(speq, steps=1, head="head", feature_weight=1.0)(model, batch)
 
-    one, other = map(losses, batches)
-    torch.testing.assert_close(one.total, other.total)
+    first, second = map(losses, batches)
+    torch.testing.assert_close(first.total, second.total)
     short = {k: v[:, :5] if v.ndim == 2 else v for k, v in batches[0].items()}
-    torch.testing.assert_close(one.total, losses(short).total)  # as if it were not there
-    assert one.total > one.task
+    torch.testing.assert_close(first.total, losses(short).total)  # equal to a batch without padding
+    assert first.total > first.task
 
 
-def test_classes_masked_out_count_for_nothing(model, floating, batch):
+def test_masked_classes_do_not_change_the_loss(model, floating, batch):
     class Masked(spequant.Classification):
         def logits(self, model, batch):
             return F.pad(super().logits(model, batch), (0, 2), value=-torch.inf)
 
-    given = {"task": Masked()}
+    options = {"task": Masked()}
     for method in (
-        Apprentice(floating, **given),
-        SQAKD(floating, **given),
-        GSLR(floating, steps=2, **given),
-        BlockReplacement(floating, **given),
-        MemberEnsemble(**given),
-        JointBits(**given),
+        Apprentice(floating, **options),
+        SQAKD(floating, **options),
+        GSLR(floating, steps=2, **options),
+        BlockReplacement(floating, **options),
+        MemberEnsemble(**options),
+        JointBits(**options),
     ):
         losses = method(model, batch)
         losses.total.backward()
         assert losses.total.isfinite() and all(
             p.grad.isfinite().all() for p in model.parameters() if p.grad is not None
         )
-    masked, plain = Apprentice(floating, **given)(model, batch), Apprentice(floating)(model, batch)
+    masked, plain = Apprentice(floating, **options)(model, batch), Apprentice(floating)(model, batch)
     torch.testing.assert_close(masked.total, plain.total)
 
 
 def state_of(name, floating, batch, model):
-    """A run of `model` by that method, as it begins."""
+    """Return the state of a run of `model` with this method, before its first step."""
     method = {
         "qkd": lambda: QKD(floating, steps=6),
         "cmt-kd": lambda: CMTKD(floating, {bits: quantized(floating, batch, bits) for bits in (4, 8)}),
@@ -118,26 +118,26 @@ def state_of(name, floating, batch, model):
 
 
 @pytest.mark.parametrize("name", ["qkd", "cmt-kd", "gslr", "block-replacement"])
-def test_a_snapshot_in_the_middle_leads_to_the_very_same_end(name, floating, batch):
+def test_resuming_from_a_snapshot_gives_identical_weights(name, floating, batch):
     batches = [small_batch() for _ in range(6)]
     accelerator = make_accelerator()
     model = quantized(floating, batch, 3)
     again = copy.deepcopy(model)
     state = state_of(name, floating, batch, model)
-    for i, given in enumerate(batches):
+    for i, step_batch in enumerate(batches):
         if i == 3:
             snapshot = state.capture()
-        train_step(state, given, accelerator, clip_norm=1.0)
+        train_step(state, step_batch, accelerator, clip_norm=1.0)
     other = state_of(name, floating, batch, again)
     other.restore(snapshot)
-    for given in batches[3:]:
-        train_step(other, given, accelerator, clip_norm=1.0)
+    for step_batch in batches[3:]:
+        train_step(other, step_batch, accelerator, clip_norm=1.0)
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
     if state.partner is not None:
-        theirs = other.partner.state_dict()
-        assert all(torch.equal(v, theirs[k]) for k, v in state.partner.state_dict().items())
-        moved = state_of(name, floating, batch, quantized(floating, batch, 3)).partner.state_dict()
-        assert any(not torch.equal(v, moved[k]) for k, v in theirs.items())  # it has learned
+        resumed = other.partner.state_dict()
+        assert all(torch.equal(v, resumed[k]) for k, v in state.partner.state_dict().items())
+        initial = state_of(name, floating, batch, quantized(floating, batch, 3)).partner.state_dict()
+        assert any(not torch.equal(v, initial[k]) for k, v in resumed.items())  # the partner has learned
         with pytest.raises(ValueError, match=r"method\..* is missing"):
             other.restore(replace(snapshot, tensors={k: v for k, v in snapshot.tensors.items() if "method." not in k}))
 
@@ -159,10 +159,10 @@ def quantized(bits):
 model = quantized(4)
 make = lambda: METHOD
 eager, method, wrapped = make()(copy.deepcopy(model), batch), make(), Compiled(copy.deepcopy(model)).train()
-for _ in range(2):  # traced once, hooks with it
-    found = method(wrapped, batch)
-    torch.testing.assert_close(found.total, eager.total, rtol=1e-2, atol=1e-3)
-    found.total.backward()
+for _ in range(2):  # the model is traced once, with its hooks
+    losses = method(wrapped, batch)
+    torch.testing.assert_close(losses.total, eager.total, rtol=1e-2, atol=1e-3)
+    losses.total.backward()
 assert all(p.grad is not None for p in wrapped.parameters())
 print("done")
 """
@@ -180,54 +180,56 @@ def test_features_and_widths_of_a_compiled_model(method):
 
 
 @pytest.fixture
-def begun(batch):
-    """What the methods of a run are made with."""
+def run_start(batch):
+    """What a run passes to the settings of its method."""
     network = small_network()
     at = functools.partial(quantized, network, batch)
     return start(network, at(2), quantized=at)
 
 
-OTHERS = {"apprentice": {"joint": True}, "qfd": {"bits": 3}, "cmt-kd": {"widths": (3, 6)}}
+OPTIONS = {"apprentice": {"joint": True}, "qfd": {"bits": 3}, "cmt-kd": {"widths": (3, 6)}}
 
 
 @pytest.mark.parametrize("name", by_name)
-def test_each_name_makes_a_method_that_trains(name, begun, batch):
-    method = by_name[name](**OTHERS.get(name, {})).build(begun)
-    losses = method(begun.student, batch)
+def test_the_settings_of_each_name_build_a_method_that_trains(name, run_start, batch):
+    method = by_name[name](**OPTIONS.get(name, {})).build(run_start)
+    losses = method(run_start.student, batch)
     losses.total.backward()
-    assert losses.total.isfinite() and all(grads(begun.student))
+    assert losses.total.isfinite() and all(grads(run_start.student))
     assert (trained_by(method) is not None) == (name in ("apprentice", "qkd", "cmt-kd"))
 
 
-def test_what_the_settings_say_reaches_the_method(begun):
+def test_settings_are_passed_to_the_method(run_start):
     speq = {"high_bits": 6, "probability": 0.3, "loss": "kl", "temperature": 3.0, "weight": 0.7, "passes": 2}
-    made = spequant.SPEQ.Settings(**speq, batch_norm="eval").build(begun)
-    assert isinstance(made, spequant.SPEQ) and (made.policy, made.loss) == (Stochastic(6, 0.3), losses.kl)
-    assert (made.temperature, made.weight, made.batch_norm, made.passes, made.seed) == (3.0, 0.7, "eval", 2, 5)
-    assert spequant.SPEQ.Settings(mix=True).build(begun).policy == Mix()
-    distill = spequant.Distill.Settings(loss="cosine", temperature=3.0, weight=0.7).build(begun)
+    method = spequant.SPEQ.Settings(**speq, batch_norm="eval").build(run_start)
+    assert isinstance(method, spequant.SPEQ) and (method.policy, method.loss) == (Stochastic(6, 0.3), losses.kl)
+    assert (method.temperature, method.weight, method.batch_norm) == (3.0, 0.7, "eval")
+    assert (method.passes, method.seed) == (2, 5)
+    assert spequant.SPEQ.Settings(mix=True).build(run_start).policy == Mix()
+    distill = spequant.Distill.Settings(loss="cosine", temperature=3.0, weight=0.7).build(run_start)
     assert (distill.loss, distill.temperature, distill.weight) == (losses.cosine, 3.0, 0.7)
-    assert GSLR.Settings(weight=0.5).build(begun).weight == 0.5
-    assert (GSLR.Settings().build(begun).steps, QKD.Settings().build(begun).self_studying_end) == (10, 3)
-    assert QFD.Settings(bits=3).build(begun).bits == 3 and SQAKD.Settings().build(begun).temperature == 4.0
+    assert GSLR.Settings(weight=0.5).build(run_start).weight == 0.5
+    assert (GSLR.Settings().build(run_start).steps, QKD.Settings().build(run_start).self_studying_end) == (10, 3)
+    assert QFD.Settings(bits=3).build(run_start).bits == 3 and SQAKD.Settings().build(run_start).temperature == 4.0
     for kind in (JointBits, MemberEnsemble):
-        assert kind.Settings(widths=(3, 5)).build(begun).widths == (3, 5)
-    assert list(CMTKD.Settings(widths=(3, 6)).build(begun).trained.conv1.bits) == [3, 6]
-    both = SPEQDistill.Settings(speq=spequant.SPEQ.Settings(weight=0.3)).build(begun)
+        assert kind.Settings(widths=(3, 5)).build(run_start).widths == (3, 5)
+    assert list(CMTKD.Settings(widths=(3, 6)).build(run_start).trained.conv1.bits) == [3, 6]
+    both = SPEQDistill.Settings(speq=spequant.SPEQ.Settings(weight=0.3)).build(run_start)
     assert (both.speq.weight, both.distill.weight) == (0.3, 1.0)
-    assert BlockReplacement.Settings(weight=0.2).build(begun).weight == 0.2
-    assert Apprentice.Settings(joint=True).build(begun).joint
+    assert BlockReplacement.Settings(weight=0.2).build(run_start).weight == 0.2
+    assert Apprentice.Settings(joint=True).build(run_start).joint
 
 
-def test_additions_to_speq(begun):
+def test_settings_of_extended_speq_are_passed_to_the_method(run_start):
     speq = spequant.SPEQ.Settings(temperature=2.0)
-    made = ExtendedSPEQ.Settings(speq=speq, temperature_end=1.0, probability_end=0.2).build(begun)
-    assert (made.temperatures, made.probabilities, made.steps, made.trained) == ((2.0, 1.0), (0.5, 0.2), 10, None)
-    made = ExtendedSPEQ.Settings(average=0.9, feature_weight=2.0).build(begun)
-    assert (made.decay, made.head, made.feature_weight, made.speq.seed) == (0.9, "linear", 2.0, 5)
-    assert made.trained is not begun.student and made.trained.training
-    parts = ExtendedSPEQ.Settings(average=0.9).build(replace(begun, accumulate=4))  # calls that make a step
-    assert parts.decay**4 == pytest.approx(0.9)
+    method = ExtendedSPEQ.Settings(speq=speq, temperature_end=1.0, probability_end=0.2).build(run_start)
+    assert (method.temperatures, method.probabilities) == ((2.0, 1.0), (0.5, 0.2))
+    assert (method.steps, method.trained) == (10, None)
+    method = ExtendedSPEQ.Settings(average=0.9, feature_weight=2.0).build(run_start)
+    assert (method.decay, method.head, method.feature_weight, method.speq.seed) == (0.9, "linear", 2.0, 5)
+    assert method.trained is not run_start.student and method.trained.training
+    method = ExtendedSPEQ.Settings(average=0.9).build(replace(run_start, accumulate=4))  # four calls per step
+    assert method.decay**4 == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +251,7 @@ def test_additions_to_speq(begun):
         ("member-ensemble", {"widths": (9,)}, "widths is 9"),
     ],
 )
-def test_settings_out_of_range_are_refused_when_they_are_made(name, settings, named):
+def test_settings_out_of_range_are_refused(name, settings, named):
     with pytest.raises(ValueError, match=named):
         by_name[name](**settings)
 

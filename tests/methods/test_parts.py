@@ -1,4 +1,4 @@
-"""Parts of a network: its stages and head as they are found, what passes them, what takes their place."""
+"""Parts of a network: its stages and head, recorded inputs and outputs, replaced modules."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def test_stages_and_head_are_found():
         head_of(nn.ReLU())
 
 
-def test_what_does_not_run_is_named(floating):
+def test_missing_modules_and_those_that_do_not_run_are_named(floating):
     with pytest.raises(ValueError, match=r"no module 'fc'; there are conv1"), Recorder(["fc"]).on(floating):
         pass
     with pytest.raises(RuntimeError, match="linear did not run"), Recorder(["linear"]).on(floating):
@@ -28,37 +28,37 @@ def test_what_does_not_run_is_named(floating):
 
 
 def test_a_recorder_keeps_inputs_or_outputs_and_leaves_no_hook(floating, batch):
-    own, kept = Recorder(["linear"], inputs=True), Recorder(["conv1", "linear"])
-    with own.on(floating) as before, kept.on(floating) as after:
+    input_recorder, output_recorder = Recorder(["linear"], inputs=True), Recorder(["conv1", "linear"])
+    with input_recorder.on(floating) as inputs, output_recorder.on(floating) as outputs:
         output = floating(batch[0])
-    assert after["linear"] is output and torch.equal(after["conv1"], floating.conv1(batch[0]))
-    assert torch.equal(floating.linear(before["linear"]), output)
-    found = dict(before)
+    assert outputs["linear"] is output and torch.equal(outputs["conv1"], floating.conv1(batch[0]))
+    assert torch.equal(floating.linear(inputs["linear"]), output)
+    values = dict(inputs)
     floating(2 * batch[0])
-    assert own.values["linear"] is found["linear"]
+    assert input_recorder.values["linear"] is values["linear"]
 
 
 def test_replaced_modules_are_put_back_after_an_exception(floating):
-    own = floating.linear
-    with pytest.raises(KeyError), replaced(floating, {"linear": nn.Identity()}) as changed:
-        assert isinstance(changed.linear, nn.Identity)
+    original = floating.linear
+    with pytest.raises(KeyError), replaced(floating, {"linear": nn.Identity()}) as network:
+        assert isinstance(network.linear, nn.Identity)
         raise KeyError
-    assert floating.linear is own
+    assert floating.linear is original
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_rounded_is_its_literal_twin(bits):
+def test_rounded_equals_its_numpy_reference(bits):
     x = torch.randn(5, 7, requires_grad=True)
     largest = float(x.detach().abs().max())
-    found = rounded(x, bits)
+    values = rounded(x, bits)
     torch.testing.assert_close(
-        found.detach().double(),
+        values.detach().double(),
         torch.tensor(literal.symmetric(x.detach().double().numpy(), largest, bits)),
         rtol=0,
         atol=1e-6,
     )
-    found.sum().backward()
+    values.sum().backward()
     assert torch.equal(x.grad, torch.ones_like(x))  # straight-through
-    above = x.detach().abs()
+    positive = x.detach().abs()
     step = largest / (2**bits - 1)
-    torch.testing.assert_close(rounded(above, bits), torch.round(above / step) * step, rtol=0, atol=1e-6)
+    torch.testing.assert_close(rounded(positive, bits), torch.round(positive / step) * step, rtol=0, atol=1e-6)

@@ -9,7 +9,7 @@ from spequant.methods import QFD
 from support.equations import cross_entropy, grads, near, numbers
 
 
-def test_the_total_is_the_equations(model, floating, batch):
+def test_the_total_follows_the_equation(model, floating, batch):
     method = QFD(floating, bits=3)
     features = {}
     for name, network, train in (("s", model, True), ("t", floating, False)):

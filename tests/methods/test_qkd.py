@@ -9,7 +9,7 @@ from spequant.methods import QKD
 from support.equations import cross_entropy, grads, logits, near
 
 
-def test_the_totals_of_the_phases_are_the_equations(model, floating, batch):
+def test_the_totals_of_the_phases_follow_the_equations(model, floating, batch):
     method = QKD(floating, steps=9)
     z_s, z_t = logits(model, batch, train=True), logits(floating, batch, train=True)
     hard = cross_entropy(z_s, batch[1])
@@ -18,10 +18,10 @@ def test_the_totals_of_the_phases_are_the_equations(model, floating, batch):
         method.step = step
         model.zero_grad()
         method.trained.zero_grad()
-        kept = copy.deepcopy(model.state_dict())
+        state = copy.deepcopy(model.state_dict())
         losses = method(model, batch)
         losses.total.backward()
-        model.load_state_dict(kept)
+        model.load_state_dict(state)
         if step < 3:
             near(losses.total, hard)
             assert float(losses.distill) == 0

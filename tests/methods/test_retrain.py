@@ -1,4 +1,4 @@
-"""Retrain: the loss on the labels alone, hard or soft, and outputs of which it cannot be taken."""
+"""Retrain: the loss on hard and soft labels, and outputs and labels that are refused."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from spequant.quantizers import PACT, SAWB
 from support.equations import cross_entropy, logits, near
 
 
-def test_the_total_is_the_equations(model, batch):
+def test_the_total_follows_the_equation(model, batch):
     z = logits(model, batch, train=True)
     losses = Retrain()(model, batch)
     near(losses.total, cross_entropy(z, batch[1]))
@@ -35,16 +35,16 @@ def test_a_model_that_returns_no_tensor_asks_for_a_task():
         Retrain()(Wrapped(4, 2), (torch.rand(3, 4), torch.zeros(3, dtype=torch.long)))
 
 
-def test_a_network_that_nothing_quantizes_is_refused_unless_that_is_said(batch):
+def test_a_float_network_is_refused_unless_it_is_allowed(batch):
     network = resnet8()
-    spequant.prepare(network, weight=SAWB(2), act=PACT(2))  # whose result is dropped
+    spequant.prepare(network, weight=SAWB(2), act=PACT(2))  # the result is not kept
     for method in (Retrain(), spequant.Distill(network), spequant.methods.SQAKD(network)):
         with pytest.raises(ValueError, match=r"model = spequant\.prepare\("):
             method(network, batch)
     assert torch.isfinite(Retrain()(allow_float(network), batch).total)
 
 
-OTHERS = {
+BAD_LABELS = {
     "regression": (torch.randn(4, 1), torch.randn(4, 1), r"logits of shape \(4, 1\)"),
     "one logit": (torch.randn(4, 1), torch.zeros(4, dtype=torch.int64), r"logits of shape \(4, 1\)"),
     "floats of one column": (torch.randn(4, 3), torch.randn(4, 1), r"shape \(4, 1\).*\(4, 3\)"),
@@ -59,30 +59,30 @@ OTHERS = {
 }
 
 
-class Gives(nn.Module):
-    def __init__(self, found):
+class Constant(nn.Module):
+    def __init__(self, output):
         super().__init__()
-        self.found = nn.Parameter(found)
+        self.output = nn.Parameter(output)
 
     def forward(self, x):
-        return self.found
+        return self.output
 
 
-@pytest.mark.parametrize("case", OTHERS)
-def test_targets_that_are_no_classes_are_refused_by_what_they_are(case):
-    found, labels, message = OTHERS[case]
+@pytest.mark.parametrize("case", BAD_LABELS)
+def test_labels_that_are_no_classes_are_refused(case):
+    logits, labels, message = BAD_LABELS[case]
     with pytest.raises(ValueError, match=message):
-        Retrain()(allow_float(Gives(found)), (torch.zeros(4, 2), labels))
+        Retrain()(allow_float(Constant(logits)), (torch.zeros(4, 2), labels))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_soft_labels_of_any_precision_are_taken(dtype):
+def test_soft_labels_of_any_precision_are_accepted(dtype):
     soft = torch.softmax(torch.randn(64, 1000), 1).to(dtype).float()
-    losses = Retrain()(allow_float(Gives(torch.randn(64, 1000))), (torch.zeros(64, 2), soft))
+    losses = Retrain()(allow_float(Constant(torch.randn(64, 1000))), (torch.zeros(64, 2), soft))
     assert losses.task > 0
 
 
-def test_dense_logits_are_refused_where_classes_are_last():
+def test_dense_logits_are_refused():
     model = nn.Conv2d(3, 5, 1)
     with pytest.raises(ValueError, match=r"logits of shape \(2, 5, 4, 4\); expected \(batch, classes\)"):
         Retrain()(model, (torch.randn(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64)))

@@ -1,4 +1,4 @@
-"""SPEQ: its total against the equation, what reaches whom, batch norm in the teacher's pass, and a user's own parts."""
+"""SPEQ: its total against the equation, gradients, batch norm in the teacher's pass, and parts that a user defines."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def test_every_parameter_and_range_gets_a_gradient(quantizers, floating, batch):
         assert grad is not None and grad.isfinite().all() and grad.abs().sum() > 0, name
 
 
-def test_the_total_is_the_equations(model, batch):
+def test_the_total_follows_the_equation(model, batch):
     method = SPEQ(8, 0.7, weight=3.0, temperature=2)
     penalty = sum(0.5 * q.decay * float(q.clip.detach()) ** 2 for q in act_quantizers(model).values())
     assert penalty > 0
@@ -39,7 +39,7 @@ def test_the_total_is_the_equations(model, batch):
         near(losses.total, cross_entropy(z_s, batch[1]) + 3 * literal.cosine(z_s, z_t, 2) + penalty)
 
 
-def test_the_penalty_pulls_the_ranges_alone(model, batch):
+def test_the_penalty_changes_only_the_gradients_of_ranges(model, batch):
     free = spequant.prepare(small_network(), weight=SAWB(2), act=PACT(2, decay=0.0))
     free.load_state_dict(model.state_dict())
     with_penalty, without = gradients(model, Retrain(), batch), gradients(free, Retrain(), batch)
@@ -57,16 +57,16 @@ def test_the_teacher_differs_from_the_student_and_gives_no_gradient(model, batch
     assert losses.distill > 1e-5 and losses.task > 0 and not losses.logits.requires_grad
 
 
-def test_the_student_is_pulled_to_the_teacher_and_not_the_other_way_round(model, batch):
-    asked = []
+def test_only_the_student_gets_gradient_from_the_distillation_loss(model, batch):
+    calls = []
 
     def loss(student, teacher, temperature):
-        asked.append((student.requires_grad, teacher.requires_grad))
+        calls.append((student.requires_grad, teacher.requires_grad))
         return kl(student, teacher, temperature)
 
     speq = SPEQ(loss=loss)
     losses = speq(model, batch)
-    assert asked == [(True, False)]
+    assert calls == [(True, False)]
     speq.step = 0
     teacher, student = speq.teach(model, batch), model(batch[0]).detach()
     assert float(losses.distill.detach()) == pytest.approx(float(kl(student, teacher)), rel=1e-5)
@@ -82,7 +82,7 @@ def test_running_statistics_in_the_teachers_pass(model, batch, mode):
     )
 
 
-def test_batch_statistics_where_left_and_running_ones_in_eval(model, batch):
+def test_the_teacher_uses_batch_statistics_and_in_eval_running_ones(model, batch):
     of_batch = at(model, batch, Fixed(8))
     of_running = at(model.eval(), batch, Fixed(8))
     model.train()
@@ -100,7 +100,7 @@ def test_an_inf_in_the_teachers_pass_leaves_the_statistics(model, batch):
 
 
 @pytest.mark.parametrize("mode", ["leave", "eval"])
-def test_statistics_are_put_back_after_an_exception(model, batch, mode):
+def test_statistics_are_restored_after_an_exception(model, batch, mode):
     class Fails(spequant.methods.tasks.Classification):
         def logits(self, model, batch):
             raise RuntimeError(f"after {super().logits(model, batch).shape}")
@@ -111,7 +111,7 @@ def test_statistics_are_put_back_after_an_exception(model, batch, mode):
     assert same(before, statistics(model)) and all(m.training for m in model.modules())
 
 
-def test_instance_norm_in_the_teachers_pass_is_left_alone():
+def test_instance_norm_does_not_change_in_the_teachers_pass():
     model = nn.Sequential(
         nn.Conv1d(2, 4, 3), nn.InstanceNorm1d(4, track_running_stats=True), nn.Flatten(), nn.LazyLinear(3)
     )
@@ -124,7 +124,7 @@ def test_instance_norm_in_the_teachers_pass_is_left_alone():
     assert torch.equal(before, model[1].running_mean)
 
 
-def test_no_distillation_where_both_coincide(model, batch):
+def test_no_distillation_loss_if_teacher_and_student_are_equal(model, batch):
     assert abs(float(SPEQ(probability=0.0)(model, batch).distill.detach())) < 1e-6
 
 
@@ -133,7 +133,7 @@ def test_weight_zero_is_retrain(model, batch):
     assert all(torch.equal(speq[n], retrain[n]) for n in retrain)
 
 
-def test_each_step_draws_anew_and_a_step_can_be_repeated(model, batch):
+def test_each_step_has_its_own_draw_and_can_be_repeated(model, batch):
     method = SPEQ()
     first, second = method.teach(model, batch), method.teach(model, batch)
     assert not torch.equal(first, second) and method.step == 2
@@ -151,7 +151,7 @@ def test_several_teacher_passes_are_averaged(model, batch):
     assert (each[0] - each[1]).abs().max() > 1e-4
 
 
-def test_the_teacher_runs_inside_ddp_and_synchronises_nothing(tmp_path, model, batch):
+def test_the_teacher_runs_without_the_wrapper_of_ddp(tmp_path, model, batch):
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
@@ -160,13 +160,13 @@ def test_the_teacher_runs_inside_ddp_and_synchronises_nothing(tmp_path, model, b
         for module in calls:
             module.register_forward_hook(lambda m, *_: calls.__setitem__(m, calls[m] + 1))
         SPEQ()(wrapped, batch).total.backward()
-        assert calls == {wrapped: 1, model: 2}  # the student's pass through it; the teacher's beside it
+        assert calls == {wrapped: 1, model: 2}  # the student runs through the wrapper, the teacher without it
     finally:
         torch.distributed.destroy_process_group()
 
 
 class HalfSteps(Quantizer):
-    """A user's own quantizer: a fixed range."""
+    """A quantizer that a user defines, with a fixed range."""
 
     stored = False
 
@@ -174,7 +174,7 @@ class HalfSteps(Quantizer):
         return self.bounds_at(torch.tensor(1.5, device=x.device))
 
 
-def test_a_users_own_quantizer_loss_policy_and_task(floating, batch):
+def test_quantizer_loss_policy_and_task_that_a_user_defines(floating, batch):
     class Ends:
         def draw(self, home, rng):
             return [8] * len(home)

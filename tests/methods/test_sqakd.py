@@ -7,7 +7,7 @@ from spequant.methods import SQAKD
 from support.equations import grads, logits, near
 
 
-def test_the_total_is_the_equations_and_reads_no_labels(model, floating, batch):
+def test_the_total_follows_the_equation_and_reads_no_labels(model, floating, batch):
     method = SQAKD(floating)
     z_s, z_t = logits(model, batch, train=True), logits(floating, batch, train=False)
     losses = method(model, (batch[0],))

@@ -1,4 +1,4 @@
-"""What a batch means: logits of whatever a model returns, losses and hits on labels, spans and their padding."""
+"""Tasks: logits in the outputs of models, losses and right answers for labels, spans and padding."""
 
 from collections import namedtuple
 
@@ -25,7 +25,7 @@ Named = namedtuple("Named", ["logits", "aux"])
         (lambda x: {"out": x}, "out"),
     ],
 )
-def test_logits_are_taken_from_what_a_model_returns(returned, output):
+def test_logits_are_read_from_the_output_of_a_model(returned, output):
     class Model(nn.Module):
         def forward(self, x):
             return returned(x)
@@ -37,30 +37,30 @@ def test_logits_are_taken_from_what_a_model_returns(returned, output):
 
 
 class Returns(nn.Module):
-    """Gives back `found`, whatever it is given."""
+    """Returns `value`, whatever its inputs are."""
 
-    def __init__(self, found):
+    def __init__(self, value):
         super().__init__()
-        self.found = found
+        self.value = value
 
     def forward(self, *args, **kwargs):
-        return self.found
+        return self.value
 
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 3.0]])
 
 
 @pytest.mark.parametrize(
-    ("found", "output", "error", "message"),
+    ("returned", "output", "error", "message"),
     [
         ({"scores": LOGITS}, None, TypeError, "output is None"),
         ((LOGITS,), 3, TypeError, "output is 3"),
         (torch.zeros(2, 3, 4), None, ValueError, r"shape \(2, 3, 4\)"),
     ],
 )
-def test_what_holds_none_is_named(found, output, error, message):
+def test_outputs_without_logits_are_refused(returned, output, error, message):
     with pytest.raises(error, match=message):
-        Classification(output).logits(Returns(found), (torch.zeros(2, 1), None))
+        Classification(output).logits(Returns(returned), (torch.zeros(2, 1), None))
 
 
 def test_hard_and_soft_labels():
@@ -70,14 +70,14 @@ def test_hard_and_soft_labels():
     torch.testing.assert_close(task.loss(LOGITS, (None, soft)), -(soft * F.log_softmax(LOGITS, 1)).sum(1).mean())
 
 
-def test_start_and_end_are_apart_and_padding_counts_for_nothing():
+def test_logits_of_spans_are_masked_at_padding():
     network, batch, task = answering(), tokens(), SpanExtraction()
     logits = task.logits(network, batch)
     mask = batch["attention_mask"].bool()
     assert logits.shape == (8, 2, LENGTH) and torch.equal(torch.isinf(logits[:, 0]), ~mask)
-    # transformers' own loss, on a network without padding: there it has no mask
-    whole = {**batch, "attention_mask": torch.ones_like(batch["attention_mask"])}
-    torch.testing.assert_close(task.loss(task.logits(network, whole), whole), network(**whole).loss)
+    # The loss of transformers has no mask, so that it is compared on a batch without padding.
+    unpadded = {**batch, "attention_mask": torch.ones_like(batch["attention_mask"])}
+    torch.testing.assert_close(task.loss(task.logits(network, unpadded), unpadded), network(**unpadded).loss)
 
 
 @pytest.mark.parametrize("loss", [cosine, kl])
@@ -96,7 +96,7 @@ def test_distillation_of_spans_equals_the_mean_over_ends_cut_to_their_length(los
     assert torch.isfinite(student.grad).all() and not student.grad[~mask].any()
 
 
-def test_positions_past_the_end_count_for_nothing_and_hits_need_both_ends():
+def test_positions_past_the_end_are_left_out_and_hits_need_both_ends():
     task, logits = SpanExtraction(), torch.zeros(3, 2, 5)
     logits[:, 0, 1] = logits[:, 1, 3] = 4.0
     batch = {"start_positions": torch.tensor([1, 1, 7]), "end_positions": torch.tensor([3, 2, 7])}
@@ -105,6 +105,6 @@ def test_positions_past_the_end_count_for_nothing_and_hits_need_both_ends():
     torch.testing.assert_close(task.loss(logits, batch), F.cross_entropy(flat, torch.tensor([1, 3, 1, 2])))
 
 
-def test_a_network_that_answers_otherwise_is_named():
+def test_a_network_without_start_and_end_logits_is_refused():
     with pytest.raises(TypeError, match=r"Tensor without start_logits.*AutoModelForQuestionAnswering"):
         SpanExtraction().logits(lambda **batch: batch["input_ids"], tokens())
