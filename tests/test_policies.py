@@ -37,7 +37,7 @@ def draws_of(model, policy, steps, **seeds):
     return np.array(rows)
 
 
-@pytest.mark.parametrize("u", [0.5, 0.3])
+@pytest.mark.parametrize("u", [pytest.param(0.5, marks=pytest.mark.slow), 0.3])
 def test_frequencies_are_binomial_and_layers_independent(model, u):
     rows = draws_of(model, Stochastic(8, u), 1000) == 256
     assert rows.shape == (1000, 6)

@@ -44,13 +44,14 @@ def named(method, **settings):
             "the loss is not finite at epoch 2, step 10 (step 30 of the run)",
             "the range of layer2.0.conv1, made so by the step before: lower the learning rate",
         ),
-        (
+        pytest.param(
             gradient_of_a_range,
             28,  # which would be saved before a loss could tell
             4,
             24,
             "the network is not finite after epoch 2, step 8 (step 28 of the run)",
             "the range of layer2.0.conv1: lower the learning rate",
+            marks=pytest.mark.slow,
         ),
         (
             gradient_of_a_weight,
@@ -60,13 +61,14 @@ def named(method, **settings):
             "the loss is not finite at epoch 1, step 8 (step 8 of the run)",
             "layer3.0.conv2.layer.weight, made so by the step before",
         ),
-        (
+        pytest.param(
             lambda model: math.nan,
             33,
             4,
             32,
             "the loss is not finite at epoch 2, step 13 (step 33 of the run)",
             "the loss in all",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -77,6 +79,7 @@ def test_the_step_is_named_at_once_and_the_layer_on_replaying(how, step, every, 
     assert last == saved  # nothing is saved after it
 
 
+@pytest.mark.slow
 def test_inputs_and_activations_are_named():
     _, batches = a_state(spequant.SPEQ())
 
@@ -171,7 +174,7 @@ def broken_run(monkeypatch, step, how):
     return replace(recipe, train=train, network=replace(recipe.network, weights=None))
 
 
-@pytest.mark.parametrize(("step", "begin"), [(15, 12), (2, 0)])
+@pytest.mark.parametrize(("step", "begin"), [(15, 12), pytest.param(2, 0, marks=pytest.mark.slow)])
 def test_a_run_repeats_its_last_steps_and_reports_it(step, begin, monkeypatch, tmp_path):
     recipe, states = broken_run(monkeypatch, step, gradient_of_a_range), []
 
@@ -201,6 +204,7 @@ def test_repeating_may_be_interrupted(monkeypatch, tmp_path):
     assert texts == [f"{error.value}\n"] and "the first to go" not in texts[0]
 
 
+@pytest.mark.slow
 def test_the_last_step_may_not_leave_a_network_that_is_not_finite():
     """The loss of the last step is finite, its update of the weights is not, and no later loss shows it."""
     error, answer, last = named(Breaks(2 * STEPS, gradient_of_a_range), epochs=2)

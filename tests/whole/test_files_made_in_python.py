@@ -141,6 +141,7 @@ def test_export(to, folder, tmp_path, monkeypatch):
         assert (loaded(case.x).argmax(1) == case.model(case.x).argmax(1)).all()
 
 
+@pytest.mark.slow
 def test_bench_infer(folder, monkeypatch):
     pytest.importorskip("onnxscript")
     for source in ("plain.onnx", *NETWORK), ("net.packed", *NETWORK, "--data", "inputs.npz"):

@@ -91,6 +91,7 @@ def codes(folder):
     return snapshot.part("codes"), facts["layers_named"]
 
 
+@pytest.mark.slow
 def test_without_the_field_nothing_is_looked_at_or_kept(finished, tmp_path, monkeypatch):
     assert "conv1" in codes(finished)[0] and codes(finished)[1]
 
@@ -108,6 +109,7 @@ def test_without_the_field_nothing_is_looked_at_or_kept(finished, tmp_path, monk
     assert all(torch.equal(a[name], b[name]) for name in a)  # a look changes nothing
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_wrong_copies_nothing(monkeypatch, tmp_path):
     seen = []
     capture = TrainingState.capture
