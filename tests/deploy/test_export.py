@@ -134,7 +134,7 @@ def test_any_format_in_one_call_and_back(name, network, tmp_path):
             load(report.path, small())
 
 
-@pytest.mark.parametrize("name", ["onnx", "mixed", "openvino"])
+@pytest.mark.parametrize("name", ["onnx", pytest.param("mixed", marks=pytest.mark.slow), "openvino"])
 def test_images_as_they_are(name, tmp_path):
     images = torch.randint(0, 256, (16, 1, 8, 8), dtype=torch.uint8)
     model = prepared(small(), (images.float() / 255 - 0.4) / 0.3)

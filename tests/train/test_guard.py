@@ -1,5 +1,6 @@
 """A loss that is not finite: when it is noticed, which tensors are named, and what noticing costs."""
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -14,6 +15,7 @@ from spequant.train.loop import train_step
 from support.breaking import STEPS, Breaks, a_state, gone, gradient_of_a_range
 
 
+@pytest.mark.slow
 def test_tensors_that_are_not_finite_are_named_at_once():
     error, *_ = gone(Breaks(28, gradient_of_a_range), checkpoint_every=4)
     assert "after step 28 these are not: the range of layer2.0.conv1: lower" in error.message
@@ -53,6 +55,7 @@ def test_a_step_reads_nothing_from_the_device():
     assert reads.count > 0
 
 
+@pytest.mark.slow
 def test_the_state_is_never_copied(monkeypatch):
     calls = []
     monkeypatch.setattr(TrainingState, "capture", lambda state: calls.append(state.step))

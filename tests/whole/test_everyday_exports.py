@@ -84,7 +84,7 @@ def test_everyday_networks_are_exported(name, export, tmp_path):
         assert found[1].islands in (["network: relu"], ["network: relu", "network: silu"])
 
 
-@pytest.mark.parametrize("export", [export_onnx, export_mixed])
+@pytest.mark.parametrize("export", [export_onnx, pytest.param(export_mixed, marks=pytest.mark.slow)])
 def test_a_module_called_several_times_is_written_once(export, tmp_path):
     class Repeats(Base):
         def __init__(self):

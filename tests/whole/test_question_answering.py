@@ -266,7 +266,7 @@ def test_methods_train_it(name):
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [
-        ("bert", {"products": 8}),
+        pytest.param("bert", {"products": 8}, marks=pytest.mark.slow),  # quick: test_any_network_mixed
         pytest.param("bert", {"products": None, "per_channel": True}, marks=pytest.mark.slow),
         pytest.param("bert", {"embeddings": None}, marks=pytest.mark.slow),
         pytest.param("roberta", {"weight": SAWB(2), "embeddings": 2}, marks=pytest.mark.slow),

@@ -17,6 +17,7 @@ def rows_of(tmp_path, *args):
     return json.loads((tmp_path / "rows.json").read_text())
 
 
+@pytest.mark.slow
 def test_rows_of_a_file_at_two_widths(digits_run, tmp_path, capsys):
     pytest.importorskip("openvino")
     rows = rows_of(tmp_path, exported(digits_run, "packed"), "--rounds", 2, "--act-bits", 2, 4)

@@ -163,6 +163,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(packed, what, tmp_pat
     assert nodes(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_biases_as_trained_can_be_rounded(packed, tmp_path):
     if clips():
         pytest.skip("this processor clips sums; 7-bit ends cost too much here")
@@ -206,6 +207,7 @@ def refuse_other_ways(path, root=None):
         evaluate_source(path, act_bits=[4], root=root)
 
 
+@pytest.mark.slow
 def test_what_has_no_integer_form_is_exported_mixed(packed, tmp_path, capsys):
     """The network of the run with float weights in one layer, whose activations are quantized."""
     pytest.importorskip("onnxscript")

@@ -179,6 +179,7 @@ def test_a_run_does_not_need_the_folder_that_its_network_came_from(finished, tmp
     assert evaluate_source(moved, images=6)[0]["samples"] == 6
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_with_the_same_weights(place, tmp_path):
     from spequant.train import Interrupted
 

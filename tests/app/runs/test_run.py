@@ -215,6 +215,7 @@ def short(**changes):
     )
 
 
+@pytest.mark.slow
 def test_a_tracker_by_name_gets_what_metrics_get(tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

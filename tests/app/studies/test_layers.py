@@ -70,7 +70,8 @@ class Dies:
         pass
 
 
-@pytest.mark.parametrize("every", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [1, 2])
 def test_a_resumed_run_writes_the_rows_of_one_left_alone(every, finished, tmp_path):
     made = recipe(layers_every=every, checkpoint_every=2)
     alone = finished

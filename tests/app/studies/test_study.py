@@ -36,6 +36,7 @@ def made_up(monkeypatch) -> Run:
     return run
 
 
+@pytest.mark.slow
 def test_table2(tmp_path, monkeypatch):
     """With networks that are trained, resumed where one is lost, and moved."""
     monkeypatch.chdir(tmp_path)

@@ -57,6 +57,7 @@ def test_layers_without_an_integer_form_are_listed_and_answer_as_they_did():
     ]
 
 
+@pytest.mark.slow
 def test_no_engine_quantizes_the_weights_of_float_convolutions_once_more():
     """As onnxruntime did where a convolution stood between two quantizers: one range for weights of many sizes."""
     convolutions = [nn.Conv2d(8, 8, 3, padding=1) for _ in range(3)]
@@ -69,6 +70,7 @@ def test_no_engine_quantizes_the_weights_of_float_convolutions_once_more():
     assert float((got - expected).abs().median()) < 1e-5 * float(expected.abs().median())
 
 
+@pytest.mark.slow
 def test_attention_of_three_and_of_five_dimensions():
     """The one without heads, masked or not; the other of windows."""
 
