@@ -1,5 +1,6 @@
 """Questions about texts whose answers are parts of the text, and the settings of a set of them."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuestionSettings(DataSettings):
+class QuestionSettings(DataSettings, ABC):
     """Base of the settings of a set of questions about texts."""
 
     root: Path | None = None
@@ -38,6 +39,6 @@ class QuestionSettings(DataSettings):
     stride: int = 128
     """tokens of the text that a window shares with the next one, if the text needs several windows"""
 
+    @abstractmethod
     def load(self) -> tuple[list[Question], list[Question]]:
         """Return the questions (train, dev)."""
-        raise NotImplementedError(f"{type(self).__qualname__} has no load")

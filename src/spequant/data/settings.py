@@ -1,6 +1,7 @@
 """Base classes of the settings of data sets. Each data set has its settings in its own file."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -39,7 +40,7 @@ class DataSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageSettings(DataSettings):
+class ImageSettings(DataSettings, ABC):
     """Base of the settings of images with one class each."""
 
     mixup: float = 0.0
@@ -51,6 +52,7 @@ class ImageSettings(DataSettings):
         super().__post_init__()
         Mixing(self.mixup, self.cutmix)
 
+    @abstractmethod
     def load(self, network: str) -> tuple[ImageSet, ImageSet]:
         """Return the images (train, test).
 
@@ -58,7 +60,6 @@ class ImageSettings(DataSettings):
             network: Name of the network in the recipe. Images in files are read with its size, crop, mean and
                 deviation, unless the settings have others.
         """
-        raise NotImplementedError(f"{type(self).__qualname__} has no load")
 
     def augmentation(self, train: ImageSet) -> Augment | RandomCrop | None:
         """Return the augmentation of the training images, or None."""

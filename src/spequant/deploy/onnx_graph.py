@@ -1,5 +1,6 @@
 """ONNX graphs, node by node: what the formats share that write a program so, and how they write operations alike."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from spequant.deploy.program import Program
 from spequant.extras import needs
 
 
-class Emitter:
+class Emitter(ABC):
     """Nodes and constants of one graph, operation by operation.
 
     names: of each operation's result, codes or float. tensors: names of the constants that an operation is read back
@@ -63,9 +64,9 @@ class Emitter:
         """Add `op`, whose inputs are there."""
         self.names[op] = self.writers[type(op)](self, op)
 
+    @abstractmethod
     def value(self, op: Operation) -> str:
         """The float values of an operation's result."""
-        raise NotImplementedError
 
     def sources(self, op: Operation) -> list[str]:
         """What `op` reads: codes where its own result is codes, else values."""

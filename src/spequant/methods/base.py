@@ -1,5 +1,6 @@
 """The interface of methods, and what several of them share. Each method has its own file."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,14 +78,14 @@ class Start:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodSettings:
+class MethodSettings(ABC):
     """Base of the options of a method. Each method nests its options in its class, as `Settings`."""
 
+    @abstractmethod
     def build(self, start: Start) -> Method:
         """Return the method for one run."""
-        raise NotImplementedError(f"{type(self).__qualname__} has no build")
 
-    def check_student(self, act_bits: int | None, *, mixed: bool) -> None:
+    def check_student(self, act_bits: int | None, *, mixed: bool) -> None:  # noqa: B027 (most take any student)
         """Check that the method can train a student with activations of this precision.
 
         Args:

@@ -1,5 +1,6 @@
 """Optimisers and schedules from torch, with a group of their own for the quantizers' ranges."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -34,12 +35,12 @@ def parameter_groups(
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerSettings:
+class OptimizerSettings(ABC):
     """The options of one optimizer; learning rates and weight decay stand in the groups."""
 
+    @abstractmethod
     def build(self, groups: list[dict[str, Any]]) -> Optimizer:
         """The optimizer over `parameter_groups`."""
-        raise NotImplementedError(f"{type(self).__qualname__} has no build")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -106,6 +106,11 @@ class Some(ImagesInMemory):
         return train.part(slice(0, self.count)), test.part(slice(0, 64))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Unfinished(MethodSettings):
+    """Settings that make nothing."""
+
+
 def constant(optimizer, steps):
     return torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
 
@@ -197,6 +202,7 @@ def test_recipes_of_ones_own(own, tmp_path):
     [
         (METHOD, "own:number", "method is 'own:number', a int; expected a class"),
         (METHOD, "own:Halve", "has no 'Halve'; did you mean Halved"),
+        (METHOD, "own:Unfinished", "method is 'own:Unfinished'; Unfinished has no build"),
         (QUANTIZER, "own:Net", "'own:Net' is no quantizer"),
         (DATA, "own:number", "data is 'own:number', a int"),
         (OPTIMIZER, "own:number", "train.optimizer is 'own:number', a int"),

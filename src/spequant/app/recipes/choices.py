@@ -53,6 +53,8 @@ class Choice(Generic[Settings]):
         if inspect.isclass(thing) and issubclass(thing, self.base):
             if not is_dataclass(thing):
                 raise ValueError(f"{argument} is {name!r}, {thing.__name__}, which is no dataclass; decorate it")
+            if missing := getattr(thing, "__abstractmethods__", None):
+                raise ValueError(f"{argument} is {name!r}; {thing.__name__} has no {', '.join(sorted(missing))}")
             return thing
         known = next((made for made, n in self.names.items() if n == name), None)
         return known or self.adopt(thing, name)  # type: ignore[return-value]

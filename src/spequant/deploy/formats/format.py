@@ -5,6 +5,7 @@ written from a program, operation by operation, with an engine in `engines.py` t
 placing the file whole are the work of `export.py`, the same for all.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ class Draft:
     batch: int | None = None
 
 
-class Format:
+class Format(ABC):
     """One kind of file."""
 
     name: ClassVar[str]
@@ -69,11 +70,11 @@ class Format:
         """All files that `path` stands for."""
         return (path,)
 
+    @abstractmethod
     def draft(
         self, model: nn.Module, example: Any, preprocessing: Preprocessing | None, about: Mapping[str, Any] | None
     ) -> Draft:
         """What to write of the prepared and calibrated `model`. ValueError: it has no form here."""
-        raise NotImplementedError
 
     @contextmanager
     def placed(self, draft: Draft, path: Path) -> Iterator[Path]:
@@ -83,19 +84,20 @@ class Format:
             yield temporary
 
     def write(self, draft: Draft, path: Path) -> None:
-        raise NotImplementedError
+        """Write `draft` to the one file `path`; a format of several files has its own `placed`."""
+        raise TypeError(f"{type(self).__name__} writes no file; define `write` or `placed`")
 
     def answers(self, model: nn.Module, draft: Draft, path: Path, run: Run | None, batches: Iterable[Batch]) -> Parity:
-        """The network's answers and those of the written file; of formats without a program."""
-        raise NotImplementedError
+        """The network's answers and those of the written file; a format without a program has its own."""
+        raise TypeError(f"{type(self).__name__} drafts no program and compares no answers; define `answers`")
 
     def recognised(self, path: Path) -> bool:
         """Whether `path`, which has its extension, is one of its files. ValueError: of no format, or damaged."""
         return True
 
+    @abstractmethod
     def open(self, path: Path, network: nn.Module | None) -> Loaded:
         """ValueError: damaged, of a newer version, or not written by this project."""
-        raise NotImplementedError
 
 
 class ProgramFormat(Format):
@@ -125,6 +127,6 @@ class ProgramFormat(Format):
         content = self.content(program, preprocessing, about)
         return Draft(content, program, program.islands(), program.saturating())
 
+    @abstractmethod
     def content(self, program: Program, preprocessing: Preprocessing | None, about: Mapping[str, Any] | None) -> Any:
         """What `write` puts into the file."""
-        raise NotImplementedError

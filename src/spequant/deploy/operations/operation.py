@@ -3,6 +3,7 @@
 A file of this folder holds everything about its operations but how a format writes them, which stands in the format.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from dataclasses import fields as fields_of
@@ -19,7 +20,7 @@ has no place here."""
 
 
 @dataclass(eq=False)
-class Operation:
+class Operation(ABC):
     """One step of a program: its inputs, and the grid of its result; `grid` None: the result is float.
 
     name: of the layer it comes from. shape: of the result for one sample, batch first.
@@ -51,9 +52,9 @@ class Operation:
             return [x.float() for x in inputs]
         return [as_float(x, i.grid) for x, i in zip(inputs, self.inputs, strict=True)]
 
+    @abstractmethod
     def compute(self, inputs: Sequence[Tensor]) -> Tensor:
         """Its result, in units of its grid's step, not yet rounded and clamped. inputs: codes (int32) or float."""
-        raise NotImplementedError
 
     @classmethod
     def own_grid(cls, step: "Step") -> Grid | None:
