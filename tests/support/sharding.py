@@ -72,7 +72,7 @@ def found(here: dict[str, str], folder: Path, shape: tuple[int, ...]) -> dict:
 
     os.environ |= here
     dist.init_process_group("gloo")
-    mesh = init_device_mesh("cpu", shape)
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
     results = {}
     for kind, method in SHARDED:
         for layers in (False, True):
