@@ -9,13 +9,13 @@ from spequant.deploy import Program, Twin, lower
 from spequant.deploy.formats.onnx import op_graph
 from spequant.deploy.grids import Grid, stored
 from spequant.deploy.integers import SUM, check_sum, largest_sums
-from spequant.deploy.operations import Operation, Weighted
+from spequant.deploy.operations import Input, Weighted
 from spequant.quantizers import PACT, SAWB
 from support.integer_networks import NEEDS_ONNXRUNTIME, lowered, prepared, session, small
 
 
 def weighted(scale, offset, codes=((-3, 1), (3, -1)), step=0.5):
-    source = Operation("x", (), Grid(0.1, 0, 3), (1, 2))
+    source = Input("x", (), Grid(0.1, 0, 3), (1, 2))
     made = [torch.tensor(v, dtype=torch.float64) for v in (scale, offset)]
     return Weighted("w", (source,), Grid(step, 0, 3), (1, 2), torch.tensor(codes, dtype=torch.int16), *made)
 
@@ -70,7 +70,7 @@ def test_the_largest_sum_is_that_of_the_worst_codes():
 
 def wide(code: int, inputs: int, largest: int = 255) -> Weighted:
     """One output, its weights all `code`; each input code up to `largest`."""
-    source = Operation("x", (), Grid(0.1, 0, largest), (1, inputs))
+    source = Input("x", (), Grid(0.1, 0, largest), (1, inputs))
     numbers = torch.tensor([1e-4], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     return Weighted("wide", (source,), Grid(1000.0, 0, 255), (1, 1), torch.full((1, inputs), code).short(), *numbers)
 
