@@ -10,7 +10,8 @@ import torch
 
 import spequant
 from spequant.app.recipes import RECIPES, Recipe
-from spequant.app.runs.assembly import assemble, start_processes
+from spequant.app.runs.assembly import assemble
+from spequant.app.runs.run import start_processes
 from spequant.data import load_digits, train_batches
 from spequant.layers import act_quantizers
 from spequant.models import resnet8

@@ -19,9 +19,9 @@ from spequant.app.recipes.recipe import Network, Recipe
 from spequant.app.recipes.serial import from_json, to_json
 from spequant.app.recipes.training import Training
 from spequant.app.runs import evaluate_source, export_source, run
-from spequant.app.runs.assembly import assemble, start_processes
+from spequant.app.runs.assembly import assemble
 from spequant.app.runs.dry_run import dry_run
-from spequant.app.runs.run import Quiet
+from spequant.app.runs.run import Quiet, start_processes
 from spequant.app.runs.sources import load_run
 from spequant.app.runs.weights import build_network
 from spequant.calibration.batch_norm import reestimate_batch_norm

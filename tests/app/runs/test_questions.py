@@ -205,7 +205,8 @@ def test_an_interrupted_run_ends_with_the_same_weights(place, tmp_path):
 
 
 def test_two_parts_of_a_batch_add_up_to_the_whole(place, tmp_path):
-    from spequant.app.runs.assembly import assemble, start_processes
+    from spequant.app.runs.assembly import assemble
+    from spequant.app.runs.run import start_processes
     from spequant.train import train_step
 
     found = []

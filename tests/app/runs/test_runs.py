@@ -11,7 +11,6 @@ from spequant.app.recipes import RECIPES
 from spequant.app.recipes.quantization import Quantization
 from spequant.app.runs import dry_run, load_run, run, session
 from spequant.app.runs.dry_run import Estimate
-from spequant.app.runs.folder import held
 from spequant.app.runs.images import measure
 from spequant.calibration.batch_norm import reestimate_batch_norm
 from spequant.data import Augment, ImageSet, load_digits, train_batches
@@ -86,14 +85,6 @@ def test_evaluation_runs_on_running_statistics():
     data = ImageSet(pixels[..., None, None], torch.tensor([0, 0]), (0.0,) * 2, (1 / 255,) * 2, classes=2)
     assert measure(model.train(), data).accuracy == 100
     assert model.training and torch.equal(model[1].running_mean, torch.tensor([0.0, 5.0]))
-
-
-def test_a_run_that_fails_leaves_the_folder_to_the_one_beside_it(tmp_path):
-    parent = tmp_path / "runs"
-    with pytest.raises(ValueError, match="its own error"), held(parent / "a", False):
-        (parent / "b").mkdir()
-        raise ValueError("its own error")
-    assert [path.name for path in parent.iterdir()] == ["b"]
 
 
 def test_what_a_run_would_take(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The recipes by name: functions that return a `Recipe`; variants by `replace`. Results: docs/results."""
+"""The recipes by name, as functions that return a `Recipe`. docs/results has what came of them."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -80,7 +80,7 @@ def cifar10_5k_resnet20_w2a2_retrain() -> Recipe:
 
 
 def cifar10_5k_resnet20_w2a2_beyond() -> Recipe:
-    """The winner of `spequant study beyond` there: LSQ, the float network teaching, too, T = 4, two teacher passes."""
+    """What `spequant study beyond` chose there: LSQ, the float network as second teacher, T = 4, two teacher passes."""
     return beyond(cifar10_5k_resnet20_w2a2_speq())
 
 
@@ -115,7 +115,7 @@ def digits_w2a2_retrain() -> Recipe:
 
 
 def _floating(name: str, data: DataSettings, network: Network, epochs: int = 200) -> Recipe:
-    """A float network from scratch: where no published weights are at hand."""
+    """A float network from scratch, for data without published weights."""
     train = Training(epochs=epochs, lr=0.1, schedule="cosine", weight_decay=5e-4)
     return Recipe(name=f"{name}-float", data=data, network=network, quant=FLOAT, method=RETRAIN, train=train)
 
@@ -173,8 +173,8 @@ def cifar100_mobilenetv2_float() -> Recipe:
 
 
 def cifar100_mobilenetv2_w2a2_speq() -> Recipe:
-    """W2A2 by SPEQ from that float run, 200 epochs, depthwise layers by least squares a channel; to freeze oscillating
-    weights: --train.freeze-threshold. Settings not swept. Not reproduced yet."""
+    """W2A2 by SPEQ from that float run, 200 epochs, depthwise layers by least squares per channel; freezing of unstable
+    weights by --train.freeze-threshold. Settings not swept. Not reproduced yet."""
     return _speq(cifar100_mobilenetv2_float())
 
 

@@ -26,8 +26,8 @@ def squad_bert_float() -> Recipe:
 
 
 def _squad(bits: int) -> Recipe:
-    """From that float run, by the stand-in for the paper's schedule. Weights and activations by LSQ and LSQ+, whose
-    zero point GELU's output asks for; one weight range a channel: a BERT has outliers in its rows."""
+    """From that float run, by the stand-in for the paper's schedule. Weights by LSQ, one range per channel, since
+    rows of a BERT have outliers; activations by LSQ+, since GELU's output needs a zero point."""
     floating = squad_bert_float()
     return replace(
         floating,

@@ -1,4 +1,4 @@
-"""Names in a recipe, and the settings that they choose: the library's, or an object of the user's own."""
+"""Names in a recipe, and the settings that they choose: those of the library, or an object of the user."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -18,13 +18,13 @@ TORCHVISION = "torchvision/"
 
 
 class Choice(Generic[Settings]):
-    """One kind of settings: a class of settings per name.
+    """A part of a recipe that is chosen by name; each name stands for a class of settings.
 
     Args:
-        argument: what errors call the name.
-        base: the class that all of these settings derive from.
-        known: the library's, by name.
-        adopt: makes a class of settings of an object of the user's that is none. ValueError: it cannot.
+        argument: what error messages call the name.
+        base: the class that these settings derive from.
+        known: the library's classes of settings, by name.
+        adopt: makes a class of settings from a user's object that is no such class, or raises ValueError.
     """
 
     def __init__(
@@ -38,8 +38,15 @@ class Choice(Generic[Settings]):
         self.names: dict[type, str] = {settings: name for name, settings in known.items()}
 
     def named(self, name: str, argument: str | None = None) -> type[Settings]:
-        """The class of settings of that name: "speq", "package.module:Object", "file.py:Object". ValueError: there is
-        none, or the object is no such thing. argument: what the error calls the name."""
+        """Return the class of settings that `name` stands for.
+
+        Args:
+            name: "speq", "package.module:Object", "file.py:Object" ...
+            argument: what the error message calls the name; default: this choice's.
+
+        Raises:
+            ValueError: there is no such name, or the object cannot be used here.
+        """
         settings = self._named(name, argument or self.argument)
         self.names.setdefault(settings, name)
         return settings
@@ -48,7 +55,7 @@ class Choice(Generic[Settings]):
         if self.base is DataSettings and name.startswith(TORCHVISION):
             return Torchvision.named(name.removeprefix(TORCHVISION))  # type: ignore[return-value]
         thing = chosen(argument, name, self.known)
-        if inspect.isclass(thing):  # settings that a class inherits make its base, not it
+        if inspect.isclass(thing):  # inherited settings would make the base class
             thing = vars(thing).get("Settings", thing)
         if inspect.isclass(thing) and issubclass(thing, self.base):
             if not is_dataclass(thing):
@@ -60,14 +67,14 @@ class Choice(Generic[Settings]):
         return known or self.adopt(thing, name)  # type: ignore[return-value]
 
     def name_of(self, settings: Settings) -> str:
-        """The name that chooses `settings`' class."""
+        """Return the name that stands for the class of `settings`."""
         if isinstance(settings, Torchvision):
             return TORCHVISION + settings.set
         return self.names.get(type(settings)) or reference_to(type(settings))
 
 
 def _made(base: type, name: str, methods: dict[str, Any], doc: str | None) -> Any:
-    """A class of settings without options."""
+    """Make a class of settings without options."""
     content = {**methods, "__doc__": (doc or f"{name}.").strip().partition("\n")[0], "__module__": __name__}
     return dataclass(frozen=True, kw_only=True)(type(f"Own{base.__name__}", (base,), content))
 

@@ -1,4 +1,4 @@
-"""Recipes of format 1 (before 0.1.0): one list of fields for all methods, and one for all data sets."""
+"""Recipes of format 1 (before 0.1.0), which had one list of fields for all methods and one for all data sets."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,8 +12,10 @@ ADDED = {"probability_end": None, "temperature_end": None, "average": None, "fea
 
 
 def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a recipe of format 1 as format 2 has it. What has no effect there is left out; what is no recipe
-    stays as it is, for the reader of format 2 to name."""
+    """Return the content of a recipe of format 1 in format 2.
+
+    Fields without effect are left out. What is not as a recipe should be stays, for the reader of format 2 to refuse.
+    """
     parts = dict(values)
     train = dict(parts["train"]) if isinstance(parts.get("train"), dict) else {}
     if isinstance(parts.get("data"), dict):
@@ -31,14 +33,14 @@ def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _data(old: dict[str, Any]) -> dict[str, Any]:
-    """Format 1 had the fields of images in memory, in files, and of questions in one."""
+    """Leave out the fields of other data: format 1 had all fields of images and questions."""
     name = old.get("name", "cifar10")
     kind = ImagesInFiles if str(name).startswith("torchvision/") else data.by_name.get(name)
     if kind is None:
         return old
     every = {f.name for k in (ImagesInFiles, QuestionSettings, data.CIFAR10) for f in dataclasses.fields(k)}
-    own = {f.name for f in dataclasses.fields(kind)} | ({"download"} if kind is ImagesInFiles else set())
-    return {"name": name, **{key: v for key, v in old.items() if key in own or key not in {*every, "name"}}}
+    ours = {f.name for f in dataclasses.fields(kind)} | ({"download"} if kind is ImagesInFiles else set())
+    return {"name": name, **{key: v for key, v in old.items() if key in ours or key not in {*every, "name"}}}
 
 
 def _quantization(old: dict[str, Any]) -> dict[str, Any]:
@@ -55,14 +57,14 @@ def _method(old: dict[str, Any]) -> dict[str, Any]:
     name = old.pop("name", "speq")
     if name not in methods.by_name:
         return {"name": name}
-    old = {key: value for key, value in old.items() if value is not None}  # None: the method's own
+    old = {key: value for key, value in old.items() if value is not None}  # None was the method's default
     speq = {key: old[key] for key in SPEQ if key in old}
     if name == "speq":
         added = {key: old.get(key, default) for key, default in ADDED.items()}
         return {"name": "speq", **speq} if added == ADDED else {"name": "extended-speq", "speq": speq, **added}
     if name == "speq-distill":
-        taught = {key: old[key] for key in ("teacher", "loss", "temperature", "weight") if key in old}
-        return {"name": name, "speq": speq, "distill": taught}
+        distill = {key: old[key] for key in ("teacher", "loss", "temperature", "weight") if key in old}
+        return {"name": name, "speq": speq, "distill": distill}
     if "feature_bits" in old:
         old["bits"] = old.pop("feature_bits")
     fields = {field.name for field in dataclasses.fields(methods.by_name[name])}

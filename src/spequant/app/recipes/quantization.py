@@ -1,4 +1,4 @@
-"""How a recipe quantizes: bits and quantizers of weights and activations, and the network prepared by them."""
+"""How a recipe quantizes: the bits and quantizers of weights and activations, and how they prepare a network."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,40 +15,46 @@ from spequant.quantizers.base import check_bits
 from spequant.train import samples
 
 Bits = int | tuple[int | None, int | None] | None
-"""Of weight and input alike; or of each, None: float; or None: both float."""
-CALIBRATION = 1024  # samples
+"""One width for weight and input, or one for each; None stands for float."""
+CALIBRATION = 1024
+"""Samples from which ranges are set."""
 WIDTHS = ("weight_bits", "act_bits", "end_bits", "embedding_bits", "residual_bits", "product_bits")
-OF_QUANTIZED = ("ewgs", "percentile", "per_channel", "overrides")
+ONLY_QUANTIZED = ("ewgs", "percentile", "per_channel", "overrides")
+"""Fields that a float network cannot have."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """What is rounded, and how. Both bits None: a float network."""
+    """What is quantized, and how. If both bits are None, the network stays float."""
 
     weight: QuantizerSettings = field(default_factory=SAWB.Settings)
+    """quantizer of weights"""
     weight_bits: int | None = 2
+    """bits of weights, 1 to 8; None: float"""
     depthwise: str | None = None
-    """quantizer of depthwise convolutions, with one range per channel, at weight_bits: lsq, least-squares, sawb ...;
-    None: as weight, but least-squares for sawb"""
+    """quantizer of the weights of depthwise convolutions (lsq, least-squares, sawb ...), at weight_bits, with one range
+    per channel; None: that of the other weights, or least-squares in place of sawb"""
     act: QuantizerSettings = field(default_factory=PACT.Settings)
+    """quantizer of activations"""
     act_bits: int | None = 2
+    """bits of activations, 1 to 8; None: float"""
     end_bits: int | None = 8
-    """first and last layer; None: float"""
+    """bits of weights and activations of the first and last layer; None: float"""
     embedding_bits: int | None = 8
-    """tables of embeddings; None: float"""
+    """bits of the tables of embeddings; None: float"""
     residual_bits: int | None = 8
-    """addends of residual additions; None: float"""
+    """bits of the addends of residual additions; None: float"""
     product_bits: int | None = None
-    """both sides of attention's products q k and p v; None: float"""
+    """bits of both factors of attention's products (queries and keys, probabilities and values); None: float"""
     per_channel: bool = False
-    """one range per output channel of a weight"""
+    """whether weights have one range per output channel"""
     overrides: tuple[str, ...] = ()
-    """bits of single layers in place of all these, e.g. layer1.*=3/4 (weight/input), fc=8, conv1=float; the last match
-    wins"""
+    """bits of single layers in place of the widths above: PATTERN=WEIGHT/INPUT, PATTERN=BITS or PATTERN=float, e.g.
+    layer1.*=3/4 fc=8; the last pattern that matches a layer decides"""
     ewgs: float = 0.0
-    """d of element-wise gradient scaling, EWGS, e.g. .001; 0: straight-through"""
+    """delta of element-wise gradient scaling (EWGS), e.g. .001; 0: straight-through gradients"""
     percentile: float | None = None
-    """clip at this percentile of the activations in calibration; None: the clip of least squared error"""
+    """percentile of the activations at which calibration clips, above 0 up to 100; None: clip of least squared error"""
 
     def __post_init__(self) -> None:
         for name in WIDTHS:
@@ -69,7 +75,7 @@ class Quantization:
         self._depthwise()
 
     def _check_float(self) -> None:
-        for name in OF_QUANTIZED:
+        for name in ONLY_QUANTIZED:
             value, default = getattr(self, name), getattr(Quantization, name)
             if value != default:
                 raise ValueError(f"quant.{name} is {value!r}; expected {default!r}, since nothing is quantized")
@@ -79,10 +85,10 @@ class Quantization:
         return self.weight_bits is not None or self.act_bits is not None
 
     def build(self, network: nn.Module) -> nn.Module:
-        """`network` prepared, not calibrated; the float network itself where both bits are None."""
+        """Return `network` with quantizers, not calibrated; if both bits are None, `network` itself."""
         if not self.quantized:
             return network
-        # PACT's penalty is for clips of few levels: at 8 bits a wide range costs nothing, and pulled in it clips.
+        # PACT's decay makes clips smaller, which pays with few levels. At 8 bits it would only clip more.
         plain = type(self.act)()
         quantized = prepare(
             network,
@@ -101,17 +107,19 @@ class Quantization:
         return quantized
 
     def calibrated(self, network: nn.Module, batches: list[Any]) -> nn.Module:
-        """`build`, and its ranges from `batches`, the very same ones in every process."""
+        """Return what `build` does, with ranges set from `batches`, which are the same in every process."""
         quantized = self.build(network)
         if quantized is not network:
-            count = min(CALIBRATION, sum(map(samples, batches))) * world()  # fewer: all that there are
+            count = min(CALIBRATION, sum(map(samples, batches))) * world()  # fewer if there are fewer
             rule = least_squares if self.percentile is None else percentile(self.percentile)
             calibrate(quantized, batches, rule=rule, samples=count)
         return quantized
 
     def at(self, bits: int) -> "Quantization":
-        """The same with weights and activations at `bits`; the weights by another quantizer where their own does not
-        reach so far."""
+        """Return these settings with weights and activations at `bits`.
+
+        If the weights' quantizer does not have that width, the one that it names takes its place (see `Quantizer.at`).
+        """
         kind = type(self._weight_at(bits))
         weight = self.weight if kind is self.weight.kind else kind.Settings()
         return replace(self, weight=weight, weight_bits=bits, act_bits=bits)
@@ -128,10 +136,16 @@ class Quantization:
 
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, Bits]:
-    """{pattern of layer names: bits} of texts "PATTERN=BITS", "PATTERN=WEIGHT/INPUT" or "PATTERN=float"; one of a pair
-    may be "float" as well.
+    """Read the bits of single layers.
 
-    ValueError names a text that is none of them, or has bits beyond 1 to 8.
+    Args:
+        texts: each PATTERN=BITS, PATTERN=WEIGHT/INPUT or PATTERN=float; WEIGHT and INPUT may be "float", too.
+
+    Returns:
+        Bits by pattern of layer names, in the order in which later ones win.
+
+    Raises:
+        ValueError: a text has another form, or bits other than 1 to 8.
     """
     bits: dict[str, Bits] = {}
     for text in texts:
@@ -142,11 +156,11 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, Bits]:
                 f"quant.overrides has {text!r}; expected PATTERN=BITS, PATTERN=WEIGHT/INPUT or PATTERN=float, bits "
                 "from 1 to 8, e.g. layer1.*=3/4"
             )
-        bits.pop(pattern, None)  # given twice, it stands where it was given last
+        bits.pop(pattern, None)  # a pattern given twice counts where it was given last
         bits[pattern] = sides[0] if len(sides) == 1 else (sides[0], sides[1])
     return bits
 
 
 def _side(text: str) -> int | None:
-    """None: float; 0: no such number of bits."""
+    """Return the bits, None for float, or 0 for anything else."""
     return None if text == "float" else int(text) if text in "12345678" and len(text) == 1 else 0

@@ -1,5 +1,4 @@
-"""A recipe: what one run is made of, composed of settings that check themselves; here is what only two of them together
-can get wrong."""
+"""A recipe: all settings of one run. Each part checks itself; this file checks what depends on two parts."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,48 +13,58 @@ from spequant.names import imported
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """The float network to start from."""
+    """The float network that a run starts from."""
 
     name: str = "resnet20"
-    """one of this project's: resnet8, resnet20, resnet32, resnet44, resnet56, vgg16_bn and mobilenet_v2 for small
-    images, resnet18 and resnet34 (torchvision's, their additions marked) for larger ones; or any other:
-    torchvision/NAME, timm/NAME; for questions transformers/NAME, of the hub, or transformers/FOLDER; or a class or
-    function of your own, package.module:Object or file.py:Object, called with those of classes, in_channels and size
-    that it names"""
+    """for small images resnet8, resnet20, resnet32, resnet44, resnet56, vgg16_bn or mobilenet_v2; for larger ones
+    resnet18 or resnet34; torchvision/NAME; timm/NAME; for questions transformers/NAME (of the hub) or
+    transformers/FOLDER; or your own class or function, package.module:Object or file.py:Object, which is called with
+    those of classes, in_channels and size that it names"""
     weights: Path | None = None
-    """float weights (.th, .safetensors), or the folder of a run (images: of a low-bit one its weights before rounding,
-    e.g. to go from 4 bits to 2); None: random, or pretrained"""
+    """file of float weights (.th, .safetensors), or the folder of a run; from a low-bit run on images it takes the
+    weights before rounding, e.g. to go from 4 bits to 2; None: random, or pretrained"""
     pretrained: bool = False
-    """start from the weights that torchvision, timm or the hub publishes, fetched where its cache does not hold them;
-    or those in the folder of a network of transformers"""
+    """whether to start from the weights that torchvision, timm or the hub publishes, which are fetched unless they are
+    in its cache; or from those in a transformers folder"""
     new_head: bool = False
-    """transfer learning: a random last layer for the data's classes, all else from weights or pretrained"""
+    """whether the last layer is new and random, for the classes of the data, and all other layers have the weights
+    above (transfer learning)"""
 
     def __post_init__(self) -> None:
         check_network(self.name)
 
     @property
     def random(self) -> bool:
-        """Whether its weights are."""
+        """Whether the weights are random."""
         return self.weights is None and not self.pretrained
 
     def without_weights(self) -> "Network":
-        """The same with weights that nothing is read or fetched for."""
+        """Return the same network with random weights, for which nothing is read or fetched."""
         return replace(self, weights=None, pretrained=False, new_head=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One run, whole. ValueError: parts that do not go together."""
+    """All settings of one run.
+
+    Raises:
+        ValueError: two parts do not go together.
+    """
 
     name: str = "run"
+    """name of the run, and of its folder"""
     data: DataSettings = field(default_factory=CIFAR10)
+    """what the network learns from and is tested on"""
     network: Network = field(default_factory=Network)
+    """the float network that the run starts from"""
     task: str | None = None
-    """a task of your own, package.module:Object or file.py:Object, with logits, loss and hits; None: the data's"""
+    """your own task, package.module:Object or file.py:Object, with logits, loss and hits; None: that of the data"""
     quant: Quantization = field(default_factory=Quantization)
+    """what is quantized, and how"""
     method: MethodSettings = field(default_factory=SPEQ.Settings)
+    """how the low-bit network is trained"""
     train: Training = field(default_factory=Training)
+    """schedule and machine"""
 
     def __post_init__(self) -> None:
         self.method.check_student(self.quant.act_bits, mixed=bool(self.quant.overrides))
@@ -73,15 +82,18 @@ class Recipe:
 
     @property
     def asks(self) -> bool:
-        """Whether its data are questions, else images."""
+        """Whether the data are questions; otherwise they are images."""
         return isinstance(self.data, QuestionSettings)
 
     def with_seed(self, seed: int) -> "Recipe":
         return replace(self, train=replace(self.train, seed=seed))
 
     def check_ready(self) -> None:
-        """What a recipe may leave open and a run may not. ValueError: a device that is not here; a float teacher that
-        has learned nothing, and never will."""
+        """Check what a recipe may leave open, but a run may not.
+
+        Raises:
+            ValueError: the device is not here; a new head for random weights; a float teacher with random weights.
+        """
         check_device(self.train.device, "train.device")
         network = self.network
         if network.new_head and network.random:

@@ -1,7 +1,7 @@
-"""Recipes as JSON, and what two of them differ in.
+"""Recipes as JSON, and the differences between two recipes.
 
-Format 2: an object with `format` and the parts of a recipe; of a part that is chosen by name, `name` and its options.
-Format 1, of the versions before, is read as well (`format1.py`).
+Format 2 is an object with `format` and the parts of a recipe. A part that is chosen by name has `name` and its options.
+Format 1, of older versions, is read as well (`format1.py`).
 """
 
 import dataclasses
@@ -28,16 +28,16 @@ ELSEWHERE = (
     "train.layers_every",
     "train.tracker",
 )
-"""Fields that say where and how a run is carried out; a resumed run may change them."""
+"""Fields that say where and how a run is carried out. A resumed run may change them."""
 
 
 def to_json(recipe: Recipe) -> str:
-    """The recipe with all its fields. `from_json` reads it."""
+    """Return the recipe with all its fields, for `from_json`."""
     return json.dumps(content_of(recipe), indent=2, default=str)
 
 
 def content_of(recipe: Recipe) -> dict[str, Any]:
-    """The same as nested dictionaries; paths are still paths."""
+    """Return what `to_json` writes, as nested dictionaries in which paths are still paths."""
     return {"format": FORMAT, **_content(recipe)}
 
 
@@ -55,13 +55,16 @@ def _content(settings: Any) -> dict[str, Any]:
 
 
 def _choice(kind: Any) -> Choice[Any] | None:
-    """Of a part that is chosen by name; None: of any other."""
+    """Return the choice of a part that is chosen by name, or None for other fields."""
     return next((choice for choice in CHOICES if choice.base is kind), None)
 
 
 def from_json(text: str) -> Recipe:
-    """The recipe that `to_json` wrote, of this version or one before. ValueError names a field that is unknown, or
-    whose value cannot be."""
+    """Return the recipe that `to_json` of this or an older version wrote.
+
+    Raises:
+        ValueError: the text is no recipe, or of a newer format; a field is unknown, or its value is not allowed.
+    """
     try:
         values = json.loads(text)
     except ValueError as error:
@@ -100,7 +103,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
 
 
 def _read_choice(choice: Choice[Any], value: Any, where: str) -> Any:
-    """A part that is chosen by name: {"name": ..., options}, or its name alone."""
+    """Read a part that is chosen by name: {"name": ..., options}, or only its name."""
     if isinstance(value, str):
         value = {"name": value}
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
@@ -130,7 +133,7 @@ def _read_fields(kind: Any, value: Any, where: str) -> Any:
 
 
 def without_paths(settings: Any) -> Any:
-    """The same settings with None for each path of this machine."""
+    """Return the settings with None in place of each path, since paths are those of one machine."""
     changes = {}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
@@ -141,31 +144,18 @@ def without_paths(settings: Any) -> Any:
     return dataclasses.replace(settings, **changes)
 
 
-def differences(found: Recipe, expected: Recipe) -> list[str]:
-    """ "train.lr is 0.1, expected 0.04" for each field in which two recipes differ, `ELSEWHERE` aside. Paths are where
-    they lead."""
-    ours, theirs = dict(flat(content_of(found))), dict(flat(content_of(expected)))
-    names = [name for name in {**ours, **theirs} if name not in ELSEWHERE]
-    lines = []
-    for name in names:
-        a, b = ours.get(name, MISSING), theirs.get(name, MISSING)
-        if _end(a) != _end(b):
-            lines.append(f"{name} is {a!r}, expected {b!r}")
-    return lines
+def differences(actual: Recipe, expected: Recipe) -> list[str]:
+    """Return "train.lr is 0.1, expected 0.04" for each field that differs, except those of `ELSEWHERE`.
 
-
-class _Missing:
-    """Of a field that a recipe does not have, its method or data being another."""
-
-    def __repr__(self) -> str:
-        return "absent"
-
-
-MISSING = _Missing()
+    Paths are equal if they lead to the same place.
+    """
+    ours, theirs = ({k: _shown(v) for k, v in flat(content_of(recipe))} for recipe in (actual, expected))
+    pairs = {name: (ours.get(name, "absent"), theirs.get(name, "absent")) for name in {**ours, **theirs}}
+    return [f"{name} is {a}, expected {b}" for name, (a, b) in pairs.items() if name not in ELSEWHERE and a != b]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """("train.lr", 0.04) for each field of nested dictionaries."""
+    """Yield ("train.lr", 0.04) and so on for all fields of nested dictionaries."""
     for key, value in values.items():
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{key}.")
@@ -173,5 +163,5 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield prefix + key, value
 
 
-def _end(value: Any) -> Any:
-    return value.resolve() if isinstance(value, Path) else value
+def _shown(value: Any) -> str:
+    return repr(value.resolve() if isinstance(value, Path) else value)

@@ -13,52 +13,59 @@ from spequant.train.optimizers import schedules
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """Schedule and machine."""
+    """How long, how fast and where a network trains."""
 
     epochs: int = 6
+    """passes over the training samples"""
     batch_size: int = 128
-    """images per optimizer step, over all processes"""
+    """samples per optimizer step, over all processes"""
     accumulate: int = 1
-    """parts that a process splits its share of a batch into, one after another, to save memory"""
+    """parts into which a process splits its share of a batch, one after the other, to save memory"""
     optimizer: OptimizerSettings = field(default_factory=SGD)
+    """optimizer"""
     lr: float = 0.04
-    """at its peak"""
+    """learning rate at its peak"""
     weight_decay: float = 1e-4
+    """weight decay; the ranges of quantizers have none"""
     range_lr: float | None = None
-    """of clips and steps; None: as lr"""
+    """learning rate of the ranges of quantizers (clips and steps); None: lr"""
     schedule: str = "one-cycle"
-    """cosine, one-cycle, step, or a function of your own: package.module:function or file.py:function"""
+    """schedule of the learning rate: cosine, one-cycle, step, or your own function, package.module:function or
+    file.py:function"""
     label_smoothing: float = 0.0
-    """share of a training label spread evenly over all classes, e.g. .1; below 1"""
+    """share of a training label that is spread evenly over all classes, 0 up to below 1, e.g. .1"""
     clip_norm: float | None = None
-    """largest norm of the gradient; None: any"""
+    """norm to which a larger gradient is scaled down; None: it is not"""
     ema: float | None = None
-    """decay of a moving average of the weights, less at the start, which is then the result, with batch norm of its
-    own; None: none"""
+    """decay of a moving average of the weights, between 0 and 1, smaller at the start; the average is then the result,
+    with its own statistics of batch norm; None: no average"""
     precision: Literal["fp32", "bf16"] = "bf16"
-    """autocast of the training steps; quantization and evaluation stay fp32"""
+    """arithmetic of training steps; that of quantizers and evaluation is always fp32"""
     freeze_threshold: float | None = None
-    """freeze weights of 4 bits or fewer that oscillate more often than this (share of steps); None: none"""
+    """share of steps, 0 to 1: weights of 4 bits or fewer that oscillate more often are frozen; None: none is"""
     freeze_threshold_end: float | None = None
-    """where a half cosine takes that threshold by the end of training; None: it stays"""
+    """that threshold at the end of training, reached along a half cosine; None: it stays the same"""
     compile: bool = True
+    """whether steps are compiled by torch.compile"""
     sync_batch_norm: bool = True
-    """with several processes, batch statistics over all of them"""
+    """whether batch norm's statistics are over the batches of all processes"""
     deterministic: bool = False
-    """on a GPU: only deterministic kernels, slower; a CPU is deterministic as it is"""
+    """whether a GPU uses only deterministic kernels, which are slower; a CPU always is deterministic"""
     measure_every: int = 1
-    """epochs from one measurement on the held-out images to the next"""
+    """epochs from one measurement on the held-out samples to the next"""
     checkpoint_every: int | None = None
-    """steps from one checkpoint to the next within an epoch; None: only at the end of each epoch"""
+    """steps from one checkpoint to the next within an epoch; None: there is one at the end of each epoch"""
     layers_every: int | None = None
-    """epochs from one look at the layers to the next, for `spequant layers RUN`: clipping, levels in use, codes that
-    change. Two forward passes each; the first before training, the last after it. None: none"""
+    """epochs from one measurement of the layers to the next (clipping, levels in use, codes that change; two forward
+    passes), which `spequant layers RUN` shows; the first is before training, the last after it; None: none"""
     tracker: str | None = None
-    """tensorboard, wandb ... or any other that accelerate knows; metrics.jsonl is written in any case"""
+    """where the metrics of metrics.jsonl go, too: tensorboard, wandb or another that accelerate knows; None: nowhere"""
     seed: int = 0
+    """seed of everything that is drawn: order, augmentation, precision, new weights"""
     device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda or cuda:N"""
     threads: int | None = None
-    """of torch on the CPU; None: as torch finds them"""
+    """threads of torch on the CPU; None: as many as torch chooses"""
 
     def __post_init__(self) -> None:
         for name, holds, expected in self._rules():
@@ -67,7 +74,7 @@ class Training:
         chosen("train.schedule", self.schedule, schedules)
 
     def _rules(self) -> list[tuple[str, bool, str]]:
-        """(field, whether its value is right, what is expected)."""
+        """Return for each rule the field, whether its value obeys, and what is expected."""
         share = "a share of steps between 0 and 1, e.g. 0.01, or None"
         positive = (
             ("epochs", "1 or more"),
@@ -107,7 +114,7 @@ def _none_or(value: Any, holds: Any) -> bool:
 
 
 def check_device(name: str, argument: str) -> None:
-    """ValueError unless `name` is "auto" or a device that torch has here."""
+    """Raise ValueError unless `name` is "auto" or a device that torch can use here; `argument` is its name."""
     try:
         device = torch.device("cpu" if name == "auto" else name)
     except RuntimeError as error:
@@ -121,5 +128,5 @@ def check_device(name: str, argument: str) -> None:
 
 
 def device_named(name: str) -> torch.device:
-    """`name`, or for "auto" the GPU where there is one."""
+    """Return the device `name`; "auto" is the GPU if there is one."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)

@@ -1,4 +1,4 @@
-"""What one recipe is made of another by: the same without a teacher, or with another one."""
+"""Variants of a recipe: without a teacher, or with another one."""
 
 from dataclasses import replace
 from typing import Any
@@ -13,29 +13,32 @@ RETRAIN = Retrain.Settings()
 
 
 def with_method(speq: Recipe, name: str, method: MethodSettings) -> Recipe:
-    """The same by another method; `name` stands in the recipe's name where "speq" stood."""
+    """Return the recipe with another method; `name` replaces "speq" in the recipe's name."""
     return replace(speq, name=speq.name.replace("-speq", f"-{name}"), method=method)
 
 
 def retrain(speq: Recipe) -> Recipe:
-    """The same without a teacher."""
+    """Return the recipe without a teacher."""
     return with_method(speq, "retrain", RETRAIN)
 
 
 def distill(speq: Recipe) -> Recipe:
-    """The same with the float network as teacher, at SPEQ's temperature and weight, by KL."""
+    """Return the recipe with the float network as teacher, by KL at SPEQ's temperature and weight."""
     return with_method(speq, "distill", _distill(speq_of(speq)))
 
 
 def speq_distill(speq: Recipe) -> Recipe:
-    """The same with both teachers."""
+    """Return the recipe with both teachers."""
     settings = speq_of(speq)
     return with_method(speq, "speq-distill", SPEQDistill.Settings(speq=settings, distill=_distill(settings)))
 
 
 def beyond(speq: Recipe) -> Recipe:
-    """What the study `beyond` found on 5,120 images of CIFAR-10, in six trials of 12 epochs: LSQ, the float network as
-    a second teacher, two teacher passes, T = 4, half the weight decay, .93 of the rate. docs/results/beyond.md."""
+    """Return the recipe with the settings that the study `beyond` chose (docs/results/beyond.md).
+
+    It had six trials of 12 epochs on 5,120 images of CIFAR-10. The settings are LSQ, the float network as a second
+    teacher, two teacher passes, T = 4, half the weight decay, and .93 of the learning rate.
+    """
     train = replace(speq.train, lr=round(0.93 * speq.train.lr, 4), weight_decay=speq.train.weight_decay / 2)
     quant = replace(speq.quant, weight=LSQ.Settings(), act=LSQ.Settings())
     method = SPEQDistill.Settings(
@@ -45,7 +48,11 @@ def beyond(speq: Recipe) -> Recipe:
 
 
 def speq_of(recipe: Recipe) -> SPEQ.Settings:
-    """The settings of SPEQ in a recipe's method: its own, or those inside of it. ValueError: it has none."""
+    """Return the settings of SPEQ in a recipe's method.
+
+    Raises:
+        ValueError: the method has none.
+    """
     method = recipe.method
     if isinstance(method, SPEQ.Settings):
         return method
@@ -55,14 +62,14 @@ def speq_of(recipe: Recipe) -> SPEQ.Settings:
 
 
 def with_speq(recipe: Recipe, **settings: Any) -> Recipe:
-    """The same with other settings of SPEQ."""
+    """Return the recipe with other settings of SPEQ."""
     speq = replace(speq_of(recipe), **settings)
     method = speq if isinstance(recipe.method, SPEQ.Settings) else replace(recipe.method, speq=speq)  # type: ignore[call-arg]
     return replace(recipe, method=method)
 
 
 def extended(recipe: Recipe, **settings: Any) -> Recipe:
-    """The same with additions to SPEQ, fields of `ExtendedSPEQ.Settings`."""
+    """Return the recipe with additions to SPEQ, which are fields of `ExtendedSPEQ.Settings`."""
     method = recipe.method
     before = method if isinstance(method, ExtendedSPEQ.Settings) else ExtendedSPEQ.Settings(speq=speq_of(recipe))
     return replace(recipe, method=replace(before, **settings))

@@ -1,8 +1,7 @@
-"""Everything that a recipe trains with, made and brought together: data, network, method, optimizer, processes."""
+"""Everything that a recipe trains with: data, network, method, optimizer."""
 
 import copy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,9 +22,6 @@ from spequant.train import (
     Compiled,
     Snapshot,
     TrainingState,
-    keep_freed_memory,
-    make_accelerator,
-    make_deterministic,
     make_schedule,
     parameter_groups,
     wrap,
@@ -38,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Assembly:
-    """What `assemble` made."""
+    """Everything that a recipe trains with."""
 
     recipe: Recipe
     accelerator: "Accelerator"
@@ -47,51 +43,31 @@ class Assembly:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of an epoch."""
+        """Optimizer steps per epoch."""
         return self.field.sizes[0] // self.recipe.train.batch_size
 
 
-def start_processes(recipe: Recipe, folder: Path) -> "Accelerator":
-    """Join the other processes, if a launcher started some; threads and kernels as `recipe` says."""
-    settings = recipe.train
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    if settings.deterministic:
-        make_deterministic()
-    keep_freed_memory()
-    return make_accelerator(
-        settings.precision,
-        device=settings.device,
-        accumulate=settings.accumulate,
-        tracker=settings.tracker,
-        folder=folder,
-    )
-
-
 def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | None = None) -> Assembly:
-    """Load, prepare and calibrate as `recipe` says; or, with a `snapshot`, stand where it was taken.
+    """Load, prepare and calibrate as `recipe` says.
 
-    ValueError: a batch that does not split evenly over processes and train.accumulate, or what the recipe's data,
-    network and method refuse; the same in every process.
+    Args:
+        recipe: What to train.
+        accelerator: Of the processes that train.
+        snapshot: The state to go on from; default: the start.
+
+    Raises:
+        ValueError: A batch does not split evenly over processes and train.accumulate, or the data, the network or the
+            method refuse. The error is the same in every process.
     """
     settings = recipe.train
     _check_parts(settings)
-    if settings.compile:  # what this process compiled before fits more networks than it is right for
+    if settings.compile:  # graphs compiled earlier in this process would be reused for other networks
         torch.compiler.reset()
     torch.manual_seed(settings.seed)
     device = accelerator.device if settings.device == "auto" else torch.device(settings.device)
     field = make_field(recipe, device)
     network = field.network()
-    float_student = network if recipe.quantized else copy.deepcopy(network)  # a float student is it; `network` teaches
-    if snapshot is None:
-        model = recipe.quant.calibrated(float_student, field.calibration())
-    else:
-        model = recipe.quant.build(float_student)
-        whole = versioned(model, snapshot.part("model"))
-        model.load_state_dict(whole)  # before the optimizer: layers come to share quantizers by it
-        model = channels_last(model, device)
-    if not recipe.quantized:
-        allow_float(model)
+    model = _student(recipe, field, network, snapshot, device)
     steps = settings.epochs * (field.sizes[0] // settings.batch_size)
     start = Start(
         network=network,
@@ -129,17 +105,34 @@ def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | No
     return Assembly(recipe, accelerator, field, state)
 
 
+def _student(
+    recipe: Recipe, field: Field, network: nn.Module, snapshot: Snapshot | None, device: torch.device
+) -> nn.Module:
+    """Return the network that is trained: calibrated, or with the tensors of a snapshot."""
+    float_student = network if recipe.quantized else copy.deepcopy(network)  # it changes; `network` teaches
+    if snapshot is None:
+        model = recipe.quant.calibrated(float_student, field.calibration())
+    else:
+        model = recipe.quant.build(float_student)
+        # before the optimizer is made: by loading, layers may come to share quantizers
+        model.load_state_dict(versioned(model, snapshot.part("model")))
+        model = channels_last(model, device)
+    if not recipe.quantized:
+        allow_float(model)
+    return model
+
+
 def compile_teacher(method: Method) -> None:
-    """Compile the separate teacher of `method`, where it has one that does not change during training."""
+    """Compile the separate teacher of `method`, if it has one that stays the same during training."""
     owner: Any = method.distill if isinstance(method, SPEQDistill) else method
     learns = trained_by(method) is not None and not isinstance(method, ExtendedSPEQ)
-    changes = learns or isinstance(method, BlockReplacement)  # the latter's, call by call
+    changes = learns or isinstance(method, BlockReplacement)  # its teacher is another network at each call
     if not changes and getattr(owner, "teacher", None) is not None:
         owner.teacher = Compiled(owner.teacher).train(isinstance(method, ExtendedSPEQ))
 
 
 def _check_alone(recipe: Recipe, partner: nn.Module | None) -> None:
-    """ValueError where several processes would each train a `partner` of their own."""
+    """Refuse several processes, if each would train its own `partner`."""
     if partner is not None and world() > 1:
         raise ValueError(
             f"method {METHOD.name_of(recipe.method)} trains a network of its own next to the student; there are "
@@ -148,7 +141,7 @@ def _check_alone(recipe: Recipe, partner: nn.Module | None) -> None:
 
 
 def _check_parts(settings: Training) -> None:
-    """ValueError unless each process's share of a batch splits evenly into train.accumulate parts."""
+    """Refuse a batch that does not split evenly over processes and train.accumulate."""
     size, parts, processes = settings.batch_size, settings.accumulate, world()
     together = processes * parts
     if size % together:

@@ -1,4 +1,4 @@
-"""What a run would take: images, steps, memory and hours, from some steps of it; nothing is written."""
+"""What a run would take: samples, steps, memory and hours, measured on its first steps. Nothing is written."""
 
 import resource
 import time
@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from spequant.app.recipes.recipe import Recipe
-from spequant.app.runs.assembly import assemble, start_processes
+from spequant.app.runs.assembly import assemble
+from spequant.app.runs.run import start_processes
 from spequant.layers import weight_bits
 from spequant.processes import world
 from spequant.train import train_step
@@ -20,34 +21,33 @@ TIMED = 10
 
 @dataclass(frozen=True)
 class Estimate:
-    """What `dry_run` found."""
+    """What a run would take."""
 
     samples: tuple[int, int, int]
-    """to train on, held out, to test on: images; or windows of tokens, and questions"""
+    """numbers to train on, held out, and to test on: of images; or of windows of tokens (training) and questions"""
     epochs: int
     steps: int
-    """optimizer steps in all"""
+    """optimizer steps of the whole run"""
     processes: int
     parameters: int
     weight_bytes: int
-    """at real bits"""
+    """with each weight at its bits"""
     seconds_first: float
-    """of the first steps, which compile"""
+    """seconds of the first `warm` steps, which compile"""
     warm: int
-    """how many these are"""
     timed: int
-    """how many others"""
+    """number of steps after these"""
     step_seconds: float
-    """median of the others"""
+    """median of the `timed` steps"""
     peak_bytes: int
-    """of the GPU's memory, or of this process on a CPU"""
+    """peak of the GPU's memory, or on a CPU of this process"""
 
     @property
     def hours(self) -> float:
         return (self.seconds_first + self.step_seconds * self.steps) / 3600
 
     def lines(self) -> list[str]:
-        """In words, a line a fact."""
+        """Return one line of text per fact."""
         return [
             "samples     {} to train, {} held out, {} to test".format(*self.samples),
             f"steps       {self.steps} in {self.epochs} epochs, on {self.processes} process(es)",
@@ -60,7 +60,11 @@ class Estimate:
 
 
 def dry_run(recipe: Recipe) -> Estimate:
-    """Make everything that `recipe` asks for and time some steps of its training."""
+    """Make everything that `recipe` needs, and time its first steps.
+
+    Raises:
+        ValueError: the recipe cannot be trained here, as in `run`.
+    """
     recipe.check_ready()
     assembly = assemble(recipe, start_processes(replace(recipe, train=replace(recipe.train, tracker=None)), Path()))
     state = assembly.state
@@ -72,9 +76,9 @@ def dry_run(recipe: Recipe) -> Estimate:
     for batch in islice(assembly.field.batches(0, 0), count):
         sums = train_step(state, batch, assembly.accelerator, recipe.train.clip_norm, assembly.field.task)
         float(sums[0])  # waits for the device
-        seconds.append(time.perf_counter() - start)  # with the batch's making, which decoding may dominate
+        seconds.append(time.perf_counter() - start)  # with the time to make the batch, most of which may be decoding
         start = time.perf_counter()
-    state.capture()  # as for a checkpoint, which may take more than a step does
+    state.capture()  # as for a checkpoint, which may need more memory than a step
     on_gpu = state.device.type == "cuda"
     timed = sorted(seconds[warm:])
     return Estimate(

@@ -1,4 +1,4 @@
-"""Accuracy of a run or an exported file in any engine, at any activation width."""
+"""The accuracy of a run or an exported file, in any engine and at any activation width."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from spequant.train import Evaluation
 BATCH = 500
 
 Logits = Callable[[Tensor], Tensor]
-"""uint8 images, or samples as the file takes them -> logits"""
+"""From uint8 images, or samples as the file takes them, to logits (samples, classes)."""
 
 
 def evaluate_source(
@@ -36,21 +36,23 @@ def evaluate_source(
     network: str | None = None,
     data: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """A row for each of `act_bits`, or one at the trained width: accuracy on the test set, and with what; of questions,
-    exact match and F1.
+    """Measure accuracy, or exact match and F1 of questions, on the test set.
 
     Args:
         path: a run's folder or an exported file.
-        engine: torch or one of `engines.ENGINES`; None: the file's own.
-        act_bits: widths of the activations that were trained at the recipe's act_bits.
-        images: only the first so many of the test set, images or questions.
-        root: of the data set.
-        threads: of one operation.
-        network, data: as `open_source`'s.
+        engine: torch or one of `engines.ENGINES`; None: the first of the file's format.
+        act_bits: widths for the activations that were trained at the recipe's act_bits; none: as trained.
+        images: how many samples of the test set to use; None: all.
+        root: the folder of the data set; None: the recipe's.
+        threads: threads per operation; None: as many as torch uses.
+        network, data: as in `open_source`.
+
+    Returns:
+        One row per width: source, recipe, seed, engine, act_bits, figures in per cent, seconds.
 
     Raises:
         FileNotFoundError: there is no such path.
-        ValueError: an engine that cannot run what `path` holds, a width that it does not have, no test set or network.
+        ValueError: the engine cannot run it, it does not have that width, or it has no test set or no network.
     """
     source = open_source(path, root, network=network, data=data)
     if source.model is None and not source.loaded.engines:
@@ -68,7 +70,7 @@ def evaluate_source(
 
 
 def _row(source: Source, test: TestSet, engine: str, bits: int | None, threads: int | None) -> dict[str, Any]:
-    begun = time.perf_counter()
+    begin = time.perf_counter()
     if isinstance(test, QuestionSet):
         figures = {**score(test, answer_of(source, engine, bits, threads)), "samples": len(test)}
     else:
@@ -80,12 +82,16 @@ def _row(source: Source, test: TestSet, engine: str, bits: int | None, threads: 
         "engine": engine,
         "act_bits": source.act_bits if bits is None else bits,
         **figures,
-        "seconds": round(time.perf_counter() - begun, 2),
+        "seconds": round(time.perf_counter() - begin, 2),
     }
 
 
 def first_samples(test: Any, count: int | None) -> Any:
-    """The first so many images or questions of a test set. ValueError: fewer than one."""
+    """Return the first `count` samples of a test set, or all if it is None.
+
+    Raises:
+        ValueError: `count` is less than 1.
+    """
     if count is None:
         return test
     if count < 1:
@@ -94,7 +100,11 @@ def first_samples(test: Any, count: int | None) -> Any:
 
 
 def measure_logits(logits: Logits, test: ImageSet | Samples) -> Evaluation:
-    """Over the whole of `test`. ValueError: no labels, or others than classes of the logits."""
+    """Return accuracy and loss on `test`.
+
+    Raises:
+        ValueError: there are no labels, or labels that are no classes of the logits.
+    """
     if test.labels is None:
         raise ValueError("the .npz holds no labels; expected the array labels, (samples,), next to inputs")
     right, loss = 0, 0.0
@@ -116,7 +126,7 @@ def measure_logits(logits: Logits, test: ImageSet | Samples) -> Evaluation:
 def logits_of(
     source: Source, test: ImageSet | Samples, engine: str, bits: int | None, threads: int | None = None
 ) -> Logits:
-    """`source` in `engine`, the activations of its recipe's act_bits at `bits`."""
+    """Return a function that runs `source` in `engine`, with the activations of its recipe's act_bits at `bits`."""
     answer = in_engine(source.loaded, engine, bits, threads, source.trained)
     if source.loaded.preprocessing is not None:
         return answer
@@ -124,7 +134,7 @@ def logits_of(
 
 
 def answer_of(source: Source, engine: str, bits: int | None, threads: int | None = None) -> Answer:
-    """`source`, a network for questions, in `engine`; arguments and errors as those of `logits_of`."""
+    """Return a function that answers questions by `source`; arguments and errors as in `logits_of`."""
     if source.loaded.engines:
         return stacked(in_engine(source.loaded, engine, bits, threads))
     if engine != TORCH or source.model is None:
@@ -141,10 +151,10 @@ def answer_of(source: Source, engine: str, bits: int | None, threads: int | None
 
 
 def stacked(answer: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Answer:
-    """The scores of starts and of ends, (windows, 2, length)."""
+    """Join an engine's scores of starts and ends to one tensor, (windows, 2, length)."""
     return lambda batch: torch.stack(list(answer(batch).values()), dim=1)
 
 
 def at_bits(source: Source, bits: int | None) -> AbstractContextManager[None]:
-    """Inside, the network of a run or a packed file has the activations of its recipe's act_bits at `bits`."""
+    """Set the activations of the recipe's act_bits to `bits` inside the block, for a run or a packed file."""
     return model_at_bits(source.model, bits, source.trained)

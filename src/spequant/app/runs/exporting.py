@@ -1,4 +1,4 @@
-"""A run or a packed file exported, and the export verified before it takes its place."""
+"""Export of a run or a packed file, verified before the file takes its place."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -19,19 +19,21 @@ from spequant.deploy.parity import FEW
 from spequant.deploy.running import TORCH, in_engine
 from spequant.files import destination, placed
 
-WINDOWS = 512  # of questions, whose arg-max is compared; exact match and F1 are, on all
-POINTS = 0.2  # of exact match and F1, by which an export may differ
+WINDOWS = 512  # windows of questions whose logits are compared; exact match and F1 are compared on all
+POINTS = 0.2  # difference in exact match and F1 that is allowed
 
 
 @dataclass
 class Report:
-    """What came of an export. figures: of questions, {name: (network's, engine's)}, per cent. what: images, samples or
-    questions, `images` of them."""
+    """The result of an export."""
 
     exported: Exported
     images: int
+    """number of samples that it was verified on"""
     figures: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """for questions, exact match and F1 of the network and of the engine, in per cent"""
     what: str = "images"
+    """what the samples are: images, samples or questions"""
 
 
 def export_source(
@@ -48,23 +50,22 @@ def export_source(
     data: Path | None = None,
     show: Callable[[Parity, str], None] = lambda parity, engine: None,
 ) -> Report:
-    """Write what `path`, a run's folder or a packed file, holds, and verify it on the test set.
+    """Export a run or a packed file, and verify the new file on the test set.
 
     Args:
-        path: the folder or the file.
+        path: the run's folder, or the packed file.
         to: a name in `FORMATS`.
-        out: None: in the run's folder, or next to the packed file.
-        act_bits: of the activations of the recipe's act_bits; None: as trained.
-        round_biases: `quantize_biases` first, as recipes do at the end of a run, and as is done in any case where
-            `act_bits` makes another grid; compared is then the network with these biases.
-        preprocessing: the graph takes uint8 images.
-        images: verify only on so many.
-        root, network, data: as `open_source`'s.
-        show: is given the comparison and the engine's name before they are judged.
+        out: the new file; None: model.SUFFIX in the run's folder, or next to the packed file.
+        act_bits: width of the activations that were trained at the recipe's act_bits; None: as trained.
+        round_biases: whether to call `quantize_biases` first. Recipes do so at the end of a run. It is always done if
+            `act_bits` is given, since biases are then on another grid. The file is compared with the rounded network.
+        preprocessing: whether the graph takes uint8 images.
+        images: number of samples to verify on; None: all.
+        root, network, data: as in `open_source`.
+        show: is called with the comparison and the name of the engine, before the comparison is judged.
 
     Raises:
-        ValueError: no integer form, a source or an option that does not fit, or answers that differ: no file is left
-            then.
+        ValueError: the network has no such form, an option does not fit, or answers differ. No file is left then.
     """
     form = format_named(to)
     source = open_source(path, root, network=network, data=data)
@@ -74,15 +75,15 @@ def export_source(
     out = out or (path / "model" if path.is_dir() else path).with_suffix(form.suffix)
     _check_place(out, form, path)
     test = first_samples(first_samples(source.test_set(root), images), form.images)
-    inside = (test.mean, test.std) if preprocessing and isinstance(test, ImageSet) else None
-    if preprocessing and inside is None:
+    pixels = (test.mean, test.std) if preprocessing and isinstance(test, ImageSet) else None
+    if preprocessing and pixels is None:
         raise ValueError("preprocessing goes into graphs of a recipe's images; data holds what the network takes")
     with at_bits(source, act_bits):
         if act_bits is not None or round_biases:
             quantize_biases(source.model, test.normalise(test.images[:1]))
-        batches, facts = _batches(test, normalised=inside is None), {"act_bits": act_bits, "preprocessing": inside}
+        batches, facts = _batches(test, normalised=pixels is None), {"act_bits": act_bits, "preprocessing": pixels}
         options: dict[str, Any] = {
-            "preprocessing": inside,
+            "preprocessing": pixels,
             "about": {**source.loaded.about, **({} if source.recipe is None else facts)},
             "check": lambda parity: show(parity, next(iter(form.engines), TORCH)),
         }
@@ -95,7 +96,7 @@ def export_source(
 def _of_questions(
     source: Source, test: QuestionSet, form: Format, out: Path, batches: Iterator[Any], options: dict[str, Any]
 ) -> Report:
-    """The same, exact match and F1 compared too where an engine answers."""
+    """Export a network for questions; if an engine runs the file, exact match and F1 are compared as well."""
     assert source.model is not None
     few = islice(batches, WINDOWS // EVAL_BATCH) if form.engines else batches
     with placed(out) as temporary:
@@ -119,11 +120,11 @@ def _check_options(source: Source, form: Format, act_bits: int | None, round_bia
     if source.recipe is not None and not source.recipe.quantized:
         raise ValueError(f"{source.path} is a float run, of {source.name}; expected a low-bit one")
     if preprocessing and not form.preprocessing:
-        with_it = ", ".join(name for name, other in FORMATS.items() if other.preprocessing)
-        raise ValueError(f"preprocessing goes into graphs of --to {with_it}, not {form.name}")
+        formats = ", ".join(name for name, other in FORMATS.items() if other.preprocessing)
+        raise ValueError(f"preprocessing goes into graphs of --to {formats}, not {form.name}")
     if source.of_questions and not form.tokens:
-        with_it = " or ".join(name for name, other in FORMATS.items() if other.tokens)
-        raise ValueError(f"--to {form.name} has no form for a network on tokens; expected {with_it}")
+        formats = " or ".join(name for name, other in FORMATS.items() if other.tokens)
+        raise ValueError(f"--to {form.name} has no form for a network on tokens; expected {formats}")
     if source.of_questions and (round_biases or preprocessing):
         what = "round_biases is for integer graphs" if round_biases else "preprocessing is"
         raise ValueError(f"{what} of images; a network for questions takes tokens")
@@ -134,7 +135,7 @@ def _check_options(source: Source, form: Format, act_bits: int | None, round_bia
 
 
 def _check_place(out: Path, form: Format, source: Path) -> None:
-    """Before the work: ValueError, a name by which the file would not be known again; OSError, no place for it."""
+    """Refuse, before the work, a name by which the file could not be loaded, and a place that cannot be written."""
     check_ending(form, out, "out")
     taken = {source.resolve(): "what is exported"} if form.engines else {}
     for name in (STATE, RECIPE, METRICS, RESULT, ENVIRONMENT):
@@ -146,7 +147,12 @@ def _check_place(out: Path, form: Format, source: Path) -> None:
 
 
 def _batches(test: TestSet, normalised: bool) -> Iterator[Any]:
-    """(inputs, labels), or a window's inputs by name. normalised: whether images are as the network takes them."""
+    """Yield batches: (inputs, labels), inputs, or the inputs of windows by name.
+
+    Args:
+        test: the samples.
+        normalised: whether images are normalised, as the network takes them, or uint8.
+    """
     if isinstance(test, QuestionSet):
         yield from (batch for _, batch in eval_windows(test.windows, min(EVAL_BATCH, len(test.windows))))
         return

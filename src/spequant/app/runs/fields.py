@@ -1,4 +1,4 @@
-"""What a recipe's data are, images or questions, as one interface: samples, network, batches, figures."""
+"""Images and questions behind one interface: samples, network, batches, figures."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,47 +14,57 @@ from spequant.methods.tasks import Counted
 
 
 class Field(Protocol):
-    """Loaded on one device. task: of its batches. sizes: samples to train on, held out, and to test on. example: an
-    input of the network for integer arithmetic, or None where it has no such form."""
+    """Data of a recipe, loaded on one device, and what depends on their kind."""
 
     @property
-    def task(self) -> Counted: ...
+    def task(self) -> Counted:
+        """The task of the batches."""
+        ...
 
     @property
-    def sizes(self) -> tuple[int, int, int]: ...
+    def sizes(self) -> tuple[int, int, int]:
+        """Numbers of samples to train on, held out, and to test on."""
+        ...
 
     @property
-    def example(self) -> Tensor | None: ...
+    def example(self) -> Tensor | None:
+        """An input of the network, for its integer form; None if it can have no such form."""
+        ...
 
     def network(self) -> nn.Module:
-        """The float network that the recipe starts from, on the device."""
+        """Return the float network that the recipe starts from, on the device."""
         ...
 
     def batches(self, epoch: int, start: int) -> Iterator[Any]:
-        """This process's part of the training batches of `epoch`, from step `start` on."""
+        """Return this process's part of the training batches of `epoch`, from step `start` on."""
         ...
 
     def calibration(self) -> list[Any]:
-        """Training batches for ranges, the very same ones in every process."""
+        """Return training batches from which ranges are set, the same in every process."""
         ...
 
     def statistics(self) -> Iterator[Any]:
-        """Training batches for batch norm's running statistics."""
+        """Return training batches from which batch norm's running statistics are measured."""
         ...
 
     def sample(self) -> Any:
-        """A batch that the layers' diagnostics look at."""
+        """Return the batch on which layers are measured."""
         ...
 
     def measure(self, model: nn.Module, *, held: bool = False) -> dict[str, float]:
-        """Figures in per cent of the test set, or of what is held out (none: {}); shared among the processes."""
+        """Return figures of `model` in per cent, measured by all processes together.
+
+        Args:
+            model: in any mode, which it keeps.
+            held: on the held-out samples ({} if there are none) instead of the test set.
+        """
         ...
 
     def keep(self, folder: Path) -> None:
-        """Write into a run's folder what its network cannot be made again without."""
+        """Write what is needed to make the network again, apart from its weights, to the run's folder."""
         ...
 
 
 def make_field(recipe: Recipe, device: torch.device) -> Field:
-    """Load what `recipe` learns from."""
+    """Load the data of `recipe` on `device`."""
     return Questions(recipe, device) if recipe.asks else Images(recipe, device)

@@ -1,12 +1,13 @@
-"""A run's folder: who may write to it, its small files, and the list of runs below another folder.
+"""The folder of a run: the names of its files, and what is read from them. `writer.py` writes them.
 
 recipe.json        the recipe, every field
-environment.json   a list, one entry a start: command, commit, versions, device, processes, date
-metrics.jsonl      rows of training
+environment.json   a list with one entry per start: command, commit, versions, device, processes, date
+metrics.jsonl      one row per event: start, epoch, layers, result ...
 checkpoints/       see train/checkpoint.py
 model.safetensors  the trained network
-network/           configuration and tokenizer of a network of transformers
-result.json        there once the run is finished
+network/           configuration and tokenizer of a transformers network
+result.json        the figures; exists only if the run is finished
+diverged.txt       why the run ended without a result: its loss was not finite
 """
 
 import json
@@ -16,7 +17,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,67 +25,24 @@ import torch
 from filelock import FileLock, Timeout
 
 from spequant import __version__
-from spequant.app.recipes.recipe import Recipe
-from spequant.app.recipes.serial import differences, from_json, to_json
+from spequant.app.recipes.serial import from_json
 from spequant.deploy.processor import processor_name
-from spequant.files import make_folder, write_whole
-from spequant.processes import barrier, rank, world
-from spequant.train import Snapshot
-from spequant.train.checkpoint import checkpoints, clean, read
+from spequant.processes import world
+from spequant.train.checkpoint import checkpoints
 
 RECIPE, METRICS, RESULT, STATE = "recipe.json", "metrics.jsonl", "result.json", "model.safetensors"
 ENVIRONMENT, CHECKPOINTS, NETWORK, LOCK = "environment.json", "checkpoints", "network", ".lock"
 DIVERGED = "diverged.txt"
-"""why a run ended without a result: its loss was not finite"""
 PACKAGES = ("torch", "numpy", "safetensors", "accelerate", "torchvision", "timm", "transformers")
 
 
 def weight_file(path: Path) -> Path:
-    """A weight file, or that of a run's folder."""
+    """Return `path` itself if it is a file, or the weight file in it if it is the folder of a run."""
     return path / STATE if path.is_dir() else path
 
 
-@contextmanager
-def held(folder: Path, resume: bool) -> Iterator[None]:
-    """Inside, `folder` is this run's alone. Made where it does not exist, and removed again if nothing came of it.
-
-    FileExistsError: it holds a run and `resume` is false. OSError: it cannot be written to, or is in use.
-    """
-    if rank() > 0:
-        barrier()  # rank 0 looks first; where it fails the launcher ends all
-        yield
-        return
-    if (folder / RESULT).exists():
-        raise FileExistsError(f"{folder} holds a finished run; give another --out, or remove it")
-    if (folder / RECIPE).exists() and not resume:
-        raise FileExistsError(
-            f"{folder} holds a run that is not finished; go on with --resume, give another --out, or remove it"
-        )
-    real = Path(os.path.realpath(folder))
-    made = [p for p in (real, *real.parents) if not p.exists()]
-    try:
-        make_folder(folder)
-        lock = FileLock(folder / LOCK)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise OSError(f"{folder} is in use by another run; give another --out, or wait for its end") from None
-    except OSError as error:
-        raise OSError(f"{folder} cannot be written to ({error}); give another --out") from error
-    try:
-        clean(folder / CHECKPOINTS)
-        barrier()
-        yield
-    finally:
-        lock.release()
-        if made and not (folder / RECIPE).exists():
-            (folder / LOCK).unlink(missing_ok=True)
-            with suppress(OSError):  # another run has begun beside this one
-                for path in made:
-                    path.rmdir()
-
-
 def in_use(folder: Path) -> bool:
-    """Whether a run holds `folder` at this moment."""
+    """Return whether a run uses `folder` now."""
     path = folder / LOCK
     if not path.exists() or not os.access(path, os.W_OK):
         return False
@@ -98,20 +55,8 @@ def in_use(folder: Path) -> bool:
     return False
 
 
-def start_files(folder: Path, recipe: Recipe, device: torch.device) -> dict[str, Any]:
-    """Write recipe.json and add this start to environment.json; that entry."""
-    make_folder(folder / CHECKPOINTS)
-    here = environment(device)
-    path = folder / ENVIRONMENT
-    before = json.loads(path.read_text()) if path.exists() else []
-    write_whole(path, json.dumps([*before, here], indent=2))
-    write_whole(folder / RECIPE, to_json(recipe))
-    (folder / DIVERGED).unlink(missing_ok=True)
-    return here
-
-
 def environment(device: torch.device) -> dict[str, Any]:
-    """What this process runs on and with."""
+    """Return what this process runs on: command, commit, versions, device, processes and date."""
     processor = f"{processor_name()}, {torch.get_num_threads()} threads"
     return {
         "command": " ".join(sys.argv),
@@ -126,16 +71,16 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Of the repository that this file is in; None: it is in none, or was installed, or there is no git."""
+    """Return the commit of the repository with this file; None if it is in none, or installed, or there is no git."""
     file = Path(__file__).resolve()
-    found = ""
+    commit = ""
     for words in (("ls-files", "--error-unmatch", file.name), ("describe", "--always", "--dirty")):
         try:
             done = subprocess.run(["git", *words], cwd=file.parent, capture_output=True, text=True, check=True)
         except (OSError, subprocess.CalledProcessError):
             return None
-        found = done.stdout.strip()
-    return found
+        commit = done.stdout.strip()
+    return commit
 
 
 def _version(package: str) -> str | None:
@@ -145,74 +90,37 @@ def _version(package: str) -> str | None:
         return None
 
 
-def last_checkpoint(recipe: Recipe, folder: Path) -> tuple[Snapshot | None, dict[str, Any]]:
-    """(the last checkpoint in `folder`, what was written with it); (None, {}) where there is none. ValueError: it is of
-    another recipe."""
-    found = checkpoints(folder / CHECKPOINTS)
-    if not found:
-        return None, {}
-    snapshot, facts = read(found[-1])
-    check_same_recipe(from_json(json.dumps(facts["recipe"])), recipe, found[-1])
-    return snapshot, facts
-
-
-def check_same_recipe(found: Recipe, expected: Recipe, where: Path) -> None:
-    """ValueError: `found`, of the run in `where`, is not the recipe that the run is to go on with."""
-    other = differences(found, expected)
-    if other:
-        raise ValueError(
-            f"{where} is of another recipe: {'; '.join(other)}. Resume with the fields that it was started with "
-            f"({RECIPE} in the run's folder), or give another --out"
-        )
-
-
-class Metrics:
-    """metrics.jsonl: rows added one by one; on resuming cut back to where the checkpoint stood."""
-
-    def __init__(self, path: Path, size: int = 0):
-        self.file = path.open("a")
-        self.file.truncate(min(size, self.file.tell()))
-        self.file.seek(0, os.SEEK_END)
-
-    def write(self, row: dict[str, Any]) -> None:
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
-
-    def size(self) -> int:
-        """Bytes, all of them forced to the disk."""
-        os.fsync(self.file.fileno())
-        return self.file.tell()
-
-    def close(self) -> None:
-        self.file.close()
-
-
 def figures(row: dict[str, Any], prefix: str) -> dict[str, float]:
-    """Of a run's result or an epoch, those whose names begin with `prefix`: "test_" or "held_out_"."""
+    """Return the figures in a result or in the row of an epoch whose names begin with `prefix`."""
     return {name: value for name, value in row.items() if name.startswith(prefix)}
 
 
 def main_figure(names: Iterable[str]) -> str:
-    """The one by which runs are compared: accuracy, or of questions F1."""
+    """Return the name of the figure by which runs are compared: accuracy, or F1 for questions."""
     return next(name for name in names if name.endswith(("_accuracy", "_f1")))
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """What a finished run came to. FileNotFoundError: it is not finished. ValueError: damaged."""
+    """Return the result of a finished run.
+
+    Raises:
+        FileNotFoundError: the run is not finished.
+        ValueError: result.json is damaged.
+    """
     path = folder / RESULT
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; expected the folder of a finished run")
     try:
-        found = json.loads(path.read_text())
+        result = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); remove it and go on with --resume") from error
-    if not isinstance(found, dict) or not {"recipe", "seed"} <= set(found):
+    if not isinstance(result, dict) or not {"recipe", "seed"} <= set(result):
         raise ValueError(f"{path} is no result of a run; expected recipe, seed and figures")
-    return found
+    return result
 
 
 def listing(parent: Path) -> list[dict[str, Any]]:
-    """A row for each run below `parent`: path, recipe, state, step, epoch, accuracies as far as it got."""
+    """Return one row per run below `parent`: its path, recipe, state, and the last epoch with its figures."""
     rows = []
     for path in sorted(parent.rglob(RECIPE)):
         folder = path.parent
@@ -241,20 +149,20 @@ def listing(parent: Path) -> list[dict[str, Any]]:
 
 
 def _progress(folder: Path) -> dict[str, Any]:
-    """The last epoch's row that can be read."""
-    found: dict[str, Any] = {}
+    """Return the number and the figures of the last epoch that can be read."""
+    last: dict[str, Any] = {}
     for row in rows_of(folder, "epoch"):
-        found = {"epoch": row["epoch"], **figures(row, "held_out_")}
-    return found
+        last = {"epoch": row["epoch"], **figures(row, "held_out_")}
+    return last
 
 
 def rows_of(folder: Path, kind: str) -> Iterator[dict[str, Any]]:
-    """The rows of metrics.jsonl of that kind, as far as they can be read; none where there is no such file."""
+    """Yield the rows of metrics.jsonl of one kind, as far as they can be read."""
     path = folder / METRICS
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
-        except ValueError:  # the end of a line that is being written
+        except ValueError:  # a line that is being written
             continue
         if row.get("kind") == kind:
             yield row

@@ -1,4 +1,4 @@
-"""A recipe on images with a class each."""
+"""A recipe on images, each of one class."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -17,13 +17,13 @@ from spequant.processes import portion, rank, world
 from spequant.train import Evaluation, evaluate
 
 EVAL_BATCH = 250  # larger ones leave a CPU's caches
-CALIBRATION = 1024
-REESTIMATE = 40 * 512  # small ones in batches of 512: near the whole set's statistics, which evaluation runs on
-SAMPLE = 256  # fewer if large
+CALIBRATION = 1024  # images
+REESTIMATE = 40 * 512  # images, in batches of 512, whose statistics are near those of the whole set
+SAMPLE = 256  # images, fewer if they are large
 
 
 class Images:
-    """See `fields.Field`."""
+    """Images as a `fields.Field`."""
 
     def __init__(self, recipe: Recipe, device: torch.device):
         self.recipe, self.device = recipe, device
@@ -44,8 +44,10 @@ class Images:
         return channels_last(build_network(self.recipe.network, self.train), self.device)
 
     def batches(self, epoch: int, start: int) -> Iterator[Any]:
-        """Labels are soft where they are smoothed or images mixed. Images are mixed within the process's part, so that
-        several processes pair others than one."""
+        """Return the batches, with soft labels if labels are smoothed or images mixed.
+
+        A process mixes the images of its own part: with several processes other images are paired than with one.
+        """
         settings = self.recipe.train
         mix = Mixing(self.data.mixup, self.data.cutmix, settings.label_smoothing)
         batches = train_batches(
@@ -65,8 +67,8 @@ class Images:
         )
 
     def calibration(self) -> list[Any]:
-        # Augmented as in training: on plain images batch norm's statistics, and so the network, are others. Float
-        # ResNet-20 keeps 91.8 % with statistics from augmented images and 89.9 % with those from plain ones.
+        # Augmented as in training, since plain images have other statistics of batch norm: float ResNet-20 keeps
+        # 91.8 % with statistics of augmented images, and 89.9 % with those of plain ones.
         size = self.recipe.train.batch_size
         batches = train_batches(self.train, size, seed=0, epoch=0, augment=self.augment)
         return list(islice(batches, -(-CALIBRATION // size)))
@@ -88,13 +90,17 @@ class Images:
         return {} if data is None else {"accuracy": measure(model, data).accuracy}
 
     def keep(self, folder: Path) -> None:
-        """Nothing: names make image networks."""
+        """Write nothing: the recipe has all that makes the network."""
 
 
-def task_of(recipe: Recipe, own: Counted) -> Counted:
-    """The task that `recipe` names, made where it is a class; `own`, the data's, where it names none."""
+def task_of(recipe: Recipe, default: Counted) -> Counted:
+    """Return the task that `recipe` names (an object of a class that it names), or `default` if it names none.
+
+    Raises:
+        ValueError: the object is no task.
+    """
     if recipe.task is None:
-        return own
+        return default
     thing = imported(recipe.task)
     task = thing() if isinstance(thing, type) else thing
     missing = [name for name in ("logits", "loss", "hits") if not callable(getattr(task, name, None))]
@@ -104,17 +110,21 @@ def task_of(recipe: Recipe, own: Counted) -> Counted:
 
 
 def channels_last(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` on `device`, images' channels innermost: what convolutions on CPUs and tensor cores like best."""
+    """Return `model` on `device` in the channels-last layout, in which convolutions are fastest."""
     return model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def images_at_once(data: ImageSet, most: int) -> int:
-    """Of a forward pass without gradient: `most` of 32 x 32 pixels or smaller ones, fewer of larger ones, never under
-    64 (or `most`): a batch of some memory, whatever the images."""
+    """Return a batch size for forward passes without gradient, such that batches of any images need similar memory.
+
+    Args:
+        data: the images.
+        most: the size for images of up to 32 x 32 pixels; larger ones get fewer, at least 64 or `most`.
+    """
     height, width = data.images.shape[2:]
     return min(most, max(64, most * 32 * 32 // (height * width)))
 
 
 def measure(model: nn.Module, data: ImageSet) -> Evaluation:
-    """Accuracy and loss on `data`, shared among the processes."""
+    """Return accuracy and loss on `data`, measured by all processes together."""
     return evaluate(model, eval_batches(data, images_at_once(data, EVAL_BATCH), turn=rank(), turns=world()))

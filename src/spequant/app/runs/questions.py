@@ -1,4 +1,4 @@
-"""A recipe on questions about texts, SQuAD 1.1: the network marks where in a text the answer stands."""
+"""A recipe on questions about texts, as in SQuAD 1.1: the network marks where in the text the answer is."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,18 +30,18 @@ from spequant.methods.tasks import SpanExtraction
 from spequant.models import configuration, load_tokenizer, load_weights, make_answering
 from spequant.processes import gathered, portion, rank, world
 
-ORDER_SEED = 2009_14502  # fixed, so that every run trains on and holds out the same questions
+ORDER_SEED = 2009_14502  # fixed: every run holds out the same questions
 CALIBRATION = 256  # windows
 SAMPLE = 16
 EVAL_BATCH = 32
 
 Answer = Callable[[dict[str, Tensor]], Tensor]
-"""A batch of windows -> logits (batch, 2, length) of start and end"""
+"""From a batch of windows to logits of start and end, (batch, 2, length)."""
 
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """Questions, and their windows with offsets."""
+    """Questions, and the windows of their texts, with offsets."""
 
     questions: list[Question]
     windows: Windows
@@ -50,12 +50,12 @@ class QuestionSet:
         return len(self.questions)
 
     def first(self, count: int) -> "QuestionSet":
-        """The first so many questions."""
+        """Return the first `count` questions."""
         return QuestionSet(self.questions[:count], self.windows.part(count))
 
 
 class Questions:
-    """See `fields.Field`; samples are windows in training and questions in tests."""
+    """Questions as a `fields.Field`. Samples are windows in training, and questions in tests."""
 
     example: Tensor | None = None
 
@@ -73,7 +73,7 @@ class Questions:
 
     @cached_property
     def test(self) -> QuestionSet:
-        """Made when it is first read."""
+        """The questions to test on; their windows are made at the first use."""
         return question_set(self.dev, self.tokenizer, self.data)
 
     @property
@@ -108,7 +108,7 @@ class Questions:
         return {name: values[:SAMPLE] for name, values in self.calibration()[0].items()}
 
     def measure(self, model: nn.Module, *, held: bool = False) -> dict[str, float]:
-        """Exact match and F1."""
+        """Return exact match and F1, in per cent."""
         chosen = self.held if held else self.test
         if chosen is None:
             return {}
@@ -121,8 +121,19 @@ class Questions:
 
 
 def divided(questions: list[Question], count: int | None, held_out: int) -> tuple[list[Question], list[Question]]:
-    """(the first `count` questions of an order drawn once, or all but those held out; the last `held_out` of it). What
-    is drawn are texts, whose questions stay together; the others of a text that is held out in part are in neither."""
+    """Divide questions into those to train on and those held out.
+
+    Texts are put in an order that is drawn once; questions of one text stay together.
+
+    Args:
+        questions: all of them.
+        count: how many to train on, from the start of the order; None: all that are not held out.
+        held_out: how many to hold out, from the end of the order. If some questions of a text are held out, its other
+            questions are in neither part.
+
+    Raises:
+        ValueError: there are not so many questions.
+    """
     texts: dict[str, list[Question]] = {}
     for question in questions:
         texts.setdefault(question.context, []).append(question)
@@ -140,7 +151,7 @@ def divided(questions: list[Question], count: int | None, held_out: int) -> tupl
 
 
 def dev_questions(data: QuestionSettings, tokenizer: Any, config: Any) -> QuestionSet:
-    """The questions that `data` tests on."""
+    """Return the questions that `data` tests on."""
     check_tokenizer(tokenizer, config, max_length=data.max_length)
     return question_set(data.load()[1], tokenizer, data)
 
@@ -150,28 +161,29 @@ def question_set(questions: list[Question], tokenizer: Any, data: QuestionSettin
     return QuestionSet(questions, windows)
 
 
-def score(found: QuestionSet, answer: Answer) -> dict[str, float]:
-    """Exact match and F1, per cent, of the answers that `answer` marks; shared among the processes."""
+def score(questions: QuestionSet, answer: Answer) -> dict[str, float]:
+    """Return exact match and F1 in per cent of the answers that `answer` marks, by all processes together."""
     rows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-    lengths = found.windows.lengths
-    size = min(EVAL_BATCH, len(found.windows))
-    for numbers, batch in eval_windows(found.windows, size, turn=rank(), turns=world()):
+    windows = questions.windows
+    lengths, size = windows.lengths, min(EVAL_BATCH, len(windows))
+    for numbers, batch in eval_windows(windows, size, turn=rank(), turns=world()):
         logits = answer(batch).float().cpu().numpy()
         rows |= {
             i: (start[: lengths[i]], end[: lengths[i]])
             for i, (start, end) in zip(numbers.tolist(), logits, strict=True)
         }
-    whole: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    all_rows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for part in gathered(rows):
-        whole |= part
-    ordered = [whole[i] for i in range(len(found.windows))]
+        all_rows |= part
+    ordered = [all_rows[i] for i in range(len(windows))]
     starts, ends = [start for start, _ in ordered], [end for _, end in ordered]
-    exact, f1 = exact_match_and_f1(best_answers(found.windows, found.questions, starts, ends), found.questions)
+    answers = best_answers(windows, questions.questions, starts, ends)
+    exact, f1 = exact_match_and_f1(answers, questions.questions)
     return {"exact_match": exact, "f1": f1}
 
 
 def answer_by(model: nn.Module, device: torch.device) -> Answer:
-    """By `model`, as it is, on `device`."""
+    """Return a function that answers by `model`, in its present mode, on `device`."""
     task = SpanExtraction()
 
     def answer(batch: dict[str, Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is shown of a run as it goes."""
+"""Where a run reports its progress."""
 
 from typing import Any, Protocol
 
@@ -6,7 +6,7 @@ from spequant.train import Progress
 
 
 class Reporter(Protocol):
-    """Told of a run as it goes."""
+    """Receives the progress of a run: each step, the row of each epoch, and single lines of text."""
 
     def step(self, progress: Progress) -> None: ...
 
@@ -16,7 +16,7 @@ class Reporter(Protocol):
 
 
 class Quiet:
-    """A reporter that says nothing."""
+    """A reporter that shows nothing."""
 
     def step(self, progress: Progress) -> None:
         pass

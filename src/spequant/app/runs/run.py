@@ -1,39 +1,76 @@
 """A recipe carried out in a folder: trained, resumed, measured, saved."""
 
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from spequant.app.recipes.recipe import Recipe
-from spequant.app.recipes.serial import from_json
-from spequant.app.runs.assembly import start_processes
-from spequant.app.runs.divergence import diverged
-from spequant.app.runs.folder import RECIPE, RESULT, check_same_recipe, held, read_result
+from spequant.app.runs.assembly import assemble
+from spequant.app.runs.divergence import Assembled, diverged
 from spequant.app.runs.reporter import Quiet, Reporter
-from spequant.app.runs.session import run_session
+from spequant.app.runs.session import Session
+from spequant.app.runs.writer import Writer, opened, result_of
 from spequant.processes import rank
-from spequant.train import NotFinite
+from spequant.train import NotFinite, keep_freed_memory, make_accelerator, make_deterministic
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def run(recipe: Recipe, folder: Path, reporter: Reporter | None = None, *, resume: bool = False) -> dict[str, Any]:
-    """Train as `recipe` says; the result, also in `folder`/result.json. The test set is read once, at the end.
+    """Train as `recipe` says, and measure. The test set is read once, at the end.
 
-    resume: go on from the last checkpoint in `folder`, or start where there is none. The weights become those of a run
-      that was never interrupted. Of a finished run the result is given back.
+    Args:
+        recipe: What to train.
+        folder: Where the run is written; see `folder.py`.
+        reporter: Is given progress; default: nobody is.
+        resume: Go on from the last checkpoint in `folder`, or start if there is none. The weights become those of a run
+            that was never interrupted. If the run is finished, only its result is returned.
 
-    FloatingPointError: the loss was not finite; the steps since the last checkpoint were trained again to name epoch,
-    step and layers, unless SIGINT ended that. The reason is in `folder`/diverged.txt, too.
-    FileExistsError: `folder` holds a run, finished or (without `resume`) not. OSError: it cannot be written to, or is
-    in use. ValueError: what it holds is damaged or of another recipe. Interrupted: stopped by SIGINT or SIGTERM.
+    Returns:
+        The result, which is also in `folder`/result.json.
+
+    Raises:
+        FloatingPointError: The loss was not finite. The steps since the last checkpoint were trained again to find
+            epoch, step and layers, unless SIGINT ended that. The reason is also in `folder`/diverged.txt.
+        FileExistsError: `folder` holds a finished run, or an unfinished one and `resume` is false.
+        OSError: `folder` cannot be written to, or another run uses it.
+        ValueError: `folder` holds a damaged run, or one of another recipe; or the recipe cannot be trained here.
+        Interrupted: SIGINT or SIGTERM stopped the run, after a checkpoint.
     """
     recipe.check_ready()
-    if resume and (folder / RESULT).exists():
-        check_same_recipe(from_json((folder / RECIPE).read_text()), recipe, folder)
-        return read_result(folder)
+    if resume and (result := result_of(recipe, folder)):
+        return result
     accelerator = start_processes(recipe, folder)
     reporter = reporter if reporter and rank() == 0 else Quiet()
-    with held(folder, resume):
+    assembled = partial(assemble, recipe, accelerator)
+    with opened(recipe, folder, resume) as writer:
         try:
-            return run_session(recipe, accelerator, folder, reporter, resume)
+            return _train(assembled, writer, reporter, resume)
         except NotFinite as error:
-            wrong = error.with_traceback(None)  # its frames hold the network and the optimizer
-        raise diverged(recipe, accelerator, folder, reporter, wrong)
+            failure = error.with_traceback(None)  # its frames hold network and optimizer
+        raise diverged(assembled, writer, reporter, failure)
+
+
+def _train(assembled: Assembled, writer: Writer, reporter: Reporter, resume: bool) -> dict[str, Any]:
+    snapshot, facts = writer.last_checkpoint() if resume else (None, {})
+    return Session(assembled(snapshot), writer, reporter, facts).train(snapshot)
+
+
+def start_processes(recipe: Recipe, folder: Path) -> "Accelerator":
+    """Join the other processes, if a launcher started some; set threads and kernels as `recipe` says."""
+    settings = recipe.train
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    if settings.deterministic:
+        make_deterministic()
+    keep_freed_memory()
+    return make_accelerator(
+        settings.precision,
+        device=settings.device,
+        accumulate=settings.accumulate,
+        tracker=settings.tracker,
+        folder=folder,
+    )

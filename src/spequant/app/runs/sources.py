@@ -1,7 +1,7 @@
-"""A run's folder or an exported file, opened: what it is, the network or program in it, and what it is tested on.
+"""A run's folder or an exported file, opened: its network or program, and the samples that it is tested on.
 
-A file says what it is of where a run wrote it (`about_run`). Of one that was made in Python the caller says it: the
-float network as "package.module:Object", and an .npz of inputs and labels.
+A file that was exported from a run describes itself (`about_run`). For a file that was made in Python, the caller gives
+the float network as "package.module:Object", and an .npz with inputs and labels.
 """
 
 import json
@@ -26,12 +26,12 @@ from spequant.deploy import Loaded, Program, check_packed, load
 from spequant.names import imported
 
 RUN = "run"
-"""In place of a format, of a run's folder."""
+"""The "format" of a run's folder."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Inputs as the file takes them, and labels, (n,), where there are any; in place of a recipe's test set."""
+    """Inputs as the file takes them, (n, ...), and labels, (n,), if there are any; they replace a recipe's test set."""
 
     images: Tensor
     labels: Tensor | None
@@ -43,7 +43,7 @@ class Samples:
         return Samples(self.images[indices], None if self.labels is None else self.labels[indices])
 
     def normalise(self, images: Tensor) -> Tensor:
-        """As a network takes them: fp32; whole numbers of 32 and 64 bits, tokens, stay what they are."""
+        """Return inputs as fp32, except for int32 and int64, which are tokens and stay as they are."""
         return images if images.dtype in (torch.int32, torch.int64) else images.float()
 
 
@@ -51,11 +51,11 @@ TestSet = ImageSet | QuestionSet | Samples
 
 
 def read_samples(path: Path) -> Samples:
-    """The arrays "inputs", (n, ...), and "labels", whole numbers (n,), of an .npz; without "labels" there are none.
+    """Read an .npz with the array "inputs", (n, ...), and perhaps the array "labels", whole numbers (n,).
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no .npz, other arrays, or none of a sample.
+        ValueError: it is no .npz, holds other arrays, or has no samples.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; expected an .npz with the arrays inputs and labels")
@@ -80,18 +80,18 @@ def read_samples(path: Path) -> Samples:
 
 @dataclass(frozen=True)
 class Source:
-    """What `open_source` found.
-
-    loaded: the file; of a run its network, as the "format" `RUN`. recipe: None: the file was made in Python. shape: of
-    a sample, (channels, height, width); of questions (); None: not known. act_bits: in use, of activations that are no
-    ends or addends. tested: the test set, with which a run was opened, or that was given.
-    """
+    """A run or a file that was opened."""
 
     loaded: Loaded
+    """the file; or the network of a run, with the format `RUN`"""
     recipe: Recipe | None = None
+    """None: the file was made in Python"""
     shape: tuple[int, ...] | None = None
+    """of one sample, e.g. (channels, height, width); () for questions; None: not known"""
     act_bits: int | None = None
+    """width in use of the activations that were trained at the recipe's act_bits"""
     tested: TestSet | None = None
+    """the test set, if it was given or read already"""
 
     @property
     def path(self) -> Path:
@@ -111,12 +111,12 @@ class Source:
 
     @property
     def name(self) -> str:
-        """Of its recipe; of a file that was made in Python its own."""
+        """Name of the recipe, or of the file if it was made in Python."""
         return self.path.name if self.recipe is None else self.recipe.name
 
     @property
     def trained(self) -> int | None:
-        """Bits at which those of its activations were trained that change their width; None: the fewest."""
+        """Bits of the activations whose width may be changed, as they were trained; None: the lowest of the file."""
         return None if self.recipe is None else self.recipe.quant.act_bits
 
     @property
@@ -124,8 +124,14 @@ class Source:
         return self.recipe is not None and self.recipe.asks
 
     def test_set(self, root: Path | None = None) -> TestSet:
-        """What it is tested on, on the CPU: the samples that were given, or its recipe's test set; root: of the data
-        set, in place of the recipe's. ValueError: there is neither."""
+        """Return the samples to test on, on the CPU: those that were given, or the recipe's test set.
+
+        Args:
+            root: the folder of the data set; None: the recipe's.
+
+        Raises:
+            ValueError: the file was made in Python, and no samples were given.
+        """
         if self.tested is not None:
             return self.tested
         if self.recipe is None:
@@ -142,7 +148,7 @@ class Source:
         return _test_set(self.recipe, root, torch.device("cpu"), folder if folder.is_dir() else None)
 
     def network_needed(self, what: str) -> ValueError:
-        """What to raise where `what` takes a network that the file does not hold."""
+        """Return the error for work (`what`) that needs a network which the file does not hold."""
         if self.loaded.engines:
             return ValueError(
                 f"{self.path} is a file of --to {self.kind}; expected a run's folder or a packed file to {what}"
@@ -154,7 +160,7 @@ class Source:
 
 
 def _test_set(recipe: Recipe, root: Path | None, device: torch.device, tokenizer: Path | None = None) -> TestSet:
-    """tokenizer: the folder of a run's; None: that of the recipe's network."""
+    """Load a recipe's test set; `tokenizer`: the folder to load it from, or None for that of the recipe's network."""
     data: Any = recipe.data if root is None or not hasattr(recipe.data, "root") else replace(recipe.data, root=root)
     if not recipe.asks:
         return data.parts(recipe.network.name, device)[2]
@@ -165,18 +171,18 @@ def _test_set(recipe: Recipe, root: Path | None, device: torch.device, tokenizer
 def open_source(
     path: Path, root: Path | None = None, *, network: str | None = None, data: Path | None = None
 ) -> Source:
-    """What `path`, a run's folder or an exported file, holds.
+    """Open a run's folder or an exported file.
 
     Args:
         path: the folder or the file.
-        root: of the data set, which a run's folder has to be read with.
-        network: of a packed file that was made in Python: "package.module:Object" or "file.py:Object", the float
-            network, or what makes it when called without arguments.
-        data: an .npz to test it on, in place of its recipe's test set (`read_samples`).
+        root: the folder of the data set; None: the recipe's.
+        network: the float network of a packed file that was made in Python, "package.module:Object" or
+            "file.py:Object": a module, or a callable without arguments that returns one.
+        data: an .npz (see `read_samples`) to test on, in place of the recipe's test set.
 
     Raises:
         FileNotFoundError: there is no such path.
-        ValueError: damaged, of a newer version, nothing that this project writes, or of another network.
+        ValueError: the file is damaged, of a newer version, of another network, or not of this project.
     """
     samples = None if data is None else read_samples(data)
     if path.is_dir():
@@ -189,7 +195,7 @@ def open_source(
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; expected a run's folder or an exported file")
     loaded = load(path)
-    source = _source(loaded, said_otherwise=network is not None or samples is not None)
+    source = _source(loaded, described=network is not None or samples is not None)
     if samples is not None:
         source = replace(source, tested=samples, shape=source.shape or tuple(samples.images.shape[1:]))
     if loaded.engines or (source.recipe is None and network is None):
@@ -205,7 +211,11 @@ def open_source(
 
 
 def float_network(reference: str) -> nn.Module:
-    """The network that `reference` names, or that it makes when called without arguments. ValueError: neither."""
+    """Return the module that `reference` names, or the one that it returns when called without arguments.
+
+    Raises:
+        ValueError: there is no such module.
+    """
     value = imported(reference)
     if isinstance(value, nn.Module):
         return value
@@ -219,7 +229,7 @@ def float_network(reference: str) -> nn.Module:
 
 
 def _network_of(recipe: Any, about: Any) -> nn.Module:
-    """The float network that `about_run` described, with random weights."""
+    """Return the float network that `about_run` described, with random weights."""
     if recipe.asks:
         return models.network_of(models.configuration_from(about["network"]))
     shape = about["shape"]
@@ -227,7 +237,7 @@ def _network_of(recipe: Any, about: Any) -> nn.Module:
 
 
 def about_run(recipe: Recipe, test: TestSet, model: nn.Module) -> dict[str, Any]:
-    """What an exported file says of where it is from; no paths of this machine."""
+    """Return what an exported file says about its run: the recipe without paths, and what makes its network."""
     network = recipe.network.without_weights()
     facts: dict[str, Any]
     if isinstance(test, ImageSet):
@@ -235,19 +245,19 @@ def about_run(recipe: Recipe, test: TestSet, model: nn.Module) -> dict[str, Any]
     else:
         network = replace(network, name=_without_folders(network.name))
         facts = {"network": models.configuration_dict(model)}
-    said = without_paths(replace(recipe, network=network))
-    return {"recipe": json.loads(to_json(said)), **facts}
+    described = without_paths(replace(recipe, network=network))
+    return {"recipe": json.loads(to_json(described)), **facts}
 
 
 def _without_folders(name: str) -> str:
-    """A network's name on the hub as it is; of one in a folder the folder's own name."""
+    """Return the name of a network on the hub as it is, and that of one in a folder without the folders above."""
     plain = name.removeprefix(models.TRANSFORMERS)
     on_the_hub = plain.count("/") <= 1 and not plain.startswith((".", "/")) and not Path(plain).is_dir()
     return models.TRANSFORMERS + (plain if on_the_hub else Path(plain).name)
 
 
-def _source(loaded: Loaded, said_otherwise: bool) -> Source:
-    """said_otherwise: whether the caller says what network the file holds or what it is tested on."""
+def _source(loaded: Loaded, described: bool) -> Source:
+    """Return a file as a source; `described`: whether the caller gives its network or samples."""
     about, widths = loaded.about, loaded.act_bits
     fixed = None if loaded.shape is None or None in loaded.shape else loaded.shape
     plain = Source(loaded, shape=fixed, act_bits=min(widths) if widths else None)  # type: ignore[arg-type]
@@ -260,7 +270,7 @@ def _source(loaded: Loaded, said_otherwise: bool) -> Source:
             raise ValueError(f"its network is {about['network']!r}")
         shape = () if recipe.asks else _shape(about)
     except (KeyError, TypeError, ValueError) as error:
-        if said_otherwise:
+        if described:
             return plain
         raise ValueError(
             f"{loaded.path} does not say what network it holds in a way that is known here ({error!r}); give --network "
@@ -270,9 +280,15 @@ def _source(loaded: Loaded, said_otherwise: bool) -> Source:
 
 
 def example_of(source: Source, length: int | None = None) -> Tensor | dict[str, Tensor]:
-    """An input of its network, one sample: an image, or a window of `length` tokens; None: data.max_length.
+    """Return one sample as an input of the network: an image, or a window of tokens.
 
-    ValueError: the shape of its inputs is not known."""
+    Args:
+        source: the run or file.
+        length: tokens of the window; None: the recipe's data.max_length.
+
+    Raises:
+        ValueError: the shape of the inputs is not known.
+    """
     if source.of_questions and source.recipe is not None:
         data = source.recipe.data
         assert isinstance(data, QuestionSettings)
@@ -293,9 +309,19 @@ def _shape(about: Any) -> tuple[int, ...]:
 
 
 def load_run(folder: Path, root: Path | None = None, device: str | None = None) -> tuple[Recipe, nn.Module, TestSet]:
-    """(recipe, trained model, test set) of a finished run. FileNotFoundError where `folder` holds none.
+    """Load a finished run.
 
-    root: of the data set, in place of the recipe's. device: as train.device, in place of the recipe's.
+    Args:
+        folder: the run's folder.
+        root: the folder of the data set; None: the recipe's.
+        device: the device of the model, as in train.device; None: the recipe's.
+
+    Returns:
+        The recipe, the trained model, and the test set.
+
+    Raises:
+        FileNotFoundError: the folder holds no finished run.
+        ValueError: the recipe or the weights are damaged.
     """
     for name in (RECIPE, STATE):
         if not (folder / name).is_file():

@@ -1,4 +1,4 @@
-"""A recipe's float network, with the weights that it starts from."""
+"""The float network of a recipe, with the weights that it starts from."""
 
 from pathlib import Path
 
@@ -14,8 +14,14 @@ from spequant.preparation.placement import unprepare
 
 
 def build_network(choice: Network, data: ImageSet) -> nn.Module:
-    """The float network for `data`, with its weights loaded where the recipe names some; of a low-bit run those that
-    its quantizers read."""
+    """Return the float network for `data`, with the weights that the recipe names.
+
+    A low-bit run gives its weights before rounding.
+
+    Raises:
+        FileNotFoundError: there are no such weights.
+        ValueError: the weights are of another network, or of other classes.
+    """
     shape = data.images.shape
     model = models.make_network(
         choice.name,
@@ -34,12 +40,12 @@ def build_network(choice: Network, data: ImageSet) -> nn.Module:
 
 
 def load_teacher(network: nn.Module, weights: Path) -> None:
-    """Load float weights, of a file or a run's folder, into `network`."""
+    """Load float weights, from a file or the folder of a run, into `network`."""
     models.load_weights(network, weight_file(weights))
 
 
 def _low_bit(weights: Path) -> Quantization | None:
-    """How the run in the folder `weights` was quantized; None: a float one, or a file."""
+    """Return how the run in the folder `weights` was quantized, or None for a float run or a file."""
     if not (weights / RECIPE).is_file():
         return None
     recipe = from_json((weights / RECIPE).read_text())
