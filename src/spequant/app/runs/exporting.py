@@ -79,7 +79,8 @@ def export_source(
     if preprocessing and pixels is None:
         raise ValueError("preprocessing goes into graphs of a recipe's images; data holds what the network takes")
     with at_bits(source, act_bits):
-        if act_bits is not None or round_biases:
+        integers = not isinstance(test, QuestionSet)  # biases of a network on tokens stay float
+        if integers and (act_bits is not None or round_biases):
             quantize_biases(source.model, test.normalise(test.images[:1]))
         batches, facts = _batches(test, normalised=pixels is None), {"act_bits": act_bits, "preprocessing": pixels}
         options: dict[str, Any] = {
