@@ -167,9 +167,9 @@ def runs(args: list[str]) -> None:
 
 
 def layers(args: list[str]) -> None:
-    from spequant.app.studies.layers import Layers, show_layers
+    from spequant.app.studies.layers import LayersSettings, show_layers
 
-    show_layers(tyro.cli(Layers, args=args, prog="spequant layers"))
+    show_layers(tyro.cli(LayersSettings, args=args, prog="spequant layers"))
 
 
 def evaluate(args: list[str]) -> None:

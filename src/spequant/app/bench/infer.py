@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tyro.conf import Positional
 
 from spequant import models
-from spequant.app.bench.subjects import check_name, logits_of
+from spequant.app.bench.subjects import check_name, checked_logits
 from spequant.app.bench.workers import seconds_of
 from spequant.app.runs.evaluation import at_bits
 from spequant.app.runs.sources import Source, example_of, float_network, open_source
@@ -163,7 +163,7 @@ def _random(settings: Infer) -> OnnxNetwork:
     check_name(name, tuple(BUILDERS))
     network = BUILDERS[name]() if name in BUILDERS else float_network(name)
     x = torch.randn(settings.batch, 3, settings.image, settings.image)
-    logits_of(network, name, x)
+    checked_logits(network, name, x)
     programs = {}
     for bits in settings.bits or (2,):
         model = prepare(network, weight=SAWB(bits), act=PACT(bits))

@@ -66,7 +66,7 @@ def make_subject(name: str, batch: int, image: int, device: torch.device) -> Sub
     check_name(name, (*BUILDERS, BERT))
     network = channels_last(models.make_network(name, classes=CLASSES, size=image), device)
     images = torch.randn(batch, 3, image, image, device=device).to(memory_format=torch.channels_last)
-    logits = logits_of(network, name, images[:2])
+    logits = checked_logits(network, name, images[:2])
     return Subject(network.train(), (images, torch.randint(logits.shape[1], (batch,), device=device)))
 
 
@@ -78,7 +78,7 @@ def check_name(name: str, networks: tuple[str, ...]) -> None:
         )
 
 
-def logits_of(network: nn.Module, name: str, images: Tensor) -> Tensor:
+def checked_logits(network: nn.Module, name: str, images: Tensor) -> Tensor:
     """The logits, (images, classes), of a network, which is left in eval mode.
 
     Raises:
