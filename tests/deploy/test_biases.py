@@ -6,12 +6,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import spequant
-from spequant.data import Augment, load_cifar10, train_batches
 from spequant.deploy import Twin, lower, quantize_biases
 from spequant.deploy.biases import move
-from spequant.models import load_weights, resnet20
-from spequant.quantizers import PACT, SAWB
+from support.cifar_networks import calibrated_resnet20
 from support.integer_networks import prepared, small
 
 
@@ -41,11 +38,7 @@ def test_with_rounded_biases_the_network_answers_as_its_integers_do():
 @pytest.mark.slow
 def test_rounding_biases_is_what_makes_the_network_and_its_integers_agree(shared_data):
     """Without it one code in ten thousand of the first layer is another one, and by the last layer one in ten."""
-    train, test = load_cifar10(shared_data)
-    network = resnet20()
-    load_weights(network, shared_data / "weights" / "resnet20-12fca82f.th")
-    model = spequant.prepare(network, weight=SAWB(2), act=PACT(2))
-    spequant.calibrate(model, train_batches(train, 128, seed=0, epoch=0, augment=Augment()))
+    model, test = calibrated_resnet20(shared_data, 2)
     model.eval()
     x = test.normalise(test.images[:200])
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import spequant
-from spequant import models
-from spequant.data import Augment, eval_batches, load_cifar10, train_batches
+from spequant.data import eval_batches
 from spequant.deploy import compare, integer_graph, lower, quantize_biases
 from spequant.deploy.compare import forced
 from spequant.deploy.engines import ENGINES
@@ -18,6 +17,7 @@ from spequant.deploy.operations import Weighted
 from spequant.deploy.parity import Codes, Parity
 from spequant.models import resnet18
 from spequant.quantizers import PACT, SAWB
+from support.cifar_networks import calibrated_resnet20
 from support.clipping import clipped, clips
 from support.integer_networks import NEEDS_ONNXRUNTIME, lowered
 
@@ -171,12 +171,8 @@ def test_resnet18s_codes_in_onnxruntime_are_the_twins():
 def test_the_whole_test_set_in_an_engine(engine, shared_data):
     """Calibrated, not trained (of trained networks: docs/deploy.md): arg-max, accuracy, and forced codes."""
     pytest.importorskip(engine)
-    train, test = load_cifar10(shared_data)
-    network = models.resnet20()
-    models.load_weights(network, shared_data / "weights" / "resnet20-12fca82f.th")
     ends = 7 if clips() else 8  # where 8-bit sums are clipped, 7 bits are what an export is trained with
-    model = spequant.prepare(network, weight=SAWB(2), act=PACT(2), ends=ends)
-    spequant.calibrate(model, train_batches(train, 128, seed=0, epoch=0, augment=Augment()))
+    model, test = calibrated_resnet20(shared_data, 2, ends=ends)
     x = test.normalise(test.images[:1])
     quantize_biases(model, x)
     program, start = lower(model, x), ENGINES[engine]

@@ -170,7 +170,7 @@ def test_sdist_and_wheel_are_whole_and_install(tmp_path):
         inside = {member.removeprefix(f"{name}/") for member in archive.getnames()}
     needed = {
         path.relative_to(ROOT).as_posix()
-        for folder in ("src", "tests", "tools", "examples")
+        for folder in ("src", "tests", "tools", "examples", "benchmarks")
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }

@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTS, SOURCE, TOOLS = ROOT / "tests", ROOT / "src" / "spequant", ROOT / "tools"
+TESTS, SOURCE = ROOT / "tests", ROOT / "src" / "spequant"
+SCRIPTS = ("tools", "benchmarks")
+"""folders of programs that are run by their path"""
 WHOLE = TESTS / "whole"
 FILES = sorted(TESTS.rglob("test_*.py"))
 MODULES = sorted(p for p in SOURCE.rglob("*.py") if not p.stem.startswith("__"))
@@ -34,8 +36,8 @@ def test_a_file_of_tests_mirrors_a_module_a_room_or_a_capability():
         if path.parent == WHOLE:
             assert ast.get_docstring(ast.parse(path.read_text())), f"{_name(path)}: say which capability it is about"
             continue
-        if path.parent == TESTS / "tools":
-            assert (TOOLS / path.name.removeprefix("test_")).is_file()
+        if path.parent.name in SCRIPTS:
+            assert (ROOT / path.parent.name / path.name.removeprefix("test_")).is_file()
             continue
         folder, name = SOURCE / path.parent.relative_to(TESTS), path.stem.removeprefix("test_")
         there = (folder / f"{name}.py").is_file() or name == path.parent.name

@@ -37,7 +37,7 @@ USAGE = """usage: spequant COMMAND [ARGUMENTS]
   evaluate RUN|FILE             accuracy on the test set; --engines onnxruntime ..., --act-bits 2 3 4
   export RUN --to FORMAT        a packed, onnx, mixed, openvino or qonnx file, verified against the run
   inspect RUN|FILE              bits, ranges, bytes and operations layer by layer, against fp32
-  bench train                   time of a training step against float, eager and compiled, and other toolkits'
+  bench train                   time of a training step against float's, compiled and eager
   bench infer [RUN|FILE]        time in onnxruntime and OpenVINO against fp32
   demo                          float, Retrain and SPEQ on handwritten digits, a table
   ladder [RECIPE]               what each step down in bits costs, W8A8 to W2A2
@@ -167,9 +167,9 @@ def runs(args: list[str]) -> None:
 
 
 def layers(args: list[str]) -> None:
-    from spequant.app.studies.layers import Layers, show_layers
+    from spequant.app.studies.layers import LayersSettings, show_layers
 
-    show_layers(tyro.cli(Layers, args=args, prog="spequant layers"))
+    show_layers(tyro.cli(LayersSettings, args=args, prog="spequant layers"))
 
 
 def evaluate(args: list[str]) -> None:

@@ -56,43 +56,33 @@ class Wrapper(nn.Module):
             inner.register_parameter(name, param)
 
 
-class QuantizedAdd(Wrapper):
-    """A marked residual addition that quantizes both addends.
+class QuantizedPair(Wrapper):
+    """Base of marked modules with two inputs, which quantize both.
 
     Args:
-        add: the float addition, called with (branch, shortcut).
-        branch_quantizer, shortcut_quantizer: quantizers of the addends.
+        inner: the float module, called with (first, second).
+        first_quantizer, second_quantizer: quantizers of the inputs; their names are those in `ACTS`.
     """
+
+    def __init__(self, inner: nn.Module, first_quantizer: Quantizer, second_quantizer: Quantizer):
+        super().__init__()
+        for name, module in zip((self.INNER, *self.ACTS), (inner, first_quantizer, second_quantizer), strict=True):
+            self.add_module(name, module)
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        quantize_first, quantize_second = getattr(self, self.ACTS[0]), getattr(self, self.ACTS[1])
+        return getattr(self, self.INNER)(quantize_first(first), quantize_second(second))
+
+
+class QuantizedAdd(QuantizedPair):
+    """A marked residual addition, called with (branch, shortcut), that quantizes both addends."""
 
     INNER = "add"
     ACTS = ("branch_quantizer", "shortcut_quantizer")
 
-    def __init__(self, add: nn.Module, branch_quantizer: Quantizer, shortcut_quantizer: Quantizer):
-        super().__init__()
-        self.add = add
-        self.branch_quantizer = branch_quantizer
-        self.shortcut_quantizer = shortcut_quantizer
 
-    def forward(self, branch: Tensor, shortcut: Tensor) -> Tensor:
-        return self.add(self.branch_quantizer(branch), self.shortcut_quantizer(shortcut))
-
-
-class QuantizedProduct(Wrapper):
-    """A marked product of two activations (q k and p v of attention) that quantizes both.
-
-    Args:
-        product: the float product, called with (left, right).
-        left_quantizer, right_quantizer: quantizers of the factors.
-    """
+class QuantizedProduct(QuantizedPair):
+    """A marked product of two activations (q k and p v of attention) that quantizes both factors, (left, right)."""
 
     INNER = "product"
     ACTS = ("left_quantizer", "right_quantizer")
-
-    def __init__(self, product: nn.Module, left_quantizer: Quantizer, right_quantizer: Quantizer):
-        super().__init__()
-        self.product = product
-        self.left_quantizer = left_quantizer
-        self.right_quantizer = right_quantizer
-
-    def forward(self, left: Tensor, right: Tensor) -> Tensor:
-        return self.product(self.left_quantizer(left), self.right_quantizer(right))

@@ -20,22 +20,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from spequant.methods.base import (
-    Losses,
-    MethodSettings,
-    Start,
-    check_temperature,
-    check_weight,
-    penalties,
-)
+from spequant.methods.base import Losses, penalties
 from spequant.methods.losses import kl
-from spequant.methods.tasks import Classification, Task
-from spequant.methods.widths import at_widths, fewest_bits
+from spequant.methods.tasks import Task
+from spequant.methods.widths import SeveralWidths, at_widths, fewest_bits
 from spequant.processes import unwrapped
-from spequant.quantizers.base import check_bits
 
 
-class JointBits:
+class JointBits(SeveralWidths):
     """Joint training at several activation widths; the largest width teaches the others.
 
     `Losses.task` is at the home width. Losses are in nats, means over samples. A call raises a ValueError if the model
@@ -55,25 +47,11 @@ class JointBits:
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Settings(MethodSettings):
+    class Settings(SeveralWidths.Settings):
         """Joint multi-bit training: the network learns at several activation widths at once."""
 
-        widths: tuple[int, ...] = (4, 8)
-        """activation bits in addition to the network's"""
-        temperature: float = 1.0
-        """T, the temperature of the softmax"""
-        weight: float = 1.0
-        """lambda, the weight of the distillation loss"""
-
-        def __post_init__(self) -> None:
-            self.make()
-
         def make(self, task: Task | None = None) -> "JointBits":
-            """Return the method; raise a ValueError if a setting is out of range."""
             return JointBits(self.widths, temperature=self.temperature, weight=self.weight, task=task)
-
-        def build(self, start: Start) -> "JointBits":
-            return self.make(start.task)
 
     def __init__(
         self,
@@ -83,14 +61,9 @@ class JointBits:
         weight: float = 1.0,
         task: Task | None = None,
     ):
-        check_temperature(temperature)
-        check_weight(weight, "weight")
-        if not widths or list(widths) != sorted(set(widths)):
+        super().__init__(widths, temperature=temperature, weight=weight, task=task)
+        if list(widths) != sorted(set(widths)):
             raise ValueError(f"widths is {widths!r}; expected activation bits in rising order, e.g. (4, 8)")
-        for width in widths:
-            check_bits(width, "widths")
-        self.widths, self.task = tuple(widths), task or Classification()
-        self.temperature, self.weight = float(temperature), float(weight)
 
     def __call__(self, model: nn.Module, batch: Any) -> Losses:
         student = self.task.logits(model, batch)

@@ -22,21 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spequant.methods.base import (
-    Losses,
-    MethodSettings,
-    Start,
-    check_temperature,
-    check_weight,
-    penalties,
-)
+from spequant.methods.base import Losses, penalties
 from spequant.methods.losses import kl
-from spequant.methods.tasks import Classification, Task
-from spequant.methods.widths import at_widths
-from spequant.quantizers.base import check_bits
+from spequant.methods.tasks import Task
+from spequant.methods.widths import SeveralWidths, at_widths
 
 
-class MemberEnsemble:
+class MemberEnsemble(SeveralWidths):
     """PMWAE: passes at other activation widths (members) learn, and teach the model (leader) together.
 
     `Losses.distill` is the KL term, before lambda.
@@ -52,42 +44,11 @@ class MemberEnsemble:
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Settings(MethodSettings):
+    class Settings(SeveralWidths.Settings):
         """PMWAE: members at more activation bits teach together."""
 
-        widths: tuple[int, ...] = (4, 8)
-        """activation bits of the members, in addition to the network's"""
-        temperature: float = 1.0
-        """T, the temperature of the softmax"""
-        weight: float = 1.0
-        """lambda, the weight of the distillation loss"""
-
-        def __post_init__(self) -> None:
-            self.make()
-
         def make(self, task: Task | None = None) -> "MemberEnsemble":
-            """Return the method; raise a ValueError if a setting is out of range."""
             return MemberEnsemble(self.widths, temperature=self.temperature, weight=self.weight, task=task)
-
-        def build(self, start: Start) -> "MemberEnsemble":
-            return self.make(start.task)
-
-    def __init__(
-        self,
-        widths: Sequence[int] = (4, 8),
-        *,
-        temperature: float = 1.0,
-        weight: float = 1.0,
-        task: Task | None = None,
-    ):
-        check_temperature(temperature)
-        check_weight(weight, "weight")
-        if not widths:
-            raise ValueError("widths is empty; expected the members' activation bits, e.g. (4, 8)")
-        for width in widths:
-            check_bits(width, "widths")
-        self.widths, self.task = tuple(widths), task or Classification()
-        self.temperature, self.weight = float(temperature), float(weight)
 
     def __call__(self, model: nn.Module, batch: Any) -> Losses:
         student = self.task.logits(model, batch)

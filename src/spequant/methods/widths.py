@@ -1,15 +1,61 @@
-"""Passes of one network at several activation widths, for methods that train at all of them."""
+"""Passes of one network at several activation widths, and the base of methods that train at all of them."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from spequant.calibration.batch_norm import batch_norm_untracked
 from spequant.layers import act_quantizers
-from spequant.methods.tasks import Task
+from spequant.methods.base import Method, MethodSettings, Start, check_temperature, check_weight
+from spequant.methods.tasks import Classification, Task
 from spequant.policies import LowBit, precision
 from spequant.processes import unwrapped
+from spequant.quantizers.base import check_bits
+
+
+class SeveralWidths:
+    """Base of methods that train one network at several activation widths. Their docstrings describe the arguments."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(MethodSettings):
+        """Options of these methods."""
+
+        widths: tuple[int, ...] = (4, 8)
+        """activation bits in addition to the network's"""
+        temperature: float = 1.0
+        """T, the temperature of the softmax"""
+        weight: float = 1.0
+        """lambda, the weight of the distillation loss"""
+
+        def __post_init__(self) -> None:
+            self.make()
+
+        @abstractmethod
+        def make(self, task: Task | None = None) -> Method:
+            """Return the method; raise a ValueError if a setting is out of range."""
+
+        def build(self, start: Start) -> Method:
+            return self.make(start.task)
+
+    def __init__(
+        self,
+        widths: Sequence[int] = (4, 8),
+        *,
+        temperature: float = 1.0,
+        weight: float = 1.0,
+        task: Task | None = None,
+    ):
+        check_temperature(temperature)
+        check_weight(weight, "weight")
+        if not widths:
+            raise ValueError("widths is empty; expected activation bits, e.g. (4, 8)")
+        for width in widths:
+            check_bits(width, "widths")
+        self.widths, self.task = tuple(widths), task or Classification()
+        self.temperature, self.weight = float(temperature), float(weight)
 
 
 def fewest_bits(model: nn.Module) -> int:

@@ -10,7 +10,7 @@ import pytest
 from spequant.app.cli import main, parsed_train
 from spequant.app.runs import load_run
 from spequant.app.studies import mixed
-from spequant.app.studies.mixed import Layers, measured
+from spequant.app.studies.mixed import LayerMeasures, measured
 from spequant.app.studies.workshop import Workshop
 from spequant.deploy import LayerCost, model_costs
 from support.made_up_runs import Run
@@ -21,7 +21,7 @@ LOSSES = {2: (0.3, 0.2, 0.1), 3: (0.1, 0.15, 0.05), 4: (0.05, 0.01, 0.02), 8: (0
 """of a, b and c alone"""
 
 
-def made_up() -> Layers:
+def made_up() -> LayerMeasures:
     """Three layers of one to four KiB a byte of their weights, and one that keeps 8 bits."""
 
     def cost(name: str, bits: int) -> LayerCost:
@@ -30,7 +30,7 @@ def made_up() -> Layers:
 
     alone = {bits: dict(zip("abc", losses, strict=True)) for bits, losses in LOSSES.items()}
     costs = {bits: {name: cost(name, bits) for name in WEIGHTS} for bits in LOSSES}
-    return Layers(alone, {"a": -0.1, "b": 0.0, "c": 0.1}, costs, "7 made-up images")
+    return LayerMeasures(alone, {"a": -0.1, "b": 0.0, "c": 0.1}, costs, "7 made-up images")
 
 
 @pytest.mark.parametrize("what", ["size", "bit-operations"])
@@ -48,7 +48,7 @@ def test_the_widths_of_a_budget_are_the_best_of_the_whole_network(what):
 
 
 def test_layers_of_a_run_are_measured(digits_run, monkeypatch):
-    monkeypatch.setattr(mixed, "WIDTHS", (2, 8))
+    monkeypatch.setattr(mixed, "LAYER_WIDTHS", (2, 8))
     recipe, model, test = load_run(digits_run)
     recipe = replace(recipe, quant=replace(recipe.quant, percentile=99.9), data=replace(recipe.data, images=512))
     layers = measured(recipe, model)

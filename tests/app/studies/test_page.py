@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from spequant.app.studies.page import Report, in_cell, write_report
+from spequant.app.studies.page import StudyReport, in_cell, write_report
 from support.chromium import chromium, opened
 from support.study_files import rows_of
 
@@ -30,7 +30,9 @@ def test_small_numbers_keep_their_digits():
 def test_a_page_stands_alone_and_escapes(tmp_path):
     rows = [{"arm": "<script>alert(1)</script>|", "x": 1.234, "n": None, "command": "a 'b|c'"}]
     write_report(
-        Report("A < B & C", "about <it>", rows, lambda f: f.subplots().plot([1, 2]), {"torch": "<2>"}), tmp_path, "a"
+        StudyReport("A < B & C", "about <it>", rows, lambda f: f.subplots().plot([1, 2]), {"torch": "<2>"}),
+        tmp_path,
+        "a",
     )
     page = Outside()
     page.feed((tmp_path / "a.html").read_text())
@@ -43,7 +45,7 @@ def test_a_page_stands_alone_and_escapes(tmp_path):
 def test_names_of_columns_are_shown_as_they_are(tmp_path):
     """Also those that a table of a page, or a template, would read otherwise; a table without rows is left out."""
     names = ["a|b", "mixed, 1.5", "<i>", "{{ x }}", "length", "items"]
-    write_report(Report("t", "a", [dict.fromkeys(names, 0.25)], more={"none": []}), tmp_path, "a")
+    write_report(StudyReport("t", "a", [dict.fromkeys(names, 0.25)], more={"none": []}), tmp_path, "a")
     shown = " | ".join(names).replace("a|b", "a\\|b")
     assert f"| {shown} |\n|{'---|' * 6}\n|{' 0.25 |' * 6}\n" in (tmp_path / "a.md").read_text()
     page = (tmp_path / "a.html").read_text()
@@ -56,13 +58,13 @@ def test_names_of_columns_are_shown_as_they_are(tmp_path):
 def test_a_page_without_jinja_names_the_extra_and_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(ModuleNotFoundError, match=r"jinja2 is not installed: .*'spequant\[report\]'"):
-        write_report(Report("t", "a", [{"x": 1}]), tmp_path / "study", "a")
+        write_report(StudyReport("t", "a", [{"x": 1}]), tmp_path / "study", "a")
     assert not (tmp_path / "study").exists()
 
 
 @pytest.mark.skipif(chromium() is None, reason="no Chromium is installed")
 def test_a_page_opens_in_chromium_without_an_error(tmp_path):
-    write_report(Report("A", "B", [{"x": 1}], lambda f: f.subplots().plot([1, 2])), tmp_path, "a")
+    write_report(StudyReport("A", "B", [{"x": 1}], lambda f: f.subplots().plot([1, 2])), tmp_path, "a")
     read = "[document.querySelector('h1').textContent, document.images.length, document.images[0].naturalWidth > 0]"
     page = opened(tmp_path / "a.html", read)
     assert page.found == ["A", 1, True] and page.console == []

@@ -18,7 +18,7 @@ from spequant.app.cli import main, parsed_train
 from spequant.app.recipes.serial import from_json
 from spequant.app.runs import load_run
 from spequant.app.studies.arms import folder_of
-from spequant.app.studies.page import Report
+from spequant.app.studies.page import StudyReport
 from spequant.app.studies.study import STUDIES, run_study, study_command
 from spequant.app.studies.tables import CIFAR
 from spequant.app.studies.workshop import Study, Workshop, about
@@ -202,7 +202,7 @@ def test_fig2_raises_layers_of_a_run_that_another_study_made(tmp_path, made_up, 
 
 
 def test_a_page_says_what_was_run(tmp_path, monkeypatch):
-    monkeypatch.setitem(STUDIES, "table2", lambda shop: Report("t", about(shop), [{"x": 1}]))
+    monkeypatch.setitem(STUDIES, "table2", lambda shop: StudyReport("t", about(shop), [{"x": 1}]))
     settings = Study(out=tmp_path / "study", resume=True, epochs=11, images=99, seeds=(3, 4), recipe="digits-w2a2-speq")
     run_study("table2", settings)
     page = (tmp_path / "study" / "table2.md").read_text()

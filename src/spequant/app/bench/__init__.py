@@ -1,1 +1,1 @@
-"""Times, measured in one run and interleaved: ratios hold on a machine that is shared, times alone do not."""
+"""Times, measured in turns in one run: on a shared machine the ratios are reliable, the times themselves are not."""

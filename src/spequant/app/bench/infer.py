@@ -2,9 +2,8 @@
 
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -14,6 +13,8 @@ from torch import Tensor, nn
 from tyro.conf import Positional
 
 from spequant import models
+from spequant.app.bench.subjects import check_name, checked_logits
+from spequant.app.bench.workers import seconds_of
 from spequant.app.runs.evaluation import at_bits
 from spequant.app.runs.sources import Source, example_of, float_network, open_source
 from spequant.calibration.ranges import calibrate
@@ -27,7 +28,7 @@ from spequant.preparation.placement import prepare, unprepare
 from spequant.quantizers import PACT, SAWB
 
 EngineName = Literal["onnxruntime", "openvino"]
-Made = TypeVar("Made")
+Form = TypeVar("Form")
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,12 @@ class Infer:
     source: Positional[Path | None] = None
     """a run's folder, a packed file or one of --to onnx"""
     network: str | None = None
-    """without a source: a network of the recipes, None: resnet18; of a file made in Python: what makes its float
-    network, package.module:Object or file.py:Object"""
+    """without a source: a network of the recipes, or one of your own, package.module:Object or file.py:Object; None:
+    resnet18. With a file made in Python: what makes its float network"""
     data: Path | None = None
     """of a packed file made in Python: an .npz with the array inputs, as its network takes them"""
     image: int = 224
-    """its images' height and width"""
+    """without a source: height and width of the images"""
     bits: tuple[int, ...] = ()
     """without a source: widths of weights and activations of that network; none: 2"""
     act_bits: tuple[int, ...] = ()
@@ -64,62 +65,80 @@ class Infer:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """One network as ONNX, in float and at some widths; inputs: a batch by name."""
+class OnnxNetwork:
+    """A network as ONNX.
+
+    Args:
+        float_graph: of the float network.
+        graphs: {name: graph} of the low-bit network, one per width.
+        inputs: {name: tensor}, a batch.
+    """
 
     float_graph: Any
     graphs: dict[str, Any]
     inputs: Mapping[str, Tensor]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Entry:
-    """One graph in one engine, ready to run."""
+    """One graph in one engine, ready to run.
+
+    Args:
+        name: of the graph.
+        engine: its name.
+        size: of the graph's file, bytes.
+        call: runs the graph once.
+        times: of each round, milliseconds.
+    """
 
     name: str
     engine: str
     size: int
     call: Callable[[], object]
-    times: list[float]
+    times: list[float] = field(default_factory=list)
 
 
 def bench_infer(settings: Infer) -> list[dict[str, Any]]:
-    """One row per graph and engine: name, engine, version, ms, times_faster_than_fp32, file_bytes, batch, threads,
-    instruction_sets. ValueError: a setting out of range, a source that holds no network."""
+    """Measure inference.
+
+    Returns:
+        Rows, one per graph and engine: `name`, `engine`, `version`, `ms`, `times_faster_than_fp32`, `file_bytes`,
+        `batch`, `threads`, `instruction_sets`.
+
+    Raises:
+        ValueError: a setting is out of range, or the source holds no network.
+    """
     for name in ("image", "length", "batch", "threads", "rounds"):
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; expected 1 or more")
     torch.manual_seed(0)
-    subject = _subject(settings)
+    network = _onnx_network(settings)
     with tempfile.TemporaryDirectory() as folder:
-        entries = _entries(settings, subject, Path(folder))
+        entries = _entries(settings, network, Path(folder))
         for entry in entries:
             entry.call()
         for _ in range(settings.rounds):
             for entry in entries:
-                begun = time.perf_counter()
-                entry.call()
-                entry.times.append(1000 * (time.perf_counter() - begun))
-    floats = {e.engine: statistics.median(e.times) for e in entries if e.name == "fp32"}
-    installed, here = versions(), instruction_sets()
+                entry.times.append(1000 * seconds_of(entry.call))
+    medians = {(e.name, e.engine): statistics.median(e.times) for e in entries}
+    installed = versions()
+    shared = {"batch": settings.batch, "threads": settings.threads, "instruction_sets": instruction_sets()}
     return [
         {
             "name": e.name,
             "engine": e.engine,
             "version": installed.get(e.engine),
-            "ms": round(statistics.median(e.times), 3),
-            "times_faster_than_fp32": round(floats[e.engine] / statistics.median(e.times), 3),
+            "ms": round(medians[e.name, e.engine], 3),
+            "times_faster_than_fp32": round(medians["fp32", e.engine] / medians[e.name, e.engine], 3),
             "file_bytes": e.size,
-            "batch": settings.batch,
-            "threads": settings.threads,
-            "instruction_sets": here,
+            **shared,
         }
         for e in entries
     ]
 
 
-def _subject(settings: Infer) -> Subject:
+def _onnx_network(settings: Infer) -> OnnxNetwork:
     if settings.source is None:
         if settings.act_bits:
             raise ValueError(f"act_bits is {settings.act_bits!r}, which is for a run or a file; expected --bits")
@@ -138,8 +157,23 @@ def _subject(settings: Infer) -> Subject:
     return _questions(settings, source) if source.of_questions else _images(settings, source)
 
 
-def _questions(settings: Infer, source: Source) -> Subject:
-    """Windows without padding, all of one token."""
+def _random(settings: Infer) -> OnnxNetwork:
+    """Networks with random weights, calibrated on random images."""
+    name = settings.network or "resnet18"
+    check_name(name, tuple(BUILDERS))
+    network = BUILDERS[name]() if name in BUILDERS else float_network(name)
+    x = torch.randn(settings.batch, 3, settings.image, settings.image)
+    checked_logits(network, name, x)
+    programs = {}
+    for bits in settings.bits or (2,):
+        model = prepare(network, weight=SAWB(bits), act=PACT(bits))
+        calibrate(model, [torch.randn(4, *x.shape[1:])], samples=4)
+        programs[f"W{bits}A{bits}"] = lower(model, x[:1])
+    return _of_images(network, x, programs)
+
+
+def _questions(settings: Infer, source: Source) -> OnnxNetwork:
+    """The network of a source for questions, on windows without padding, all of one token."""
     assert source.model is not None  # an integer graph is of images
     example = example_of(source, settings.length)
     assert isinstance(example, dict)
@@ -150,24 +184,24 @@ def _questions(settings: Infer, source: Source) -> Subject:
     except (IndexError, RuntimeError) as error:
         raise ValueError(f"length is {settings.length}: the network does not run on it ({error})") from error
     graphs = _at_widths(settings, source, lambda model: mixed_graph(model, inputs).graph)
-    return Subject(float_graph(unprepare(source.model), inputs), graphs, inputs)
+    return OnnxNetwork(float_graph(unprepare(source.model), inputs), graphs, inputs)
 
 
-def _images(settings: Infer, source: Source) -> Subject:
+def _images(settings: Infer, source: Source) -> OnnxNetwork:
+    """The network of a source for images."""
     example = example_of(source)
     assert isinstance(example, Tensor)  # of questions it has names
     x = torch.randn(settings.batch, *example.shape[1:])
     if source.program is not None:
-        network = _float_network(settings, source)
         widths = {f"A{bits}": at_width(source.program, bits, source.trained) for bits in settings.act_bits}
-        return _of_images(network, x, widths or {f"A{source.act_bits}": source.program})
+        return _of_images(_float_network(settings, source), x, widths or {f"A{source.act_bits}": source.program})
     assert source.model is not None
     programs = _at_widths(settings, source, lambda model: lower(model, x[:1]))
     return _of_images(unprepare(source.model), x, programs)
 
 
 def _float_network(settings: Infer, source: Source) -> nn.Module:
-    """What an integer graph is timed against, with random weights."""
+    """The float network, with random weights, that an integer graph is timed against."""
     if settings.network is not None:
         return float_network(settings.network)
     if source.recipe is None or source.shape is None or source.program is None:
@@ -179,8 +213,8 @@ def _float_network(settings: Infer, source: Source) -> nn.Module:
     return models.make_network(name, classes=classes, in_channels=channels, size=width)
 
 
-def _at_widths(settings: Infer, source: Source, form: Callable[[nn.Module], Made]) -> dict[str, Made]:
-    """{name: form of the model} for each width that is asked for; none: as trained."""
+def _at_widths(settings: Infer, source: Source, form: Callable[[nn.Module], Form]) -> dict[str, Form]:
+    """{name: form of the model}, one per width of the settings; none: as trained."""
     assert source.model is not None
     forms, weight = {}, "" if source.recipe is None else f"W{source.recipe.quant.weight_bits}"
     for bits in settings.act_bits or (None,):
@@ -189,45 +223,27 @@ def _at_widths(settings: Infer, source: Source, form: Callable[[nn.Module], Made
     return forms
 
 
-def _random(settings: Infer) -> Subject:
-    name = settings.network or "resnet18"
-    if name not in BUILDERS:
-        raise ValueError(f"network is {name!r}; expected one of {', '.join(BUILDERS)}")
-    network = getattr(models, name)()
-    x = torch.randn(settings.batch, 3, settings.image, settings.image)
-    try:
-        network.eval()(x)
-    except RuntimeError as error:
-        raise ValueError(f"image is {settings.image}: {name} does not run on it ({error})") from error
-    programs = {}
-    for bits in settings.bits or (2,):
-        model = prepare(network, weight=SAWB(bits), act=PACT(bits))
-        calibrate(model, [torch.randn(4, *x.shape[1:])], samples=4)
-        programs[f"W{bits}A{bits}"] = lower(model, x[:1])
-    return _of_images(network, x, programs)
-
-
-def _of_images(network: nn.Module, x: Tensor, programs: Mapping[str, Program]) -> Subject:
+def _of_images(network: nn.Module, x: Tensor, programs: Mapping[str, Program]) -> OnnxNetwork:
     graphs = {name: integer_graph(program) for name, program in programs.items()}
-    return Subject(float_onnx(network.eval(), x), graphs, {"input": x})
+    return OnnxNetwork(float_onnx(network.eval(), x), graphs, {"input": x})
 
 
-def _entries(settings: Infer, subject: Subject, folder: Path) -> list[Entry]:
+def _entries(settings: Infer, network: OnnxNetwork, folder: Path) -> list[Entry]:
     files = {}
-    for name, graph in {"fp32": subject.float_graph, **subject.graphs}.items():
+    for name, graph in {"fp32": network.float_graph, **network.graphs}.items():
         files[name] = folder / f"{name}.onnx"
         needs("onnx", "deploy").save(graph, files[name])
-    feed = {name: x.numpy() for name, x in subject.inputs.items()}
+    feed = {name: x.numpy() for name, x in network.inputs.items()}
     entries = []
     for engine in settings.engines:
         for name, path in files.items():
             run = ENGINES[engine](path, settings.threads)
-            entries.append(Entry(name, engine, path.stat().st_size, partial(run, feed), []))
+            entries.append(Entry(name, engine, path.stat().st_size, partial(run, feed)))
     return entries
 
 
 def float_onnx(network: nn.Module, x: Tensor) -> Any:
-    """The float network by torch's own exporter: input "input"."""
+    """The ONNX graph of a float network by torch's own exporter; its input is named "input"."""
     needs("onnxscript", "deploy")
     exported = torch.onnx.export(network, (x,), input_names=["input"], dynamo=True, verbose=False)
     assert exported is not None  # it is with `dynamo`

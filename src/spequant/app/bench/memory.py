@@ -11,10 +11,17 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(step: Callable[[], Any], device: torch.device) -> int:
-    """Bytes that the tensors of one `step()` take at its peak, without those that exist before it.
+    """The memory that the tensors of one step take at its peak, without those that exist before it.
 
-    On a GPU torch's allocator counts them. On a CPU they follow from the allocations that torch's profiler records: the
+    On a GPU torch's allocator counts it. On a CPU it follows from the allocations that torch's profiler records: the
     peak of the process would include the compiler's memory.
+
+    Args:
+        step: is called once.
+        device: of its tensors.
+
+    Returns:
+        Bytes.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -33,7 +40,11 @@ def peak_bytes(step: Callable[[], Any], device: torch.device) -> int:
 
 
 def peak_of(allocations: Iterable[tuple[float, int]]) -> int:
-    """The largest running sum of allocations, (time, bytes) each; bytes are negative where memory is freed."""
+    """The largest running sum of allocations in the order of their times.
+
+    Args:
+        allocations: (time, bytes) each; bytes are negative where memory is freed.
+    """
     total = peak = 0
     for _, size in sorted(allocations, key=lambda pair: pair[0]):
         total += size

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -10,19 +9,25 @@ from torch import Tensor, nn
 
 from spequant import models
 from spequant.app.runs.images import channels_last
+from spequant.extras import needs
 from spequant.methods.tasks import Classification
 from spequant.models.named import BUILDERS
 
 BERT = "bert6"
-NETWORKS = (*BUILDERS, BERT)
 CLASSES = 10
-LENGTH = 128  # tokens
+TOKENS = 128
+"""length of BERT's sequences"""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """network: float, in train mode, on its device; batch: (inputs, labels), or both by name; residual: bits of
-    addends, None where the network cannot be traced."""
+    """A network with a batch.
+
+    Args:
+        network: float, in train mode, on its device.
+        batch: (inputs, labels), or both by name.
+        residual: bits of the addends of residual additions; None where the network cannot be traced.
+    """
 
     network: nn.Module
     batch: Any
@@ -36,37 +41,62 @@ class Subject:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Of the batch."""
+        """The tensors of the batch."""
         return list(self.batch.values() if isinstance(self.batch, Mapping) else self.batch)
 
 
 def make_subject(name: str, batch: int, image: int, device: torch.device) -> Subject:
-    """`name`: a network of the recipes, on `batch` random images of `image` x `image` pixels; or "bert6": six layers
-    of BERT-base with a classifier, on sequences of 128 tokens. ValueError: another name, or images it does not take."""
-    if name not in NETWORKS:
-        raise ValueError(f"network is {name!r}; expected one of {', '.join(NETWORKS)}")
+    """A network with random weights, and a random batch; the same ones at each call.
+
+    Args:
+        name: a network of the recipes, or of the user's own (package.module:Object or file.py:Object); or
+            "bert6", six layers of BERT-base with a classifier.
+        batch: number of images, or of sequences of 128 tokens.
+        image: height and width of the images, pixels.
+        device: of both.
+
+    Raises:
+        ValueError: there is no such network, or it does not take these images.
+        ModuleNotFoundError: bert6 without the package transformers.
+    """
     torch.manual_seed(0)
-    labels = torch.randint(CLASSES, (batch,), device=device)
     if name == BERT:
-        ids = torch.randint(1000, (batch, LENGTH), device=device)
-        return Subject(_bert().to(device).train(), {"input_ids": ids, "labels": labels}, residual=None)
+        ids, labels = (torch.randint(high, size) for high, size in ((1000, (batch, TOKENS)), (CLASSES, (batch,))))
+        return Subject(_bert().to(device).train(), {"input_ids": ids.to(device), "labels": labels.to(device)}, None)
+    check_name(name, (*BUILDERS, BERT))
+    network = channels_last(models.make_network(name, classes=CLASSES, size=image), device)
     images = torch.randn(batch, 3, image, image, device=device).to(memory_format=torch.channels_last)
-    network = channels_last(getattr(models, name)(classes=CLASSES), device)
+    logits = checked_logits(network, name, images[:2])
+    return Subject(network.train(), (images, torch.randint(logits.shape[1], (batch,), device=device)))
+
+
+def check_name(name: str, networks: tuple[str, ...]) -> None:
+    """ValueError: `name` is none of `networks`, and no reference to an object of the user's own."""
+    if name not in networks and ":" not in name:
+        raise ValueError(
+            f"network is {name!r}; expected one of {', '.join(networks)}, or package.module:Object or file.py:Object"
+        )
+
+
+def checked_logits(network: nn.Module, name: str, images: Tensor) -> Tensor:
+    """The logits, (images, classes), of a network, which is left in eval mode.
+
+    Raises:
+        ValueError: the network does not run on `images`, or returns something else.
+    """
     try:
         with torch.no_grad():
-            network.eval()(images[:2])
-    except RuntimeError as error:
-        raise ValueError(f"image is {image}: {name} does not run on it ({error})") from error
-    return Subject(network.train(), (images, labels))
+            logits = network.eval()(images)
+    except Exception as error:  # of whatever kind a network of the user's own raises
+        raise ValueError(f"image is {images.shape[-1]}: {name} does not run on it ({error})") from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        kind = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"network is {name!r}, which returns {kind}; expected logits of shape (images, classes)")
+    return logits
 
 
 def _bert() -> nn.Module:
-    try:
-        transformers = import_module("transformers")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"network {BERT!r} needs {error.name}, which is not installed: pip install 'spequant[bench]'"
-        ) from error
+    transformers = needs("transformers", "text")
     config = transformers.BertConfig(
         num_hidden_layers=6, num_labels=CLASSES, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
     )

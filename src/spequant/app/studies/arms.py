@@ -17,13 +17,14 @@ from spequant.app.recipes.serial import ELSEWHERE, content_of, differences, flat
 from spequant.app.runs import run
 from spequant.app.runs.folder import DIVERGED, ENVIRONMENT, METRICS, RECIPE, RESULT, main_figure, read_result
 from spequant.app.studies.compare import deviation, paired
-from spequant.app.studies.page import Report, Row
+from spequant.app.studies.page import Row, StudyReport
 from spequant.app.studies.side_by_side import Job, all_finished, side_by_side, threads_each
 from spequant.app.terminal import Terminal
 from spequant.data import Folder
 from spequant.data.settings import folder_of as data_folder
 
-RETRAIN = "Retrain"
+BASELINE = "Retrain"
+"""label of the arm that the others of its group are compared with"""
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ def train_arms(arms: Sequence[Arm], seeds: Sequence[int], runs: Path, at_once: i
     return trained
 
 
-def arms_report(title: str, about: str, arms: Sequence[Trained], against: Sequence[str] = ()) -> Report:
+def arms_report(title: str, about: str, arms: Sequence[Trained], against: Sequence[str] = ()) -> StudyReport:
     """A report with one row per arm: mean, deviation, and paired differences.
 
     Args:
@@ -250,7 +251,7 @@ def arms_report(title: str, about: str, arms: Sequence[Trained], against: Sequen
             }
         )
     rows = same_columns(rows)
-    return Report(title, about, rows, lambda figure: _draw(figure, rows), facts_of(folders_of(arms)))
+    return StudyReport(title, about, rows, lambda figure: _draw(figure, rows), facts_of(folders_of(arms)))
 
 
 def _mean(values: Sequence[float]) -> float:

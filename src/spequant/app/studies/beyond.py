@@ -13,12 +13,21 @@ import torch
 
 from spequant.app.recipes import Recipe
 from spequant.app.recipes.command_line import recipe_named
-from spequant.app.recipes.variants import extended, speq_distill, speq_of, with_speq
+from spequant.app.recipes.variants import extended, speq_of, with_speq
 from spequant.app.runs.fields import make_field
 from spequant.app.runs.folder import main_figure
-from spequant.app.studies.arms import RETRAIN, Arm, arms_report, carry_out, equal_terms, facts_of, folder_of, folders_of
-from spequant.app.studies.page import Report
-from spequant.app.studies.tables import Change, longer, method
+from spequant.app.studies.arms import (
+    BASELINE,
+    Arm,
+    arms_report,
+    carry_out,
+    equal_terms,
+    facts_of,
+    folder_of,
+    folders_of,
+)
+from spequant.app.studies.page import StudyReport
+from spequant.app.studies.tables import Change, longer, method, speq_and_kd
 from spequant.app.studies.workshop import Workshop, about
 from spequant.extras import needs
 from spequant.methods import SPEQ, SPEQDistill, by_name
@@ -39,7 +48,7 @@ SEARCHED = (
 PROGRESSIVE = {"no": (), "4": (4,), "4 -> 3": (4, 3)}
 """bits of both weights and activations, before those of the recipe"""
 
-DIVERGED = -math.inf
+NO_ACCURACY = -math.inf
 """the value of a trial whose loss was not finite"""
 
 PAPER = {
@@ -68,7 +77,7 @@ class Tried:
     Args:
         method: how it is trained.
         parts: {what is changed: the change}, in the order in which the changes are made.
-        held: accuracy on held-out images, %; `DIVERGED` where there is none.
+        held: accuracy on held-out images, %; `NO_ACCURACY` where there is none.
     """
 
     method: str
@@ -102,7 +111,7 @@ def speq_parts(trial: "Trial", shop: Workshop, steps: int) -> dict[str, Change]:
     if passes := _other(trial, "passes", [1, 2]):
         parts[f"{passes} passes"] = functools.partial(with_speq, passes=passes)
     if _other(trial, "a separate teacher", [False, True]):
-        parts["the float network as a teacher"] = _taught
+        parts["the float network as a teacher"] = speq_and_kd
         return parts | _last_parts(trial, shop)
     if trial.params["T"] > 1 and _other(trial, "T falls", [False, True]):
         parts["T falls to 1"] = functools.partial(extended, temperature_end=1.0)
@@ -150,7 +159,7 @@ def _other(trial: "Trial", name: str, values: Sequence[Any]) -> Any:
     return None if value == PAPER[name] else value
 
 
-def beyond(shop: Workshop) -> Report:
+def beyond_study(shop: Workshop) -> StudyReport:
     """What lifts SPEQ past the paper's settings: a search on held-out images, with as many trials for Retrain."""
     if shop.settings.trials < 1:
         raise ValueError(f"trials is {shop.settings.trials!r}; expected 1 or more")
@@ -165,7 +174,7 @@ def beyond(shop: Workshop) -> Report:
         recipe = _recipe(start, tried, shop)
         return Arm(family.group, label, family.speq, recipe, note=note or tried.label, changes=SEARCHED)
 
-    arms = [Arm(family.group, RETRAIN, family.speq, method("retrain")(base), paper=family.retrain)]
+    arms = [Arm(family.group, BASELINE, family.speq, method("retrain")(base), paper=family.retrain)]
     arms.append(Arm(family.group, "SPEQ", family.speq, replace(base, method=SPEQ.Settings()), paper=family.paper))
     for name, won in best.items():
         arms.append(arm(f"{name}, best", won))
@@ -179,8 +188,8 @@ def beyond(shop: Workshop) -> Report:
         {
             "search": name,
             "trial": i,
-            "held out": None if t.held == DIVERGED else t.held,
-            "what": f"{t.label} (diverged)" if t.held == DIVERGED else t.label,
+            "held out": None if t.held == NO_ACCURACY else t.held,
+            "what": f"{t.label} (diverged)" if t.held == NO_ACCURACY else t.label,
         }
         for name, trials in tried.items()
         for i, t in enumerate(trials)
@@ -228,12 +237,12 @@ def search(name: str, base: Recipe, shop: Workshop) -> list[Tried]:
     done: list[Tried] = []
     while len(done) < trials:
         batch = [study.ask() for _ in range(min(shop.settings.at_once, trials - len(done)))]
-        changes = [Tried(kind, parts_of(trial, shop, steps), DIVERGED) for trial in batch]
+        changes = [Tried(kind, parts_of(trial, shop, steps), NO_ACCURACY) for trial in batch]
         shop.ahead(_recipes(base, changes, shop, shop.seeds[:1]))
         for trial, change in zip(batch, changes, strict=True):
             held = _held(change, base, shop, shop.seeds[0])
             done.append(replace(change, held=held))
-            if held == DIVERGED:
+            if held == NO_ACCURACY:
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
             else:
                 study.tell(trial, held)
@@ -251,7 +260,7 @@ def winner(trials: Sequence[Tried], base: Recipe, shop: Workshop) -> Tried:
     Raises:
         FloatingPointError: every trial diverged.
     """
-    finite = [t for t in trials if t.held > DIVERGED]
+    finite = [t for t in trials if t.held > NO_ACCURACY]
     if not finite:
         raise FloatingPointError(f"all of {len(trials)} trials diverged; expected a lower rate in {base.name}")
     finalists = sorted(finite, key=lambda t: -t.held)[:FINALISTS]
@@ -264,7 +273,7 @@ def _held(tried: Tried, base: Recipe, shop: Workshop, seed: int) -> float:
     try:
         result = carry_out(_recipe(base, tried, shop).with_seed(seed), shop.runs)[0]
     except FloatingPointError:
-        return DIVERGED
+        return NO_ACCURACY
     return float(result[main_figure(n for n in result if n.startswith("held_out_"))])
 
 
@@ -281,11 +290,6 @@ def _folders(base: Recipe, tried: Mapping[str, Sequence[Tried]], shop: Workshop)
     """The folders of all runs of the trials."""
     recipes = [r for trials in tried.values() for r in _recipes(base, trials, shop, shop.seeds)]
     return [folder for r in recipes if (folder := folder_of(r, shop.runs)).exists()]
-
-
-def _taught(recipe: Recipe) -> Recipe:
-    """The float network teaches as well, at SPEQ's temperature and weight."""
-    return replace(recipe, method=speq_distill(recipe).method)
 
 
 def _recipe(base: Recipe, tried: Tried, shop: Workshop) -> Recipe:

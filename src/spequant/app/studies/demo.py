@@ -1,6 +1,6 @@
 """The command `demo`: a small float ResNet on handwritten digits, then W2A2 networks from it by Retrain and SPEQ."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -18,6 +18,8 @@ from spequant.files import make_folder, remove
 
 MARK = ".demo"
 """a file that says that a demo made this folder"""
+ARMS = {"float": "digits-float", "Retrain W2A2": "digits-w2a2-retrain", "SPEQ W2A2": "digits-w2a2-speq"}
+"""{arm: its recipe}; the low-bit arms start from the float one"""
 DEMO_FILES = ("digits-float", "digits-w2a2-retrain-seed*", "digits-w2a2-speq-seed*", "curves.png")
 
 
@@ -52,37 +54,31 @@ def run_demo(settings: Demo) -> None:
     (settings.out / MARK).touch()
     for path in [path for pattern in DEMO_FILES for path in settings.out.glob(pattern)]:
         remove(path) if path.is_dir() else path.unlink()
-    arms: dict[str, list[dict[str, Any]]] = {}
-    folders: dict[str, list[Path]] = {}
     start = settings.out / "digits-float"
-    for arm, name in (
-        ("float", "digits-float"),
-        ("Retrain W2A2", "digits-w2a2-retrain"),
-        ("SPEQ W2A2", "digits-w2a2-speq"),
-    ):
+    runs: dict[str, dict[Path, dict[str, Any]]] = {arm: {} for arm in ARMS}
+    for arm, name in ARMS.items():
         for seed in (0,) if arm == "float" else settings.seeds:
-            recipe = RECIPES[name]().with_seed(seed)
+            recipe, folder = RECIPES[name]().with_seed(seed), start
             if settings.epochs is not None:
                 recipe = replace(recipe, train=replace(recipe.train, epochs=settings.epochs))
-            if arm != "float":
+            if recipe.quantized:
                 recipe = replace(recipe, network=replace(recipe.network, weights=start))
-            folder = start if arm == "float" else settings.out / f"{name}-seed{seed}"
+                folder = settings.out / f"{name}-seed{seed}"
             with Terminal(f"{arm}, seed {seed}") as reporter:
-                result = run(recipe, folder, reporter)
-            arms.setdefault(arm, []).append(result)
-            folders.setdefault(arm, []).append(folder)
-    print_table(_table(arms))
+                runs[arm][folder] = run(recipe, folder, reporter)
+    print_table(_table(runs))
     if len(settings.seeds) > 1:
-        retrain, speq = ({r["seed"]: r["test_accuracy"] for r in arms[a]} for a in ("Retrain W2A2", "SPEQ W2A2"))
+        retrain, speq = ({r["seed"]: r["test_accuracy"] for r in runs[a].values()} for a in list(ARMS)[1:])
         print(f"SPEQ - Retrain, paired: {difference(retrain, speq)} points, 95 %, 500 test images")
-    draw_curves(folders, settings.out / "curves.png")
+    draw_curves(runs, settings.out / "curves.png")
     print(f"curves, metrics (JSON lines) and networks are in {settings.out}/")
 
 
-def _table(arms: dict[str, list[dict[str, Any]]]) -> Table:
+def _table(runs: Mapping[str, Mapping[Path, dict[str, Any]]]) -> Table:
     table = Table("network", "test accuracy, %", "deviation", "weights, KiB", "seconds a run")
-    for arm, results in arms.items():
-        accuracy: Sequence[float] = [r["test_accuracy"] for r in results]
+    for arm, folders in runs.items():
+        results = list(folders.values())
+        accuracy = [r["test_accuracy"] for r in results]
         spread = f"{deviation(accuracy):.2f}" if len(accuracy) > 1 else "-"
         size, seconds = results[0]["weight_bytes"] / 1024, mean(r["seconds"] for r in results)
         table.add_row(arm, f"{mean(accuracy):.2f}", spread, f"{size:.1f}", f"{seconds:.1f}")

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from spequant.app.runs.folder import environment
 from spequant.app.studies.arms import ran_on
-from spequant.app.studies.page import Report
+from spequant.app.studies.page import StudyReport
 from spequant.app.studies.workshop import Workshop
 from spequant.methods import losses
 
-CLASSES = 10
+CLASS_COUNT = 10
 CONFIDENCES = [round(0.05 * i, 2) for i in range(3, 20)]  # 0.15 to 0.95; 0.1 is no preference
 
 
@@ -31,12 +31,12 @@ def pull(loss: Callable[..., Tensor], student: float, teacher: float) -> float:
 
 
 def _logits(confidence: float) -> Tensor:
-    p = torch.full((1, CLASSES), (1 - confidence) / (CLASSES - 1), dtype=torch.float64)
+    p = torch.full((1, CLASS_COUNT), (1 - confidence) / (CLASS_COUNT - 1), dtype=torch.float64)
     p[0, 0] = confidence
     return p.log()
 
 
-def fig3(shop: Workshop) -> Report:
+def fig3(shop: Workshop) -> StudyReport:
     """Gradients of KL and cosine over teacher's and student's confidence; nothing is trained."""
     confidences = CONFIDENCES[::4] if shop.settings.smoke else CONFIDENCES
     rows = [
@@ -61,8 +61,8 @@ def fig3(shop: Workshop) -> Report:
             axes.set_title(f"{name}: L1 norm of the gradient to the logits", fontsize=10)
 
     about = (
-        f"{CLASSES} classes, T = 1, one sample. Where the teacher is unsure, cosine hardly pulls at a sure student; "
-        "KL pulls the more, the more sure it is."
+        f"{CLASS_COUNT} classes, T = 1, one sample. Where the teacher is unsure, cosine hardly pulls at a sure "
+        "student; KL pulls the more, the more sure it is."
     )
     facts = ran_on([environment(torch.device("cpu"))])
-    return Report("Gradients of KL and cosine (figure 3)", about, rows, draw, facts)
+    return StudyReport("Gradients of KL and cosine (figure 3)", about, rows, draw, facts)

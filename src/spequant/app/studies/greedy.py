@@ -9,8 +9,8 @@ from torch import nn
 
 from spequant.app.recipes.training import device_named
 from spequant.app.runs.images import Images, measure
-from spequant.app.studies.arms import RETRAIN, facts_of
-from spequant.app.studies.page import Report
+from spequant.app.studies.arms import BASELINE, facts_of
+from spequant.app.studies.page import StudyReport
 from spequant.app.studies.tables import method
 from spequant.app.studies.workshop import Workshop, about_one, low_bits
 from spequant.data import ImageSet, eval_batches
@@ -23,24 +23,15 @@ GREEDY_IMAGES = 2000
 """on which each measurement of the greedy choice runs the network"""
 
 
-def fig2(shop: Workshop) -> Report:
+def fig2(shop: Workshop) -> StudyReport:
     """The order in which layers raised to 8 bits gain most; soft labels by width."""
-    network = low_bits(shop, {RETRAIN: method("retrain")}, shop.seeds[:1])[RETRAIN]
+    network = low_bits(shop, {BASELINE: method("retrain")}, shop.seeds[:1])[BASELINE]
     recipe, model = shop.finished(network.folder)
     images = Images(recipe, device_named(recipe.train.device))
     data = (images.test if images.held is None else images.held).part(slice(0, GREEDY_IMAGES))
     order = greedy_order(model, data)
     soft = soft_labels(model, data, shop.widths)
-    rows = [
-        {
-            "raised": step.raised,
-            "layer": step.layer,
-            "accuracy": step.accuracy,
-            "loss": f"{step.loss:.4f}",
-            "command": network.command,
-        }
-        for step in order
-    ]
+    rows = [{**vars(step), "loss": f"{step.loss:.4f}", "command": network.command} for step in order]
 
     def draw(figure: Any) -> None:
         left, right = figure.subplots(1, 2)
@@ -55,11 +46,11 @@ def fig2(shop: Workshop) -> Report:
 
     about = f"{about_one(shop)} {len(data)} {'test' if images.held is None else 'held-out'} images, chosen by the loss."
     title, facts = "Greedy order of layers, and soft labels (figure 2)", facts_of([network.folder])
-    return Report(title, about, rows, draw, facts, {"soft labels": soft})
+    return StudyReport(title, about, rows, draw, facts, {"soft labels": soft})
 
 
 @dataclass(frozen=True)
-class Step:
+class GreedyStep:
     """A step of the greedy order.
 
     Args:
@@ -75,7 +66,7 @@ class Step:
     loss: float
 
 
-def greedy_order(model: nn.Module, data: ImageSet) -> list[Step]:
+def greedy_order(model: nn.Module, data: ImageSet) -> list[GreedyStep]:
     """Raise one low-bit activation after another to 8 bits, from none to all.
 
     Args:
@@ -88,10 +79,10 @@ def greedy_order(model: nn.Module, data: ImageSet) -> list[Step]:
     widths = {name: q.bits for name, q in act_quantizers(model).items()}
     low = [name for name, bits in widths.items() if bits == min(b for b in widths.values() if b is not None)]
 
-    def step(*raised: str) -> Step:
+    def step(*raised: str) -> GreedyStep:
         with precision(model, Fixed(dict.fromkeys(raised, TEACHER_BITS))):
             evaluation = measure(model, data)
-        return Step(len(raised), raised[-1] if raised else "", evaluation.accuracy, evaluation.loss)
+        return GreedyStep(len(raised), raised[-1] if raised else "", evaluation.accuracy, evaluation.loss)
 
     steps = [step()]
     while len(steps) <= len(low):

@@ -13,12 +13,12 @@ from spequant.app.recipes.quantization import Quantization
 from spequant.app.recipes.training import device_named
 from spequant.app.runs import run
 from spequant.app.runs.images import Images, measure
-from spequant.app.studies.sensitivity import losses_alone
+from spequant.app.studies.sensitivity import LAYER_IMAGES, losses_alone
 from spequant.app.terminal import Terminal, print_table
 from spequant.files import write_json
 
-RUNGS = ((8, 8), (4, 4), (2, 8), (8, 2), (2, 2))  # (weight bits, activation bits)
-LAYER_IMAGES = 1000  # on which each layer is tried
+RUNGS = ((8, 8), (4, 4), (2, 8), (8, 2), (2, 2))
+"""(weight bits, activation bits) of each step"""
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,7 @@ def run_ladder(settings: Ladder) -> None:
     images = Images(recipe, device_named(recipe.train.device))
     if images.held is None:
         raise ValueError("data.held_out is 0; the ladder needs held-out images to name the worst layer")
-    network, batches = images.network(), images.calibration()
-    sets = {"held": images.held, "test": images.test}
-    rows = []
+    network, batches, rows = images.network(), images.calibration(), []
     for weight, act in RUNGS:
         rung = replace(recipe, name=f"W{weight}A{act}", quant=replace(recipe.quant, weight_bits=weight, act_bits=act))
         model = rung.quant.calibrated(network, batches)
@@ -76,7 +74,7 @@ def run_ladder(settings: Ladder) -> None:
             result = run(rung, settings.out / rung.name, reporter)
         rows.append({**row, "trained": result["held_out_accuracy"], "trained_test": result["test_accuracy"]})
     table = Table("", "calibrated: held out", "test", "trained: held out", "test", "worst layer (loss if alone)")
-    floating = {name: measure(network, data).accuracy for name, data in sets.items()}
+    floating = {"held": measure(network, images.held).accuracy, "test": measure(network, images.test).accuracy}
     table.add_row("float", f"{floating['held']:.2f}", f"{floating['test']:.2f}")
     for row in rows:
         figures = [f"{row[k]:.2f}" for k in ("calibrated", "calibrated_test", "trained", "trained_test")]

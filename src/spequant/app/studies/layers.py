@@ -27,7 +27,7 @@ MOST_EPOCHS = 12
 
 
 @dataclass(frozen=True)
-class Layers:
+class LayersSettings:
     """What the layers of a run did: clipping, levels in use, ranges, codes that change; a table and a picture."""
 
     run: Positional[Path]
@@ -36,7 +36,7 @@ class Layers:
     """the picture, PNG; None: layers.png in the run's folder"""
 
 
-def show_layers(settings: Layers) -> None:
+def show_layers(settings: LayersSettings) -> None:
     """Print the table and write the picture.
 
     Raises:
@@ -85,34 +85,28 @@ def layers_table(looks: Looks) -> Table:
         row = {what: float(column[i]) for what, column in last.items()}
         bits = ["-" if b[i] is None else str(b[i]) for b in (looks.weight_bits, looks.act_bits)]
         levels = "-" if math.isnan(row["levels"]) else f"{row['levels']:.0f} of {looks.of[i]}"
-        ranges = (_number(row[what]) for what in ("low", "high", "clip"))
+        ranges = (_number(row[what], ".3g") for what in ("low", "high", "clip"))
+        clipped, changed = (_number(100 * row[what], ".2f") for what in ("clipped", "changed"))
         note = "; ".join(notes[i])
-        style = "yellow" if note else None
-        table.add_row(name, *bits, _share(row["clipped"]), levels, *ranges, _share(row["changed"]), note, style=style)
+        table.add_row(name, *bits, clipped, levels, *ranges, changed, note, style="yellow" if note else None)
     return table
 
 
-def _share(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.2f}"
-
-
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3g}"
+def _number(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else format(value, form)
 
 
 def remarks(looks: Looks) -> list[list[str]]:
     """What deserves attention at the last look, one list per layer; see `CLIPPED`."""
+    last = (looks.values[what][:, -1] for what in ("clipped", "levels", "changed"))
     all_notes: list[list[str]] = []
-    for i, weight_bits in enumerate(looks.weight_bits):
-        clipped, levels, changed = (float(looks.values[what][i, -1]) for what in ("clipped", "levels", "changed"))
-        of, notes = looks.of[i], []
-        if clipped > CLIPPED:
-            notes.append("much is clipped")
-        if of is not None and levels < USED * of:
-            notes.append("half the levels unused")
-        if changed > CHANGED and weight_bits is not None and weight_bits <= MAX_BITS:
-            notes.append("codes still change")
-        all_notes.append(notes)
+    for clipped, levels, changed, of, bits in zip(*last, looks.of, looks.weight_bits, strict=True):
+        notes = {
+            "much is clipped": clipped > CLIPPED,
+            "half the levels unused": of is not None and levels < USED * of,
+            "codes still change": changed > CHANGED and bits is not None and bits <= MAX_BITS,
+        }
+        all_notes.append([note for note, holds in notes.items() if holds])
     return all_notes
 
 

@@ -13,25 +13,23 @@ from spequant.app.recipes.quantization import Quantization
 from spequant.app.recipes.training import device_named
 from spequant.app.runs.fields import make_field
 from spequant.app.runs.images import Images
-from spequant.app.studies.arms import RETRAIN, Arm, arms_report, equal_terms, facts_of, folders_of
-from spequant.app.studies.page import Report, Row
-from spequant.app.studies.sensitivity import assign, losses_alone, losses_raised, low_bit_layers
+from spequant.app.studies.arms import BASELINE, Arm, arms_report, equal_terms, facts_of, folders_of
+from spequant.app.studies.page import Row, StudyReport
+from spequant.app.studies.sensitivity import LAYER_IMAGES, assign, losses_alone, losses_raised, low_bit_layers
 from spequant.app.studies.tables import method
 from spequant.app.studies.workshop import Workshop, about, low_bits
 from spequant.deploy import LayerCost, model_costs
 from spequant.methods import SPEQ
 from spequant.preparation.placement import unprepare
 
-WIDTHS = (2, 3, 4, 8)
+LAYER_WIDTHS = (2, 3, 4, 8)
 """bits from which each layer's are chosen, the same for its weight and its input"""
 UNIFORM = (2, 3, 4)
-LAYER_IMAGES = 1000
-"""on which the loss of each layer is measured"""
 UNITS = {"size": ("KiB", 1024), "bit-operations": ("million bit operations", 10**6)}
 
 
 @dataclass(frozen=True)
-class Layers:
+class LayerMeasures:
     """Losses and costs of a network's layers.
 
     Args:
@@ -66,7 +64,7 @@ def _of(cost: LayerCost, what: str) -> int:
     return cost.size if what == "size" else cost.bit_operations
 
 
-def sensitivity(shop: Workshop) -> Report:
+def sensitivity(shop: Workshop) -> StudyReport:
     """What each layer costs at few bits; mixed precision from it, by SPEQ, against uniform bits. Takes a RUN."""
     base, recipe, folder = _subject(shop)
     layers = measured(recipe, shop.finished(folder)[1])
@@ -77,7 +75,7 @@ def sensitivity(shop: Workshop) -> Report:
     table = [
         {
             "layer": n,
-            **{f"alone at {bits} bits": f"{layers.alone[bits][n]:.4f}" for bits in WIDTHS},
+            **{f"alone at {bits} bits": f"{layers.alone[bits][n]:.4f}" for bits in LAYER_WIDTHS},
             "input raised to 8": f"{layers.raised[n]:.4f}",
             **{a.label: bits[n] for a in arms if n in (bits := _override_bits(a))},
         }
@@ -87,7 +85,7 @@ def sensitivity(shop: Workshop) -> Report:
         f"{about(shop, base)} The network is that of {folder}, on the first {layers.images}. Layers: loss above the "
         "float network's with one layer alone quantized, weight and input, batch norm on batch statistics; and loss "
         "above the trained network's with one layer's input at 8 bits. Mixed: each layer at one of "
-        f"{', '.join(map(str, WIDTHS))} bits, for the least sum of the former within the {shop.settings.budget}."
+        f"{', '.join(map(str, LAYER_WIDTHS))} bits, for the least sum of the former within the {shop.settings.budget}."
     )
     return replace(
         report,
@@ -116,7 +114,7 @@ def _subject(shop: Workshop) -> tuple[str, Recipe, Path]:
     return recipe.name, shop.shared()(recipe), folder
 
 
-def measured(recipe: Recipe, model: nn.Module) -> Layers:
+def measured(recipe: Recipe, model: nn.Module) -> LayerMeasures:
     """Measure the layers of a trained network, on held-out images of `recipe`, or else on training images."""
     field = make_field(recipe, device_named(recipe.train.device))
     assert isinstance(field, Images) and field.example is not None
@@ -128,20 +126,20 @@ def measured(recipe: Recipe, model: nn.Module) -> Layers:
     from_float = recipe.network.weights is not None or recipe.network.pretrained
     floating = field.network() if from_float else unprepare(model)
     alone, costs = {}, {}
-    for bits in WIDTHS:
+    for bits in LAYER_WIDTHS:
         quantized = _uniform(recipe.quant, bits).calibrated(floating, field.calibration())
         costs[bits] = {c.name: c for c in model_costs(quantized, field.example)}
         without, losses = losses_alone(quantized, data)
         alone[bits] = {n: losses[n] - without for n in names}
     trained, raised = losses_raised(model, names, data)
-    return Layers(alone, {n: loss - trained for n, loss in raised.items()}, costs, f"{len(data)} {kind} images")
+    return LayerMeasures(alone, {n: loss - trained for n, loss in raised.items()}, costs, f"{len(data)} {kind} images")
 
 
 def _uniform(quant: Quantization, bits: int) -> Quantization:
     return replace(quant, weight_bits=bits, act_bits=bits)
 
 
-def _arms(base: str, recipe: Recipe, layers: Layers, shop: Workshop) -> list[Arm]:
+def _arms(base: str, recipe: Recipe, layers: LayerMeasures, shop: Workshop) -> list[Arm]:
     """Retrain and SPEQ at uniform bits, and SPEQ at mixed ones; budgets: the inner widths' costs, and the middles."""
     speq = recipe if isinstance(recipe.method, SPEQ.Settings) else replace(recipe, method=SPEQ.Settings())
     what, widths = shop.settings.budget, UNIFORM[:2] if shop.settings.smoke else UNIFORM
@@ -155,7 +153,7 @@ def _arms(base: str, recipe: Recipe, layers: Layers, shop: Workshop) -> list[Arm
     for bits in widths:
         everywhere, uniform = dict.fromkeys(layers.raised, bits), replace(speq, quant=_uniform(speq.quant, bits))
         if not arms:
-            arms.append(arm(RETRAIN, method("retrain")(uniform), everywhere))
+            arms.append(arm(BASELINE, method("retrain")(uniform), everywhere))
         arms.append(arm(f"W{bits}A{bits}", uniform, everywhere, note="uniform"))
     costs = [layers.cost(dict.fromkeys(layers.raised, bits), what) for bits in widths]
     for budget in sorted({*costs[1:-1], *((a + b) / 2 for a, b in pairwise(costs))}):
@@ -172,10 +170,10 @@ def _override_bits(arm: Arm) -> dict[str, str]:
     return dict(text.rsplit("=", 1) for text in arm.recipe.quant.overrides)
 
 
-def _draw(figure: Any, layers: Layers, rows: Sequence[Row], what: str) -> None:
+def _draw(figure: Any, layers: LayerMeasures, rows: Sequence[Row], what: str) -> None:
     left, middle, right = figure.subplots(1, 3)
     places, size = range(len(layers.raised)), min(8.0, 150 / len(layers.raised))
-    for bits in WIDTHS[:3]:
+    for bits in LAYER_WIDTHS[:3]:
         left.plot(list(layers.alone[bits].values()), places, "o", markersize=3, label=f"{bits} bits")
     left.legend(frameon=False, fontsize=8)
     left.set_title("quantized alone: loss above float", fontsize=9)

@@ -18,7 +18,7 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Report:
+class StudyReport:
     """The content of a study's files.
 
     Args:
@@ -43,7 +43,7 @@ class Report:
         return {"": self.rows, **self.more}
 
 
-def write_report(report: Report, folder: Path, name: str) -> None:
+def write_report(report: StudyReport, folder: Path, name: str) -> None:
     """Write all files of `report` into `folder`, each whole or not at all."""
     jinja = needs("jinja2", "report")
     pages = jinja.Environment(

@@ -1,7 +1,7 @@
 """Pictures: an empty figure, its file, and curves of runs."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def save(figure: Any, path: Path) -> bytes:
     return content.getvalue()
 
 
-def draw_curves(arms: Mapping[str, Sequence[Path]], out: Path) -> None:
+def draw_curves(arms: Mapping[str, Iterable[Path]], out: Path) -> None:
     """Draw loss and accuracy over the epochs: one colour per arm, one line per run.
 
     Args:

@@ -17,6 +17,8 @@ from spequant.policies import Fixed, precision
 from spequant.quantizers import Quantizer
 
 RAISED_BITS = 8
+LAYER_IMAGES = 1000
+"""on which the loss of each layer is measured"""
 
 
 def low_bit_layers(model: nn.Module, weight_bits: int | None, act_bits: int | None) -> list[str]:

@@ -1,10 +1,9 @@
 """The command `study`: the paper's tables and figures, which anybody can run again."""
 
-import dataclasses
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from spequant.app.recipes import Recipe
 from spequant.app.recipes.command_line import option_words
 from spequant.app.studies.arms import (
-    RETRAIN,
+    BASELINE,
     Arm,
     arms_report,
     chosen,
@@ -22,11 +21,11 @@ from spequant.app.studies.arms import (
     over_seeds,
     same_columns,
 )
-from spequant.app.studies.beyond import beyond
+from spequant.app.studies.beyond import beyond_study
 from spequant.app.studies.gradients import fig3
 from spequant.app.studies.greedy import fig2
 from spequant.app.studies.mixed import sensitivity
-from spequant.app.studies.page import Report, write_report
+from spequant.app.studies.page import StudyReport, write_report
 from spequant.app.studies.tables import CIFAR, IMAGENET, Change, Family, method, table2, table3, table4, table5
 from spequant.app.studies.widths import at_activation_widths, every_pair
 from spequant.app.studies.workshop import Study, Workshop, about, low_bits, once
@@ -38,7 +37,7 @@ TRAINED = "trained at this width"
 
 def _compared(
     title: str, families: Sequence[Family] | None, table: Callable[..., list[Arm]], size: int = 16
-) -> Callable[[Workshop], Report]:
+) -> Callable[[Workshop], StudyReport]:
     """A study that trains the arms of `table`.
 
     Args:
@@ -48,7 +47,7 @@ def _compared(
         size: height and width of the images of --smoke, pixels.
     """
 
-    def study(shop: Workshop) -> Report:
+    def study(shop: Workshop) -> StudyReport:
         one = families is None or shop.settings.recipe is not None
         if not one and shop.settings.weights is not None:
             raise ValueError(
@@ -68,10 +67,10 @@ def _compared(
     return study
 
 
-def table1(shop: Workshop) -> Report:
+def table1(shop: Workshop) -> StudyReport:
     """Networks trained at few bits, at every pair of weight and activation widths."""
     widths = shop.widths
-    networks = low_bits(shop, {RETRAIN: method("retrain"), "SPEQ": method("speq")})
+    networks = low_bits(shop, {BASELINE: method("retrain"), "SPEQ": method("speq")})
     accuracies = {
         label: {seed: every_pair(*shop.finished(folder), widths) for seed, folder in network.folders.items()}
         for label, network in networks.items()
@@ -84,7 +83,7 @@ def table1(shop: Workshop) -> Report:
                 values = {
                     n: {s: pairs[weight, act][column] for s, pairs in seeds.items()} for n, seeds in accuracies.items()
                 }
-                against = {} if label == RETRAIN else {RETRAIN: values[RETRAIN]}
+                against = {} if label == BASELINE else {BASELINE: values[BASELINE]}
                 row |= over_seeds(column, values[label], against)
             rows.append({**row, "command": network.command})
 
@@ -103,21 +102,21 @@ def table1(shop: Workshop) -> Report:
 
     text = f"{about(shop)} Test accuracy, %, of trained networks at other widths; ends and addends keep theirs."
     facts = facts_of(folders_of(networks.values()))
-    return Report("Other widths than trained (table 1)", text, same_columns(rows), draw, facts)
+    return StudyReport("Other widths than trained (table 1)", text, same_columns(rows), draw, facts)
 
 
-def any_precision(shop: Workshop) -> Report:
+def any_precision(shop: Workshop) -> StudyReport:
     """One SPEQ network at each activation width, against networks trained at that width."""
     widths = shop.widths
-    measured = {"SPEQ": method("speq"), "joint bits": method("joint-bits"), RETRAIN: method("retrain")}
-    networks = low_bits(shop, measured | {f"{RETRAIN} at {bits}": _retrain_at(bits) for bits in widths})
+    measured = {"SPEQ": method("speq"), "joint bits": method("joint-bits"), BASELINE: method("retrain")}
+    networks = low_bits(shop, measured | {f"{BASELINE} at {bits}": _retrain_at(bits) for bits in widths})
     single = {
         label: {s: at_activation_widths(*shop.finished(f), widths) for s, f in networks[label].folders.items()}
         for label in measured
     }
     rows = []
     for bits in widths:
-        network = networks[f"{RETRAIN} at {bits}"]
+        network = networks[f"{BASELINE} at {bits}"]
         trained = network.figures("test_accuracy")
         row: dict[str, Any] = {"activations": bits, "seeds": len(trained), **over_seeds(TRAINED, trained, {})}
         for label, values in single.items():
@@ -137,7 +136,7 @@ def any_precision(shop: Workshop) -> Report:
     for label in measured:
         facts[f"command of the one network, {label}"] = networks[label].command
     text = f'{about(shop)} Test accuracy, %; "it" is a network trained at the width.'
-    return Report("Any precision: one network at each activation width", text, same_columns(rows), draw, facts)
+    return StudyReport("Any precision: one network at each activation width", text, same_columns(rows), draw, facts)
 
 
 def _retrain_at(act_bits: int) -> Change:
@@ -148,7 +147,7 @@ def _retrain_at(act_bits: int) -> Change:
     return change
 
 
-STUDIES: dict[str, Callable[[Workshop], Report]] = {
+STUDIES: dict[str, Callable[[Workshop], StudyReport]] = {
     "table1": table1,
     "fig2": fig2,
     "fig3": fig3,
@@ -158,28 +157,21 @@ STUDIES: dict[str, Callable[[Workshop], Report]] = {
     "table5": _compared("ImageNet networks (table 5)", IMAGENET, table5, size=64),
     "any-precision": any_precision,
     "sensitivity": sensitivity,
-    "beyond": beyond,
+    "beyond": beyond_study,
 }
 
 
+READ_BY = {
+    "run": ("sensitivity",),
+    "budget": ("sensitivity",),
+    "trials": ("beyond",),
+    "widths": ("table1", "fig2", "any-precision"),
+    "only": ("table2", "table3", "table4", "table5"),
+}
+"""{setting: the studies that read it}; all studies that train read the other settings"""
 TRAINING = ("seeds", "recipe", "weights", "epochs", "images", "held_out", "root", "device", "threads", "at_once")
-WITHOUT_EFFECT = {
-    "table1": ("only",),
-    "fig2": ("only", "at_once"),
-    "any-precision": ("only",),
-    "sensitivity": ("only",),
-    "beyond": ("only",),
-    "fig3": ("only", *TRAINING),
-}
-"""settings that a study does not read: it has no arms to choose from, or trains nothing"""
-SPECIAL = {
-    "sensitivity": ("run", "budget"),
-    "beyond": ("trials",),
-    "table1": ("widths",),
-    "fig2": ("widths",),
-    "any-precision": ("widths",),
-}
-"""settings that only some studies read"""
+NOT_READ = {"fig2": ("at_once",), "fig3": TRAINING}
+"""{study: further settings that it does not read}"""
 
 
 def run_study(name: str, settings: Study) -> Path:
@@ -195,8 +187,7 @@ def run_study(name: str, settings: Study) -> Path:
     """
     if name not in STUDIES:
         raise ValueError(f"study is {name!r}; expected one of {', '.join(STUDIES)}")
-    elsewhere = [field for fields in SPECIAL.values() for field in fields if field not in SPECIAL.get(name, ())]
-    for field in (*WITHOUT_EFFECT.get(name, ()), *elsewhere):
+    for field in (*(field for field, studies in READ_BY.items() if name not in studies), *NOT_READ.get(name, ())):
         value, default = getattr(settings, field), getattr(Study, field)
         if value != default:
             raise ValueError(f"{field} is {value!r}, which has no effect on {name}; expected {default!r}")
@@ -211,13 +202,9 @@ def run_study(name: str, settings: Study) -> Path:
 
 def study_command(name: str, settings: Study) -> str:
     """The `spequant study` that carries out the study `name` with `settings`."""
-    values, defaults = dataclasses.asdict(settings), dataclasses.asdict(Study())
-    run = values.pop("run")
-    words = [
-        "spequant",
-        "study",
-        name,
-        *([] if run is None else [str(run)]),
-        *(word for field, value in values.items() if value != defaults[field] for word in option_words(field, value)),
-    ]
+    words = ["spequant", "study", name, *([] if settings.run is None else [str(settings.run)])]
+    for field in fields(Study):
+        value = getattr(settings, field.name)
+        if value != field.default and field.name != "run":
+            words += option_words(field.name, value)
     return shlex.join(words)

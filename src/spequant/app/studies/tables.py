@@ -7,7 +7,7 @@ from typing import Any
 from spequant.app.recipes import Recipe
 from spequant.app.recipes.command_line import recipe_named
 from spequant.app.recipes.variants import speq_distill, speq_of
-from spequant.app.studies.arms import RETRAIN, Arm
+from spequant.app.studies.arms import BASELINE, Arm
 from spequant.methods import by_name
 
 TEACHER_PASS = 1 / 3
@@ -87,7 +87,7 @@ def arm(family: Family, label: str, change: Change, shared: Change, **about: Any
 def table2(family: Family, shared: Change) -> list[Arm]:
     """Loss {KL, cosine} x teacher {always n_H, stochastic u = .5, Mix}."""
     teachers = {"always 8 bits": {"probability": 1.0}, "stochastic, u = .5": {}, "Mix": {"mix": True}}
-    arms = [arm(family, RETRAIN, method("retrain"), shared, paper=family.retrain)]
+    arms = [arm(family, BASELINE, method("retrain"), shared, paper=family.retrain)]
     published = {("cosine", "stochastic, u = .5"): 91.44, ("cosine", "Mix"): 91.23}
     for loss in ("kl", "cosine"):
         for label, settings in teachers.items():
@@ -99,7 +99,7 @@ def table2(family: Family, shared: Change) -> list[Arm]:
 
 def table3(family: Family, shared: Change) -> list[Arm]:
     """u, T and the weight, one at a time; as many rates of Retrain as values of T or the weight."""
-    arms = [arm(family, RETRAIN, method("retrain"), shared)]
+    arms = [arm(family, BASELINE, method("retrain"), shared)]
     for factor in (0.5, 2.0):
 
         def other_rate(recipe: Recipe, factor: float = factor) -> Recipe:
@@ -129,10 +129,6 @@ def table4(family: Family, shared: Change) -> list[Arm]:
     """
     qkd = 91.24 if family.speq.startswith(RESNET20) else None
     rows: list[tuple[str, Change, dict[str, Any]]] = [
-        (RETRAIN, method("retrain"), {"paper": family.retrain}),
-        ("Retrain, equal time", lambda r: longer(method("retrain")(r)), EQUAL_TIME),
-        ("SPEQ", method("speq"), {"paper": family.paper}),
-        ("KD", KD, {"note": "T = 2"}),
         ("SPEQ and KD", speq_and_kd, {"note": "SPEQ's settings"}),
         ("Apprentice A", method("apprentice", joint=True), {}),
         (APPRENTICE_B, apprentice_b, {"note": "the student starts at random", "changes": STARTS}),
@@ -142,27 +138,24 @@ def table4(family: Family, shared: Change) -> list[Arm]:
         ("QFD", method("qfd"), {}),
         ("GSLR", method("gslr"), {}),
         ("CMT-KD", method("cmt-kd"), {}),
-        (RETRAIN, method("retrain"), {"ours": True}),
+        (BASELINE, method("retrain"), {"ours": True}),
         ("block replacement", method("block-replacement"), {"note": ABSTRACT, "ours": True}),
         ("member ensemble", method("member-ensemble"), {"note": ABSTRACT, "ours": True}),
         ("joint bits", method("joint-bits"), {"note": ABSTRACT, "ours": True}),
     ]
     if recipe_named(family.speq).network.pretrained:  # timm's weights: no file holds them for the teacher
         rows = [row for row in rows if row[0] != APPRENTICE_B]
-    return [arm(family, label, change, shared, **about) for label, change, about in rows]
+    return table5(family, shared) + [arm(family, label, change, shared, **about) for label, change, about in rows]
 
 
 def table5(family: Family, shared: Change) -> list[Arm]:
     """Retrain, SPEQ and distillation on ImageNet's networks."""
     return [
-        arm(family, RETRAIN, method("retrain"), shared, paper=family.retrain),
+        arm(family, BASELINE, method("retrain"), shared, paper=family.retrain),
         arm(family, "Retrain, equal time", lambda r: longer(method("retrain")(r)), shared, **EQUAL_TIME),
         arm(family, "SPEQ", method("speq"), shared, paper=family.paper),
-        arm(family, "KD", KD, shared, note="T = 2"),
+        arm(family, "KD", method("distill", temperature=2.0), shared, note="T = 2"),
     ]
-
-
-KD = method("distill", temperature=2.0)
 
 
 def speq_and_kd(recipe: Recipe) -> Recipe:

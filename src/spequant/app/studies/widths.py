@@ -16,7 +16,7 @@ from spequant.policies import LowBit, precision
 from spequant.preparation.placement import unprepare
 from spequant.quantizers.base import level_tensor
 
-WIDTHS = (2, 3, 4, 5, 6, 7, 8)
+ALL_WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from spequant.app.studies.arms import Arm, Trained, carry_out, reason, train_arm
 from spequant.app.studies.compare import check_seeds
 from spequant.app.studies.tables import CIFAR, RESNET20, Change, Family, arm
 from spequant.app.studies.tiny import tiny, write_images
-from spequant.app.studies.widths import WIDTHS
+from spequant.app.studies.widths import ALL_WIDTHS
 from spequant.data import DataSettings
 from spequant.methods import SPEQ
 
@@ -42,7 +42,7 @@ class Study:
     """of sensitivity: what is limited in its mixed networks"""
     trials: int = 30
     """of beyond: the number of trials of each search"""
-    widths: tuple[int, ...] = WIDTHS
+    widths: tuple[int, ...] = ALL_WIDTHS
     """of table1, any-precision and fig2's soft labels: bits at which networks are measured"""
     smoke: bool = False
     """two seeds of one epoch on a few made-up images: a test that the study runs, without a result"""

@@ -1,13 +1,21 @@
 """Other toolkits' low-bit networks: low-bit indeed, the ends and addends apart, and they learn."""
 
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from spequant.app.bench.peers import brevitas, low_bit, torch_ao
+from peers import PEERS, brevitas, low_bit, torch_ao
 from spequant.app.bench.subjects import make_subject
+from spequant.app.bench.train import STEPS, BenchTrain, ready
 from spequant.methods import Retrain, allow_float
 from spequant.models import resnet8
+
+SETTINGS = BenchTrain("resnet8", batch=2, image=8, rounds=1, threads=1, device="cpu", compile=False)
 
 
 def test_every_layer_and_addend_has_its_own():
@@ -65,3 +73,37 @@ def test_brevitas_is_low_bit_and_learns():
     Retrain()(allow_float(model), subject.batch).total.backward()  # from the second step on the bounds learn
     bounds = [p.grad.abs().max() for n, p in model.named_parameters() if "input_quant" in n or "act_quant" in n]
     assert len(bounds) > len(widths) and all(bounds)
+
+
+def takes_a_step(name: str) -> None:
+    step, fixed_bytes = ready(pickle.loads(pickle.dumps(PEERS[name])), SETTINGS)  # as a process of its own gets it
+    before = fixed_bytes()
+    assert float(step()[0]) > 0
+    assert fixed_bytes() > before > 4 * 75_000
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torch_ao_takes_a_step():
+    takes_a_step("torch.ao")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_brevitas_takes_a_step():
+    pytest.importorskip("brevitas")
+    takes_a_step("brevitas")
+
+
+def test_no_peer_stands_for_a_row_of_ours():
+    assert list(PEERS) == ["torch.ao", "brevitas", "torch.ao eager", "brevitas eager"] and not set(PEERS) & set(STEPS)
+
+
+@pytest.mark.slow
+def test_the_script_prints_rows_of_both():
+    script = Path(__file__).parents[2] / "benchmarks" / "peers.py"
+    size = ("--network", "resnet8", "--batch", "2", "--image", "8", "--rounds", "1")
+    options = (*size, "--threads", "1", "--device", "cpu", "--no-compile", "--rows", "retrain", "torch.ao eager")
+    command = [sys.executable, str(script), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    names = [line.split("│")[1].strip() for line in done.splitlines() if line.startswith("│")]
+    assert names == ["float", "retrain", "torch.ao eager"] and "input: " in done

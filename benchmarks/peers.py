@@ -1,20 +1,32 @@
-"""Low-bit networks of other toolkits, to compare their times with ours: the same layers at the same bits."""
+"""Time training steps of low-bit networks of other toolkits next to ours: the same layers at the same bits.
+
+    python benchmarks/peers.py                                     # ResNet-20, batch 128, bf16: every row, 10 rounds
+    python benchmarks/peers.py --rows retrain speq brevitas "brevitas eager" --dtype fp32 --json rows.json
+
+The options and the measurement are those of `spequant bench train`. A toolkit that is not installed is left out with a
+line that says so: `pip install brevitas`; torch.ao is part of torch.
+"""
 
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 import torch
+import tyro
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from spequant.app.bench.report import print_bench_train
+from spequant.app.bench.subjects import Subject
+from spequant.app.bench.train import STEPS, BenchTrain, StepKind, compiled_and_eager
+from spequant.methods import allow_float
 from spequant.preparation.placement import replace_modules
 
-Make = Callable[[nn.Module, int, bool], nn.Module]
+MakeLayer = Callable[[nn.Module, int, bool], nn.Module]
 """(convolution or linear layer, bits of weight and input, whether the input has negative values) -> low-bit layer"""
 
 
-def low_bit(network: nn.Module, bits: int, layer: Make, addend: Callable[[], nn.Module]) -> nn.Module:
+def low_bit(network: nn.Module, bits: int, layer: MakeLayer, addend: Callable[[], nn.Module]) -> nn.Module:
     """Replace the layers and residual additions of a network; `network` is changed.
 
     Args:
@@ -27,10 +39,12 @@ def low_bit(network: nn.Module, bits: int, layer: Make, addend: Callable[[], nn.
     ends = layers[0], layers[-1]
     low_bit_layers = {id(m): layer(m, 8 if m in ends else bits, m is layers[0]) for m in layers}
     adds = [m for m in network.modules() if getattr(m, "residual_addition", False)]
-    return replace_modules(network, low_bit_layers | {id(m): _Add(addend(), addend()) for m in adds}).train()
+    return replace_modules(network, low_bit_layers | {id(m): Add(addend(), addend()) for m in adds}).train()
 
 
-class _Add(nn.Module):
+class Add(nn.Module):
+    """A residual addition with a quantizer for each addend."""
+
     def __init__(self, branch: nn.Module, shortcut: nn.Module):
         super().__init__()
         self.branch, self.shortcut = branch, shortcut
@@ -91,15 +105,35 @@ def torch_ao(network: nn.Module, bits: int) -> nn.Module:
 
     def layer(m: nn.Module, width: int, negative: bool) -> nn.Module:
         act = signed(width) if negative else fake(0, 2**width - 1, torch.quint8, torch.per_tensor_affine)
-        return _Faked(m, signed(width), act)
+        return FakeQuantized(m, signed(width), act)
 
     return low_bit(network, bits, layer, lambda: signed(8))
 
 
-class _Faked(nn.Module):
+class FakeQuantized(nn.Module):
+    """A layer with torch.ao's quantizers for its weight and its input."""
+
     def __init__(self, layer: nn.Module, weight: nn.Module, act: nn.Module):
         super().__init__()
         self.layer, self.weight, self.act = layer, weight, act
 
     def forward(self, x: Tensor) -> Tensor:
         return functional_call(self.layer, {"weight": self.weight(self.layer.weight)}, (self.act(x),))
+
+
+def torch_ao_model(subject: Subject, bits: int) -> nn.Module:
+    """`torch_ao` of a benchmark's network."""
+    return allow_float(torch_ao(subject.network, bits))
+
+
+def brevitas_model(subject: Subject, bits: int) -> nn.Module:
+    """`brevitas` of a benchmark's network."""
+    return allow_float(brevitas(subject.network, bits))
+
+
+PEERS = compiled_and_eager({"torch.ao": StepKind(torch_ao_model), "brevitas": StepKind(brevitas_model)})
+"""{name of a row: what it trains}, as `STEPS` of `spequant bench train`"""
+
+
+if __name__ == "__main__":
+    print_bench_train(tyro.cli(BenchTrain, description=__doc__), STEPS | PEERS)
