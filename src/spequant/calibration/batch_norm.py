@@ -228,7 +228,7 @@ def synchronise_batch_norm(model: nn.Module) -> None:
     """Replace every batch norm in `model`, in place, by one with batch statistics over all processes.
 
     On a GPU that is torch's `nn.SyncBatchNorm`, elsewhere the `SyncBatchNorm` of this file. The parameter and buffer
-    objects stay the same.
+    objects stay the same, and so do hooks and the quantizers of outputs.
 
     Args:
         model: Any network.
@@ -249,5 +249,5 @@ def synchronise_batch_norm(model: nn.Module) -> None:
                 on_gpu = tensor is not None and tensor.device.type == "cuda"
                 kind = nn.SyncBatchNorm if on_gpu else SyncBatchNorm
                 new = kind(child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats)
-                new._parameters, new._buffers = child._parameters, child._buffers
-                setattr(parent, name, new.train(child.training))
+                vars(new).update(vars(child))  # with its hooks and the quantizer of its output
+                setattr(parent, name, new)
