@@ -201,3 +201,15 @@ def test_a_seed_that_is_no_whole_number_is_refused_at_once(model, value):
         pass
     with precision(model, Stochastic(), seed=np.int64(3), step=np.int64(2)):
         pass
+
+
+def test_no_pattern_is_refused_and_float_inputs_are_left_alone(model):
+    with pytest.raises(ValueError, match="bits is empty"):
+        Fixed({})
+    quantizer = next(iter(act_quantizers(model).values()))
+    for policy in (Stochastic(8, 1.0), Fixed(8), LowBit(8), Mix()):
+        quantizer.bits = None
+        with precision(model, policy):
+            assert quantizer.levels is quantizer.home_levels
+    with pytest.raises(ValueError, match="no activation quantizer"), precision(nn.Sequential(PACT(None)), Fixed(8)):
+        pass
