@@ -412,3 +412,10 @@ def test_ranges_are_not_fitted_to_the_bits_of_a_precision_context(signed):
             spequant.calibrate(model, [torch.rand(64, 4) * 3], samples=64)
         assert {int(q.levels) for q in act_quantizers(model).values()} == {256}
     assert all(torch.equal(a, b) for a, b in zip(before, ranges_of(model), strict=True))
+
+
+@pytest.mark.parametrize("value", [0, True, 1.5, "64", None])
+def test_a_number_of_samples_that_is_no_whole_number_is_refused(value):
+    model = prepare(nn.Sequential(nn.Linear(4, 4)), ends=2)
+    with pytest.raises(ValueError, match=f"^samples is {value!r}; expected 1"):
+        spequant.calibrate(model, [torch.rand(64, 4)], samples=value)

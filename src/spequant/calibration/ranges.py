@@ -66,8 +66,8 @@ def _calibrate(
     acts, weights = act_quantizers(model), weight_quantizers(model)
     if not acts and not weights:
         raise ValueError("model holds no quantizer: call spequant.prepare first")
-    if samples < 1:
-        raise ValueError(f"samples is {samples!r}; expected 1 or more")
+    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+        raise ValueError(f"samples is {samples!r}; expected 1 or more, a whole number")
     for q in acts.values():
         if q.levels is not q.home_levels:
             raise RuntimeError(
