@@ -73,14 +73,12 @@ def fit(
     Args:
         state: What is trained, in place.
         batches: (epoch, first step) -> batches; both count from 0.
-        epochs: Number of epochs in all, 1 or more.
-        steps: Optimizer steps per epoch, 1 or more.
+        epochs, steps: Number of epochs in all, and of optimizer steps per epoch, 1 or more each.
         accelerator: Mixed precision, processes and gradient accumulation; None: fp32, and whole batches.
         clip_norm: Largest norm of the gradient, above 0; None: no limit.
         task: Counts right answers; None: classification.
         checkpoint_every: Steps between two calls of `on_checkpoint`, 1 or more; None: only at the end of each epoch.
-        on_step: Called after each step.
-        on_epoch: Called at the end of each epoch, with the sums over all processes.
+        on_step, on_epoch: Called after each step; at the end of each epoch, with the sums over all processes.
         on_checkpoint: Called when `state` should be saved, after `on_epoch`; never after a loss that is not finite.
         stop: Called after each step (with several processes, every 50 steps); True ends training.
 
