@@ -190,3 +190,26 @@ def test_replicas_of_data_parallel_run_at_the_bits_of_their_model(model):
     with precision(model, Fixed(3)):
         replica = quantizer._replicate_for_data_parallel()
         assert int(in_a_thread(lambda: replica.levels)) == int(quantizer.levels) != int(quantizer.home_levels)
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, True, "a"])
+def test_a_seed_that_is_no_whole_number_is_refused_at_once(model, value):
+    for make in (lambda: spequant.SPEQ(seed=value), lambda: precision(model, Stochastic(), seed=value).__enter__()):
+        with pytest.raises(ValueError, match=f"^seed is {value!r}"):
+            make()
+    with pytest.raises(ValueError, match=r"^step is -1"), precision(model, Stochastic(), step=-1):
+        pass
+    with precision(model, Stochastic(), seed=np.int64(3), step=np.int64(2)):
+        pass
+
+
+def test_no_pattern_is_refused_and_float_inputs_are_left_alone(model):
+    with pytest.raises(ValueError, match="bits is empty"):
+        Fixed({})
+    quantizer = next(iter(act_quantizers(model).values()))
+    for policy in (Stochastic(8, 1.0), Fixed(8), LowBit(8), Mix()):
+        quantizer.bits = None
+        with precision(model, policy):
+            assert quantizer.levels is quantizer.home_levels
+    with pytest.raises(ValueError, match="no activation quantizer"), precision(nn.Sequential(PACT(None)), Fixed(8)):
+        pass

@@ -15,6 +15,12 @@ from spequant.quantizers.base import Quantizer, check_bits
 from spequant.recomputation import entered_again
 
 
+def check_seed(value: object, argument: str = "seed") -> None:
+    """Raise a ValueError unless `value`, from which random numbers follow, is a whole number of 0 or more."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+        raise ValueError(f"{argument} is {value!r}; expected a whole number of 0 or more")
+
+
 class Policy(Protocol):
     """Choice of bits for each activation quantizer."""
 
@@ -92,12 +98,14 @@ class Fixed:
             pattern keep their home bits.
 
     Raises:
-        ValueError: bits out of range; in `draw`, a pattern that matches no quantizer.
+        ValueError: bits out of range, or no pattern; in `draw`, a pattern that matches no quantizer.
     """
 
     bits: int | Mapping[str, int]
 
     def __post_init__(self) -> None:
+        if isinstance(self.bits, Mapping) and not self.bits:
+            raise ValueError("bits is empty; expected bits, or at least one pattern of layer names with its bits")
         for width in self.bits.values() if isinstance(self.bits, Mapping) else [self.bits]:
             check_bits(width, "bits")
 
@@ -152,17 +160,19 @@ def precision(model: nn.Module, policy: Policy, *, seed: int = 0, step: int = 0,
     Args:
         model: a prepared, calibrated network.
         policy: for example `Stochastic()` or `Fixed(8)`.
-        seed, step, rank: the draw follows only from these three.
+        seed, step, rank: the draw follows only from these three, whole numbers of 0 or more.
 
     Raises:
-        ValueError: the model has no activation quantizer, or `policy` does not fit it.
+        ValueError: the model has no activation quantizer, `policy` does not fit it, or a number is negative.
         RuntimeError: another thread is inside a context of this model.
     """
-    quantizers = act_quantizers(model)
+    quantizers = {name: q for name, q in act_quantizers(model).items() if q.bits is not None}
     if not quantizers:
         raise ValueError("model has no activation quantizer to switch: prepare it with act=, e.g. PACT(2)")
+    for argument, value in {"seed": seed, "step": step, "rank": rank}.items():
+        check_seed(value, argument)
     rng = np.random.default_rng((seed, step, rank))
-    home = {name: int(q.bits or 0) for name, q in quantizers.items()}
+    home = {name: q.bits for name, q in quantizers.items() if q.bits is not None}
     counts = [float(q.levels_at(b)) for q, b in zip(quantizers.values(), policy.draw(home, rng), strict=True)]
     # One small transfer for all layers, which is not waited for; each quantizer gets a view of its number.
     levels = torch.tensor(counts).to(next(iter(quantizers.values())).levels.device, non_blocking=True).unbind()

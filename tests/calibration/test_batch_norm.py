@@ -13,6 +13,7 @@ from spequant.calibration.batch_norm import (
     modes_kept,
     synchronise_batch_norm,
 )
+from spequant.layers import act_quantizers
 from spequant.quantizers import PACT, SAWB
 
 
@@ -103,3 +104,56 @@ def test_with_one_process_synchronised_batch_norm_is_plain_batch_norm():
     assert list(other.state_dict()) == names and other[1].weight is plain[1].weight
     for a, b in zip(expected, outputs, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_a_synchronised_batch_norm_keeps_its_hooks_and_the_quantizer_of_its_output():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.conv2 = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+            self.bn1, self.bn2 = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            x = self.bn1(self.conv1(x))
+            return x + self.bn2(self.conv2(x.relu()))
+
+    x = torch.randn(64, 3, 4, 4)
+    model = spequant.prepare(Residual(), weight=SAWB(2), act=PACT(2), residual=2)
+    spequant.calibrate(model, [x], samples=64)
+    calls = []
+    model.bn2.register_forward_hook(lambda *_: calls.append(1))
+    quantizers, expected = list(act_quantizers(model)), model.eval()(x)
+    synchronise_batch_norm(model)
+    assert type(model.bn1) is type(model.bn2) is SyncBatchNorm and not model.bn1.training
+    assert list(act_quantizers(model)) == quantizers and len(quantizers) == 4
+    assert torch.equal(model(x), expected) and len(calls) == 2
+
+
+class Attention(nn.Module):
+    """With dropout that is a number in its module: torch's attention, torchvision's names, a recurrent layer."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.attention_dropout, self.norm = kind, 0.5, nn.BatchNorm1d(8)
+        self.inside = {"attention": nn.MultiheadAttention(8, 2, 0.5), "lstm": nn.LSTM(8, 8, 2, dropout=0.5)}.get(kind)
+
+    def forward(self, x):
+        if self.kind == "attention":
+            x = self.inside(x, x, x)[0]
+        elif self.kind == "lstm":
+            x = self.inside(x)[0]
+        else:
+            x = nn.functional.dropout(x, self.attention_dropout, self.training)
+        return self.norm(x.mean(0))
+
+
+@pytest.mark.parametrize("kind", ["attention", "lstm", "a number"])
+def test_statistics_do_not_follow_from_dropout(kind):
+    model, x = Attention(kind), torch.randn(5, 16, 8)
+    means = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        spequant.reestimate_batch_norm(model, [x])
+        means.append(model.norm.running_mean.clone())
+    assert torch.equal(*means) and model.attention_dropout == 0.5
+    assert kind == "a number" or model.inside.dropout == 0.5

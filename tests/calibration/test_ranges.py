@@ -369,3 +369,53 @@ def test_frozen_offsets_stay_frozen():
     for values in (x.abs(), x):  # an unsigned input has no trained offset, a signed one has
         spequant.calibrate(free, [values], samples=64)
     assert free[0].act_quantizer.offset.requires_grad
+
+
+def ranges_of(model):
+    return [
+        p.detach().clone()
+        for q in (*act_quantizers(model).values(), *weight_quantizers(model).values())
+        for p in q.parameters()
+    ]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("place", ["weight of the first layer", "weight of the last layer", "activation"])
+def test_values_that_are_not_finite_change_no_range(place, value):
+    class Between(nn.Module):
+        factor = 1.0
+
+        def forward(self, x):
+            return x * self.factor
+
+    model = prepare(nn.Sequential(nn.Linear(4, 4), Between(), nn.Linear(4, 4)), weight=LSQ(2), act=LSQ(2), ends=2)
+    spequant.calibrate(model, [torch.rand(64, 4)], samples=64)
+    before = ranges_of(model)
+    with torch.no_grad():
+        if place == "activation":
+            model[1].factor = value
+        else:
+            model[0 if "first" in place else 2].layer.weight[0, 0] = value
+    name = 0 if "first" in place else 2
+    with pytest.raises(ValueError, match=f"^{name}: its (weight|input) holds NaN or Inf"):
+        spequant.calibrate(model, [torch.rand(64, 4) * 5], samples=64)
+    assert all(torch.equal(a, b) for a, b in zip(before, ranges_of(model), strict=True))
+
+
+@pytest.mark.parametrize("signed", [None, False])
+def test_ranges_are_not_fitted_to_the_bits_of_a_precision_context(signed):
+    model = prepare(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), act=LSQ(2, signed=signed), ends=2)
+    spequant.calibrate(model, [torch.rand(64, 4)], samples=64)
+    before = ranges_of(model)
+    with spequant.precision(model, spequant.Fixed(8)):
+        with pytest.raises(RuntimeError, match=r"0: .* inside a precision context"):
+            spequant.calibrate(model, [torch.rand(64, 4) * 3], samples=64)
+        assert {int(q.levels) for q in act_quantizers(model).values()} == {256}
+    assert all(torch.equal(a, b) for a, b in zip(before, ranges_of(model), strict=True))
+
+
+@pytest.mark.parametrize("value", [0, True, 1.5, "64", None])
+def test_a_number_of_samples_that_is_no_whole_number_is_refused(value):
+    model = prepare(nn.Sequential(nn.Linear(4, 4)), ends=2)
+    with pytest.raises(ValueError, match=f"^samples is {value!r}; expected 1"):
+        spequant.calibrate(model, [torch.rand(64, 4)], samples=value)

@@ -1,5 +1,7 @@
 """`export`: a verified file of any format in one call, or none; `load`: every file opened again."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -193,3 +195,35 @@ def test_packed_answers_are_compared_bit_by_bit(network, tmp_path, monkeypatch):
     monkeypatch.undo()
     turned = network.to(memory_format=torch.channels_last)
     assert export(turned, tmp_path / "net.packed", [X]).parity.images == 8
+
+
+WRONG = {
+    "std of zero": ((0.5,), (0.0,)),
+    "negative std": ((0.5,), (-1.0,)),
+    "NaN": ((math.nan,), (1.0,)),
+    "infinite": ((0.5,), (math.inf,)),
+    "other lengths": ((0.5, 0.5), (1.0,)),
+    "one part": ((0.5,),),
+    "a number": 0.5,
+    "empty": ((), ()),
+    "words": (("a",), ("b",)),
+}
+
+
+@pytest.mark.parametrize("value", WRONG.values(), ids=WRONG)
+def test_preprocessing_that_normalises_nothing_is_refused(tmp_path, value):
+    with pytest.raises(ValueError, match=r"^preprocessing is .* \(mean, std\)"):
+        export(nn.Linear(2, 2), tmp_path / "net.onnx", [X.byte()], preprocessing=value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_preprocessing_of_other_channels_than_the_images_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"^preprocessing has 3 channels; expected 1"):
+        export(nn.Linear(2, 2), tmp_path / "net.onnx", [X.byte()], preprocessing=([0.5] * 3, torch.ones(3)))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")  # numpy's word on NaN, which has no code
+def test_images_that_are_not_finite_are_said_to_be_so(tmp_path):
+    x = torch.randn(8, 6)
+    with pytest.raises(ValueError, match=r"NaN or infinite in the network"):
+        export_onnx(prepared(Twice(), torch.randn(64, 6)), tmp_path / "net.onnx", [x * math.nan])

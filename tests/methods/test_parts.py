@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from reference import quantizers as literal
-from spequant.methods.parts import Recorder, replaced, rounded, stages_of
+from spequant.methods.parts import Recorder, part_of, replaced, rounded, stages_of
 from spequant.models import vgg16_bn
 from spequant.networks import head_of
 
@@ -62,3 +62,13 @@ def test_rounded_equals_its_numpy_reference(bits):
     positive = x.detach().abs()
     step = largest / (2**bits - 1)
     torch.testing.assert_close(rounded(positive, bits), torch.round(positive / step) * step, rtol=0, atol=1e-6)
+
+
+def test_a_name_stands_for_one_module_inside_any_wrapper():
+    inner = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2)))
+    for model in (inner, nn.ModuleDict({"module": inner}), nn.ModuleDict({"module": nn.ModuleDict({"model": inner})})):
+        assert part_of(model, "0") is inner[0] and part_of(model, "1.0") is inner[1][0]
+    heads = nn.ModuleDict({name: nn.ModuleDict({"fc": nn.Linear(2, 2)}) for name in ("first", "second")})
+    assert part_of(heads, "second.fc") is heads["second"]["fc"]
+    with pytest.raises(ValueError, match=r"'fc' may be first\.fc or second\.fc"):
+        part_of(heads, "fc")

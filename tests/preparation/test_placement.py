@@ -179,3 +179,18 @@ def test_quantizers_are_on_the_device_of_the_network(options):
         model = spequant.prepare(resnet8().to("meta"), weight=weight, act=PACT(2), **options)
         assert {x.device.type for x in (*model.parameters(), *model.buffers())} == {"meta"}
         assert {q.levels.device.type for q in weight_quantizers(model).values()} == {"meta"}
+
+
+@pytest.mark.parametrize("value", [0, 9, True, 2.5, "8"])
+@pytest.mark.parametrize("argument", ["ends", "embeddings", "residual", "products"])
+def test_bits_out_of_range_are_refused_also_where_the_network_has_no_such_tensor(argument, value):
+    with pytest.raises(ValueError, match=f"^{argument}: bits is {value!r}"):
+        spequant.prepare(mlp(), weight=SAWB(2), act=PACT(2), **{argument: value})
+
+
+@pytest.mark.parametrize("value", [9, (2, 9), (0, 2)])
+def test_bits_out_of_range_for_single_layers_are_refused_with_their_pattern(value):
+    with pytest.raises(ValueError, match=r"^overrides\['2'\]: bits is [09]"):
+        spequant.prepare(mlp(), weight=SAWB(2), act=PACT(2), overrides={"2": value})
+    with pytest.raises(ValueError, match=r"^overrides is \['2'\]"):
+        spequant.prepare(mlp(), weight=SAWB(2), act=PACT(2), overrides=["2"])

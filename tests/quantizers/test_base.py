@@ -2,14 +2,16 @@
 
 import copy
 import pickle
+import zlib
 
 import pytest
 import torch
 from torch import nn
 
 import spequant
-from spequant.quantizers import LSQ, PACT, MinMax, Quantizer, least_squares
+from spequant.quantizers import LSQ, PACT, SAWB, DoReFa, LeastSquares, MinMax, Quantizer, least_squares
 from spequant.quantizers.base import level_tensor
+from spequant.quantizers.held import Held
 from support.quantizing import ready
 
 
@@ -153,3 +155,58 @@ def test_frozen_elements_keep_their_codes():
     assert (q(moved)[10:] == values.max()).all()
     q.levels = level_tensor(q.levels_at(4))
     torch.testing.assert_close(q(moved)[:10], values[:10])
+
+
+OPTIONS = {
+    "zero": lambda zero: LeastSquares(2, zero=zero, of_weight=True),
+    "percentile": lambda whole: MinMax(4, percentile=100 if whole else 90, of_weight=True),
+    "levels": lambda odd: ready(Held(2, levels=3 if odd else 4, signed=True)),
+}
+
+
+@pytest.mark.parametrize("make", OPTIONS.values(), ids=OPTIONS)
+def test_a_state_of_a_quantizer_with_other_options_is_refused(make):
+    q = nn.ModuleDict({"conv": make(True)})
+    nn.ModuleDict({"conv": make(True)}).load_state_dict(q.state_dict())
+    other = nn.ModuleDict({"conv": make(False)})
+    for a, b in ((q, other), (other, q)):
+        with pytest.raises(ValueError, match=r"^conv: .* another kind .*="):
+            a.load_state_dict(b.state_dict())
+    older = q.state_dict()
+    older["conv._extra_state"][4] = zlib.crc32(type(q["conv"]).__qualname__.encode())  # without options
+    other.load_state_dict(older)
+
+
+def test_options_that_leave_the_values_alone_may_differ():
+    for a, b in (
+        (PACT(2, decay=0.1), PACT(2)),
+        (MinMax(8, percentile=90), MinMax(8)),
+        (SAWB(2, clip_gradient=True), SAWB(2)),
+    ):
+        a.load_state_dict(b.state_dict())
+
+
+@pytest.mark.parametrize("kind", [PACT, LSQ, MinMax, DoReFa])
+def test_a_sign_for_which_one_bit_is_too_few_changes_nothing(kind):
+    q = kind(1)
+    q.name = "conv"
+    q.set_signed(False)
+    with pytest.raises(ValueError, match=rf"^conv: {kind.__name__} at 1 bit"):
+        q.set_signed(True)
+    assert q.signed is False and int(q.levels) == 2
+
+
+def test_a_network_made_without_values_has_its_grids():
+    """`to_empty` gives tensors of any values; weights are then loaded or drawn."""
+    with torch.device("meta"):
+        network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model = spequant.prepare(network, weight=LSQ(2), act=PACT(3, signed=False)).to_empty(device="cpu")
+    quantizers = [m for m in model.modules() if isinstance(m, Quantizer)]
+    assert [int(q.home_levels) for q in quantizers] == [256, 256, 256, 256]
+    assert all(q.levels is q.home_levels for q in quantizers)
+    with torch.no_grad():
+        for layer in model:
+            nn.init.normal_(layer.layer.weight)
+            nn.init.zeros_(layer.layer.bias)
+    spequant.calibrate(model, [torch.rand(64, 4)], samples=64)
+    assert torch.isfinite(model(torch.rand(8, 4))).all()

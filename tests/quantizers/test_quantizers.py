@@ -122,3 +122,17 @@ def test_one_range_per_channel_equals_a_loop_over_channels(kind, shape):
     per_channel = fitted(kind(3).like(of_weight=True, shape=shape), w, least_squares)
     parts = [fitted(kind(3).like(of_weight=True), part, least_squares)(part) for part in w.split(1, dim=axis)]
     torch.testing.assert_close(per_channel(w), torch.cat(parts, dim=axis), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
+@pytest.mark.parametrize("shape", [(), (16, 1, 1, 1)])
+def test_autocast_changes_no_weight(bits, shape):
+    w = torch.randn(16, 8, 3, 3)
+    kinds = [SAWB, MinMax, DoReFa, LSQ, CSQ, LeastSquares, lambda *a, **k: LeastSquares(*a, zero=False, **k)]
+    for kind in kinds if bits > 6 else [*kinds, APoT]:
+        q = fitted(kind(bits, of_weight=True, shape=shape), w, least_squares)
+        expected = q(w)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(q(w), expected), q
+            q.fit(w, least_squares)
+        assert torch.equal(q(w), expected), q

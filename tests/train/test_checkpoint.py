@@ -103,3 +103,9 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(state, checkpoint, tmp_path
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert list(tmp_path.iterdir()) == [checkpoint] and read(checkpoint)
+
+
+def test_a_checkpoint_stays_where_later_ones_lie(state, tmp_path):
+    for state.step in (300, 400, 100):
+        path = write(tmp_path, state.capture(), FACTS)
+        assert path.is_dir()

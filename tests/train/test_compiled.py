@@ -1,6 +1,8 @@
 """Compiled networks: without a compiler, training goes on with a warning."""
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 import warnings
@@ -69,3 +71,18 @@ def test_with_a_compiler_that_does_not_run(tmp_path):
     warned, error = done.stdout.splitlines()
     assert warned == str(["torch.compile failed (InvalidCxxCompiler: No working C++ com"] * 2)
     assert "shapes cannot be multiplied" in error
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda compiled: pickle.loads(pickle.dumps(compiled))])
+def test_a_copy_runs_with_its_own_weights(monkeypatch, copied):
+    compilations = []
+    monkeypatch.setattr(torch, "compile", lambda model, mode=None: compilations.append(mode) or model)
+    compiled, x = Compiled(nn.Linear(3, 3), cuda_graphs=True), torch.randn(2, 3)
+    other = copied(compiled)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.zero_()
+    assert not other(x).any() and compiled(x).any()
+    assert compilations == ["reduce-overhead"] * 2
+    compiled.fast = None  # compiling failed
+    assert copied(compiled).fast is None

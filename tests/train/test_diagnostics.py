@@ -42,3 +42,18 @@ def test_tied_weights_are_compared_once():
     with torch.no_grad():
         tied[0].layer.weight.neg_()
     assert look(tied, x)["layers"]["0"]["changed"] > 0.5
+
+
+def test_two_networks_with_equal_names():
+    def network(width):
+        layers = nn.Linear(4, width), nn.Linear(width, 4)
+        return spequant.prepare(nn.Sequential(*layers), weight=SAWB(2), act=PACT(2), ends=2)
+
+    model, x = nn.Sequential(network(3), network(5)), torch.rand(64, 4)
+    spequant.calibrate(model, [x], samples=64)
+    look = Diagnostics()
+    look(model, x)
+    with torch.no_grad():
+        model[1][0].layer.weight.neg_()
+    changed = [row["changed"] for row in look(model, x)["layers"].values() if "changed" in row]
+    assert len(changed) == 4 and sorted(changed)[:3] == [0, 0, 0] and sorted(changed)[3] > 0.5

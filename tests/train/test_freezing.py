@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import spequant
 from reference.freezing import Freezing
-from spequant.layers import weight_quantizers
+from spequant.layers import QuantizedLayer, weight_quantizers
 from spequant.quantizers import LSQ, PACT, SAWB, DoReFa, LeastSquares, MinMax
 from spequant.train.freezing import OscillationFreezer, annealed
 from support.equations import calibrated
@@ -211,3 +211,10 @@ def test_a_step_reads_nothing_back(case):
         training.freezer.step()
     with pytest.raises(AssertionError, match="_local_scalar_dense"), NoReads():
         training.freezer.frozen_share()
+
+
+def test_networks_with_equal_names_and_layers_without_a_name_are_watched():
+    two = nn.Sequential(network(), network())
+    assert list(OscillationFreezer(two, threshold=0.1).watched) == ["1", "1.1.weight_quantizer"]
+    unnamed = nn.Sequential(*(QuantizedLayer(nn.Linear(4, 4), SAWB(2), None) for _ in range(3)))
+    assert len(OscillationFreezer(unnamed, threshold=0.1).watched) == 3

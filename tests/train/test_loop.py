@@ -144,3 +144,31 @@ def test_no_step_waits_for_the_device(method, quantizers):
         assert not waits.operations
         float(sums[0])
     assert waits.operations  # a read is really noticed
+
+
+@pytest.mark.parametrize(
+    ("argument", "values"),
+    [
+        ("epochs", [0, -1, 1.5, True]),
+        ("steps", [0, -1, 1.5]),
+        ("checkpoint_every", [0, -1, 0.5]),
+        ("clip_norm", [0.0, -1.0, math.nan]),
+    ],
+)
+def test_numbers_with_which_nothing_would_be_trained_are_refused(argument, values):
+    model = allow_float(nn.Linear(6, 3))
+    opt = make_optimizer("sgd", parameter_groups(model, lr=1.0, weight_decay=0.0))
+    state = TrainingState(model, spequant.Retrain(), opt, make_schedule("step", opt, 10))
+    for value in values:
+        with pytest.raises(ValueError, match=f"^{argument} is {value!r}"):
+            fit(state, lambda epoch, start: [], **{"epochs": 1, "steps": 1, argument: value})
+    assert state.step == 0
+
+
+def test_a_batch_without_a_sample_does_not_count():
+    model = nn.Linear(6, 3)
+    x, labels = torch.randn(8, 6), torch.arange(8) % 3
+    expected = evaluate(model, [(x, labels)])
+    assert evaluate(model, [(x[:0], labels[:0]), (x, labels), (x[:0], labels[:0])]) == expected
+    with pytest.raises(ValueError, match="batches are empty"):
+        evaluate(model, [(x[:0], labels[:0])])

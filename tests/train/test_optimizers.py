@@ -41,3 +41,10 @@ def test_unknown_names_are_refused():
         make_optimizer("adam", group)
     with pytest.raises(ValueError, match="schedule is 'linear'"):
         make_schedule("linear", make_optimizer("sgd", group), 10)
+
+
+@pytest.mark.parametrize("argument", ["lr", "weight_decay", "range_lr"])
+def test_a_negative_rate_is_refused(argument):
+    for value in (-0.1, float("nan")):
+        with pytest.raises(ValueError, match=f"^{argument} is {value!r}"):
+            parameter_groups(small_network(), **{"lr": 0.1, "weight_decay": 0.0, argument: value})

@@ -22,6 +22,10 @@ Mode = Literal["leave", "update", "eval"]
 MODES: tuple[Mode, ...] = ("leave", "update", "eval")
 
 
+DROPOUTS = ("dropout", "drop_prob", "attention_dropout", "attn_dropout", "dropout_p", "dropout_prob")
+"""Attributes in which modules of torch, torchvision, timm and transformers keep a probability of dropout."""
+
+
 @contextmanager
 def batch_norm_mode(model: nn.Module, mode: Mode) -> Iterator[None]:
     """Choose what batch norm does inside the `with` block; layers in eval mode are not touched.
@@ -91,13 +95,18 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def dropout_off(model: nn.Module) -> Iterator[None]:
-    """Switch dropout and stochastic depth off inside the block, also in train mode."""
+    """Switch dropout and stochastic depth off inside the block, also in train mode.
+
+    That of attention and recurrent modules as well, which keep their probability as a number (`DROPOUTS`).
+    """
     with ExitStack() as undo:
         for m in model.modules():
-            attribute = "drop_prob" if hasattr(m, "drop_prob") else "p"
-            if isinstance(m, _DropoutNd) or type(m).__name__ in ("StochasticDepth", "DropPath"):
-                undo.callback(setattr, m, attribute, getattr(m, attribute))
-                setattr(m, attribute, 0.0)
+            is_dropout = isinstance(m, _DropoutNd) or type(m).__name__ in ("StochasticDepth", "DropPath")
+            for attribute in ("p", *DROPOUTS) if is_dropout else DROPOUTS:
+                value = vars(m).get(attribute)
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    undo.callback(setattr, m, attribute, value)
+                    setattr(m, attribute, 0.0)
         yield
 
 
@@ -228,7 +237,7 @@ def synchronise_batch_norm(model: nn.Module) -> None:
     """Replace every batch norm in `model`, in place, by one with batch statistics over all processes.
 
     On a GPU that is torch's `nn.SyncBatchNorm`, elsewhere the `SyncBatchNorm` of this file. The parameter and buffer
-    objects stay the same.
+    objects stay the same, and so do hooks and the quantizers of outputs.
 
     Args:
         model: Any network.
@@ -249,5 +258,5 @@ def synchronise_batch_norm(model: nn.Module) -> None:
                 on_gpu = tensor is not None and tensor.device.type == "cuda"
                 kind = nn.SyncBatchNorm if on_gpu else SyncBatchNorm
                 new = kind(child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats)
-                new._parameters, new._buffers = child._parameters, child._buffers
-                setattr(parent, name, new.train(child.training))
+                vars(new).update(vars(child))  # with its hooks and the quantizer of its output
+                setattr(parent, name, new)

@@ -1,7 +1,7 @@
 """`calibrate`: ranges of quantizers from real data. The rules that pick a range are in `quantizers/ranges.py`."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -47,9 +47,9 @@ def calibrate(
             arguments.
 
     Raises:
-        ValueError: The model is not prepared, `samples` is below 1, there are fewer samples than that, or values are
-            not finite.
-        RuntimeError: A quantized layer never ran, or only on empty tensors.
+        ValueError: The model is not prepared, `samples` is below 1, there are fewer samples than that, or weights or
+            activations are not finite; then no range has changed.
+        RuntimeError: A quantized layer never ran, or only on empty tensors; or the model is inside a precision context.
     """
     with torch.inference_mode(False):  # the caller may be in inference mode, but these ranges are trained later
         _calibrate(model, batches, rule, samples, reestimate, run)
@@ -66,25 +66,27 @@ def _calibrate(
     acts, weights = act_quantizers(model), weight_quantizers(model)
     if not acts and not weights:
         raise ValueError("model holds no quantizer: call spequant.prepare first")
-    if samples < 1:
-        raise ValueError(f"samples is {samples!r}; expected 1 or more")
+    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+        raise ValueError(f"samples is {samples!r}; expected 1 or more, a whole number")
+    for q in acts.values():
+        if q.levels is not q.home_levels:
+            raise RuntimeError(
+                f"{q.name}: the model is inside a precision context, and ranges are for the bits that it trains at; "
+                "leave the `with` block before calibrating"
+            )
     batches = _read(batches, -(-samples // world()), run is run_model)
     watcher = _watch(model, [*acts.values(), *weights.values()], batches, run)
     _check_all_ran(watcher, [*acts.values(), *weights.values()])
+    ends = {q: torch.cat(gathered(watcher.ends[q].values.cpu())) for q in acts.values()}
+    _check_finite(ends, watcher.weights)
     outputs = {id(getattr(module, a)) for _, module, a in act_slots(model) if a == OUTPUT}
-    for q in act_quantizers(model).values():
+    for q in acts.values():
         values = watcher.samples[q].values
         values = torch.cat(gathered(values.cpu())).to(values.device)
-        ends = torch.cat(gathered(watcher.ends[q].values.cpu()))
-        low, high = ends.min(), ends.max()
-        if not torch.isfinite(ends).all():
-            raise ValueError(
-                f"{q.name}: its input holds NaN or Inf on the calibration data; look for them in the batches, and "
-                "whether the float model gives finite logits on them"
-            )
+        low, high = ends[q].min(), ends[q].max()
         if q.sign_open:
             q.set_signed(bool(low < -SIGN_TOLERANCE * torch.maximum(-low, high)))
-        q.fit(values, _off_ties(rule) if id(q) in outputs else rule, ends.to(values.device))
+        q.fit(values, _off_ties(rule) if id(q) in outputs else rule, ends[q].to(values.device))
     for q in weights.values():
         q.fit(watcher.weights[q], rule)
     if reestimate:
@@ -105,6 +107,19 @@ def _check_all_ran(watcher: "_Watcher", quantizers: list[Quantizer]) -> None:
             f"quantized layers that never ran in {watcher.batches} batches: {', '.join(silent)}. Another module reads "
             "their weights without calling them, or nothing uses them; leave them float: prepare(..., skip=[...])"
         )
+
+
+def _check_finite(ends: Mapping[Quantizer, Tensor], weights: Mapping[Quantizer, Tensor]) -> None:
+    """Refuse NaN and Inf, before any range is changed."""
+    for q, weight in weights.items():
+        if not torch.isfinite(weight).all():
+            raise ValueError(f"{q.name}: its weight holds NaN or Inf; expected finite values: load another state")
+    for q, extremes in ends.items():
+        if not torch.isfinite(extremes).all():
+            raise ValueError(
+                f"{q.name}: its input holds NaN or Inf on the calibration data; look for them in the batches, and "
+                "whether the float model gives finite logits on them"
+            )
 
 
 def _off_ties(rule: Rule) -> Rule:

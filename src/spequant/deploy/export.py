@@ -12,7 +12,7 @@ from spequant.deploy.compare import compare
 from spequant.deploy.engines import ENGINES
 from spequant.deploy.formats import Draft, Format, format_named, format_of_file, format_to_write
 from spequant.deploy.formats.mixed import Mixed
-from spequant.deploy.inputs import Images, Inputs, with_example
+from spequant.deploy.inputs import Images, Inputs, checked_preprocessing, with_example
 from spequant.deploy.loaded import Loaded, Preprocessing
 from spequant.deploy.parity import Parity
 from spequant.files import destination
@@ -67,7 +67,7 @@ def export(
         images: real inputs, at least one batch: tensors or arrays (batch, ...), each on its own or as (inputs, labels);
             or inputs by name, where the format takes them. uint8 images where `preprocessing` is given.
         format: a name in `spequant.deploy.FORMATS`; None: by the ending of `path`.
-        preprocessing: (mean, std) per channel, of images scaled to [0, 1], to be part of the graph.
+        preprocessing: (mean, std) per channel, of images scaled to [0, 1], to be part of the graph; std above 0.
         about: JSON to keep in the file.
         check: is shown the comparison before it is judged.
 
@@ -100,6 +100,7 @@ def _export(
 ) -> tuple[Exported, Draft]:
     if preprocessing is not None and not form.preprocessing:
         raise ValueError(f"preprocessing is given; a file of the format {form.name} has none")
+    preprocessing = None if preprocessing is None else checked_preprocessing(preprocessing)
     for file in form.files(path):
         destination(file)  # whether there is a place for it, before the work
     model = innermost(model)

@@ -1,5 +1,6 @@
 """The inputs that an export is verified with, in every form in which they come."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
@@ -30,6 +31,22 @@ def with_example(images: Inputs, preprocessing: Preprocessing | None) -> tuple[A
     return one, chain([first], batches)
 
 
+def checked_preprocessing(preprocessing: Any) -> Preprocessing:
+    """`preprocessing` as two tuples of floats. ValueError: other than (mean, std), one finite number per channel each,
+    std above 0."""
+    try:
+        mean, std = (tuple(torch.as_tensor(values, dtype=torch.float64).flatten().tolist()) for values in preprocessing)
+        finite = all(math.isfinite(v) for v in (*mean, *std))
+    except (TypeError, ValueError, RuntimeError):
+        mean, std, finite = (), (), False
+    if not mean or len(mean) != len(std) or not finite or min(std) <= 0:
+        raise ValueError(
+            f"preprocessing is {preprocessing!r}; expected (mean, std), one number per channel each, std above 0, e.g. "
+            "((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))"
+        )
+    return mean, std
+
+
 def as_batches(images: Inputs, preprocessing: Preprocessing | None = None) -> Iterator[Batch]:
     """What `compare` takes: inputs of the network, inputs of the graph, labels or None.
 
@@ -58,6 +75,10 @@ def as_batches(images: Inputs, preprocessing: Preprocessing | None = None) -> It
             raise ValueError(
                 f"images have {x.dim()} dimensions; with preprocessing in the graph expected 4, "
                 "(batch, channels, height, width)"
+            )
+        if len(preprocessing[0]) not in (1, x.shape[1]):
+            raise ValueError(
+                f"preprocessing has {len(preprocessing[0])} channels; expected {x.shape[1]}, those of the images"
             )
         mean, std = (torch.tensor(v, dtype=torch.float32, device=x.device).view(-1, 1, 1) for v in preprocessing)
         yield (x.float() / 255 - mean) / std, x.cpu().numpy(), labels

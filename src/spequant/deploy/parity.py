@@ -125,16 +125,13 @@ class Parity:
         return values
 
     def check(self, engine: str) -> None:
-        """ValueError: an op that computes other codes; a value that is NaN or infinite; more answers that differ than
+        """ValueError: a value that is NaN or infinite; an op that computes other codes; more answers that differ than
         `AGREEMENT` leaves, or twice as many as the network's own do with other last bits; accuracies apart by more than
         `POINTS`; an output whose values are farther from the network's than its `Values.limit`."""
         for fault in self._faults(engine):
             raise ValueError(fault)
 
     def _faults(self, engine: str) -> Iterator[str]:
-        wrong = [f"{c.name} ({c.forced - c.ties})" for c in self.codes if c.forced > c.ties]
-        if wrong:
-            yield f"{engine} computes other codes than the integer twin in {', '.join(wrong)}{self._clipped()}"
         for v in self.values:
             for who, count in zip(("the network", engine), v.infinite, strict=True):
                 if count:
@@ -142,6 +139,9 @@ class Parity:
                         f"{count} values of {v.output} are NaN or infinite in {who}; expected finite ones: look for "
                         "them in the images, and in the network's weights and ranges"
                     )
+        wrong = [f"{c.name} ({c.forced - c.ties})" for c in self.codes if c.forced > c.ties]
+        if wrong:  # NaN has no code, so that it comes first
+            yield f"{engine} computes other codes than the integer twin in {', '.join(wrong)}{self._clipped()}"
         if not self.images:
             yield f"nothing was compared with {engine}; expected at least one image"
         few = min(FEW, self.images // 2)

@@ -16,6 +16,10 @@ FEWEST_STAGES = 3
 """If a network has fewer children with layers, `stages_of` descends into them."""
 
 
+WRAPPERS = ("module", "_orig_mod", "model")
+"""Names under which wrappers hold the network: DistributedDataParallel, torch.compile, `train.Compiled`."""
+
+
 def part_of(model: nn.Module, name: str) -> nn.Module:
     """Return the module called `name` in `model`, which may be compiled or distributed.
 
@@ -24,14 +28,17 @@ def part_of(model: nn.Module, name: str) -> nn.Module:
         name: Name in the network without wrappers.
 
     Raises:
-        ValueError: There is no such module.
+        ValueError: There is no such module, or several end in this name and none has it in full.
     """
-    modules = [(n, m) for n, m in model.named_modules() if n == name or n.endswith(f".{name}")]
+    modules = {n: m for n, m in model.named_modules() if n == name or n.endswith(f".{name}")}
     if not modules:
         raise ValueError(
             f"the model has no module {name!r}; there are {', '.join(n for n, _ in model.named_children())}"
         )
-    return min(modules, key=lambda pair: len(pair[0]))[1]
+    full = [n for n in modules if all(part in WRAPPERS for part in n.removesuffix(name).split(".")[:-1])]
+    if not full and len(modules) > 1:
+        raise ValueError(f"{name!r} may be {' or '.join(list(modules)[:3])}; expected the whole name of a module")
+    return modules[min(full or modules, key=len)]
 
 
 def stages_of(network: nn.Module) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ from spequant.methods.base import (
 )
 from spequant.methods.losses import DistillLoss, cosine, ensemble, loss_named
 from spequant.methods.tasks import Classification, Task
-from spequant.policies import Mix, Policy, Stochastic, precision
+from spequant.policies import Mix, Policy, Stochastic, check_seed, precision
 from spequant.processes import rank, unwrapped
 
 
@@ -51,7 +51,7 @@ class SPEQ(CountsCalls):
             "update" (batch statistics, which update the running ones) or "eval" (running statistics).
         passes: Teacher passes per call, 1 or more, each with its own draw; their softmaxes are averaged.
         task: Makes logits and the loss on the labels; None: classification.
-        seed: Draws depend on (seed, step, rank); `step` counts calls and can be set to resume training.
+        seed: 0 or more; draws depend on (seed, step, rank); `step` counts calls and can be set to resume training.
 
     Raises:
         ValueError: An argument is out of range.
@@ -141,6 +141,7 @@ class SPEQ(CountsCalls):
             raise ValueError(f"batch_norm is {batch_norm!r}; expected one of {', '.join(map(repr, MODES))}")
         if isinstance(passes, bool) or not isinstance(passes, int) or passes < 1:
             raise ValueError(f"passes is {passes!r}; expected a whole number of 1 or more")
+        check_seed(seed)
         self.policy = policy or Stochastic(high_bits, probability)
         self.loss, self.temperature, self.weight = loss, float(temperature), float(weight)
         self.batch_norm: Mode = batch_norm

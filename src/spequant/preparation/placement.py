@@ -33,6 +33,7 @@ from spequant.preparation.adapters import adapt, makes_constants, restore
 from spequant.preparation.choices import Choice, LayerChoices, Override, quantized_activations, quantized_layers
 from spequant.preparation.sharing import Reader, readers_together
 from spequant.quantizers import Quantizer
+from spequant.quantizers.base import check_bits
 
 
 def prepare(
@@ -79,7 +80,7 @@ def prepare(
         UserWarning: Modules with weights stay float, additions cannot be looked for, or pruned weights would come back.
     """
     choices = LayerChoices(weight, act, depthwise, ends, embeddings, overrides or {}, per_channel)
-    _check_arguments(model, choices, skip)
+    _check_arguments(model, choices, skip, residual, products)
     model, layers = _adapted_copy(model, [*choices.overrides], skip, products is not None)
     replacements: dict[int, nn.Module] = {**quantized_layers(layers, choices)}
     pairs, outputs = quantized_activations(model, residual, products, act)
@@ -210,7 +211,9 @@ def _check_patterns(patterns: Sequence[str], layers: Mapping[str, nn.Module], ot
             )
 
 
-def _check_arguments(model: nn.Module, choices: LayerChoices, skip: Sequence[str]) -> None:
+def _check_arguments(
+    model: nn.Module, choices: LayerChoices, skip: Sequence[str], residual: Choice, products: Choice
+) -> None:
     if isinstance(skip, str):
         raise ValueError(f"skip is {skip!r}; expected a list of patterns, e.g. skip=[{skip!r}]")
     if any(isinstance(m, QuantizedLayer | QuantizedAdd | QuantizedProduct) for m in model.modules()):
@@ -219,6 +222,16 @@ def _check_arguments(model: nn.Module, choices: LayerChoices, skip: Sequence[str
         template = getattr(choices, argument)
         if template is not None and not isinstance(template, Quantizer):
             raise ValueError(f"{argument} is {template!r}; expected a quantizer such as PACT(2), or None")
+    for argument, value in {"embeddings": choices.embeddings, "residual": residual, "products": products}.items():
+        if not isinstance(value, Quantizer):
+            check_bits(value, f"{argument}: bits", or_float=True)
+    if not isinstance(choices.overrides, Mapping):
+        raise ValueError(f"overrides is {choices.overrides!r}; expected a mapping, e.g. {{'layer1.*': 4}}")
+    named = {"ends": choices.ends, **{f"overrides[{pattern!r}]": v for pattern, v in choices.overrides.items()}}
+    for argument, override in named.items():
+        for value in override if isinstance(override, tuple) else (override,):
+            if not isinstance(value, Quantizer):
+                check_bits(value, f"{argument}: bits", or_float=True)
     if choices.weight is None and choices.act is None:
         raise ValueError("nothing to quantize: weight and act are both None")
     if choices.depthwise is not None and choices.weight is None:

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from spequant.functional import dequantize, fake_quantize, quantize
 from spequant.quantizers.settings import QuantizerSettings, give_settings
-from spequant.quantizers.state import check_settings, decode_flags, encode_settings
+from spequant.quantizers.state import check_settings, decode_flags, encode_settings, reshape_older
 
 Rule = Callable[["Quantizer", Tensor], Tensor]
 """A calibration rule, (quantizer, values) -> clip: it chooses the end of a stored range. See `ranges.py`."""
@@ -145,8 +145,9 @@ class Quantizer(nn.Module):
         bits = self.bits if bits is None else bits
         assert bits is not None
         if self.signed and bits == 1:
+            layer = f"{self.name}: " if self.name else ""
             raise ValueError(
-                f"{type(self).__name__} at 1 bit: a signed grid that contains zero needs 2 bits or more; "
+                f"{layer}{type(self).__name__} at 1 bit: a signed grid that contains zero needs 2 bits or more; "
                 "for one-bit weights use SAWB, DoReFa, LSQ or LeastSquares, for activations 2 bits or signed=False"
             )
         return 2**bits - bool(self.signed)
@@ -158,6 +159,10 @@ class Quantizer(nn.Module):
     def decayed(self) -> tuple[Tensor, float] | None:
         """Return (trained range r, factor d) of the L2 penalty d / 2 sum(r^2) that methods add to the loss, or None."""
         return None
+
+    def grid_options(self) -> str:
+        """Return the options, apart from bits and shape, that change the values; they are compared with a state's."""
+        return ""
 
     def config(self) -> dict[str, Any]:
         """Return the constructor's arguments that make this quantizer again; a subclass adds its own."""
@@ -243,10 +248,14 @@ class Quantizer(nn.Module):
         self.calibrated = True
 
     def set_signed(self, signed: bool) -> None:
-        """Choose the grid around zero (True) or over [0, high] (False); the number of levels follows."""
-        self.signed = signed
-        if self.bits is not None:
-            self.home_levels = self.levels = level_tensor(self.level_count(), self.home_levels)
+        """Choose the grid around zero (True) or over [0, high] (False); the levels follow. ValueError: too few bits."""
+        before, self.signed = self.signed, signed
+        try:
+            count = 2 if self.bits is None else self.level_count()
+        except ValueError:
+            self.signed = before
+            raise
+        self.home_levels = self.levels = level_tensor(count, self.home_levels)
 
     def levels_at(self, bits: int) -> int:
         """Return the number of levels when the precision is switched to `bits` over the same bounds.
@@ -348,12 +357,14 @@ class Quantizer(nn.Module):
 
         switched = self._levels is not self.home_levels
         super()._apply(keep_fp32, recurse)
-        self.home_levels = keep_fp32(self.home_levels)
+        count = 2 if self.bits is None else self.level_count()  # `to_empty` moves tensors without their values
+        self.home_levels = level_tensor(count, fn(self.home_levels))
         self._levels = keep_fp32(self._levels) if switched else self.home_levels
         return self
 
     def get_extra_state(self) -> Tensor:
-        return encode_settings(self.bits, self.signed, self.calibrated, self.sign_open, type(self), self.shape)
+        flags = self.calibrated, self.sign_open
+        return encode_settings(self.bits, self.signed, *flags, type(self), self.shape, self.grid_options())
 
     def set_extra_state(self, state: Tensor) -> None:
         signed, self.calibrated, self.sign_open = decode_flags(state)
@@ -362,11 +373,8 @@ class Quantizer(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         if (settings := state_dict.get(prefix + "_extra_state")) is not None:
-            check_settings(settings, prefix[:-1], self.bits, type(self), self.shape)
-        for name, parameter in self._parameters.items():  # older states hold a range of shape () as a 0-dim tensor
-            saved = state_dict.get(prefix + name)
-            if parameter is not None and saved is not None and saved.dim() == 0:
-                state_dict[prefix + name] = saved.reshape(parameter.shape)
+            check_settings(settings, prefix[:-1], self.bits, type(self), self.shape, self.grid_options())
+        reshape_older(state_dict, prefix, self._parameters)
         if prefix + "frozen" in state_dict and self.frozen is None:
             self.hold_codes(state_dict[prefix + "frozen_codes"].to(self.home_levels.device))
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -54,5 +54,8 @@ class Held(Quantizer):
     def set_clip(self, clip: Tensor) -> None:
         self.hold(*self.bounds_at(clip))
 
+    def grid_options(self) -> str:
+        return f"levels={self.held_levels}"
+
     def config(self) -> dict[str, object]:
         return {**super().config(), "levels": self.held_levels}

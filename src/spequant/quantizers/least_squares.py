@@ -70,6 +70,9 @@ class LeastSquares(Quantizer):
             step = nearest_step(grouped(self, x.float()), half).reshape(self.shape)
             return -half * step, half * step
 
+    def grid_options(self) -> str:
+        return f"zero={bool(self.zero)}"
+
     def config(self) -> dict[str, object]:
         return {**super().config(), "zero": self.zero}
 
@@ -136,7 +139,7 @@ def _best(w: Tensor, counts: Tensor, steps: Tensor, half: float) -> Tensor:
     for chunk in steps.split(max(1, SWEEP_VALUES // max(1, w.numel())), 1):
         s = chunk[:, :, None]
         rounding = _codes(w[:, None], s, half).mul_(s).sub_(w[:, None])
-        errors.append(rounding.square_() @ counts)
+        errors.append(rounding.square_().mul_(counts).sum(-1))  # autocast would make a matrix product bf16
     return steps.gather(1, torch.cat(errors, 1).argmin(1, keepdim=True))
 
 

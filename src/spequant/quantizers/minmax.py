@@ -59,5 +59,8 @@ class MinMax(Quantizer):
     def set_clip(self, clip: Tensor) -> None:
         self.get_buffer("clip").copy_(clip)
 
+    def grid_options(self) -> str:
+        return f"percentile={float(self.percentile)}" if self.of_weight else ""  # an activation's range is stored
+
     def config(self) -> dict[str, object]:
         return {**super().config(), "percentile": self.percentile}

@@ -32,7 +32,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def write(folder: Path, snapshot: Snapshot, facts: dict[str, Any]) -> Path:
-    """Save `snapshot` and the caller's `facts` as a checkpoint, and remove all but the last two.
+    """Save `snapshot` and the caller's `facts` as a checkpoint, and remove all others but the last two.
 
     Args:
         folder: The folder of all checkpoints of a run.
@@ -63,7 +63,8 @@ def write(folder: Path, snapshot: Snapshot, facts: dict[str, Any]) -> Path:
         last = f"the last good one is {earlier[-1]}" if earlier else "there is none before it"
         raise OSError(f"checkpoint {path} could not be written ({error}); {last}") from error
     for old in checkpoints(folder)[:-MAX_CHECKPOINTS]:
-        remove(old)
+        if old != path:  # a folder with checkpoints of later steps, e.g. of a run before, keeps this one as well
+            remove(old)
     return path
 
 

@@ -21,11 +21,20 @@ class Compiled(nn.Module):
 
     def __init__(self, model: nn.Module, *, cuda_graphs: bool = False):
         super().__init__()
-        self.model = model
-        fast = torch.compile(model, mode="reduce-overhead" if cuda_graphs else None)
-        self.fast: Callable[..., Any] | None = lambda *args, **kwargs: fast(
-            *args, **kwargs
-        )  # `fast` is no child module
+        self.model, self.cuda_graphs = model, cuda_graphs
+        self.fast: Callable[..., Any] | None = self._compiled()
+
+    def _compiled(self) -> Callable[..., Any]:
+        fast = torch.compile(self.model, mode="reduce-overhead" if self.cuda_graphs else None)
+        return lambda *args, **kwargs: fast(*args, **kwargs)  # `fast` is no child module
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "fast": self.fast is not None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Compile a copy anew, since the function that was compiled computes with the parameters of the original."""
+        super().__setstate__(state)
+        self.fast = self._compiled() if state["fast"] else None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.fast is not None:

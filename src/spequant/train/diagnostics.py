@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from spequant.calibration.batch_norm import modes_kept
 from spequant.calibration.batches import run_model
-from spequant.layers import QuantizedLayer, act_quantizers, slots_of
+from spequant.layers import QuantizedLayer, act_quantizers, slots_of, weight_quantizers
 from spequant.policies import Policy, Stochastic, precision
 from spequant.quantizers import Quantizer
 
@@ -47,7 +47,8 @@ class Diagnostics:
             share of answers (as a rule, samples) for which teacher and student predict the same class.
         """
         quantizers = act_quantizers(model)
-        layers: dict[str, dict[str, Any]] = {name: {} for name in _names(model, quantizers)}
+        weight_names = {q: name for name, q in weight_quantizers(model).items()}
+        layers: dict[str, dict[str, Any]] = {name: {} for name in _names(model, quantizers, weight_names)}
         hooks = [q.register_forward_pre_hook(_reader(layers[name])) for name, q in quantizers.items()]
         row: dict[str, Any] = {"layers": layers}
         with modes_kept(model):
@@ -65,25 +66,28 @@ class Diagnostics:
             m.weight_quantizer: m for m in model.modules() if isinstance(m, QuantizedLayer) and m.weight_quantizer
         }
         for quantizer, module in weights.items():
-            layers[quantizer.name].update(self._weight(module))
+            name = weight_names[quantizer]
+            layers[name].update(self._weight(name, module))
         return row
 
-    def _weight(self, layer: Any) -> dict[str, Any]:
+    def _weight(self, name: str, layer: Any) -> dict[str, Any]:
         q: Quantizer = layer.weight_quantizer
         codes = q.encode(layer.float_weight).to(torch.uint8)
-        before, self.codes[q.name] = self.codes.get(q.name), codes
+        before, self.codes[name] = self.codes.get(name), codes
         changed = None if before is None else float((codes != before).float().mean())
         return {"weight_bits": q.bits, "changed": changed, "clip": float(q.bounds(layer.float_weight)[1].mean())}
 
 
-def _names(model: nn.Module, quantizers: Mapping[str, Quantizer]) -> Iterator[str]:
+def _names(
+    model: nn.Module, quantizers: Mapping[str, Quantizer], weight_names: Mapping[Quantizer, str]
+) -> Iterator[str]:
     """Yield the names of all quantizers of weights and activations, in the model's order, some more than once."""
-    act_names = {id(q): name for name, q in quantizers.items()}
+    names: dict[nn.Module, str] = {**{q: name for name, q in quantizers.items()}, **weight_names}
     for module in model.modules():
         weight = module.weight_quantizer if isinstance(module, QuantizedLayer) else None
         for q in (weight, *(getattr(module, slot) for slot in slots_of(module))):
             if q is not None:
-                yield act_names.get(id(q), q.name)  # type: ignore[arg-type]
+                yield names[q]  # type: ignore[index]
 
 
 def _reader(row: dict[str, Any]):

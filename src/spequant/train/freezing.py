@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from spequant.layers import QuantizedLayer
+from spequant.layers import QuantizedLayer, weight_quantizers
 from spequant.quantizers import Quantizer
 
 MAX_BITS = 4
@@ -55,16 +55,18 @@ class OscillationFreezer:
             raise ValueError(f"threshold is {threshold!r}; expected a number between 0 and 1, e.g. {3 * momentum:g}")
         self.threshold, self.momentum = threshold, momentum
         self.watched: dict[str, _Watched] = {}
+        names = {quantizer: name for name, quantizer in weight_quantizers(model).items()}
         for module in model.modules():
             if isinstance(module, QuantizedLayer) and module.weight_quantizer is not None:
                 quantizer, weight = module.weight_quantizer, module.layer.weight
+                name = names[quantizer]
                 if module.float_weight is not weight:
                     raise ValueError(
-                        f"{quantizer.name}: its weight is standardised before it is quantized, and cannot be frozen; "
+                        f"{name}: its weight is standardised before it is quantized, and cannot be frozen; "
                         "train this network without freezing"
                     )
-                if (quantizer.bits or 32) <= MAX_BITS and quantizer.name not in self.watched:
-                    self.watched[quantizer.name] = _Watched(quantizer, weight)  # type: ignore[arg-type]
+                if (quantizer.bits or 32) <= MAX_BITS and name not in self.watched:
+                    self.watched[name] = _Watched(quantizer, weight)  # type: ignore[arg-type]
         if not self.watched:
             raise ValueError(f"model holds no quantized weight of {MAX_BITS} bits or fewer: nothing to freeze")
 

@@ -73,21 +73,21 @@ def fit(
     Args:
         state: What is trained, in place.
         batches: (epoch, first step) -> batches; both count from 0.
-        epochs: Number of epochs in all.
-        steps: Optimizer steps per epoch.
+        epochs, steps: Number of epochs in all, and of optimizer steps per epoch, 1 or more each.
         accelerator: Mixed precision, processes and gradient accumulation; None: fp32, and whole batches.
         clip_norm: Largest norm of the gradient, above 0; None: no limit.
         task: Counts right answers; None: classification.
-        checkpoint_every: Steps between two calls of `on_checkpoint`; None: only at the end of each epoch.
-        on_step: Called after each step.
-        on_epoch: Called at the end of each epoch, with the sums over all processes.
+        checkpoint_every: Steps between two calls of `on_checkpoint`, 1 or more; None: only at the end of each epoch.
+        on_step, on_epoch: Called after each step; at the end of each epoch, with the sums over all processes.
         on_checkpoint: Called when `state` should be saved, after `on_epoch`; never after a loss that is not finite.
         stop: Called after each step (with several processes, every 50 steps); True ends training.
 
     Raises:
+        ValueError: A number is out of range, or there are fewer batches than `steps`.
         NotFinite: A loss or the network is not finite; a FloatingPointError. `first_to_go` then finds the layer.
         Interrupted: `stop` returned True; `on_checkpoint` was called before.
     """
+    _check_numbers(epochs, steps, checkpoint_every, clip_norm)
     train = partial(train_step, state, accelerator=accelerator or make_accelerator(), clip_norm=clip_norm, task=task)
     guard = FiniteGuard(state, steps)
     while state.step < epochs * steps:
@@ -113,6 +113,16 @@ def fit(
                 on_checkpoint(state)
             if stopping and state.step < epochs * steps:
                 raise Interrupted(state.step)
+
+
+def _check_numbers(epochs: int, steps: int, checkpoint_every: int | None, clip_norm: float | None) -> None:
+    """Refuse numbers with which nothing would be trained, or in a wrong way."""
+    counts = {"epochs": epochs, "steps": steps, "checkpoint_every": 1 if checkpoint_every is None else checkpoint_every}
+    for argument, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{argument} is {value!r}; expected a whole number of 1 or more")
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"clip_norm is {clip_norm!r}; expected a number above 0, or None for no limit")
 
 
 def _progress(state: TrainingState, epochs: int, steps: int) -> Progress:
@@ -212,16 +222,19 @@ def evaluate(model: nn.Module, batches: Iterable[Any], task: Counted | None = No
     Args:
         model: Any network that `task` understands.
         batches: The batches; with several processes, each passes its part, and all get the result over all parts.
+            Batches without a sample are left out.
         task: Computes logits and loss, and counts right answers; None: classification, by top-1 accuracy.
 
     Raises:
-        ValueError: There is no batch.
+        ValueError: There is no sample.
     """
     task = task or Classification()
     hits, loss, count = 0, 0.0, 0
     with modes_kept(model):
         model.eval()
         for batch in batches:
+            if not samples(batch):  # whose mean loss is NaN
+                continue
             logits = task.logits(model, batch)
             hits += int(task.hits(logits, batch))
             loss += float(task.loss(logits, batch)) * samples(batch)

@@ -23,7 +23,12 @@ def parameter_groups(
 
     range_lr: None for `lr`, which suits PACT and LSQ under SGD and AdamW alike: LSQ scales its gradient itself, and
       PACT's L2 term is in the loss, where AdamW's decoupled decay would not stand for it.
+    ValueError: a negative number, which torch would not refuse in a group.
     """
+    numbers = {"lr": lr, "weight_decay": weight_decay, "range_lr": 0.0 if range_lr is None else range_lr}
+    for argument, value in numbers.items():
+        if not value >= 0:
+            raise ValueError(f"{argument} is {value!r}; expected a number of 0 or more")
     ranges = {id(p) for m in model.modules() if isinstance(m, Quantizer) for p in m.parameters()}
     parameters = [p for p in model.parameters() if p.requires_grad]
     range_lr = lr if range_lr is None else range_lr

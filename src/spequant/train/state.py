@@ -13,7 +13,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from spequant.methods import Method
 from spequant.methods.base import trained_by
 from spequant.networks import versioned
+from spequant.policies import check_seed
 from spequant.processes import sum_over_processes, world
+from spequant.train.schedule_state import changed, overlaid, plain
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class TrainingState:
             (1 + n) / (10 + n), so that the first weights of a short run are forgotten (as in timm's ModelEmaV3). None:
             no average.
         freezer: Freezes weights after each step; None: nothing is frozen.
-        seed: Random numbers of dropout follow from (seed, step, rank).
+        seed: Random numbers of dropout follow from (seed, step, rank); 0 or more.
 
     Attributes:
         step: Number of optimizer steps done.
@@ -128,7 +130,7 @@ class TrainingState:
         progress: Where training stands in the present epoch.
 
     Raises:
-        ValueError: `ema` is out of range.
+        ValueError: `ema` or `seed` is out of range.
     """
 
     def __init__(
@@ -145,10 +147,12 @@ class TrainingState:
     ):
         if ema is not None and not 0 < ema < 1:
             raise ValueError(f"ema is {ema!r}; expected a decay between 0 and 1, e.g. 0.999, or None")
+        check_seed(seed)
         self.model, self.method, self.optimizer, self.schedule = model, method, optimizer, schedule
         self.partner = trained_by(method)
         self.wrapped = model if wrapped is None else wrapped
         self.freezer, self.seed, self.step = freezer, seed, 0
+        self._first_schedule = plain(schedule.state_dict())
 
         def average(averaged: Any, current: Any, count: Any) -> None:
             assert ema is not None
@@ -181,7 +185,7 @@ class TrainingState:
         numbers: dict[str, Any] = {
             "step": self.step,
             "groups": [_numbers(g) for g in self.optimizer.param_groups],
-            "schedule": {k: self.schedule.state_dict()[k] for k in SCHEDULE},
+            "schedule": changed(plain(self.schedule.state_dict()), self._first_schedule),
             "method": _state_of(self.method),
             "progress": self._progress(),
         }
@@ -220,7 +224,8 @@ class TrainingState:
             self.partner.load_state_dict(versioned(self.partner, snapshot.part("method")))
         self.optimizer.load_state_dict(optimizer)
         numbers = snapshot.numbers
-        self.schedule.load_state_dict(numbers["schedule"])
+        schedule = overlaid(self._first_schedule, numbers["schedule"])
+        self.schedule.load_state_dict(overlaid(self.schedule.state_dict(), schedule))
         if hasattr(self.method, "load_state_dict"):
             self.method.load_state_dict(numbers["method"])  # type: ignore[attr-defined]
         if self.ema is not None:
@@ -266,10 +271,6 @@ class TrainingState:
             raise ValueError(f"the optimizer has {len(groups)} groups; expected {len(current['param_groups'])}")
         groups = [{**group, **saved} for group, saved in zip(current["param_groups"], groups, strict=True)]
         return {"state": state, "param_groups": groups}
-
-
-SCHEDULE = ("last_epoch", "_step_count", "_last_lr")
-"""The entries of a torch schedule's state that change; the others follow from its arguments."""
 
 
 def _numbers(group: Mapping[str, Any]) -> dict[str, float]:
