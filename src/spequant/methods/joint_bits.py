@@ -29,7 +29,7 @@ from spequant.methods.base import (
     penalties,
 )
 from spequant.methods.losses import kl
-from spequant.methods.tasks import Classification, Task
+from spequant.methods.tasks import Classification, Task, distilled
 from spequant.methods.widths import at_widths, fewest_bits
 from spequant.processes import unwrapped
 from spequant.quantizers.base import check_bits
@@ -100,5 +100,7 @@ class JointBits:
         task = self.task.loss(student, batch)
         labels = torch.stack([task, *(self.task.loss(logits[width], batch) for width in widths)]).mean()
         largest = logits.pop(max(logits))
-        distill = torch.stack([kl(z, largest.detach(), self.temperature) for z in logits.values() or [largest]]).mean()
+        target, t = largest.detach(), self.temperature
+        others = logits.values() or [largest]
+        distill = torch.stack([distilled(self.task, kl, z, target, batch, t) for z in others]).mean()
         return Losses(labels + self.weight * distill + penalties(model), task, distill, student.detach())

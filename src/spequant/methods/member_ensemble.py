@@ -31,7 +31,7 @@ from spequant.methods.base import (
     penalties,
 )
 from spequant.methods.losses import kl
-from spequant.methods.tasks import Classification, Task
+from spequant.methods.tasks import Classification, Detection, Regression, Task, check_task, distilled
 from spequant.methods.widths import at_widths
 from spequant.quantizers.base import check_bits
 
@@ -88,13 +88,15 @@ class MemberEnsemble:
             check_bits(width, "widths")
         self.widths, self.task = tuple(widths), task or Classification()
         self.temperature, self.weight = float(temperature), float(weight)
+        check_task(self.task, (Regression, Detection), "MemberEnsemble", "its attention is over classes")
 
     def __call__(self, model: nn.Module, batch: Any) -> Losses:
         student = self.task.logits(model, batch)
         members = at_widths(model, self.widths, self.task, batch)
         task = self.task.loss(student, batch)
         members_task = torch.stack([self.task.loss(z, batch) for z in members]).mean()
-        distill = kl(student, _ensemble(student, members), self.temperature)
+        target = _ensemble(student, members)
+        distill = distilled(self.task, kl, student, target, batch, self.temperature)
         return Losses(task + members_task + self.weight * distill + penalties(model), task, distill, student.detach())
 
 

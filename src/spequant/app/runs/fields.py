@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from spequant.app.recipes.recipe import Recipe
 from spequant.app.runs.images import Images
 from spequant.app.runs.questions import Questions
-from spequant.methods.tasks import Counted
+from spequant.methods.tasks import AnyTask
 
 
 class Field(Protocol):
@@ -18,7 +18,7 @@ class Field(Protocol):
     input of the network for integer arithmetic, or None where it has no such form."""
 
     @property
-    def task(self) -> Counted: ...
+    def task(self) -> AnyTask: ...
 
     @property
     def sizes(self) -> tuple[int, int, int]: ...
@@ -47,7 +47,8 @@ class Field(Protocol):
         ...
 
     def measure(self, model: nn.Module, *, held: bool = False) -> dict[str, float]:
-        """Figures in per cent of the test set, or of what is held out (none: {}); shared among the processes."""
+        """Figures of the test set, or of what is held out (none: {}), in per cent unless named ..._error; shared among
+        the processes."""
         ...
 
     def keep(self, folder: Path) -> None:

@@ -193,8 +193,8 @@ def figures(row: dict[str, Any], prefix: str) -> dict[str, float]:
 
 
 def main_figure(names: Iterable[str]) -> str:
-    """The one by which runs are compared: accuracy, or of questions F1."""
-    return next(name for name in names if name.endswith(("_accuracy", "_f1")))
+    """The one by which runs are compared, of which more is better: accuracy, or of other tasks F1, IoU or R2."""
+    return next(name for name in names if name.endswith(("_accuracy", "_f1", "_mean_iou", "_r2")))
 
 
 def read_result(folder: Path) -> dict[str, Any]:
