@@ -64,7 +64,7 @@ for _ in range(steps):
 print("float:", {name: round(value, 1) for name, value in evaluate(network, test, task).figures.items()})
 
 model = spequant.prepare(network, weight=LSQ(4), act=LSQ(4), residual=None)
-spequant.calibrate(model, [samples(16) for _ in range(4)], samples=64)
+spequant.calibrate(model, [samples(16) for _ in range(4)], samples=64, run=task.logits)  # run: with the targets
 print("4 bits, calibrated:", {name: round(value, 1) for name, value in evaluate(model, test, task).figures.items()})
 method = spequant.SPEQ(task=task)
 optimizer = torch.optim.Adam(spequant.parameter_groups(model, lr=1e-3, weight_decay=0.0))

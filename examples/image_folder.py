@@ -34,7 +34,7 @@ if given.root is None:
     for part, (label, angle) in product(("train", "val"), {"rows": rows, "columns": columns}.items()):
         (folder := given.root / part / label).mkdir(parents=True, exist_ok=True)
         for i in range(given.pictures):
-            stripes = 128 + 60 * np.sin(angle / 2 + rng.uniform(6))[..., None] + rng.normal(0, 80, (48, 48, 3))
+            stripes = 128 + 60 * np.sin(angle / 2 + rng.uniform(0, 6))[..., None] + rng.normal(0, 80, (48, 48, 3))
             Image.fromarray(stripes.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.jpg")
 
 steps = [transforms.Resize(36), transforms.CenterCrop(32), transforms.ToTensor(), transforms.Normalize(0.5, 0.25)]

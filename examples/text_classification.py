@@ -72,7 +72,7 @@ def trained(kind, network, lr, **more):
 
 
 sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-settings = BertConfig(len(words) + 1, **sizes, max_position_embeddings=LENGTH, num_labels=len(names))
+settings = BertConfig(vocab_size=len(words) + 1, **sizes, max_position_embeddings=LENGTH, num_labels=len(names))
 network = BertForSequenceClassification(settings)
 _, floating = trained(Trainer, network, 3e-3)
 
