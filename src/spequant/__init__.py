@@ -7,7 +7,15 @@ from spequant.calibration.batch_norm import reestimate_batch_norm
 from spequant.calibration.ranges import calibrate
 from spequant.deploy import export, export_onnx, load, load_packed, pack, quantize_biases
 from spequant.methods import SPEQ, Distill, Retrain
-from spequant.methods.tasks import Classification, SpanExtraction
+from spequant.methods.tasks import (
+    Classification,
+    Detection,
+    MultiLabel,
+    Regression,
+    Segmentation,
+    SpanExtraction,
+    TokenClassification,
+)
 from spequant.policies import Fixed, LowBit, Mix, Stochastic, precision
 from spequant.preparation.placement import prepare, unprepare
 from spequant.preparation.summary import summary
@@ -20,14 +28,19 @@ __version__ = "0.1.0"
 __all__ = [
     "SPEQ",
     "Classification",
+    "Detection",
     "Distill",
     "Fixed",
     "LowBit",
     "Mix",
+    "MultiLabel",
     "Quantizer",
+    "Regression",
     "Retrain",
+    "Segmentation",
     "SpanExtraction",
     "Stochastic",
+    "TokenClassification",
     "__version__",
     "calibrate",
     "export",

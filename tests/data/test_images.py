@@ -1,5 +1,7 @@
 """Image sets: order, augmentation, held-out images, batches; tensors that are refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -74,3 +76,46 @@ def test_bad_image_sets_are_refused():
         ImageSet(images.float(), torch.zeros(4, dtype=torch.int64), (0.5,) * 3, (0.5,) * 3, 10)
     with pytest.raises(ValueError, match="batch_size is 0"):
         next(train_batches(image_set(), 0, seed=0, epoch=0, augment=None))
+
+
+def of_targets(labels, classes=3):
+    n = len(labels)
+    pixels = torch.arange(n * 3 * 64, dtype=torch.int64).remainder(251).to(torch.uint8).reshape(n, 3, 8, 8)
+    return ImageSet(pixels, labels, (0.0,) * 3, (1.0,) * 3, classes)
+
+
+@pytest.mark.parametrize("shape", [(20,), (20, 2)])
+def test_targets_that_are_no_classes_follow_their_images(shape):
+    data = of_targets(torch.randn(shape))
+    assert not data.of_classes and not data.masks
+    rest, held_out = hold_out(data, 5)
+    assert rest.labels.shape == (15, *shape[1:]) and held_out.labels.shape == (5, *shape[1:])
+    by_pixels = {tuple(image.flatten().tolist()): label for image, label in zip(data.images, data.labels, strict=True)}
+    for images, labels in train_batches(data, 4, seed=0, epoch=0, augment=None):
+        for image, label in zip(images, labels, strict=True):
+            assert torch.equal(by_pixels[tuple((image * 255).round().int().flatten().tolist())], label)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_a_mask_is_cropped_and_flipped_with_its_image(dtype):
+    data = of_targets(torch.zeros(12, 8, 8, dtype=dtype), classes=251)
+    data = replace(data, labels=data.images[:, 0].to(dtype))  # each pixel says what its mask is
+    assert data.masks
+    for images, masks in train_batches(data, 6, seed=0, epoch=0, augment=Augment()):
+        pixels = (images[:, 0] * 255).round().long()
+        outside = masks.long() == 255
+        assert masks.dtype == dtype and outside.any()  # padding
+        assert torch.equal(pixels[~outside], masks.long()[~outside]) and not pixels[outside].any()
+
+
+@pytest.mark.parametrize(
+    ("labels", "named"),
+    [
+        (torch.full((4,), torch.nan), "NaN"),
+        (torch.zeros(4, 8, 9, dtype=torch.uint8), r"masks of shape \(8, 9\); expected \(8, 8\)"),
+        (torch.zeros(3, 2), r"shape \(3, 2\); expected \(4,\)"),
+    ],
+)
+def test_bad_targets_are_refused(labels, named):
+    with pytest.raises(ValueError, match=named):
+        ImageSet(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), labels, (0.5,) * 3, (0.5,) * 3, 3)

@@ -34,7 +34,8 @@ class Terminal:
         self.bar.start()
         row = progress.row()
         self.read = time.monotonic()
-        now = f"loss {row['task']:.3f}  acc {row['train_accuracy']:.1f} %  {row['images_per_second']:.0f} a second"
+        parts = [f"loss {row['task']:.3f}", _right(row, "acc", 1), f"{row['images_per_second']:.0f} a second"]
+        now = "  ".join(filter(None, parts))
         self.bar.update(self.task, completed=progress.done, now=now)
 
     def say(self, line: str) -> None:
@@ -44,19 +45,29 @@ class Terminal:
             self.bar.print(f"{self.name}  {line}")
 
     def epoch(self, row: dict[str, Any]) -> None:
-        found = in_words(figures(row, "held_out_"))
-        held = f"  {found}" if found else ""
         left = row["seconds"] * (row["epochs"] - row["epoch"])
-        line = (
-            f"epoch {row['epoch']}/{row['epochs']}  loss {row['task']:.4f}  distill {row['distill']:.4f}  "
-            f"train {row['train_accuracy']:.2f} %{held}  {row['images_per_second']:.0f} a second  {left:.0f} s left"
-        )
+        parts = [
+            f"epoch {row['epoch']}/{row['epochs']}  loss {row['task']:.4f}  distill {row['distill']:.4f}",
+            _right(row, "train", 2),
+            in_words(figures(row, "held_out_")),
+            f"{row['images_per_second']:.0f} a second  {left:.0f} s left",
+        ]
+        line = "  ".join(filter(None, parts))
         self.say(line)
 
 
 def in_words(found: dict[str, float]) -> str:
-    """Figures in per cent: "test accuracy 91.20 %"."""
-    return "  ".join(f"{name.replace('held_out', 'held-out').replace('_', ' ')} {x:.2f} %" for name, x in found.items())
+    """Figures in per cent, or in the targets' unit if named ..._error: "test accuracy 91.20 %"."""
+    return "  ".join(
+        f"{name.replace('held_out', 'held-out').replace('_', ' ')} "
+        + (f"{x:.4g}" if name.endswith("_error") else f"{x:.2f} %")
+        for name, x in found.items()
+    )
+
+
+def _right(row: dict[str, Any], name: str, digits: int) -> str:
+    """The share of right answers in training; nothing, where the task counts none."""
+    return f"{name} {row['train_accuracy']:.{digits}f} %" if "train_accuracy" in row else ""
 
 
 def print_table(table: Table) -> None:

@@ -16,24 +16,28 @@ from spequant.data.image_files import ImageFiles, RandomCrop
 EVERYTHING = slice(None)
 HOLD_OUT_SEED = 2009_14502
 """Fixed, so that every run holds out the same images."""
+PADDED = 255
+"""Value of a mask outside of its image, which `Segmentation` leaves out."""
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images with one class each.
+    """Images with one class each, or with another target each, which a recipe's `task` then has to read.
 
     Attributes:
         images: uint8 (n, channels, height, width), or `ImageFiles`.
-        labels: int64 (n,), in [0, classes).
+        labels: Classes, int64 (n,), in [0, classes). Or other targets, (n, ...): floats (n,) or (n, targets) for
+            regression; 0 and 1, (n, labels), for several labels; masks, uint8 or int64 (n, height, width), for
+            segmentation of images in memory.
         mean, std: Per channel, of images scaled to [0, 1].
-        classes: Number of classes.
+        classes: Number of classes, targets or labels: of the network's outputs.
 
     Raises:
         ValueError: Images or labels have another dtype, shape or range.
     """
 
     images: UInt8[Tensor, "n channels height width"] | ImageFiles
-    labels: Int64[Tensor, "n"]
+    labels: Int64[Tensor, "n"] | Tensor
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: int
@@ -44,16 +48,40 @@ class ImageSet:
                 f"images are {self.images.dtype} of shape {tuple(self.images.shape)}; "
                 "expected uint8 (n, channels, height, width)"
             )
-        if self.labels.shape != self.images.shape[:1]:
+        if self.labels.shape[:1] != self.images.shape[:1]:
             raise ValueError(
-                f"labels have shape {tuple(self.labels.shape)}; expected ({len(self.images)},), one per image"
+                f"labels have shape {tuple(self.labels.shape)}; expected ({len(self.images)},), one per image, or "
+                f"other targets, ({len(self.images)}, ...)"
             )
-        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.classes:
+        if self.labels.is_floating_point() and not bool(torch.isfinite(self.labels).all()):
+            raise ValueError("labels are NaN or infinite; expected finite targets: leave out the images without any")
+        if self.masks and self.labels.shape[1:] != self.images.shape[2:]:
+            raise ValueError(
+                f"labels are masks of shape {tuple(self.labels.shape[1:])}; expected {tuple(self.images.shape[2:])}, "
+                "the size of the images"
+            )
+        if self.masks and isinstance(self.images, ImageFiles):
+            raise ValueError("labels are masks and images are in files; expected images in memory, uint8")
+        if (
+            self.of_classes
+            and len(self.labels)
+            and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.classes
+        ):
             low, high = int(self.labels.min()), int(self.labels.max())
             raise ValueError(f"labels run from {low} to {high}; expected 0 to {self.classes - 1}")
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def of_classes(self) -> bool:
+        """Whether each image has one class."""
+        return self.labels.dim() == 1 and not self.labels.is_floating_point()
+
+    @property
+    def masks(self) -> bool:
+        """Whether each image has a mask, of a class per pixel."""
+        return self.labels.dim() == 3
 
     def to(self, device: torch.device | str) -> "ImageSet":
         """Return the set on `device`; images in files are put there when they are decoded."""
@@ -89,14 +117,16 @@ class Augment:
         flips = rng.random(batch) < 0.5 if self.flip else np.zeros(batch, bool)
         return np.stack([*corners, flips])
 
-    def __call__(self, images: UInt8[Tensor, "batch channels height width"], drawn: np.ndarray) -> Tensor:
-        """Return the augmented batch, on the device of `images`; `drawn` is from `draw`."""
+    def __call__(
+        self, images: UInt8[Tensor, "batch channels height width"], drawn: np.ndarray, fill: int = 0
+    ) -> Tensor:
+        """Return the augmented batch, on the device of `images`; `drawn` is from `draw`, `fill` the padding's value."""
         batch, channels, height, width = images.shape
         top, left, flip = torch.from_numpy(drawn).to(images.device, non_blocking=True)
         rows = top[:, None] + torch.arange(height, device=images.device)
         columns = torch.arange(width, device=images.device).expand(batch, width)
         columns = left[:, None] + torch.where(flip[:, None] > 0, width - 1 - columns, columns)
-        padded = torch.nn.functional.pad(images, (self.padding,) * 4)
+        padded = torch.nn.functional.pad(images, (self.padding,) * 4, value=fill)
         pixels = rows[:, :, None] * padded.shape[3] + columns[:, None, :]  # (batch, height, width), in padded planes
         pixels = pixels.view(batch, 1, -1).expand(batch, channels, -1)
         return padded.flatten(2).gather(2, pixels).view(batch, channels, height, width)
@@ -125,7 +155,8 @@ def train_batches(
             same augmentation, as one process would.
 
     Yields:
-        (images, labels): normalised fp32 images in channels-last memory format, and int64 labels.
+        (images, labels): normalised fp32 images in channels-last memory format, and their labels. Masks are cropped and
+        flipped like their images, and 255 at what was padded.
 
     Raises:
         ValueError: A number is out of range, or `augment` is a `RandomCrop` and the images are in memory.
@@ -147,10 +178,14 @@ def train_batches(
     else:
         pixels = (data.images[batch] for batch in batches)
     for step, batch, images in zip(steps, batches, pixels, strict=True):
+        labels = data.labels[batch]
         if isinstance(augment, Augment):
             drawn = augment.draw(batch_size, np.random.default_rng((seed, epoch, step)))
-            images = augment(images, np.ascontiguousarray(drawn[:, part]))
-        yield data.normalise(images).contiguous(memory_format=torch.channels_last), data.labels[batch]
+            drawn = np.ascontiguousarray(drawn[:, part])
+            images = augment(images, drawn)
+            if data.masks:  # a mask moves with its image
+                labels = augment(labels.unsqueeze(1), drawn, fill=PADDED).squeeze(1)
+        yield data.normalise(images).contiguous(memory_format=torch.channels_last), labels
 
 
 def eval_batches(data: ImageSet, batch_size: int, *, turn: int = 0, turns: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
@@ -163,7 +198,7 @@ def eval_batches(data: ImageSet, batch_size: int, *, turn: int = 0, turns: int =
             the images.
 
     Yields:
-        (images, labels): normalised fp32 images, and int64 labels.
+        (images, labels): normalised fp32 images, and their labels.
 
     Raises:
         ValueError: `batch_size` is below 1.
@@ -180,7 +215,7 @@ def eval_batches(data: ImageSet, batch_size: int, *, turn: int = 0, turns: int =
 
 
 def hold_out(train: ImageSet, count: int) -> tuple[ImageSet, ImageSet | None]:
-    """Split `count` images off a training set, the same ones each time, with the shares of the classes preserved.
+    """Split `count` images off a training set, the same ones each time; the shares of classes, if any, are preserved.
 
     Args:
         train: The training images.
@@ -197,7 +232,7 @@ def hold_out(train: ImageSet, count: int) -> tuple[ImageSet, ImageSet | None]:
     if count == 0:
         return train, None
     order = np.random.default_rng(HOLD_OUT_SEED).permutation(len(train))
-    labels = train.labels.cpu().numpy()[order]
+    labels = train.labels.cpu().numpy()[order] if train.of_classes else np.zeros(len(train))
     # The rank of an image within its class, divided by the size of the class; the lowest ranks are held out.
     rank = np.empty(len(train))
     for label in np.unique(labels):

@@ -56,9 +56,14 @@ class Mixing:
             (images, soft labels): soft labels are fp32 (batch, classes), each row with the sum 1.
 
         Raises:
-            ValueError: mixup or CutMix is on, and the number of images is odd.
+            ValueError: mixup or CutMix is on, and the number of images is odd; or the labels are no classes.
             ModuleNotFoundError: mixup or CutMix is on, and timm (extra `vision`) is not installed.
         """
+        if labels.dim() != 1 or labels.is_floating_point():
+            raise ValueError(
+                f"labels are {labels.dtype} of shape {tuple(labels.shape)}, which cannot be mixed or smoothed; "
+                "expected int64 (batch,), or data.mixup, data.cutmix and train.label_smoothing of 0"
+            )
         if not (self.mixup or self.cutmix):
             return images, F.one_hot(labels, classes).float() * (1 - self.smoothing) + self.smoothing / classes
         if len(images) % 2:

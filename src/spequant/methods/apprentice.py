@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from spequant.methods.base import (
@@ -31,7 +30,8 @@ from spequant.methods.base import (
     frozen,
     penalties,
 )
-from spequant.methods.tasks import Classification, Task
+from spequant.methods.losses import cross_entropy
+from spequant.methods.tasks import Classification, Task, distilled
 
 
 class Apprentice:
@@ -89,15 +89,8 @@ class Apprentice:
         task = self.task.loss(student, batch)
         with torch.set_grad_enabled(self.joint):
             teacher = self.task.logits(self.teacher, batch)
-        distill = _cross_entropy(teacher.detach(), student)
+        distill = distilled(self.task, cross_entropy, student, teacher.detach(), batch, 1.0)
         total = self.b * task + self.g * distill + penalties(model)
         if self.joint:
             total = total + self.a * self.task.loss(teacher, batch)
         return Losses(total, task, distill, student.detach())
-
-
-def _cross_entropy(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
-    """Return H(p_T, p_S), the mean over samples and parts; classes masked with -inf are left out."""
-    log_s = F.log_softmax(student.float(), dim=-1)
-    log_s = log_s.masked_fill(torch.isneginf(log_s), 0.0)
-    return -(F.softmax(teacher.float(), dim=-1) * log_s).sum(-1).mean()

@@ -32,7 +32,7 @@ from spequant.methods.base import (
 )
 from spequant.methods.losses import kl
 from spequant.methods.parts import part_of, replaced, resolve_stages
-from spequant.methods.tasks import Classification, Task
+from spequant.methods.tasks import Classification, Detection, Task, check_task, distilled
 
 
 class BlockReplacement(CountsCalls):
@@ -83,9 +83,10 @@ class BlockReplacement(CountsCalls):
     ):
         check_temperature(temperature)
         check_weight(weight, "weight")
+        self.temperature, self.weight, self.task = float(temperature), float(weight), task or Classification()
+        check_task(self.task, (Detection,), "BlockReplacement", "a detector has no stages that follow one another")
         self.teacher = frozen(teacher)
         self.stages = resolve_stages(self.teacher, stages)
-        self.temperature, self.weight, self.task = float(temperature), float(weight), task or Classification()
 
     def __call__(self, model: nn.Module, batch: Any) -> Losses:
         count = 1 + self.step % (len(self.stages) - 1)
@@ -97,6 +98,7 @@ class BlockReplacement(CountsCalls):
         with batch_norm_untracked(model), replaced(self.teacher, low_bit_stages) as mixture:
             mixed = self.task.logits(mixture, batch)
         task, t = self.task.loss(student, batch), self.temperature
-        distill = kl(student, teacher, t) + kl(student, mixed.detach(), t)
+        targets = teacher, mixed.detach()
+        distill = torch.stack([distilled(self.task, kl, student, z, batch, t) for z in targets]).sum()
         total = task + self.task.loss(mixed, batch) + self.weight * distill + penalties(model)
         return Losses(total, task, distill, student.detach())

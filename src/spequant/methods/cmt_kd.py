@@ -35,7 +35,7 @@ from spequant.methods.base import (
 )
 from spequant.methods.losses import kl
 from spequant.methods.parts import Recorder, place, resolve_stages, rounded
-from spequant.methods.tasks import Classification, Task
+from spequant.methods.tasks import Classification, Detection, Task, check_task, distilled
 from spequant.quantizers.base import check_bits
 
 
@@ -109,9 +109,10 @@ class CMTKD:
         for value in weights:
             check_weight(value, "weights")
         check_teachers(tuple(teachers))
+        self.temperature, self.task = float(temperature), task or Classification()
+        check_task(self.task, (Detection,), "CMTKD", "a detector has no stages that follow one another")
         self.stages = resolve_stages(network, stages)
         self.a, self.b, self.g = weights
-        self.temperature, self.task = float(temperature), task or Classification()
         self.trained = self._fuse({bits: copy.deepcopy(teacher) for bits, teacher in teachers.items()})
         self.teacher_recorder, self.student_recorder = Recorder(self.stages[:-1]), Recorder(self.stages[:-1])
 
@@ -128,11 +129,12 @@ class CMTKD:
         with self.student_recorder.on(model) as student_outputs:
             student = self.task.logits(model, batch)
         task, t = self.task.loss(student, batch), self.temperature
-        distill = kl(student, teacher.detach(), t)
+        distill = distilled(self.task, kl, student, teacher.detach(), batch, t)
         pairs = [(_map(student_outputs[k]), _map(teacher_outputs[k])) for k in self.stages[:-1]]
         features = torch.stack([F.mse_loss(student_map, fused_map) for student_map, fused_map in pairs]).mean()
         total = self.a * (task + self.task.loss(teacher, batch))
-        total = total + self.b * (distill + kl(teacher, student.detach(), t)) + self.g * features
+        reverse = distilled(self.task, kl, teacher, student.detach(), batch, t)
+        total = total + self.b * (distill + reverse) + self.g * features
         return Losses(total + penalties(model) + penalties(self.trained), task, distill, student.detach())
 
 

@@ -25,7 +25,7 @@ from spequant.methods.base import (
 )
 from spequant.methods.losses import DistillLoss, kl, loss_named
 from spequant.methods.speq import SPEQ
-from spequant.methods.tasks import Classification, Task
+from spequant.methods.tasks import Classification, Task, distilled
 
 
 class Distill:
@@ -88,7 +88,7 @@ class Distill:
     def __call__(self, model: nn.Module, batch: Any) -> Losses:
         student = self.task.logits(model, batch)
         task = self.task.loss(student, batch)
-        distill = self.loss(student, self.teach(model, batch), self.temperature)
+        distill = distilled(self.task, self.loss, student, self.teach(model, batch), batch, self.temperature)
         return Losses(task + self.weight * distill + penalties(model), task, distill, student.detach())
 
 
@@ -133,6 +133,8 @@ class SPEQDistill:
         speq_teacher, float_teacher = self.speq.teach(model, batch), self.distill.teach(model, batch)
         student = self.speq.task.logits(model, batch)
         task = self.speq.task.loss(student, batch)
-        distill = self.speq.weight * self.speq.loss(student, speq_teacher, self.speq.temperature)
-        distill = distill + self.distill.weight * self.distill.loss(student, float_teacher, self.distill.temperature)
+        speq, other = self.speq, self.distill
+        distill = speq.weight * distilled(speq.task, speq.loss, student, speq_teacher, batch, speq.temperature)
+        term = distilled(speq.task, other.loss, student, float_teacher, batch, other.temperature)
+        distill = distill + other.weight * term
         return Losses(task + distill + penalties(model), task, distill, student.detach())

@@ -37,6 +37,7 @@ from spequant.methods.base import (
 )
 from spequant.methods.parts import Recorder, tokens
 from spequant.methods.speq import SPEQ
+from spequant.methods.tasks import Detection, check_task, distilled
 from spequant.networks import head_of
 from spequant.policies import Stochastic
 
@@ -135,6 +136,8 @@ class ExtendedSPEQ:
             )
         if feature_weight and head is None:
             raise ValueError(f"feature_weight is {feature_weight!r} and head is None; expected the name of a layer")
+        if feature_weight:
+            check_task(speq.task, (Detection,), "ExtendedSPEQ with feature_weight", "a detector has no one feature")
         self.speq, self.steps, self.decay = speq, steps, decay
         self.temperatures = speq.temperature, speq.temperature if temperature_end is None else float(temperature_end)
         first = speq.policy.probability if isinstance(speq.policy, Stochastic) else 0.0
@@ -168,7 +171,7 @@ class ExtendedSPEQ:
             student = speq.task.logits(model, batch)
             feature = dict(student_inputs)
         task = speq.task.loss(student, batch)
-        distill = speq.loss(student, teacher, speq.temperature)
+        distill = distilled(speq.task, speq.loss, student, teacher, batch, speq.temperature)
         total = task + speq.weight * distill + penalties(model)
         if self.head is not None:
             total = total + self.feature_weight * _cosine_distance(feature[self.head], target[self.head], batch)

@@ -28,7 +28,7 @@ from spequant.methods.base import (
     penalties,
 )
 from spequant.methods.losses import kl
-from spequant.methods.tasks import Classification, Task
+from spequant.methods.tasks import Classification, Task, distilled
 
 
 class GSLR(CountsCalls):
@@ -90,7 +90,8 @@ class GSLR(CountsCalls):
         with torch.no_grad():
             teacher = self.task.logits(self.teacher, batch)
         student = self.task.logits(model, batch)
-        task, distill = self.task.loss(student, batch), kl(student, teacher, self.temperature)
+        task = self.task.loss(student, batch)
+        distill = distilled(self.task, kl, student, teacher, batch, self.temperature)
         return Losses((1 - w) * task + w * distill + penalties(model), task, distill, student.detach())
 
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from spequant.methods.base import Losses, penalties
 from spequant.methods.losses import kl
-from spequant.methods.tasks import Task
+from spequant.methods.tasks import Task, distilled
 from spequant.methods.widths import SeveralWidths, at_widths, fewest_bits
 from spequant.processes import unwrapped
 
@@ -73,5 +73,7 @@ class JointBits(SeveralWidths):
         task = self.task.loss(student, batch)
         labels = torch.stack([task, *(self.task.loss(logits[width], batch) for width in widths)]).mean()
         largest = logits.pop(max(logits))
-        distill = torch.stack([kl(z, largest.detach(), self.temperature) for z in logits.values() or [largest]]).mean()
+        target, t = largest.detach(), self.temperature
+        others = logits.values() or [largest]
+        distill = torch.stack([distilled(self.task, kl, z, target, batch, t) for z in others]).mean()
         return Losses(labels + self.weight * distill + penalties(model), task, distill, student.detach())

@@ -1,7 +1,7 @@
 """Distillation losses: functions of student logits, teacher logits and temperature, computed in fp32.
 
 Logits have shape (batch, classes), or (batch, parts, classes) if a sample has several answers. Each part has its own
-softmax, and the mean is over samples and parts.
+softmax, and the mean is over samples and parts. `gaussian` has the same losses of values instead of classes.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,8 +27,8 @@ def _check(student: Tensor, teacher: Tensor) -> None:
     if student.shape[-1] == 1:
         raise ValueError(
             f"logits have shape {tuple(student.shape)}, one class, whose softmax is 1 whatever the network says: "
-            "nothing would be distilled. For a regression or one logit give the method a loss of your own, e.g. "
-            "loss=lambda student, teacher, temperature: F.mse_loss(student, teacher)"
+            "nothing would be distilled. For values give the method the task Regression(), for one logit MultiLabel(), "
+            "or a loss of your own, e.g. loss=lambda student, teacher, temperature: F.mse_loss(student, teacher)"
         )
 
 
@@ -85,6 +85,46 @@ def kl(
     log_t = F.log_softmax(teacher.float() / temperature, dim=-1)
     gap = (log_t - log_s).masked_fill(torch.isneginf(log_t), 0.0)
     return temperature**2 * (log_t.exp() * gap).sum(-1).mean()
+
+
+def cross_entropy(
+    student: Float[Tensor, "batch *parts classes"],
+    teacher: Float[Tensor, "batch *parts classes"],
+    temperature: float = 1.0,
+) -> Float[Tensor, ""]:
+    """Return T^2 mean H(p_T, p_S), p = softmax(z / T), in nats: `kl` plus the teacher's entropy.
+
+    Args:
+        student: z_S.
+        teacher: z_T; classes masked with -inf are left out.
+        temperature: T, above 0.
+
+    Raises:
+        ValueError: The shapes differ, or there are fewer than two classes.
+    """
+    _check(student, teacher)
+    log_s = F.log_softmax(student.float() / temperature, dim=-1)
+    log_s = log_s.masked_fill(torch.isneginf(log_s), 0.0)
+    return -(temperature**2) * (F.softmax(teacher.float() / temperature, dim=-1) * log_s).sum(-1).mean()
+
+
+def _gaussian_kl(gap: Tensor, temperature: float) -> Tensor:
+    return temperature * gap.square().mean() / 2
+
+
+def _gaussian_cosine(gap: Tensor, temperature: float) -> Tensor:
+    return temperature**2 * -torch.expm1(-gap.square() / (4 * temperature)).mean()
+
+
+gaussian: dict[DistillLoss, Callable[[Tensor, float], Tensor]] = {
+    kl: _gaussian_kl,
+    cross_entropy: _gaussian_kl,
+    cosine: _gaussian_cosine,
+}
+"""{loss: the same loss of two Gaussians of variance T s^2, a function of (difference of their means / s, T)}
+
+KL is T d^2 / 2, and so is the cross-entropy, but for a constant; 1 - the cosine between the densities is
+1 - exp(-d^2 / (4 T)). Both have the factor T^2, as above."""
 
 
 def ensemble(passes: Sequence[Tensor], temperature: float) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from spequant.methods.base import Losses, penalties
 from spequant.methods.losses import kl
-from spequant.methods.tasks import Task
+from spequant.methods.tasks import Detection, Regression, Task, check_task, distilled
 from spequant.methods.widths import SeveralWidths, at_widths
 
 
@@ -50,12 +50,24 @@ class MemberEnsemble(SeveralWidths):
         def make(self, task: Task | None = None) -> "MemberEnsemble":
             return MemberEnsemble(self.widths, temperature=self.temperature, weight=self.weight, task=task)
 
+    def __init__(
+        self,
+        widths: Sequence[int] = (4, 8),
+        *,
+        temperature: float = 1.0,
+        weight: float = 1.0,
+        task: Task | None = None,
+    ):
+        super().__init__(widths, temperature=temperature, weight=weight, task=task)
+        check_task(self.task, (Regression, Detection), "MemberEnsemble", "its attention is over classes")
+
     def __call__(self, model: nn.Module, batch: Any) -> Losses:
         student = self.task.logits(model, batch)
         members = at_widths(model, self.widths, self.task, batch)
         task = self.task.loss(student, batch)
         members_task = torch.stack([self.task.loss(z, batch) for z in members]).mean()
-        distill = kl(student, _ensemble(student, members), self.temperature)
+        target = _ensemble(student, members)
+        distill = distilled(self.task, kl, student, target, batch, self.temperature)
         return Losses(task + members_task + self.weight * distill + penalties(model), task, distill, student.detach())
 
 

@@ -28,7 +28,7 @@ from spequant.methods.base import (
     penalties,
 )
 from spequant.methods.parts import Recorder, rounded, tokens
-from spequant.methods.tasks import Classification, Task
+from spequant.methods.tasks import Classification, Detection, Task, check_task
 from spequant.networks import head_of
 from spequant.quantizers.base import check_bits
 
@@ -79,8 +79,9 @@ class QFD:
     ):
         check_bits(bits, "bits", both_signs=True)
         check_weight(weight, "weight")
-        self.teacher = frozen(teacher)
         self.bits, self.weight, self.task = bits, float(weight), task or Classification()
+        check_task(self.task, (Detection,), "QFD", "the features of a detector are of other regions per network")
+        self.teacher = frozen(teacher)
         self.head = head_of(self.teacher) if head is None else head
         self.student_feature = Recorder([self.head], inputs=True)
         self.teacher_feature = Recorder([self.head], inputs=True)

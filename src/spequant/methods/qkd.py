@@ -30,7 +30,7 @@ from spequant.methods.base import (
     penalties,
 )
 from spequant.methods.losses import kl
-from spequant.methods.tasks import Classification, Task
+from spequant.methods.tasks import Classification, Task, distilled
 
 
 class QKD(CountsCalls):
@@ -100,8 +100,9 @@ class QKD(CountsCalls):
         self.trained.train(learns)
         with torch.set_grad_enabled(learns):
             teacher = self.task.logits(self.trained, batch)
-        distill = kl(student, teacher.detach(), t)
+        distill = distilled(self.task, kl, student, teacher.detach(), batch, t)
         total = task + distill + penalties(model)
         if learns:
-            total = total + self.task.loss(teacher, batch) + kl(teacher, student.detach(), t)
+            reverse = distilled(self.task, kl, teacher, student.detach(), batch, t)
+            total = total + self.task.loss(teacher, batch) + reverse
         return Losses(total, task, distill, student.detach())

@@ -29,8 +29,8 @@ from spequant.methods.base import (
     check_weight,
     penalties,
 )
-from spequant.methods.losses import DistillLoss, cosine, ensemble, loss_named
-from spequant.methods.tasks import Classification, Task
+from spequant.methods.losses import DistillLoss, cosine, loss_named
+from spequant.methods.tasks import Classification, Task, distilled, pooled
 from spequant.policies import Mix, Policy, Stochastic, check_seed, precision
 from spequant.processes import rank, unwrapped
 
@@ -166,11 +166,11 @@ class SPEQ(CountsCalls):
                 with precision(model, self.policy, seed=self.seed, step=draw, rank=rank()):
                     logits.append(self.task.logits(model, batch).detach())
         self.step += 1
-        return ensemble(logits, self.temperature)
+        return pooled(self.task, logits, self.temperature)
 
     def __call__(self, model: nn.Module, batch: Any) -> Losses:
         teacher = self.teach(model, batch)
         student = self.task.logits(model, batch)
         task = self.task.loss(student, batch)
-        distill = self.loss(student, teacher, self.temperature)
+        distill = distilled(self.task, self.loss, student, teacher, batch, self.temperature)
         return Losses(task + self.weight * distill + penalties(model), task, distill, student.detach())

@@ -26,7 +26,7 @@ from spequant.methods.base import (
     penalties,
 )
 from spequant.methods.losses import kl
-from spequant.methods.tasks import Classification, Task
+from spequant.methods.tasks import Classification, Task, distilled
 
 
 class SQAKD:
@@ -69,5 +69,5 @@ class SQAKD:
 
     def __call__(self, model: nn.Module, batch: Any) -> Losses:
         student = self.task.logits(model, batch)
-        distill = kl(student, self.teach(batch), self.temperature)
+        distill = distilled(self.task, kl, student, self.teach(batch), batch, self.temperature)
         return Losses(distill + penalties(model), distill.new_zeros(()), distill, student.detach())

@@ -3,9 +3,10 @@
 State and batches come from the caller; nothing is built here, and no file is read or written.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from spequant.calibration.batch_norm import modes_kept
-from spequant.methods.tasks import Classification, Counted
+from spequant.methods.tasks import AnyTask, Classification
 from spequant.processes import anyone, rank, sum_over_processes, world
 from spequant.train.guard import FiniteGuard
 from spequant.train.launch import make_accelerator
@@ -43,14 +44,17 @@ class Evaluation:
     """The result of an evaluation.
 
     Attributes:
-        accuracy: Share of right answers in percent, 0 to 100.
+        accuracy: Share of right answers in percent, 0 to 100; nan if the task has no `hits`, e.g. of values or boxes.
         loss: Mean loss of the task; for classification, cross-entropy in nats.
         samples: Number of samples.
+        figures: The task's figures by name: in percent, or in the targets' unit if named ..._error. Of a task without
+            `meter`: `accuracy`.
     """
 
     accuracy: float
     loss: float
     samples: int
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 def fit(
@@ -61,7 +65,7 @@ def fit(
     steps: int,
     accelerator: "Accelerator | None" = None,
     clip_norm: float | None = None,
-    task: Counted | None = None,
+    task: AnyTask | None = None,
     checkpoint_every: int | None = None,
     on_step: Callable[[Progress], None] = lambda progress: None,
     on_epoch: Callable[[Progress], None] = lambda progress: None,
@@ -76,7 +80,7 @@ def fit(
         epochs, steps: Number of epochs in all, and of optimizer steps per epoch, 1 or more each.
         accelerator: Mixed precision, processes and gradient accumulation; None: fp32, and whole batches.
         clip_norm: Largest norm of the gradient, above 0; None: no limit.
-        task: Counts right answers; None: classification.
+        task: Counts right answers, if it can; None: classification.
         checkpoint_every: Steps between two calls of `on_checkpoint`, 1 or more; None: only at the end of each epoch.
         on_step, on_epoch: Called after each step; at the end of each epoch, with the sums over all processes.
         on_checkpoint: Called when `state` should be saved, after `on_epoch`; never after a loss that is not finite.
@@ -150,20 +154,20 @@ def train_step(
     batch: Any,
     accelerator: "Accelerator",
     clip_norm: float | None = None,
-    task: Counted | None = None,
+    task: AnyTask | None = None,
 ) -> Tensor:
     """Do one optimizer step on this process's part of a batch.
 
     Args:
         state: What is trained, in place.
-        batch: A tuple of tensors, or tensors by name, all of the same length.
+        batch: A tuple of tensors or lists, or tensors by name, all of the same length.
         accelerator: Mixed precision, processes and gradient accumulation.
         clip_norm: Largest norm of the gradient, above 0; None: no limit.
         task: Counts right answers; None: classification.
 
     Returns:
         (4,), on the device: total, task and distillation loss (means over the parts of the batch), and the number of
-        right answers.
+        right answers (nan if the task counts none).
     """
     task = task or Classification()
     seed_step(state)
@@ -175,8 +179,8 @@ def train_step(
                 losses = state.method(state.wrapped, part)
             accelerator.backward(losses.total)
         with torch.no_grad():
-            hits = task.hits(losses.logits, part) * len(parts)
-            sums += torch.stack([losses.total, losses.task, losses.distill, hits]) / len(parts)
+            hits = task.hits(losses.logits, part) if hasattr(task, "hits") else losses.task.new_full((), torch.nan)  # type: ignore[union-attr]
+            sums += torch.stack([losses.total, losses.task, losses.distill, hits * len(parts)]) / len(parts)
     if clip_norm is not None:
         accelerator.clip_grad_norm_(state.model.parameters(), clip_norm)
         if state.partner is not None:
@@ -198,7 +202,7 @@ def seed_step(state: TrainingState) -> None:
 
 
 def samples(batch: Any) -> int:
-    """Return the number of samples in `batch`, a tuple or a mapping of tensors of the same length."""
+    """Return the number of samples in `batch`, a tuple or a mapping of tensors or lists of the same length."""
     return len(next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0])
 
 
@@ -212,37 +216,43 @@ def parts_of(batch: Any, parts: int) -> list[Any]:
         )
     if isinstance(batch, Mapping):
         return [dict(zip(batch, part, strict=True)) for part in parts_of(tuple(batch.values()), parts)]
-    return list(zip(*(x.chunk(parts) for x in batch), strict=True))
+    size = samples(batch) // parts
+    return [tuple(x[i * size : (i + 1) * size] for x in batch) for i in range(parts)]
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Any], task: Counted | None = None) -> Evaluation:
+def evaluate(model: nn.Module, batches: Iterable[Any], task: AnyTask | None = None) -> Evaluation:
     """Evaluate `model` in eval mode, in fp32; the mode of each module is restored.
 
     Args:
         model: Any network that `task` understands.
         batches: The batches; with several processes, each passes its part, and all get the result over all parts.
             Batches without a sample are left out.
-        task: Computes logits and loss, and counts right answers; None: classification, by top-1 accuracy.
+        task: Computes logits and loss, and figures by its `hits` or `meter`; None: classification, by top-1 accuracy.
 
     Raises:
         ValueError: There is no sample.
     """
     task = task or Classification()
-    hits, loss, count = 0, 0.0, 0
+    counts = getattr(task, "hits", None)
+    meter = task.meter() if hasattr(task, "meter") else None  # type: ignore[union-attr]
+    hits, loss, count = 0.0, 0.0, 0
     with modes_kept(model):
         model.eval()
         for batch in batches:
             if not samples(batch):  # whose mean loss is NaN
                 continue
             logits = task.logits(model, batch)
-            hits += int(task.hits(logits, batch))
+            hits += float(counts(logits, batch)) if counts else 0.0
+            if meter is not None:
+                meter.update(logits, batch)
             loss += float(task.loss(logits, batch)) * samples(batch)
             count += samples(batch)
     if world() > 1:
         device = next(model.parameters()).device
         figures = sum_over_processes(torch.tensor([hits, loss, count], dtype=torch.float64, device=device)).tolist()
-        hits, loss, count = int(figures[0]), figures[1], int(figures[2])
+        hits, loss, count = figures[0], figures[1], int(figures[2])
     if not count:
         raise ValueError("batches are empty; expected at least one to evaluate on")
-    return Evaluation(100 * hits / count, loss / count, count)
+    accuracy = 100 * hits / count if counts else math.nan
+    return Evaluation(accuracy, loss / count, count, {"accuracy": accuracy} if meter is None else meter.compute())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from spequant.methods.tasks import Counted
+from spequant.methods.tasks import AnyTask
 from spequant.names import some_of
 from spequant.processes import sum_over_processes
 from spequant.train.guard import ADVICE, NotFinite, all_finite, in_any_process, in_words, not_finite
@@ -30,7 +30,7 @@ def first_to_go(
     steps: int,
     accelerator: "Accelerator | None" = None,
     clip_norm: float | None = None,
-    task: Counted | None = None,
+    task: AnyTask | None = None,
 ) -> str:
     """Find the layers whose weights, ranges or activations were the first that were not finite.
 

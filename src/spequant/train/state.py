@@ -1,5 +1,6 @@
 """Everything that training changes, as one object, which a checkpoint saves and restores. No files here."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -58,7 +59,7 @@ class Progress:
         images: Samples read in this epoch.
         seconds: Time since the start of this epoch.
         sums: (4,), on the device until somebody reads them: total, task and distillation loss, each summed over steps,
-            and the number of right answers.
+            and the number of right answers (nan if the task counts none).
         processes: How many processes `sums` and `images` cover.
     """
 
@@ -97,12 +98,13 @@ class Progress:
         """Return the means so far, read from the device, as a row of metrics.jsonl; the epoch counts from 1."""
         total, task, distill, hits = self.sums.tolist()
         steps = self.step * self.processes
+        accuracy = {} if math.isnan(hits) else {"train_accuracy": 100 * hits / max(1, self.images)}
         return {
             "epoch": self.epoch + 1,
             "loss": total / steps,
             "task": task / steps,
             "distill": distill / steps,
-            "train_accuracy": 100 * hits / max(1, self.images),
+            **accuracy,
             "lr": self.lr,
             "images_per_second": self.images / max(1e-9, self.seconds),
             "seconds": self.seconds,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from spequant.app.recipes.choices import METHOD
+from spequant.app.recipes.choices import DATA, METHOD
 from spequant.app.recipes.command_line import recipe_named
 from support.starts import start
 
@@ -18,6 +18,8 @@ def test_what_the_documentation_shows_runs(tmp_path, monkeypatch):
     (tmp_path / "shown.py").write_text("\n".join(blocks))
     monkeypatch.chdir(tmp_path)
     assert recipe_named("shown.py:fast").method.temperature == 3.0
+    train, test = DATA.named("shown.py:brightness")().load("a-network")
+    assert (len(train), len(test)) == (384, 128) and train.labels.is_floating_point() and not train.of_classes
     settings = METHOD.named("shown.py:Scaled")(factor=0.3)
     assert settings.build(start(torch.nn.Linear(2, 2))).factor == 0.3
     with pytest.raises(ValueError, match="factor is 0"):

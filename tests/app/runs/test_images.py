@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from spequant.app.cli import main
 from spequant.app.recipes import RECIPES
+from spequant.app.recipes.choices import DATA
 from spequant.app.recipes.quantization import Quantization
 from spequant.app.recipes.recipe import Network, Recipe
 from spequant.app.recipes.serial import from_json, to_json
@@ -210,3 +211,98 @@ def test_imagenets_recipes_train_on_its_classes_at_hand(name, tiny_imagenet, tmp
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     (epoch,) = [row for row in rows if row["kind"] == "epoch"]
     assert -1e-6 < epoch["distill"] <= 1 and epoch["loss"] < 6  # 1 - a cosine, and chance is 2.3
+
+
+OWN = """
+import torch
+from torch import nn
+from spequant.data import ImageSet
+
+
+class Net(nn.Sequential):
+    def __init__(self, classes, dense=False):
+        body = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()
+        head = [nn.Conv2d(8, classes, 1)] if dense else [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes)]
+        super().__init__(*body, *head)
+
+
+def dense(classes):
+    return Net(classes, dense=True)
+
+
+def images():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (96, 3, 8, 8), dtype=torch.uint8, generator=generator)
+
+
+def pair(labels, classes):
+    whole = ImageSet(images(), labels, (0.5,) * 3, (0.25,) * 3, classes)
+    return whole.part(slice(0, 64)), whole.part(slice(64, 96))
+
+
+def values():
+    return pair(images().float().mean((2, 3))[:, :2] / 10, 2)
+
+
+def marks():
+    return pair((images().float().mean((2, 3)) > 127.5).long(), 3)
+
+
+def masks():
+    return pair((images()[:, 0] > 127).to(torch.uint8), 2)
+"""
+FIGURES = {
+    "regression": {"test_mean_absolute_error", "test_r2"},
+    "multi-label": {"test_f1", "test_accuracy"},
+    "segmentation": {"test_mean_iou", "test_pixel_accuracy"},
+}
+
+
+def with_own_targets(folder, task, **changes):
+    (folder / "mine.py").write_text(OWN)
+    data = {"regression": "values", "multi-label": "marks", "segmentation": "masks"}[task]
+    recipe = replace(
+        on_folder(folder),
+        data=DATA.named(f"{folder / 'mine.py'}:{data}")(held_out=16),
+        network=Network(name=f"{folder / 'mine.py'}:{'dense' if task == 'segmentation' else 'Net'}"),
+        task=task,
+    )
+    return replace(recipe, **changes)
+
+
+@pytest.mark.parametrize(
+    "task", ["regression", *(pytest.param(task, marks=pytest.mark.slow) for task in ("multi-label", "segmentation"))]
+)
+def test_a_set_of_ones_own_with_other_targets_is_trained_measured_and_exported(task, tmp_path):
+    floating = run(with_own_targets(tmp_path, task), tmp_path / "float")
+    assert {name for name in floating if name.startswith("test_")} == FIGURES[task]
+    recipe = with_own_targets(
+        tmp_path,
+        task,
+        quant=Quantization(weight_bits=4, act_bits=4, percentile=99.9),
+        method=SPEQ.Settings(),
+        network=replace(with_own_targets(tmp_path, task).network, weights=tmp_path / "float"),
+    )
+    result = run(recipe, tmp_path / "low-bit")
+    rows = [json.loads(line) for line in (tmp_path / "low-bit" / "metrics.jsonl").read_text().splitlines()]
+    epochs = [row for row in rows if row["kind"] == "epoch"]
+    assert all(row["distill"] >= 0 and ("train_accuracy" in row) == (task != "regression") for row in epochs)
+    assert all(name.replace("test_", "held_out_") in epochs[-1] for name in FIGURES[task])
+    export_source(tmp_path / "low-bit", "packed")
+    for source in ("low-bit", "low-bit/model.packed"):
+        (row,) = evaluate_source(tmp_path / source)
+        for name in FIGURES[task]:
+            assert row[name.removeprefix("test_")] == pytest.approx(result[name], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"task": None}, "Other tasks are Regression"),
+        ({"train": Training(label_smoothing=0.1, epochs=1, batch_size=8, precision="fp32", device="cpu")}, "smoothed"),
+    ],
+)
+def test_targets_that_a_task_or_mixing_does_not_fit_are_named(changes, named, tmp_path):
+    recipe = with_own_targets(tmp_path, "regression")
+    with pytest.raises(ValueError, match=named):
+        run(replace(recipe, **changes), tmp_path / "run")

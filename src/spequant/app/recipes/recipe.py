@@ -6,9 +6,12 @@ from pathlib import Path
 from spequant.app.recipes.quantization import Quantization
 from spequant.app.recipes.training import Training, check_device
 from spequant.data import CIFAR10, DataSettings, ImageSettings, QuestionSettings
-from spequant.methods import SPEQ, MethodSettings
+from spequant.methods import SPEQ, MethodSettings, tasks
 from spequant.models import TRANSFORMERS, check_network
-from spequant.names import imported
+from spequant.names import chosen
+
+OF_IMAGES, OF_QUESTIONS = ("classification", "multi-label", "regression", "segmentation"), ("span-extraction",)
+"""Names of the tasks that a recipe's images, and its questions, can have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,8 @@ class Recipe:
     network: Network = field(default_factory=Network)
     """the float network that the run starts from"""
     task: str | None = None
-    """your own task, package.module:Object or file.py:Object, with logits, loss and hits; None: that of the data"""
+    """for images classification, multi-label, regression or segmentation, for questions span-extraction; or your own
+    task, package.module:Object or file.py:Object, with logits, loss, and hits or meter; None: that of the data"""
     quant: Quantization = field(default_factory=Quantization)
     """what is quantized, and how"""
     method: MethodSettings = field(default_factory=SPEQ.Settings)
@@ -73,7 +77,13 @@ class Recipe:
                 f"train.layers_every is {self.train.layers_every!r}; expected None, since nothing is quantized"
             )
         if self.task is not None:
-            imported(self.task)
+            chosen("task", self.task, tasks.by_name)
+            if self.task in tasks.by_name and self.task not in (OF_QUESTIONS if self.asks else OF_IMAGES):
+                fitting = ", ".join(OF_QUESTIONS if self.asks else OF_IMAGES)
+                raise ValueError(
+                    f"task is {self.task!r} and data are {type(self.data).__name__}; expected {fitting}, or a task of "
+                    "your own"
+                )
         self._check_data()
 
     @property

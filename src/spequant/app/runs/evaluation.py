@@ -3,21 +3,22 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from spequant.app.runs.images import task_of
 from spequant.app.runs.questions import Answer, QuestionSet, answer_by, score
 from spequant.app.runs.sources import Samples, Source, TestSet, open_source
 from spequant.data import ImageSet
 from spequant.deploy.engines import ENGINES
 from spequant.deploy.running import TORCH, in_engine
 from spequant.deploy.running import at_bits as model_at_bits
-from spequant.train import Evaluation
+from spequant.methods.tasks import AnyTask, Classification
+from spequant.train import Evaluation, evaluate
 
 BATCH = 500
 
@@ -74,7 +75,8 @@ def _row(source: Source, test: TestSet, engine: str, bits: int | None, threads: 
     if isinstance(test, QuestionSet):
         figures = {**score(test, answer_of(source, engine, bits, threads)), "samples": len(test)}
     else:
-        figures = asdict(measure_logits(logits_of(source, test, engine, bits, threads), test))
+        task = None if source.recipe is None or source.recipe.task is None else task_of(source.recipe, Classification())
+        figures = measured(logits_of(source, test, engine, bits, threads), test, task)
     return {
         "source": str(source.path),
         "recipe": source.name,
@@ -97,6 +99,20 @@ def first_samples(test: Any, count: int | None) -> Any:
     if count < 1:
         raise ValueError(f"images is {count!r}; expected 1 or more, or all (None)")
     return test.first(min(count, len(test))) if isinstance(test, QuestionSet) else test.part(slice(0, count))
+
+
+def measured(logits: Logits, test: ImageSet | Samples, task: AnyTask | None) -> dict[str, Any]:
+    """Figures, loss and samples over the whole of `test`; task: None: classification."""
+    if task is None:
+        found = measure_logits(logits, test)
+        return {"accuracy": found.accuracy, "loss": found.loss, "samples": found.samples}
+    if test.labels is None:
+        raise ValueError("the .npz holds no labels; expected the array labels, (samples,), next to inputs")
+    parts = [slice(start, start + BATCH) for start in range(0, len(test), BATCH)]
+    network = nn.Module()
+    network.forward = logits  # type: ignore[method-assign]
+    found = evaluate(network, ((test.images[part], test.labels[part]) for part in parts), task)
+    return {**found.figures, "loss": found.loss, "samples": found.samples}
 
 
 def measure_logits(logits: Logits, test: ImageSet | Samples) -> Evaluation:

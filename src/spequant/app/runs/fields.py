@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from spequant.app.recipes.recipe import Recipe
 from spequant.app.runs.images import Images
 from spequant.app.runs.questions import Questions
-from spequant.methods.tasks import Counted
+from spequant.methods.tasks import AnyTask
 
 
 class Field(Protocol):
     """Data of a recipe, loaded on one device, and what depends on their kind."""
 
     @property
-    def task(self) -> Counted:
+    def task(self) -> AnyTask:
         """The task of the batches."""
         ...
 
@@ -52,7 +52,7 @@ class Field(Protocol):
         ...
 
     def measure(self, model: nn.Module, *, held: bool = False) -> dict[str, float]:
-        """Return figures of `model` in per cent, measured by all processes together.
+        """Return figures of `model`, measured by all processes together, in per cent unless named ..._error.
 
         Args:
             model: in any mode, which it keeps.

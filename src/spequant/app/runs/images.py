@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from spequant.app.recipes.recipe import Recipe
 from spequant.app.runs.weights import build_network
 from spequant.data import Augment, ImageSet, ImageSettings, Mixing, RandomCrop, eval_batches, train_batches
-from spequant.methods.tasks import Classification, Counted
-from spequant.names import imported
+from spequant.methods import tasks
+from spequant.methods.tasks import AnyTask, Classification
+from spequant.names import chosen
 from spequant.processes import portion, rank, world
 from spequant.train import Evaluation, evaluate
 
@@ -87,13 +88,13 @@ class Images:
 
     def measure(self, model: nn.Module, *, held: bool = False) -> dict[str, float]:
         data = self.held if held else self.test
-        return {} if data is None else {"accuracy": measure(model, data).accuracy}
+        return {} if data is None else dict(measure(model, data, self.task).figures)
 
     def keep(self, folder: Path) -> None:
         """Write nothing: the recipe has all that makes the network."""
 
 
-def task_of(recipe: Recipe, default: Counted) -> Counted:
+def task_of(recipe: Recipe, default: AnyTask) -> AnyTask:
     """Return the task that `recipe` names (an object of a class that it names), or `default` if it names none.
 
     Raises:
@@ -101,11 +102,15 @@ def task_of(recipe: Recipe, default: Counted) -> Counted:
     """
     if recipe.task is None:
         return default
-    thing = imported(recipe.task)
+    thing = chosen("task", recipe.task, tasks.by_name)
     task = thing() if isinstance(thing, type) else thing
-    missing = [name for name in ("logits", "loss", "hits") if not callable(getattr(task, name, None))]
+    missing = [name for name in ("logits", "loss") if not callable(getattr(task, name, None))]
+    if not any(callable(getattr(task, name, None)) for name in ("hits", "meter")):
+        missing.append("hits")
     if missing:
-        raise ValueError(f"task is {recipe.task!r}, which has no {', '.join(missing)}; expected logits, loss and hits")
+        raise ValueError(
+            f"task is {recipe.task!r}, which has no {', '.join(missing)}; expected logits, loss, and hits or meter"
+        )
     return task
 
 
@@ -125,6 +130,6 @@ def images_at_once(data: ImageSet, most: int) -> int:
     return min(most, max(64, most * 32 * 32 // (height * width)))
 
 
-def measure(model: nn.Module, data: ImageSet) -> Evaluation:
-    """Return accuracy and loss on `data`, measured by all processes together."""
-    return evaluate(model, eval_batches(data, images_at_once(data, EVAL_BATCH), turn=rank(), turns=world()))
+def measure(model: nn.Module, data: ImageSet, task: AnyTask | None = None) -> Evaluation:
+    """Return figures and loss on `data`, measured by all processes together; default task: classification."""
+    return evaluate(model, eval_batches(data, images_at_once(data, EVAL_BATCH), turn=rank(), turns=world()), task)

@@ -108,3 +108,17 @@ def test_positions_past_the_end_are_left_out_and_hits_need_both_ends():
 def test_a_network_without_start_and_end_logits_is_refused():
     with pytest.raises(TypeError, match=r"Tensor without start_logits.*AutoModelForQuestionAnswering"):
         SpanExtraction().logits(lambda **batch: batch["input_ids"], tokens())
+
+
+def test_spans_that_are_all_left_out_have_a_loss_of_0():
+    logits = torch.randn(3, 2, 5, requires_grad=True)
+    outside = {name: torch.full((3,), 9) for name in SpanExtraction.LABELS}
+    loss = SpanExtraction().loss(logits, outside)
+    loss.backward()
+    assert loss == 0 and not logits.grad.any()  # a mean over nothing would be NaN, and all weights with it
+
+
+@pytest.mark.parametrize("label", [3, -1])
+def test_a_class_that_the_network_does_not_have_is_named(label):
+    with pytest.raises(ValueError, match=f"value {label}; expected 0 to 2"):
+        Classification().loss(LOGITS, (None, torch.tensor([0, label])))

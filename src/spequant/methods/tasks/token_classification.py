@@ -1,0 +1,99 @@
+"""Classification of each token of a sequence, e.g. names and parts of speech."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spequant.methods.losses import DistillLoss
+from spequant.methods.tasks.figures import class_counts, class_figures
+from spequant.methods.tasks.task import (
+    Sums,
+    check_classes,
+    cross_entropy_without,
+    distilled_where,
+    labels_of,
+    labels_or_none,
+    output_of,
+    tensor_in,
+)
+
+
+class TokenClassification:
+    """One class per token.
+
+    A batch is a dict with the keyword arguments of the network, (batch, length) each, and "labels", int64
+    (batch, length); or (inputs, labels). The label `ignored` marks tokens that are left out: padding, and all but the
+    first part of a word. The network returns logits (batch, length, classes).
+
+    The loss on the labels is the mean cross-entropy over tokens. A teacher is learned from at the same tokens, by the
+    softmax over their classes; without labels, at those with `attention_mask` 1. Figures are the accuracy over tokens,
+    and F1, the mean over classes that occur. F1 of whole entities needs their scheme, and is not computed.
+
+    Args:
+        output: Key or index of the logits in the output of the model; None: the output, or `logits` in it.
+        ignored: The label of tokens that are left out.
+    """
+
+    def __init__(self, output: str | int | None = None, *, ignored: int = -100):
+        self.output, self.ignored = output, ignored
+
+    def logits(self, model: nn.Module, batch: Any) -> Tensor:
+        """Run `model` on a batch.
+
+        Args:
+            model: A network that classifies tokens.
+            batch: As described for the class.
+
+        Returns:
+            Logits (batch, length, classes).
+
+        Raises:
+            TypeError: The model returns no tensor, or none under `output`.
+            ValueError: The logits have another shape, or only one class.
+        """
+        logits = tensor_in(output_of(model, batch), self.output, self)
+        if logits.dim() != 3 or logits.shape[-1] == 1:
+            raise ValueError(
+                f"the model returned logits of shape {tuple(logits.shape)}; expected (batch, length, classes), two "
+                "classes or more, for TokenClassification (Classification: one class per sample)"
+            )
+        return logits
+
+    def loss(self, logits: Tensor, batch: Any) -> Tensor:
+        """Return the mean cross-entropy over tokens in fp32, 0-dim, in nats; 0 if all are left out.
+
+        Raises:
+            ValueError: The labels are no classes of the tokens.
+        """
+        return cross_entropy_without(logits, self._labels(logits, batch), self.ignored)
+
+    def distill(self, loss: DistillLoss, student: Tensor, teacher: Tensor, batch: Any, temperature: float) -> Tensor:
+        """Return `loss` of the tokens that are not left out, 0-dim; see `distilled`."""
+        labels = labels_or_none(batch)
+        keep = None if labels is None else labels != self.ignored
+        if keep is None and isinstance(batch, Mapping) and (mask := batch.get("attention_mask")) is not None:
+            keep = mask.bool()
+        return distilled_where(keep, loss, student, teacher, temperature)
+
+    def hits(self, logits: Tensor, batch: Any) -> Tensor:
+        """Return the sum over sequences of the share of tokens with the right class, 0-dim."""
+        labels = self._labels(logits, batch)
+        right = ((logits.argmax(-1) == labels) & (labels != self.ignored)).sum(-1)
+        return (right / (labels != self.ignored).sum(-1).clamp_min(1)).sum()
+
+    def meter(self) -> Sums:
+        """Return a meter of `accuracy` and `f1`, both in percent."""
+        count = lambda z, batch: class_counts(z, self._labels(z, batch), self.ignored)  # noqa: E731
+        return Sums(count, lambda sums: class_figures(sums, accuracy="accuracy", f1="f1"))
+
+    def _labels(self, logits: Tensor, batch: Any) -> Tensor:
+        labels = labels_of(batch)
+        if labels.dtype not in (torch.int64, torch.int32, torch.uint8) or labels.shape != logits.shape[:-1]:
+            raise ValueError(
+                f"labels are {labels.dtype} of shape {tuple(labels.shape)}; expected int64 "
+                f"{tuple(logits.shape[:-1])}, one class per token"
+            )
+        check_classes(labels, logits.shape[-1], self.ignored, "give TokenClassification(ignored=...) another one")
+        return labels.long()

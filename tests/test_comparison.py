@@ -1,0 +1,69 @@
+"""Arms compared: intervals by Student's t, pairs by seed, and the forms in which a comparison is written."""
+
+import csv
+import io
+import json
+import math
+
+import pytest
+
+from spequant.comparison import compare, paired
+
+pytest.importorskip("scipy", reason="intervals need the extra report")
+ARMS = {"Retrain": {0: 75.0, 1: 74.0, 2: 76.0}, "SPEQ & KD": {0: 75.5, 1: 74.7, 2: 76.6}, "one_seed": {2: 77.0}}
+
+
+def test_differences_are_paired_by_seed():
+    retrain, speq, one = compare(ARMS, figure="test accuracy, %").arms
+    assert (retrain.mean, retrain.deviation, retrain.difference, retrain.interval) == (75.0, 1.0, None, None)
+    assert speq.difference == pytest.approx(0.6) and speq.pairs == 3
+    # Student's t for 2 degrees of freedom is 4.3027 in every table; the differences .5, .7, .6 deviate by .1
+    assert speq.interval == pytest.approx(4.3027 * 0.1 / math.sqrt(3), rel=1e-4)
+    assert (one.deviation, one.difference, one.interval, one.pairs) == (None, 1.0, None, 1)
+    assert (retrain.in_words, speq.in_words, one.in_words) == ("", "+0.60 ± 0.25 (3 pairs)", "+1.00 (1 pair)")
+    (_, apart) = compare({"a": {0: 1.0}, "b": {1: 2.0}}).arms
+    assert (apart.difference, apart.pairs, apart.in_words) == (None, 0, "no seed in common")
+
+
+def test_equal_arms_differ_by_nothing():
+    gap, half, pairs = paired({0: 1.0, 1: 2.0}, {1: 2.0, 0: 1.0})
+    assert (gap, pairs) == (0.0, 2) and half == 0.0
+
+
+def test_every_form_has_every_number(tmp_path):
+    comparison = compare(ARMS, figure="test accuracy, %")
+    rows = list(csv.DictReader(io.StringIO(comparison.csv())))
+    again: dict[str, dict[int, float]] = {}
+    for row in rows:
+        again.setdefault(row["arm"], {})[int(row["seed"])] = float(row["value"])
+    assert again == ARMS
+    content = json.loads(comparison.json())
+    assert content["figure"] == "test accuracy, %" and content["arms"][1]["difference"] == pytest.approx(0.6)
+    assert content["arms"][2]["interval"] is None
+    latex = comparison.latex()
+    assert r"SPEQ \& KD & 3 & $75.60 \pm 0.95$ & $+0.60 \pm 0.25$ \\" in latex
+    assert r"one\_seed" in latex and r"test accuracy, \%" in latex and latex.count(r"\\") == 4
+    text = str(comparison).splitlines()
+    assert len(text) == 4 and text[2].endswith("+0.60 ± 0.25 (3 pairs)")
+
+
+@pytest.mark.parametrize("extra", [{}, {"broken": {0: 10.0, 1: 11.0}}, {"same": {0: 75.0}}])
+def test_the_picture_names_every_arm(extra, tmp_path):
+    pytest.importorskip("matplotlib", reason="pictures need the extra report")
+    path = tmp_path / "c.png"
+    compare({**ARMS, **extra}).plot(path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({}, "values is empty"),
+        ({"a": {}}, "'a'"),
+        ({"a": [1.0, 2.0]}, "'a'"),
+        ({"a": {0: 1.0}, "b": {3: math.nan}}, "nan for 'b', seed 3"),
+    ],
+)
+def test_what_cannot_be_compared_is_named(values, named):
+    with pytest.raises(ValueError, match=named):
+        compare(values)
