@@ -104,8 +104,6 @@ class Fixed:
     bits: int | Mapping[str, int]
 
     def __post_init__(self) -> None:
-        if isinstance(self.bits, Mapping) and not self.bits:
-            raise ValueError("bits is empty; expected bits, or at least one pattern of layer names with its bits")
         for width in self.bits.values() if isinstance(self.bits, Mapping) else [self.bits]:
             check_bits(width, "bits")
 

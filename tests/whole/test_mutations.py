@@ -43,8 +43,8 @@ MUTANTS = {
     ),
     "student and teacher swapped in the call of the loss": Mutant(
         "methods/speq.py",
-        "self.loss(student, teacher, self.temperature)",
-        "self.loss(teacher, student, self.temperature)",
+        "self.loss, student, teacher, batch",
+        "self.loss, teacher, student, batch",
         METHOD,
     ),
     "student and teacher swapped in the loss": Mutant(

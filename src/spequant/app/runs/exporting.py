@@ -159,6 +159,6 @@ def _batches(test: TestSet, normalised: bool) -> Iterator[Any]:
         return
     for start in range(0, len(test), BATCH):
         part = test.part(slice(start, start + BATCH))
-        images: Any = part.images
+        images: Any = part.images[:]  # images in files are read by this
         inputs = part.normalise(images) if normalised else images
         yield inputs if part.labels is None else (inputs, part.labels)
