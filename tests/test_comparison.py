@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from spequant.comparison import compare, paired
+from spequant.comparison import compare, deviation, paired
 
 pytest.importorskip("scipy", reason="intervals need the extra report")
 ARMS = {"Retrain": {0: 75.0, 1: 74.0, 2: 76.0}, "SPEQ & KD": {0: 75.5, 1: 74.7, 2: 76.6}, "one_seed": {2: 77.0}}
@@ -20,9 +20,20 @@ def test_differences_are_paired_by_seed():
     # Student's t for 2 degrees of freedom is 4.3027 in every table; the differences .5, .7, .6 deviate by .1
     assert speq.interval == pytest.approx(4.3027 * 0.1 / math.sqrt(3), rel=1e-4)
     assert (one.deviation, one.difference, one.interval, one.pairs) == (None, 1.0, None, 1)
-    assert (retrain.in_words, speq.in_words, one.in_words) == ("", "+0.60 ± 0.25 (3 pairs)", "+1.00 (1 pair)")
+    assert (retrain.in_words(), speq.in_words(), one.in_words()) == ("", "+0.60 ± 0.25 (3 pairs)", "+1.00 (1 pair)")
     (_, apart) = compare({"a": {0: 1.0}, "b": {1: 2.0}}).arms
-    assert (apart.difference, apart.pairs, apart.in_words) == (None, 0, "no seed in common")
+    assert (apart.difference, apart.pairs, apart.in_words()) == (None, 0, "no seed in common")
+
+
+def test_paired_difference():
+    a, b = {0: 1.0, 1: 2.0, 2: 3.0}, {0: 2.0, 1: 2.5, 2: 4.5, 7: 9.0}
+    gap, half, pairs = paired(a, b)
+    assert (gap, pairs) == (1.0, 3) and half == pytest.approx(4.302653 * 0.5 / 3**0.5, rel=1e-6)
+    many = {seed: float(seed) for seed in range(25)}
+    _, half, _ = paired({seed: 0.0 for seed in many}, many)
+    assert half == pytest.approx(2.0638986 * deviation(list(many.values())) / 5, rel=1e-6)
+    assert deviation([1.0, 3.0]) == pytest.approx(2**0.5)
+    assert math.isnan(deviation([1.0]))
 
 
 def test_equal_arms_differ_by_nothing():
@@ -53,6 +64,23 @@ def test_the_picture_names_every_arm(extra, tmp_path):
     path = tmp_path / "c.png"
     compare({**ARMS, **extra}).plot(path)
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_shows_all_seeds_and_names_what_is_far_away(tmp_path, monkeypatch):
+    figures = pytest.importorskip("matplotlib.figure", reason="pictures need the extra report")
+    drawn = []
+
+    def keep(figure, path, **options):
+        drawn.append(figure)
+        path.write_bytes(b"")
+
+    monkeypatch.setattr(figures.Figure, "savefig", keep)
+    compare({**ARMS, "broken": {0: 10.0, 1: 11.0}, "two": {0: 75.0, 1: 77.0}}).plot(tmp_path / "c.png")
+    left, right = drawn[0].axes
+    low, high = left.get_xlim()
+    assert low < 74.0 and 77.0 < high < 80 and low > 60  # the interval of two seeds is 25 wide, and cut
+    assert [text.get_text() for text in left.texts] == ["\u2190 10.50"]
+    assert [text.get_text() for text in right.texts] == ["\u2190 -64.00"]
 
 
 @pytest.mark.parametrize(

@@ -43,14 +43,13 @@ class Arm:
     pairs: int
     """number of seeds in both arms"""
 
-    @property
-    def in_words(self) -> str:
-        """The difference: "+0.31 ± 0.20 (5 pairs)"; "" for the baseline."""
+    def in_words(self, digits: int = 2) -> str:
+        """Return the difference as "+0.31 ± 0.20 (5 pairs)", with `digits` decimals; "" for the baseline."""
         if self.difference is None:
             return "no seed in common" if self.pairs == 0 else ""
         if self.interval is None:
-            return f"{self.difference:+.2f} (1 pair)"
-        return f"{self.difference:+.2f} ± {self.interval:.2f} ({self.pairs} pairs)"
+            return f"{self.difference:+.{digits}f} (1 pair)"
+        return f"{self.difference:+.{digits}f} ± {self.interval:.{digits}f} ({self.pairs} pairs)"
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,8 @@ class Comparison:
     arms: tuple[Arm, ...]
     figure: str = "value"
     """what the values are, e.g. "test accuracy, %" """
+    digits: int = 2
+    """decimals of numbers in text, LaTeX and picture; CSV and JSON have all"""
 
     def csv(self) -> str:
         """Return one line per run: arm, seed, value."""
@@ -82,10 +83,11 @@ class Comparison:
             r"\midrule",
         ]
         for arm in self.arms:
-            deviation = "" if arm.deviation is None else rf" \pm {arm.deviation:.2f}"
-            interval = "" if arm.interval is None else rf" \pm {arm.interval:.2f}"
-            difference = "" if arm.difference is None else rf"${arm.difference:+.2f}{interval}$"
-            lines.append(rf"{_escaped(arm.name)} & {len(arm.values)} & ${arm.mean:.2f}{deviation}$ & {difference} \\")
+            deviation = "" if arm.deviation is None else rf" \pm {arm.deviation:.{self.digits}f}"
+            interval = "" if arm.interval is None else rf" \pm {arm.interval:.{self.digits}f}"
+            difference = "" if arm.difference is None else rf"${arm.difference:+.{self.digits}f}{interval}$"
+            value = rf"${arm.mean:.{self.digits}f}{deviation}$"
+            lines.append(rf"{_escaped(arm.name)} & {len(arm.values)} & {value} & {difference} \\")
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
     def plot(self, path: Path | str) -> None:
@@ -103,10 +105,13 @@ class Comparison:
         needs("matplotlib.backends.backend_agg", "report").FigureCanvasAgg(figure)
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
         rows = range(len(self.arms))
-        _fit(left, [(arm.mean, row) for row, arm in enumerate(self.arms)])
-        _fit(right, [(arm.difference or 0.0, row) for row, arm in enumerate(self.arms)])
+        seeds = [list(arm.values.values()) for arm in self.arms]
+        _fit(
+            left, [_ends(a.mean, _half_width(v), len(v), v) for a, v in zip(self.arms, seeds, strict=True)], self.digits
+        )
+        _fit(right, [_ends(a.difference or 0.0, a.interval, a.pairs, [0.0]) for a in self.arms], self.digits)
         for row, arm in enumerate(self.arms):
-            values = list(arm.values.values())
+            values = seeds[row]
             left.plot(values, [row] * len(values), "o", color=f"C{row % 10}", alpha=0.5, markersize=5)
             left.errorbar(arm.mean, row, xerr=_half_width(values), fmt="|", color="black", markersize=14, capsize=3)
             if arm.difference is not None:
@@ -123,24 +128,23 @@ class Comparison:
         with placed(Path(path)) as temporary:
             figure.savefig(temporary, format="png", dpi=150)
 
+    def rows(self) -> list[tuple[str, str, str, str, str]]:
+        """Return the words of a table, with its header: arm, seeds, mean, deviation, difference."""
+        table = [("arm", "seeds", self.figure, "deviation", "difference to the first (95 %)")]
+        for arm in self.arms:
+            deviation = "-" if arm.deviation is None else f"{arm.deviation:.{self.digits}f}"
+            words = arm.in_words(self.digits)
+            table.append((arm.name, str(len(arm.values)), f"{arm.mean:.{self.digits}f}", deviation, words))
+        return table
+
     def __str__(self) -> str:
-        header = ("arm", "seeds", self.figure, "deviation", "difference to the first (95 %)")
-        rows = [
-            (
-                arm.name,
-                str(len(arm.values)),
-                f"{arm.mean:.2f}",
-                "-" if arm.deviation is None else f"{arm.deviation:.2f}",
-                arm.in_words,
-            )
-            for arm in self.arms
-        ]
-        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in (header, *rows)]
+        table = self.rows()
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in table]
         return "\n".join(line.rstrip() for line in lines)
 
 
-def compare(values: Mapping[str, Mapping[int, float]], *, figure: str = "value") -> Comparison:
+def compare(values: Mapping[str, Mapping[int, float]], *, figure: str = "value", digits: int = 2) -> Comparison:
     """Compare arms with the first one.
 
     Example:
@@ -149,6 +153,7 @@ def compare(values: Mapping[str, Mapping[int, float]], *, figure: str = "value")
     Args:
         values: Value by seed, by arm; the first arm is the baseline.
         figure: What the values are; a label.
+        digits: Decimals of numbers in text, LaTeX and picture, 0 or more.
 
     Raises:
         ValueError: There is no arm, an arm has no value, or a value is not finite.
@@ -163,14 +168,14 @@ def compare(values: Mapping[str, Mapping[int, float]], *, figure: str = "value")
             if not math.isfinite(value):
                 raise ValueError(f"values has {value!r} for {name!r}, seed {seed!r}; expected a finite number")
     baseline = next(iter(values.values()))
-    return Comparison(tuple(_arm(n, dict(arm), baseline, i == 0) for i, (n, arm) in enumerate(values.items())), figure)
+    arms = tuple(_arm(name, dict(arm), baseline, i == 0) for i, (name, arm) in enumerate(values.items()))
+    return Comparison(arms, figure, digits)
 
 
 def _arm(name: str, values: dict[int, float], baseline: Mapping[int, float], first: bool) -> Arm:
     numbers = list(values.values())
-    deviation = stdev(numbers) if len(numbers) > 1 else None
     gap, half, pairs = (math.nan, math.nan, len(values)) if first else paired(baseline, values)
-    return Arm(name, values, mean(numbers), deviation, _or_none(gap), _or_none(half), pairs)
+    return Arm(name, values, mean(numbers), _or_none(deviation(numbers)), _or_none(gap), _or_none(half), pairs)
 
 
 def paired(a: Mapping[int, float], b: Mapping[int, float]) -> tuple[float, float, int]:
@@ -194,6 +199,11 @@ def paired(a: Mapping[int, float], b: Mapping[int, float]) -> tuple[float, float
     return mean(differences), math.nan if width is None else width, len(differences)
 
 
+def deviation(values: Sequence[float]) -> float:
+    """Return the sample standard deviation; NaN for one value."""
+    return stdev(values) if len(values) > 1 else math.nan
+
+
 def students_t() -> Any:
     """Return scipy's quantile of Student's t distribution, a function of (degrees of freedom, probability).
 
@@ -208,22 +218,35 @@ def _half_width(values: Sequence[float]) -> float | None:
     return None if n < 2 else float(students_t()(n - 1, (1 + LEVEL) / 2)) * stdev(values) / math.sqrt(n)
 
 
-def _fit(axes: Any, points: Sequence[tuple[float, int]]) -> None:
-    """Choose the limits of the x axis by most of the points (x, row), and write the others as numbers at its ends.
+def _fit(axes: Any, rows: Sequence[tuple[float, float, float]], digits: int) -> None:
+    """Choose the limits of the x axis by most of the rows, and write the others as numbers at its ends.
 
     Neither a wide interval of few seeds nor an arm far from all others squeezes the rest together.
+
+    Args:
+        axes: matplotlib's.
+        rows: Per arm the value by which it is near or far, and the least and largest value that is shown if it is near.
+        digits: Decimals of the numbers.
     """
-    values = sorted(x for x, _ in points)
+    values = sorted(value for value, _, _ in rows)
     low, middle, high = (values[round(share * (len(values) - 1))] for share in (0.25, 0.5, 0.75))
     reach = FAR * ((high - low) or abs(middle) or 1.0)
-    near = [x for x in values if low - reach <= x <= high + reach]
-    margin = ((near[-1] - near[0]) or 1.0) * 0.4
-    left, right = near[0] - margin, near[-1] + margin
-    axes.set_xlim(left, right)
-    for x, row in points:
-        if not left <= x <= right:
-            arrow, place, side = (f"\u2190 {x:.2f}", 0.02, "left") if x < left else (f"{x:.2f} \u2192", 0.98, "right")
-            axes.text(place, row, arrow, transform=axes.get_yaxis_transform(), ha=side, va="center")
+    near = [low - reach <= value <= high + reach for value, _, _ in rows]
+    left = min(least for (_, least, _), shown in zip(rows, near, strict=True) if shown)
+    right = max(most for (_, _, most), shown in zip(rows, near, strict=True) if shown)
+    margin = ((right - left) or 1.0) * 0.1
+    axes.set_xlim(left - margin, right + margin)
+    for row, ((value, _, _), shown) in enumerate(zip(rows, near, strict=True)):
+        if not shown:
+            words = f"\u2190 {value:.{digits}f}" if value < left else f"{value:.{digits}f} \u2192"
+            place, side = (0.02, "left") if value < left else (0.98, "right")
+            axes.text(place, row, words, transform=axes.get_yaxis_transform(), ha=side, va="center")
+
+
+def _ends(middle: float, width: float | None, count: int, values: Sequence[float]) -> tuple[float, float, float]:
+    """Return a row for `_fit`: all values, and the interval if it is one of three values or more."""
+    reach = width if width is not None and count > 2 else 0.0
+    return middle, min(middle - reach, *values), max(middle + reach, *values)
 
 
 def _or_none(value: float) -> float | None:

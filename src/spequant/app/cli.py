@@ -21,7 +21,7 @@ from spequant.app.recipes.command_line import choices_in_words, parts_chosen, re
 from spequant.app.recipes.serial import to_json
 from spequant.app.runs import dry_run, listing, run
 from spequant.app.runs.folder import figures, main_figure
-from spequant.app.terminal import Terminal, in_words, print_table
+from spequant.app.terminal import Terminal, figure_in_words, in_words, print_table
 from spequant.names import nearest
 from spequant.processes import rank
 from spequant.train import Interrupted
@@ -156,14 +156,20 @@ def runs(args: list[str]) -> None:
     parent = Path(args[0] if args else "runs")
     if not parent.is_dir():
         raise FileNotFoundError(f"{parent} does not exist; expected a folder with runs below it")
-    table = Table("run", "recipe", "state", "epoch", "test, %", "held out, %", "last started")
+    table = Table("run", "recipe", "state", "epoch", "test", "held out", "last started")
     for row in listing(parent):
-        found = [figures(row, prefix) for prefix in ("test_", "held_out_")]
-        numbers = [f"{part[main_figure(part)]:.2f}" if part else "-" for part in found]
+        numbers = [_main_figure_in_words(figures(row, prefix)) for prefix in ("test_", "held_out_")]
         epoch = f"{row['epoch']}/{row['epochs']}" if "epoch" in row else "-"
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["date"]))
         table.add_row(row["run"], row["recipe"], row["state"], epoch, *numbers, when)
     print_table(table)
+
+
+def _main_figure_in_words(found: dict[str, float]) -> str:
+    if not found:
+        return "-"
+    name = main_figure(found)
+    return figure_in_words(name, found[name])
 
 
 def layers(args: list[str]) -> None:

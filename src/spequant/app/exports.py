@@ -10,7 +10,7 @@ from tyro.conf import FlagCreatePairsOff, Positional
 
 from spequant.app.runs import evaluate_source, export_source, open_source
 from spequant.app.runs.sources import Source, example_of
-from spequant.app.terminal import print_table
+from spequant.app.terminal import in_words, print_table
 from spequant.deploy import FORMATS, LayerCost, Parity, model_costs, packed_costs, program_costs, totals
 from spequant.deploy.engines import ENGINES
 from spequant.files import destination, write_json
@@ -18,6 +18,8 @@ from spequant.names import some_of
 
 __all__ = ["Evaluate", "Export", "Inspect", "print_evaluation", "print_export"]
 
+NO_FIGURES = ("source", "recipe", "seed", "engine", "act_bits", "loss", "samples", "seconds")
+"""Entries of a row of an evaluation that are no figures of the task."""
 NETWORK = "of a packed file made in Python: what makes its float network, package.module:Object or file.py:Object"
 DATA = "an .npz with the arrays inputs, as the file takes them, and labels; None: the recipe's test set"
 Network = Annotated[str | None, tyro.conf.arg(help=NETWORK)]
@@ -111,7 +113,7 @@ def _print_parity(parity: Parity, engine: str) -> None:
         )
     network, other = parity.accuracy
     right = f"; accuracy {other:.2f} %, torch {network:.2f} %" if parity.labelled else ""
-    what = "images" if parity.labelled else "answers, starts and ends apart"
+    what = "images" if parity.labelled else "answers"
     bits = f"; torch's own with other last bits differs on {parity.own}" if parity.own else ""
     print(f"{engine}: arg-max equal on {100 * parity.agreement:.2f} % of {parity.images} {what}{right}{bits}")
     for values in parity.values:
@@ -158,10 +160,10 @@ def print_evaluation(settings: Evaluate) -> None:
     for row in rows:
         width = "float activations" if row["act_bits"] is None else f"A{row['act_bits']}"
         head = f"{row['recipe']}  {row['engine']}  {width}"
-        if "f1" in row:
-            print(f"{head}  exact match {row['exact_match']:.2f} %  F1 {row['f1']:.2f} %  questions {row['samples']}")
-        else:
-            print(f"{head}  accuracy {row['accuracy']:.2f} %  loss {row['loss']:.4f}  images {row['samples']}")
+        figures = {name: value for name, value in row.items() if name not in NO_FIGURES}
+        loss = f"  loss {row['loss']:.4f}" if "loss" in row else ""
+        what = "questions" if "exact_match" in row else "images"
+        print(f"{head}  {in_words(figures)}{loss}  {what} {row['samples']}")
     write_json(settings.json, rows)
 
 

@@ -57,12 +57,16 @@ class Terminal:
 
 
 def in_words(found: dict[str, float]) -> str:
-    """Figures in per cent, or in the targets' unit if named ..._error: "test accuracy 91.20 %"."""
+    """Figures with their names: "test accuracy 91.20 %"."""
     return "  ".join(
-        f"{name.replace('held_out', 'held-out').replace('_', ' ')} "
-        + (f"{x:.4g}" if name.endswith("_error") else f"{x:.2f} %")
+        f"{name.replace('held_out', 'held-out').replace('_', ' ')} {figure_in_words(name, x)}"
         for name, x in found.items()
     )
+
+
+def figure_in_words(name: str, value: float) -> str:
+    """A figure in percent, or in the targets' unit if it is named ..._error."""
+    return f"{value:.4g}" if name.endswith("_error") else f"{value:.2f} %"
 
 
 def _right(row: dict[str, Any], name: str, digits: int) -> str:

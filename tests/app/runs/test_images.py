@@ -273,7 +273,7 @@ def with_own_targets(folder, task, **changes):
 @pytest.mark.parametrize(
     "task", ["regression", *(pytest.param(task, marks=pytest.mark.slow) for task in ("multi-label", "segmentation"))]
 )
-def test_a_set_of_ones_own_with_other_targets_is_trained_measured_and_exported(task, tmp_path):
+def test_a_set_of_ones_own_with_other_targets_is_trained_measured_and_exported(task, tmp_path, capsys):
     floating = run(with_own_targets(tmp_path, task), tmp_path / "float")
     assert {name for name in floating if name.startswith("test_")} == FIGURES[task]
     recipe = with_own_targets(
@@ -293,6 +293,11 @@ def test_a_set_of_ones_own_with_other_targets_is_trained_measured_and_exported(t
         (row,) = evaluate_source(tmp_path / source)
         for name in FIGURES[task]:
             assert row[name.removeprefix("test_")] == pytest.approx(result[name], rel=1e-3)
+        main(["evaluate", str(tmp_path / source)])
+        printed = capsys.readouterr().out
+        assert all(name.removeprefix("test_").replace("_", " ") in printed for name in FIGURES[task])
+    main(["runs", str(tmp_path)])
+    assert "finished" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

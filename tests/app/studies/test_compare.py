@@ -8,7 +8,6 @@ import pytest
 
 from spequant.app.cli import main
 from spequant.app.recipes import RECIPES, Recipe
-from spequant.app.studies.compare import deviation, difference, paired
 from support.made_up_runs import finished
 
 
@@ -64,15 +63,15 @@ def test_a_damaged_result_is_named(tmp_path, content, capsys):
     assert "result.json unreadable" in printed and "70.00" in printed
 
 
-def test_paired_difference():
-    a, b = {0: 1.0, 1: 2.0, 2: 3.0}, {0: 2.0, 1: 2.5, 2: 4.5, 7: 9.0}
-    gap, half, pairs = paired(a, b)
-    assert (gap, pairs) == (1.0, 3) and half == pytest.approx(4.302653 * 0.5 / 3**0.5, rel=1e-6)
-    many = {seed: float(seed) for seed in range(25)}
-    _, half, _ = paired({seed: 0.0 for seed in many}, many)
-    assert half == pytest.approx(2.0638986 * deviation(list(many.values())) / 5, rel=1e-6)
-    assert deviation([1.0, 3.0]) == pytest.approx(2**0.5)
-    assert difference(a, {5: 1.0}) == "no seed in common"
+def test_figures_of_other_tasks(tmp_path, capsys):
+    """Errors are in the unit of the targets; a run may have no other figure."""
+    errors = (0.0788, 0.0712)
+    runs = [result(tmp_path / str(i), "a", i, test_mean_absolute_error=e) for i, e in enumerate(errors)]
+    main(["compare", *runs])
+    printed = capsys.readouterr().out
+    assert "test mean absolute error" in printed and "0.0750" in printed and "0.0054" in printed
+    main(["runs", str(tmp_path)])
+    assert "0.0788" in capsys.readouterr().out
 
 
 def test_an_interval_without_scipy_names_the_extra(tmp_path, monkeypatch, capsys):

@@ -96,8 +96,9 @@ def figures(row: dict[str, Any], prefix: str) -> dict[str, float]:
 
 
 def main_figure(names: Iterable[str]) -> str:
-    """Return the name of the figure by which runs are compared: accuracy, or F1, IoU or R2 for other tasks."""
-    return next(name for name in names if name.endswith(("_accuracy", "_f1", "_mean_iou", "_r2")))
+    """Return the name of the figure by which runs are compared: accuracy, F1, IoU or R2; without them the first one."""
+    candidates = list(names)
+    return next((name for name in candidates if name.endswith(("_accuracy", "_f1", "_mean_iou", "_r2"))), candidates[0])
 
 
 def read_result(folder: Path) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from spequant.app.recipes.command_line import options_of, recipe_named
 from spequant.app.recipes.serial import ELSEWHERE, content_of, differences, flat, from_json
 from spequant.app.runs import run
 from spequant.app.runs.folder import DIVERGED, ENVIRONMENT, METRICS, RECIPE, RESULT, main_figure, read_result
-from spequant.app.studies.compare import deviation, paired
 from spequant.app.studies.page import Row, StudyReport
 from spequant.app.studies.side_by_side import Job, all_finished, side_by_side, threads_each
 from spequant.app.terminal import Terminal
+from spequant.comparison import deviation, paired
 from spequant.data import Folder
 from spequant.data.settings import folder_of as data_folder
 

@@ -1,10 +1,9 @@
 """The command `compare`: mean and deviation of each arm over its seeds, and paired differences."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Annotated, Any
 
 from rich.table import Table
@@ -13,7 +12,7 @@ from tyro.conf import Positional
 from spequant.app.recipes import Recipe
 from spequant.app.recipes.serial import differences, from_json
 from spequant.app.runs.folder import RECIPE, figures, main_figure, read_result
-from spequant.extras import needs
+from spequant.comparison import compare
 
 SEED_FIELDS = ("train.seed ", "network.weights ", "method.teacher ")
 """fields in which the runs of an arm may differ"""
@@ -34,48 +33,6 @@ def check_seeds(seeds: Sequence[int]) -> None:
     """ValueError: `seeds` are no numbers from 0 on, each once."""
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds is {tuple(seeds)!r}; expected numbers from 0 on, each once, e.g. --seeds 0 1 2")
-
-
-def deviation(values: Sequence[float]) -> float:
-    """Sample standard deviation; NaN for one value."""
-    return stdev(values) if len(values) > 1 else math.nan
-
-
-def students_t() -> Any:
-    """The function of (degrees of freedom, probability) that gives the quantile of Student's t distribution.
-
-    Long work whose results are compared asks for it before it begins.
-    """
-    return needs("scipy.special", "report").stdtrit
-
-
-def paired(a: Mapping[int, float], b: Mapping[int, float]) -> tuple[float, float, int]:
-    """The mean difference of two arms, paired by seed.
-
-    Args:
-        a: {seed: figure} of the arm that is compared with.
-        b: the same of the other one.
-
-    Returns:
-        (mean of b - a over the seeds of both, half the width of its 95 % interval by Student's t, number of pairs); NaN
-        without a pair, and an interval of NaN with one pair.
-
-    Raises:
-        ModuleNotFoundError: there are several pairs, and scipy is not installed.
-    """
-    differences = [b[seed] - a[seed] for seed in sorted(set(a) & set(b))]
-    n = len(differences)
-    if n < 2:
-        return (differences[0] if n else math.nan), math.nan, n
-    return mean(differences), float(students_t()(n - 1, 0.975)) * stdev(differences) / math.sqrt(n), n
-
-
-def difference(a: Mapping[int, float], b: Mapping[int, float]) -> str:
-    """`paired` in words: "+0.31 ± 0.20 (5 pairs)"; without an interval where there is only one pair."""
-    gap, half, pairs = paired(a, b)
-    if not pairs:
-        return "no seed in common"
-    return f"{gap:+.2f} (1 pair)" if pairs == 1 else f"{gap:+.2f} ± {half:.2f} ({pairs} pairs)"
 
 
 def read(folders: Sequence[Path]) -> dict[str, dict[int, dict[str, Any]]]:
@@ -127,19 +84,10 @@ def report(settings: Compare) -> Table:
             f"figure is {figure!r}, not measured by {'; '.join(without)}; the first run has {measured} (held_out_... "
             "where it is trained with --data.held-out)"
         )
-    table = Table(
-        "arm", "seeds", figure.replace("_", " "), "deviation", "difference to the first (95 %)", "seconds a run"
-    )
     values = {name: {seed: result[figure] for seed, result in arm.items()} for name, arm in arms.items()}
-    first = next(iter(values))
-    for name, arm in values.items():
-        numbers = list(arm.values())
-        table.add_row(
-            name,
-            str(len(arm)),
-            f"{mean(numbers):.2f}",
-            f"{deviation(numbers):.2f}" if len(numbers) > 1 else "-",
-            "" if name == first else difference(values[first], arm),
-            f"{mean(r['seconds'] for r in arms[name].values()):.0f}",
-        )
+    digits = 4 if figure.endswith("_error") else 2  # errors are in the unit of the targets, others in percent
+    header, *rows = compare(values, figure=figure.replace("_", " "), digits=digits).rows()
+    table = Table(*header, "seconds a run")
+    for row in rows:
+        table.add_row(*row, f"{mean(result['seconds'] for result in arms[row[0]].values()):.0f}")
     return table

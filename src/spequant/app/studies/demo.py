@@ -10,9 +10,10 @@ from rich.table import Table
 
 from spequant.app.recipes import RECIPES
 from spequant.app.runs import run
-from spequant.app.studies.compare import check_seeds, deviation, difference, students_t
+from spequant.app.studies.compare import check_seeds
 from spequant.app.studies.pictures import draw_curves
 from spequant.app.terminal import Terminal, print_table
+from spequant.comparison import compare, deviation, students_t
 from spequant.extras import needs
 from spequant.files import make_folder, remove
 
@@ -68,8 +69,8 @@ def run_demo(settings: Demo) -> None:
                 runs[arm][folder] = run(recipe, folder, reporter)
     print_table(_table(runs))
     if len(settings.seeds) > 1:
-        retrain, speq = ({r["seed"]: r["test_accuracy"] for r in runs[a].values()} for a in list(ARMS)[1:])
-        print(f"SPEQ - Retrain, paired: {difference(retrain, speq)} points, 95 %, 500 test images")
+        arms = {arm: {r["seed"]: r["test_accuracy"] for r in runs[arm].values()} for arm in list(ARMS)[1:]}
+        print(f"SPEQ - Retrain, paired: {compare(arms).arms[1].in_words()} points, 95 %, 500 test images")
     draw_curves(runs, settings.out / "curves.png")
     print(f"curves, metrics (JSON lines) and networks are in {settings.out}/")
 

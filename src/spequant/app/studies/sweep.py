@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spequant.app.studies.compare import Compare, report, students_t
+from spequant.app.studies.compare import Compare, report
 from spequant.app.studies.side_by_side import Job, all_finished, side_by_side
 from spequant.app.terminal import print_table
+from spequant.comparison import students_t
 
 
 @dataclass(frozen=True)

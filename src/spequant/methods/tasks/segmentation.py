@@ -1,26 +1,16 @@
 """Semantic segmentation: one class per pixel."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spequant.methods.losses import DistillLoss
-from spequant.methods.tasks.figures import class_counts, class_figures
-from spequant.methods.tasks.task import (
-    Sums,
-    check_classes,
-    cross_entropy_without,
-    distilled_where,
-    labels_of,
-    labels_or_none,
-    output_of,
-    tensor_in,
-)
+from spequant.methods.tasks.dense import Dense
+from spequant.methods.tasks.task import check_classes, labels_of, labels_or_none, output_of, tensor_in
 
 
-class Segmentation:
+class Segmentation(Dense):
     """One class per pixel.
 
     A batch is (images, masks), or a dict with "labels" and the keyword arguments of the network. Masks are int64 or
@@ -39,8 +29,11 @@ class Segmentation:
             returns a quarter of the size). If not, another size is an error.
     """
 
+    FIGURES: ClassVar = {"iou": "mean_iou", "accuracy": "pixel_accuracy"}
+
     def __init__(self, output: str | int | None = None, *, ignored: int = 255, upsample: bool = False):
-        self.output, self.ignored, self.upsample = output, ignored, upsample
+        super().__init__(output, ignored)
+        self.upsample = upsample
 
     def logits(self, model: nn.Module, batch: Any) -> Tensor:
         """Run `model` on a batch.
@@ -67,32 +60,12 @@ class Segmentation:
             logits = F.interpolate(logits, size=labels.shape[1:], mode="bilinear", align_corners=False)
         return logits.movedim(1, -1)
 
-    def loss(self, logits: Tensor, batch: Any) -> Tensor:
-        """Return the mean cross-entropy over pixels in fp32, 0-dim, in nats; 0 if all are left out.
+    def labels(self, logits: Tensor, batch: Any) -> Tensor:
+        """Return the masks as int64 (batch, height, width).
 
         Raises:
-            ValueError: The masks are no classes of the pixels.
+            ValueError: They are no classes of the logits' pixels.
         """
-        return cross_entropy_without(logits, self._labels(logits, batch), self.ignored)
-
-    def distill(self, loss: DistillLoss, student: Tensor, teacher: Tensor, batch: Any, temperature: float) -> Tensor:
-        """Return `loss` of the pixels that are not left out, 0-dim; see `distilled`."""
-        labels = labels_or_none(batch)
-        keep = None if labels is None else labels != self.ignored
-        return distilled_where(keep, loss, student, teacher, temperature)
-
-    def hits(self, logits: Tensor, batch: Any) -> Tensor:
-        """Return the sum over images of the share of pixels with the right class, 0-dim."""
-        labels = self._labels(logits, batch)
-        right = ((logits.argmax(-1) == labels) & (labels != self.ignored)).sum((1, 2))
-        return (right / (labels != self.ignored).sum((1, 2)).clamp_min(1)).sum()
-
-    def meter(self) -> Sums:
-        """Return a meter of `mean_iou` and `pixel_accuracy`, both in percent."""
-        count = lambda z, batch: class_counts(z, self._labels(z, batch), self.ignored)  # noqa: E731
-        return Sums(count, lambda sums: class_figures(sums, iou="mean_iou", accuracy="pixel_accuracy"))
-
-    def _labels(self, logits: Tensor, batch: Any) -> Tensor:
         labels = labels_of(batch)
         if labels.dtype not in (torch.int64, torch.int32, torch.uint8) or labels.shape != logits.shape[:-1]:
             size = labels.dim() == 3 and labels.shape[0] == logits.shape[0]

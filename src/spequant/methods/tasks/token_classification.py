@@ -1,26 +1,16 @@
 """Classification of each token of a sequence, e.g. names and parts of speech."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from spequant.methods.losses import DistillLoss
-from spequant.methods.tasks.figures import class_counts, class_figures
-from spequant.methods.tasks.task import (
-    Sums,
-    check_classes,
-    cross_entropy_without,
-    distilled_where,
-    labels_of,
-    labels_or_none,
-    output_of,
-    tensor_in,
-)
+from spequant.methods.tasks.dense import Dense
+from spequant.methods.tasks.task import check_classes, labels_of, output_of, tensor_in
 
 
-class TokenClassification:
+class TokenClassification(Dense):
     """One class per token.
 
     A batch is a dict with the keyword arguments of the network, (batch, length) each, and "labels", int64
@@ -36,8 +26,10 @@ class TokenClassification:
         ignored: The label of tokens that are left out.
     """
 
+    FIGURES: ClassVar = {"accuracy": "accuracy", "f1": "f1"}
+
     def __init__(self, output: str | int | None = None, *, ignored: int = -100):
-        self.output, self.ignored = output, ignored
+        super().__init__(output, ignored)
 
     def logits(self, model: nn.Module, batch: Any) -> Tensor:
         """Run `model` on a batch.
@@ -61,34 +53,19 @@ class TokenClassification:
             )
         return logits
 
-    def loss(self, logits: Tensor, batch: Any) -> Tensor:
-        """Return the mean cross-entropy over tokens in fp32, 0-dim, in nats; 0 if all are left out.
+    def kept(self, batch: Any) -> Tensor | None:
+        """Return which tokens a teacher is learned from; without labels, those with `attention_mask` 1."""
+        keep = super().kept(batch)
+        if keep is None and isinstance(batch, Mapping) and (mask := batch.get("attention_mask")) is not None:
+            return mask.bool()
+        return keep
+
+    def labels(self, logits: Tensor, batch: Any) -> Tensor:
+        """Return the labels as int64 (batch, length).
 
         Raises:
-            ValueError: The labels are no classes of the tokens.
+            ValueError: They are no classes of the logits' tokens.
         """
-        return cross_entropy_without(logits, self._labels(logits, batch), self.ignored)
-
-    def distill(self, loss: DistillLoss, student: Tensor, teacher: Tensor, batch: Any, temperature: float) -> Tensor:
-        """Return `loss` of the tokens that are not left out, 0-dim; see `distilled`."""
-        labels = labels_or_none(batch)
-        keep = None if labels is None else labels != self.ignored
-        if keep is None and isinstance(batch, Mapping) and (mask := batch.get("attention_mask")) is not None:
-            keep = mask.bool()
-        return distilled_where(keep, loss, student, teacher, temperature)
-
-    def hits(self, logits: Tensor, batch: Any) -> Tensor:
-        """Return the sum over sequences of the share of tokens with the right class, 0-dim."""
-        labels = self._labels(logits, batch)
-        right = ((logits.argmax(-1) == labels) & (labels != self.ignored)).sum(-1)
-        return (right / (labels != self.ignored).sum(-1).clamp_min(1)).sum()
-
-    def meter(self) -> Sums:
-        """Return a meter of `accuracy` and `f1`, both in percent."""
-        count = lambda z, batch: class_counts(z, self._labels(z, batch), self.ignored)  # noqa: E731
-        return Sums(count, lambda sums: class_figures(sums, accuracy="accuracy", f1="f1"))
-
-    def _labels(self, logits: Tensor, batch: Any) -> Tensor:
         labels = labels_of(batch)
         if labels.dtype not in (torch.int64, torch.int32, torch.uint8) or labels.shape != logits.shape[:-1]:
             raise ValueError(
