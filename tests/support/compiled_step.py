@@ -44,9 +44,10 @@ def graphs(steps: int, make: Callable[..., nn.Module], *names: str) -> int:
     from torch._inductor import config
 
     config.compile_threads, config.cpp.vec_isa_ok = 1, True  # no processes beside this one, nothing compiled on trial
-    torch.manual_seed(0)
-    # Not the calibration's own images: those hold a value on a rounding tie, which eager and compiled sums take either
-    # way.
+    # No value of these lies on a rounding tie, which eager and compiled sums would take either way: outputs of
+    # convolutions and batch norm moved by 1e-7 leave the loss of a step as it is (seed 0: they move it by .01). Nor are
+    # they the calibration's own images, which hold one.
+    torch.manual_seed(4)
     images, labels = torch.randn(2, 16, 3, 8, 8), torch.randint(0, 10, (16,))
     batch = images[1], labels
     model = make(*names)
