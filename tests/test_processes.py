@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from spequant.processes import gathered, innermost, portion, rank, sum_over_processes, unwrapped, world
+from spequant.train import Compiled
 
 
 def test_a_single_process_gets_its_own_values():
@@ -17,6 +18,7 @@ def test_the_network_inside_wrappers():
     network = nn.Linear(2, 2)
     assert unwrapped(network) is network and innermost(network) is network
     assert innermost(nn.DataParallel(torch.compile(network))) is network
+    assert innermost(nn.DataParallel(Compiled(network))) is network
 
 
 def test_items_that_do_not_divide_evenly_are_refused():
