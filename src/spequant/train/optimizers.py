@@ -54,6 +54,7 @@ class SGD(OptimizerSettings):
     """torch's SGD."""
 
     momentum: float = 0.9
+    """share of the last step that the next one keeps, 0 or more, below 1"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.momentum < 1:
