@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from spequant.processes import gathered, innermost, portion, rank, sum_over_processes, unwrapped, world
+from spequant.processes import gathered, innermost, leave, portion, rank, sum_over_processes, unwrapped, world
 from spequant.train import Compiled
 
 
@@ -12,6 +12,13 @@ def test_a_single_process_gets_its_own_values():
     x = torch.tensor([1.0, 2.0])
     assert (rank(), world(), gathered("mine")) == (0, 1, ["mine"])
     assert sum_over_processes(x) is x and x.tolist() == [1.0, 2.0]
+
+
+def test_a_group_is_left_once(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    leave()
+    assert not torch.distributed.is_initialized()
+    leave()
 
 
 def test_the_network_inside_wrappers():

@@ -23,6 +23,12 @@ def world() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def leave() -> None:
+    """Leave the process group, if there is one. A process that ends inside one may abort: its threads still run."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def gathered(value: Any) -> list[Any]:
     """Return the `value` of every process, in the order of ranks; tensors should be on the CPU."""
     if world() == 1:

@@ -20,7 +20,7 @@ from spequant.app.recipes.serial import to_json
 from spequant.app.runs import dry_run, listing, run
 from spequant.app.runs.folder import figures, main_figure
 from spequant.app.terminal import Terminal, figure_in_words, in_words, print_table
-from spequant.processes import rank
+from spequant.processes import leave, rank
 from spequant.train import Interrupted
 
 Settings = TypeVar("Settings", bound=Any)
@@ -95,8 +95,9 @@ def train(words: list[str]) -> None:
         estimate = dry_run(recipe)
         if rank() == 0:
             print(*estimate.lines(), sep="\n")
-        return
-    _carry_out(settings, again=["spequant", "train", *words, *([] if settings.resume else ["--resume"])])
+    else:
+        _carry_out(settings, again=["spequant", "train", *words, *([] if settings.resume else ["--resume"])])
+    leave()
 
 
 def _carry_out(settings: TrainRecipe, again: Sequence[str]) -> None:
