@@ -5,9 +5,11 @@ once, where they belong; here they become pages of the site. No package is neede
 """
 
 import ast
+import json
 import logging
 import posixpath
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ def sources() -> dict[str, str]:
     for path in (ROOT / "examples").iterdir():
         if path.suffix in LANGUAGES:
             pages[f"examples/{path.name}"] = f"examples/{path.name}.md"
-    return pages | ABOUT | {"README.md": "index.md", "src/spequant/app/cli.py": "commands.md"}
+    return pages | ABOUT | {"README.md": "index.md", "src/spequant/app/commands/table.py": "commands.md"}
 
 
 def extra_pages() -> dict[str, str]:
@@ -37,7 +39,7 @@ def extra_pages() -> dict[str, str]:
     for source, page in sources().items():
         path = ROOT / source
         if page == "commands.md":
-            extra[page] = commands(path)
+            extra[page] = commands()
         elif path.suffix in LANGUAGES:
             extra[page] = example(path)
         elif not (DOCS / page).is_file():
@@ -62,16 +64,21 @@ def example(path: Path) -> str:
     return title + "\n\n".join(paragraphs) + "\n"
 
 
-def commands(path: Path) -> str:
-    """Return the page of the command line: the usage that it prints."""
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "USAGE":
-            usage = fence(ast.literal_eval(node.value), "text")
-    return (
-        f"# Command line\n\n{usage}\n\n`spequant COMMAND --help` prints the options of a command, and `spequant train "
-        "RECIPE --help` every field of a recipe. What each file of a run holds is in [runs](runs.md), what a recipe is "
-        "made of in [recipes](recipes.md), what the studies show in [studies](studies.md).\n"
+def commands() -> str:
+    """Return the page of the command line: the usage that it prints, and the recipes that it knows."""
+    if str(ROOT / "src") not in sys.path:
+        sys.path.append(str(ROOT / "src"))
+    from spequant.app.commands.index import FILE  # neither of the two imports a package
+    from spequant.app.commands.table import usage
+
+    recipes = json.loads(FILE.read_text())["recipes"]
+    rows = "\n".join(f"| `{name}` | {recipe['about']} |" for name, recipe in recipes.items())
+    more = (
+        "Help and completion answer at once, without torch. More: what each file of a run holds, [runs](runs.md); what "
+        "a recipe is made of, [recipes](recipes.md); what the studies show, [studies](studies.md)."
     )
+    table = f"## Recipes\n\n| recipe | what it is |\n|---|---|\n{rows}"
+    return f"# Command line\n\n{fence(usage(), 'text')}\n\n{more}\n\n{table}\n"
 
 
 def fence(code: str, language: str) -> str:

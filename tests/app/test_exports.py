@@ -26,8 +26,10 @@ def test_exports_are_verified_and_lie_beside_their_source(digits_run, tmp_path, 
     run = tmp_path / "run"
     shutil.copytree(digits_run, run)
     main(["export", str(run), "--to", "packed"])
-    assert "the logits of 500 images are equal" in capsys.readouterr().out
-    main(["export", str(run / "model.packed"), "--to", "onnx", "--images", "100"])
+    verdict, file, command = capsys.readouterr().out.splitlines()
+    assert "the logits of 500 images are equal" in verdict and file.startswith(f"{run / 'model.packed'}  ")
+    assert f"spequant evaluate {run / 'model.packed'}, or in Python" in command
+    main(["export", str(run / "model.packed"), "--to", "onnx", "--images", "100", "--verbose"])
     printed = capsys.readouterr().out
     assert "onnxruntime: arg-max equal on" in printed and "of 100 images" in printed
     assert re.search(r"onnxruntime: output: [\d.e-]+ deviations from the network's \(limit of scores 0\.1\)", printed)
@@ -48,7 +50,8 @@ def test_an_engine_that_answers_otherwise_fails_loudly(files, tmp_path, monkeypa
 
     with pytest.raises(SystemExit, match="onnxruntime gives another arg-max"):
         main(["export", str(files["packed"]), "--to", "onnx", "--out", str(tmp_path / "net.onnx")])
-    assert "onnxruntime: arg-max equal on" in capsys.readouterr().out and not list(tmp_path.iterdir())
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("onnxruntime: arg-max equal on") and not list(tmp_path.iterdir())
 
 
 def test_evaluate_prints_and_writes_a_row_a_width(files, tmp_path, capsys):

@@ -30,7 +30,7 @@ def skipping() -> Iterator[None]:
     """Inside, an error that names an absent package skips the test."""
     try:
         yield
-    except (ModuleNotFoundError, AssertionError) as error:  # the latter: what a process said that a test started
+    except (ModuleNotFoundError, AssertionError, SystemExit) as error:  # assertions: what a process said
         if name := lacks(str(error)):
             pytest.skip(f"needs {name}")
         raise
@@ -50,12 +50,7 @@ def pytest_runtest_call(item):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector):
-    try:
-        report = yield
-    except SystemExit as error:  # of `spequant.app.cli` as it is imported
-        if (name := lacks(str(error))) is None:
-            raise
-    else:
-        if not report.failed or (name := lacks(str(report.longrepr))) is None:
-            return report
+    report = yield
+    if not report.failed or (name := lacks(str(report.longrepr))) is None:
+        return report
     return pytest.CollectReport(collector.nodeid, "skipped", (str(collector.path), 0, f"Skipped: needs {name}"), [])

@@ -23,7 +23,10 @@ EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
 MODULES = {"scikit-learn": "sklearn"}  # distributions whose module has another name
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 
-APPLICATION = ("__main__", "app.cli", "app.exports", "app.terminal", "app.studies", "app.bench")
+APPLICATION = (
+    *("__main__", "app.cli", "app.commands", "app.exports", "app.indexing", "app.terminal", "app.train"),
+    *("app.studies", "app.bench"),
+)
 FOREIGN = ("integrations", "preparation.adapters.")
 """rooms that are about other libraries: imported where those are in use"""
 

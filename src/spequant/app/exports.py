@@ -1,63 +1,27 @@
 """What the commands export, evaluate and inspect take and print; no arithmetic."""
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal
+import shlex
+from functools import partial
 
-import tyro
 from rich.table import Table
-from tyro.conf import FlagCreatePairsOff, Positional
 
+from spequant.app.commands.files import Evaluate, Export, Inspect
 from spequant.app.runs import evaluate_source, export_source, open_source
 from spequant.app.runs.sources import Source, example_of
 from spequant.app.terminal import in_words, print_table
-from spequant.deploy import FORMATS, LayerCost, Parity, model_costs, packed_costs, program_costs, totals
-from spequant.deploy.engines import ENGINES
+from spequant.deploy import FORMATS, Exported, LayerCost, Parity, model_costs, packed_costs, program_costs, totals
+from spequant.deploy.running import TORCH
 from spequant.files import destination, write_json
 from spequant.names import some_of
-
-__all__ = ["Evaluate", "Export", "Inspect", "print_evaluation", "print_export"]
+from spequant.train import keep_freed_memory
 
 NO_FIGURES = ("source", "recipe", "seed", "engine", "act_bits", "loss", "samples", "seconds")
 """Entries of a row of an evaluation that are no figures of the task."""
-NETWORK = "of a packed file made in Python: what makes its float network, package.module:Object or file.py:Object"
-DATA = "an .npz with the arrays inputs, as the file takes them, and labels; None: the recipe's test set"
-Network = Annotated[str | None, tyro.conf.arg(help=NETWORK)]
-Data = Annotated[Path | None, tyro.conf.arg(help=DATA)]
-
-
-@dataclass(frozen=True)
-class Export:
-    """Write what a run or a packed file holds as a file to ship, verified against the run on its test set."""
-
-    source: Positional[Path]
-    """a run's folder, or a packed file"""
-    to: Annotated[
-        Literal[tuple(FORMATS)],  # type: ignore[valid-type]
-        tyro.conf.arg(help="; ".join(f"{name}: {form.help}" for name, form in FORMATS.items())),
-    ]
-    out: Annotated[
-        Path | None,
-        tyro.conf.arg(
-            help=f"None: model{', '.join(form.suffix for form in FORMATS.values())} in the run's folder, or next to "
-            "the packed file"
-        ),
-    ] = None
-    act_bits: int | None = None
-    """width of the activations that were trained at the recipe's act_bits; None: as trained"""
-    round_biases: FlagCreatePairsOff[bool] = False
-    """put biases on integer arithmetic's grid first; a recipe's run has done that at its end"""
-    preprocessing: FlagCreatePairsOff[bool] = False
-    """the graph takes uint8 images, and scales and normalises them itself"""
-    images: int | None = None
-    """verify on the first so many test images; None: on all"""
-    root: Path | None = None
-    """folder of the data set; None: the recipe's, or SPEQUANT_DATA"""
-    network: Network = None
-    data: Data = None
 
 
 def print_export(settings: Export) -> None:
+    """Export, and print the verdict of the comparison, the file, and how to run it; if `verbose`, the rest as well."""
+    keep_freed_memory()
     report = export_source(
         settings.source,
         settings.to,
@@ -69,13 +33,23 @@ def print_export(settings: Export) -> None:
         root=settings.root,
         network=settings.network,
         data=settings.data,
-        show=_print_parity,
+        show=partial(_print_parity, verbose=settings.verbose),
     )
     exported = report.exported
     if not FORMATS[settings.to].engines:
         print(f"verified: loaded again, the logits of {report.images} {report.what} are equal, bit for bit")
-    for name, (network, other) in report.figures.items():
-        print(f"onnxruntime: {name} {other:.2f} %, torch {network:.2f} %")
+    if report.figures:
+        pairs = (f"{name} {other:.2f} %, torch {network:.2f} %" for name, (network, other) in report.figures.items())
+        print(f"onnxruntime: {'; '.join(pairs)}")
+    if settings.verbose:
+        _print_limits(exported)
+    times = exported.float_size / exported.size
+    print(f"{exported.path}  {exported.size:,} bytes, {times:.1f} times smaller than in fp32 ({exported.float_size:,})")
+    print(f"to run it: {_command(settings, exported)}, or in Python spequant.load({str(exported.path)!r})")
+
+
+def _print_limits(exported: Exported) -> None:
+    """Print what is computed in float, and where the file answers otherwise or not at all."""
     if exported.islands:
         print(f"in float: {'; '.join(_by_operation(exported.islands))}")
     if exported.batch is not None:
@@ -85,8 +59,15 @@ def print_export(settings: Export) -> None:
             f"processors without VNNI or dot products may clip sums in {some_of(exported.saturating)} "
             "(7 bits in training, of the ends --quant.end-bits 7, avoid it)"
         )
-    times = exported.float_size / exported.size
-    print(f"{exported.path}  {exported.size:,} bytes, {times:.1f} times smaller than in fp32 ({exported.float_size:,})")
+
+
+def _command(settings: Export, exported: Exported) -> str:
+    """Return the command that runs the file."""
+    options = {"root": settings.root, "data": settings.data}
+    if not FORMATS[settings.to].engines:
+        options["network"] = settings.network
+    words = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+    return shlex.join(["spequant", "evaluate", str(exported.path), *words])
 
 
 def _by_operation(islands: list[str]) -> list[str]:
@@ -98,49 +79,38 @@ def _by_operation(islands: list[str]) -> list[str]:
     return [f"{operation} in {some_of(names)}" for operation, names in modules.items()]
 
 
-def _print_parity(parity: Parity, engine: str) -> None:
-    if engine == "torch":
+def _print_parity(parity: Parity, engine: str, *, verbose: bool) -> None:
+    """Print how an engine's answers compare with the network's; if `verbose`, codes and values as well."""
+    if engine == TORCH:
         return  # all answers are equal, or there is an error
-    if parity.codes:
-        table = Table("codes", "number", f"{engine} / torch", f"{engine} / twin", "forced", "of them ties")
-        for c in parity.codes:
-            numbers = c.count, c.torch, c.twin, c.forced, c.ties
-            table.add_row(c.name, *("-" if n is None else f"{n:,}" for n in numbers))
-        print_table(table)
-        print(
-            "unequal codes, end to end, against the network and against its integer twin; "
-            "forced: each layer on the twin's inputs"
-        )
+    if verbose and parity.codes:
+        _print_codes(parity, engine)
     network, other = parity.accuracy
     right = f"; accuracy {other:.2f} %, torch {network:.2f} %" if parity.labelled else ""
     what = "images" if parity.labelled else "answers"
     bits = f"; torch's own with other last bits differs on {parity.own}" if parity.own else ""
     print(f"{engine}: arg-max equal on {100 * parity.agreement:.2f} % of {parity.images} {what}{right}{bits}")
-    for values in parity.values:
-        print(f"{engine}: {values}")
+    if verbose:
+        for values in parity.values:
+            print(f"{engine}: {values}")
 
 
-@dataclass(frozen=True)
-class Evaluate:
-    """Accuracy of a run or an exported file on its test set."""
-
-    source: Positional[Path]
-    """a run's folder, or an exported file"""
-    engines: Annotated[tuple[str, ...], tyro.conf.arg(help=f"torch, {', '.join(ENGINES)}; none: the file's own")] = ()
-    act_bits: tuple[int, ...] = ()
-    """widths of the activations that were trained at the recipe's act_bits; none: as trained"""
-    images: int | None = None
-    """the first so many test images; None: all"""
-    root: Path | None = None
-    """folder of the data set; None: the recipe's, or SPEQUANT_DATA"""
-    threads: int | None = None
-    json: Path | None = None
-    """rows as JSON"""
-    network: Network = None
-    data: Data = None
+def _print_codes(parity: Parity, engine: str) -> None:
+    """Print a table with the codes of each layer, and how many the engine computes otherwise."""
+    table = Table("codes", "number", f"{engine} / torch", f"{engine} / twin", "forced", "of them ties")
+    for c in parity.codes:
+        numbers = c.count, c.torch, c.twin, c.forced, c.ties
+        table.add_row(c.name, *("-" if n is None else f"{n:,}" for n in numbers))
+    print_table(table)
+    print(
+        "unequal codes, end to end, against the network and against its integer twin; "
+        "forced: each layer on the twin's inputs"
+    )
 
 
 def print_evaluation(settings: Evaluate) -> None:
+    """Evaluate, and print a line per engine and width."""
+    keep_freed_memory()
     if settings.json is not None:
         destination(settings.json)
     rows = [
@@ -165,19 +135,6 @@ def print_evaluation(settings: Evaluate) -> None:
         what = "questions" if "exact_match" in row else "images"
         print(f"{head}  {in_words(figures)}{loss}  {what} {row['samples']}")
     write_json(settings.json, rows)
-
-
-@dataclass(frozen=True)
-class Inspect:
-    """Bits, ranges, bytes, multiply-accumulates and bit operations, layer by layer."""
-
-    source: Positional[Path]
-    """a run's folder, a packed file or one of --to onnx"""
-    root: Path | None = None
-    """folder of the data set, for a run; None: the recipe's, or SPEQUANT_DATA"""
-    json: Annotated[Path | None, tyro.conf.arg(help="layers and totals as JSON")] = None
-    network: Network = None
-    data: Annotated[Path | None, tyro.conf.arg(help="with --network: an .npz with the array inputs")] = None
 
 
 def print_inspection(settings: Inspect) -> None:

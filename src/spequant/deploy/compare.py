@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spequant.autocast import without_autocast
 from spequant.calibration.batch_norm import modes_kept
 from spequant.calibration.batches import cloned
-from spequant.deploy.autocast import without_autocast
 from spequant.deploy.biases import off_grid
 from spequant.deploy.engines import Run
 from spequant.deploy.formats.onnx import integer_graph, op_graph

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from spequant.deploy.autocast import without_autocast
+from spequant.autocast import without_autocast
 from spequant.deploy.compare import compare
 from spequant.deploy.engines import ENGINES
 from spequant.deploy.formats import Draft, Format, format_named, format_of_file, format_to_write

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from spequant.deploy.autocast import without_autocast
+from spequant.autocast import without_autocast
 from spequant.deploy.checks import on_no_integers
 from spequant.deploy.grids import Grid, act_grid
 from spequant.deploy.operations import Add, Input, Operation, Quantize, Step, Weighted

@@ -5,6 +5,7 @@ optimizer group of the quantizers' ranges, and checkpoints with every tensor of 
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,8 +73,8 @@ class QATTrainer(Trainer):
         **trainer: Any,
     ):
         _check_method(method)
-        if range_lr is not None and not range_lr >= 0:
-            raise ValueError(f"range_lr is {range_lr!r}; expected a learning rate of 0 or more, or None")
+        if range_lr is not None and not 0 <= range_lr < math.inf:
+            raise ValueError(f"range_lr is {range_lr!r}; expected a finite learning rate of 0 or more, or None")
         super().__init__(model, args, **trainer)  # type: ignore[arg-type]
         self.method, self.range_lr = method, range_lr
         self.model_accepts_loss_kwargs = False  # versions without loss_is_scaled_for_ga ask this

@@ -12,19 +12,22 @@ their outputs. The attention modules of `adapters/` mark their products themselv
 import warnings
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from spequant.layers import (
+    HOOKS,
+    HOOKS_BEFORE,
     OUTPUT,
-    QuantizedAdd,
     QuantizedLayer,
-    QuantizedProduct,
     Wrapper,
     act_slots,
+    inner_module,
     leave_output,
+    move_hooks,
     quantize_output,
 )
 from spequant.names import some_of
@@ -89,10 +92,13 @@ def prepare(
         raise ValueError("nothing to quantize: ends and overrides leave every layer float; give one of them bits")
     groups = [] if act is None else readers_together(model)
     model = replace_modules(model, replacements)
+    for wrapper in [m for m in model.modules() if isinstance(m, Wrapper)]:
+        move_hooks(inner_module(wrapper), wrapper, HOOKS_BEFORE)  # what a hook makes of an input is quantized, too
     for name, quantizer in outputs.items():
         quantize_output(model.get_submodule(name), quantizer)
     _share_quantizers(model, groups)
     _place_quantizers(model, next(iter(layers.values())).weight.device)  # type: ignore[arg-type]
+    model.register_load_state_dict_pre_hook(check_states)
     return model
 
 
@@ -113,19 +119,25 @@ def unprepare(model: nn.Module) -> nn.Module:
 def without_quantizers(model: nn.Module) -> nn.Module:
     """Return what `unprepare` returns, except that adapted modules (`spequant.preparation.adapters`) stay adapted."""
     model = copied(model)
+    for key in [k for k, wrapped in model._load_state_dict_pre_hooks.items() if wrapped.hook is check_states]:
+        del model._load_state_dict_pre_hooks[key]
     replacements: dict[int, nn.Module] = {}
     for module in list(model.modules()):
         if OUTPUT in module._modules:
             leave_output(module)
-        if isinstance(module, QuantizedLayer):
-            replacements[id(module)] = module.layer
-        elif isinstance(module, QuantizedAdd):
-            replacements[id(module)] = module.add
-        elif isinstance(module, QuantizedProduct):
-            replacements[id(module)] = module.product
+        if isinstance(module, Wrapper):
+            inner = replacements[id(module)] = inner_module(module)
+            move_hooks(module, inner, HOOKS)
     if not replacements:
         raise ValueError("model is not prepared: it holds no quantized layer")
     return replace_modules(model, replacements)
+
+
+def check_states(model: nn.Module, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
+    """Hook of `load_state_dict`: refuse a state of other quantizers before the first of its tensors is loaded."""
+    for name, module in model.named_modules():
+        if isinstance(module, Quantizer):
+            module.check_state(state_dict, f"{prefix}{name}.")
 
 
 def replace_modules(model: nn.Module, replacements: Mapping[int, nn.Module]) -> nn.Module:
@@ -141,7 +153,7 @@ def replace_modules(model: nn.Module, replacements: Mapping[int, nn.Module]) -> 
     if id(model) in replacements:
         return replacements[id(model)]
     for parent in list(model.modules()):
-        if isinstance(parent, QuantizedLayer | QuantizedAdd | QuantizedProduct) and id(parent) not in replacements:
+        if isinstance(parent, Wrapper) and id(parent) not in replacements:
             continue
         for name, child in list(parent._modules.items()):  # named_children omits a module that occurs a second time
             if id(child) in replacements:
@@ -155,7 +167,9 @@ def _adapted_copy(
     """Return a copy of `model` whose modules call their layers, and the layers to quantize by name, without `skip`."""
     _check_weights({n: m for n, m in _quantizable_layers(model).items() if not _matches(n, skip)})
     model = copied(model)
+    shared = _shared_parameters(model)
     adapt(model, products=products)
+    _check_shared(shared)
     layers = _quantizable_layers(model)
     others = {n: m for n, m in model.named_modules() if isinstance(m, LEFT_FLOAT)}
     _check_patterns([*skip, *patterns], layers, others)
@@ -170,6 +184,32 @@ def _adapted_copy(
     if not layers:
         raise ValueError("nothing to quantize: the model has no Linear, convolution or embedding outside skip")
     return model, layers
+
+
+Places = dict[str, tuple[nn.Module, str]]
+"""Where a model holds a parameter: {name in the model: (module, attribute)}."""
+
+
+def _shared_parameters(model: nn.Module) -> list[Places]:
+    """Return the places of each parameter of `model` that several modules hold."""
+    places: dict[int, Places] = {}
+    for name, module in model.named_modules():
+        for attribute, parameter in module._parameters.items():
+            if parameter is not None:
+                places.setdefault(id(parameter), {})[f"{name}.{attribute}"] = module, attribute
+    return [group for group in places.values() if len(group) > 1]
+
+
+def _check_shared(shared: Sequence[Places]) -> None:
+    """Refuse parameters that adapting has replaced in a module, where other modules hold them, too."""
+    for group in shared:
+        if len({id(module._parameters.get(attribute)) for module, attribute in group.values()}) > 1 or any(
+            module._parameters.get(attribute) is None for module, attribute in group.values()
+        ):
+            raise ValueError(
+                f"{' and '.join(group)} are one tensor, which would become several: attention with a joint weight is "
+                "split into layers; give each module a weight of its own in the float network"
+            )
 
 
 def _quantizable_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -216,7 +256,7 @@ def _check_arguments(
 ) -> None:
     if isinstance(skip, str):
         raise ValueError(f"skip is {skip!r}; expected a list of patterns, e.g. skip=[{skip!r}]")
-    if any(isinstance(m, QuantizedLayer | QuantizedAdd | QuantizedProduct) for m in model.modules()):
+    if any(isinstance(m, Wrapper) for m in model.modules()):
         raise ValueError("model is prepared already; unprepare it first, or prepare the float model")
     for argument in ("weight", "act", "depthwise"):
         template = getattr(choices, argument)

@@ -221,7 +221,7 @@ def test_what_has_no_integer_form_is_exported_mixed(packed, tmp_path, capsys):
     with pytest.raises(SystemExit, match=r"layer1\.0\.conv1: .*`--to mixed`"):
         main(["export", str(path), "--to", "onnx"])
     capsys.readouterr()
-    main(["export", str(path), "--to", "mixed", "--preprocessing"])
+    main(["export", str(path), "--to", "mixed", "--preprocessing", "--verbose"])
     printed = capsys.readouterr().out
     assert "in float: " in printed and "conv2d in conv1.layer, layer1.0.conv1.layer" in printed
     (row,) = evaluate_source(target)
@@ -248,7 +248,7 @@ def test_a_run_of_a_transformer(tmp_path, capsys):
     with pytest.raises(SystemExit, match="`--to mixed`"):
         main(["export", str(tmp_path / "run"), "--to", "onnx"])
     capsys.readouterr()
-    main(["export", str(tmp_path / "run"), "--to", "mixed", "--preprocessing"])
+    main(["export", str(tmp_path / "run"), "--to", "mixed", "--preprocessing", "--verbose"])
     printed = capsys.readouterr().out
     assert "in float: " in printed and "softmax in blocks.0.attn, blocks.1.attn" in printed
     path = tmp_path / "run" / "model.mixed.onnx"

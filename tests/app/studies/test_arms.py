@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from spequant.app.cli import parsed_train
 from spequant.app.recipes import RECIPES, Recipe
 from spequant.app.runs.folder import listing
 from spequant.app.studies.arms import (
@@ -29,6 +28,7 @@ from spequant.app.studies.page import write_report
 from spequant.app.studies.pictures import blank
 from spequant.app.studies.tables import CIFAR, IMAGENET, table4, table5
 from spequant.app.studies.tiny import tiny
+from spequant.app.train import parsed_train
 from spequant.data import CIFAR10, Folder
 from spequant.methods import Distill
 from support.made_up_runs import Run, in_this_process, written
@@ -88,7 +88,7 @@ def test_runs_at_once_are_told_from_the_ones_that_failed(tmp_path, monkeypatch):
     """By what is in their folders: here each command is carried out in this process, nothing is trained."""
     run = Run(lambda recipe: math.nan if recipe.train.lr == 1e30 else 70.0)
     monkeypatch.setattr("spequant.app.studies.arms.run", run)
-    monkeypatch.setattr("spequant.app.cli.run", run)
+    monkeypatch.setattr("spequant.app.train.run", run)
     monkeypatch.setattr("spequant.app.studies.arms.side_by_side", in_this_process)
     arms, runs = arms_of(short(tmp_path)), tmp_path / "runs"
     done = train_arms(arms, [0, 1], runs, 2)

@@ -23,7 +23,7 @@ def test_a_sweep_trains_every_recipe_with_every_seed_and_compares_them(tmp_path,
     """Carried out in this process, nothing is trained."""
     run = Run(lambda recipe: 70.0 + recipe.train.seed + recipe.quantized)
     monkeypatch.setattr("spequant.app.studies.sweep.side_by_side", in_this_process)
-    monkeypatch.setattr("spequant.app.cli.run", run)
+    monkeypatch.setattr("spequant.app.train.run", run)
     command = ["sweep", "digits-float", "digits-w2a2-retrain", "--seeds", "0", "3", "--out", str(tmp_path)]
     main([*command, "--at-once", "8", *QUICK])
     names = ("digits-float", "digits-w2a2-retrain", "digits-float-seed3", "digits-w2a2-retrain-seed3")

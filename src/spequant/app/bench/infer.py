@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from tyro.conf import Positional
 
 from spequant import models
 from spequant.app.bench.subjects import check_name, checked_logits
 from spequant.app.bench.workers import seconds_of
+from spequant.app.commands.bench import Infer
 from spequant.app.runs.evaluation import at_bits
 from spequant.app.runs.sources import Source, example_of, float_network, open_source
 from spequant.calibration.ranges import calibrate
@@ -27,41 +27,7 @@ from spequant.models.named import BUILDERS
 from spequant.preparation.placement import prepare, unprepare
 from spequant.quantizers import PACT, SAWB
 
-EngineName = Literal["onnxruntime", "openvino"]
 Form = TypeVar("Form")
-
-
-@dataclass(frozen=True)
-class Infer:
-    """Time inference of a run, a packed file or an integer ONNX file; without one, of a network with random weights.
-
-    Each round runs every graph once; the median over the rounds is printed. Networks for questions are timed in their
-    mixed form (export --to mixed).
-    """
-
-    source: Positional[Path | None] = None
-    """a run's folder, a packed file or one of --to onnx"""
-    network: str | None = None
-    """without a source: a network of the recipes, or one of your own, package.module:Object or file.py:Object; None:
-    resnet18. With a file made in Python: what makes its float network"""
-    data: Path | None = None
-    """of a packed file made in Python: an .npz with the array inputs, as its network takes them"""
-    image: int = 224
-    """without a source: height and width of the images"""
-    bits: tuple[int, ...] = ()
-    """without a source: widths of weights and activations of that network; none: 2"""
-    act_bits: tuple[int, ...] = ()
-    """widths of the activations that a source was trained with at its recipe's act_bits; none: as trained"""
-    engines: tuple[EngineName, ...] = ("onnxruntime", "openvino")
-    length: int | None = None
-    """tokens of a window, of a source for questions; None: its data.max_length"""
-    batch: int = 1
-    threads: int = 1
-    rounds: int = 30
-    root: Path | None = None
-    """folder of the data set, for a run; None: the recipe's, or SPEQUANT_DATA"""
-    json: Path | None = None
-    """rows as JSON"""
 
 
 @dataclass(frozen=True)

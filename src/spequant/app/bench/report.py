@@ -6,8 +6,9 @@ from collections.abc import Mapping
 import torch
 from rich.table import Table
 
-from spequant.app.bench.infer import Infer, bench_infer
-from spequant.app.bench.train import STEPS, BenchTrain, StepKind, bench_train
+from spequant.app.bench.infer import bench_infer
+from spequant.app.bench.train import STEPS, StepKind, bench_train
+from spequant.app.commands.bench import BenchTrain, Infer
 from spequant.app.terminal import print_table
 from spequant.files import destination, write_json
 

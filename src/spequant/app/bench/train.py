@@ -5,14 +5,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from spequant.app.bench.subjects import BERT, Subject, make_subject
 from spequant.app.bench.workers import Step, WorkerGroup, seconds_of
+from spequant.app.commands.bench import BenchTrain
 from spequant.app.recipes.training import check_device, device_named
 from spequant.calibration.ranges import calibrate
 from spequant.data import Augment, ImageSet, train_batches
@@ -35,44 +35,6 @@ from spequant.train import (
 CALIBRATION_SAMPLES = 16
 FLOAT_ROW = "float"
 """the row that the others are compared with"""
-
-
-@dataclass(frozen=True)
-class BenchTrain:
-    """Time training steps: float, Retrain, SPEQ and others, each compiled and eager.
-
-    Each round runs two steps of every row and times the second. With --at-once it runs five, and takes the mean of the
-    last four in the slowest process. The median over the rounds is printed.
-    """
-
-    network: str = "resnet20"
-    """a network of the recipes; one of your own: package.module:Object or file.py:Object; or bert6: six layers of
-    BERT-base on 128 tokens"""
-    batch: int = 128
-    """images, or sequences, per step"""
-    image: int = 32
-    """height and width of the images"""
-    bits: int = 2
-    """of weights and activations; the first and the last layer and addends have 8"""
-    dtype: Literal["fp32", "bf16"] = "bf16"
-    """autocast of the steps; quantization stays fp32"""
-    rows: tuple[str, ...] = ()
-    """names of the rows; none: all. float is always measured"""
-    rounds: int = 10
-    """number of measurements of each row"""
-    steps: int = 0
-    """further steps of each row, to see that they add no graphs"""
-    at_once: int = 1
-    """adds to each row one of so many processes that train side by side, with the threads divided among them"""
-    compile: bool = True
-    """if False, every row is eager"""
-    cuda_graphs: bool = False
-    """on a GPU, replay compiled steps as CUDA graphs"""
-    threads: int | None = None
-    """threads of the CPU; None: as torch chooses"""
-    device: str = "auto"
-    json: Path | None = None
-    """a file for the rows as JSON"""
 
 
 def _retrain(subject: Subject, compile: bool) -> Method:

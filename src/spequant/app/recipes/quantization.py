@@ -1,5 +1,6 @@
 """How a recipe quantizes: the bits and quantizers of weights and activations, and how they prepare a network."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -61,8 +62,8 @@ class Quantization:
             check_bits(getattr(self, name), f"quant.{name}", or_float=True)
         if self.percentile is not None and not 0 < self.percentile <= 100:
             raise ValueError(f"quant.percentile is {self.percentile!r}; expected above 0 and at most 100, or None")
-        if not self.ewgs >= 0:
-            raise ValueError(f"quant.ewgs is {self.ewgs!r}; expected 0 or more")
+        if not 0 <= self.ewgs < math.inf:
+            raise ValueError(f"quant.ewgs is {self.ewgs!r}; expected a finite number of 0 or more")
         parse_overrides(self.overrides)
         if not self.quantized:
             self._check_float()

@@ -13,6 +13,8 @@ diverged.txt       why the run ended without a result: its loss was not finite
 import json
 import os
 import platform
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -25,6 +27,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from spequant import __version__
+from spequant.app.recipes.catalogue import RECIPES
 from spequant.app.recipes.serial import from_json
 from spequant.deploy.processor import processor_name
 from spequant.processes import world
@@ -37,8 +40,28 @@ PACKAGES = ("torch", "numpy", "safetensors", "accelerate", "torchvision", "timm"
 
 
 def weight_file(path: Path) -> Path:
-    """Return `path` itself if it is a file, or the weight file in it if it is the folder of a run."""
-    return path / STATE if path.is_dir() else path
+    """Return `path` itself if it is a file, or the weight file in it if it is the folder of a run.
+
+    Raises:
+        FileNotFoundError: there is no such run, of a recipe that there is.
+    """
+    file = path / STATE if path.is_dir() else path
+    if (first := run_first(path)) and not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist{first}")
+    return file
+
+
+def run_first(folder: Path) -> str:
+    """Return "; run `spequant train NAME` first", or "" if the folder is no run of a recipe, or a finished one."""
+    named = re.fullmatch(r"(.+?)(?:-seed(\d+))?", folder.name)
+    if named is None or named[1] not in RECIPES or (folder / RESULT).is_file():
+        return ""
+    words = ["spequant", "train", named[1], *(["--train.seed", named[2]] if named[2] else [])]
+    if folder != Path("runs") / folder.name:
+        words += ["--out", str(folder)]
+    if (folder / RECIPE).is_file():
+        words.append("--resume")
+    return f"; run `{shlex.join(words)}` first"
 
 
 def in_use(folder: Path) -> bool:
@@ -110,7 +133,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     """
     path = folder / RESULT
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; expected the folder of a finished run")
+        raise FileNotFoundError(f"{path} does not exist; expected the folder of a finished run{run_first(folder)}")
     try:
         result = json.loads(path.read_text())
     except ValueError as error:

@@ -17,7 +17,7 @@ from spequant import models
 from spequant.app.recipes.recipe import Recipe
 from spequant.app.recipes.serial import from_json, to_json, without_paths
 from spequant.app.recipes.training import device_named
-from spequant.app.runs.folder import NETWORK, RECIPE, STATE
+from spequant.app.runs.folder import NETWORK, RECIPE, STATE, run_first
 from spequant.app.runs.images import channels_last
 from spequant.app.runs.questions import QuestionSet, dev_questions
 from spequant.app.runs.weights import build_network
@@ -193,7 +193,7 @@ def open_source(
         loaded = Loaded(path, RUN, about=about_run(recipe, test, model), model=model.eval())
         return Source(loaded, recipe, shape, recipe.quant.act_bits, samples or test)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; expected a run's folder or an exported file")
+        raise FileNotFoundError(f"{path} does not exist; expected a run's folder or an exported file{run_first(path)}")
     loaded = load(path)
     source = _source(loaded, described=network is not None or samples is not None)
     if samples is not None:
@@ -325,7 +325,9 @@ def load_run(folder: Path, root: Path | None = None, device: str | None = None) 
     """
     for name in (RECIPE, STATE):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} does not exist; expected the folder of a finished run")
+            raise FileNotFoundError(
+                f"{folder / name} does not exist; expected the folder of a finished run{run_first(folder)}"
+            )
     try:
         recipe = from_json((folder / RECIPE).read_text())
     except ValueError as error:

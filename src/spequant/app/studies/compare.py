@@ -1,32 +1,21 @@
 """The command `compare`: mean and deviation of each arm over its seeds, and paired differences."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Annotated, Any
+from typing import Any
 
 from rich.table import Table
-from tyro.conf import Positional
 
+from spequant.app.commands.studies import Compare
 from spequant.app.recipes import Recipe
 from spequant.app.recipes.serial import differences, from_json
 from spequant.app.runs.folder import RECIPE, figures, main_figure, read_result
+from spequant.app.terminal import print_table
 from spequant.comparison import compare
 
 SEED_FIELDS = ("train.seed ", "network.weights ", "method.teacher ")
 """fields in which the runs of an arm may differ"""
-
-
-@dataclass(frozen=True)
-class Compare:
-    """Compare finished runs. Runs of one recipe name are one arm, which is paired with the first arm by seed."""
-
-    runs: Annotated[tuple[Path, ...], Positional]
-    """folders of finished runs; the arm of the first run is the one that the others are compared with"""
-    figure: str | None = None
-    """test_accuracy or held_out_accuracy; for questions test_f1, test_exact_match, held_out_f1 or held_out_exact_match;
-    None: test_accuracy, or test_f1"""
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -91,3 +80,7 @@ def report(settings: Compare) -> Table:
     for row in rows:
         table.add_row(*row, f"{mean(result['seconds'] for result in arms[row[0]].values()):.0f}")
     return table
+
+
+def print_comparison(settings: Compare) -> None:
+    print_table(report(settings))

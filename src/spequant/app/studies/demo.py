@@ -1,13 +1,14 @@
 """The command `demo`: a small float ResNet on handwritten digits, then W2A2 networks from it by Retrain and SPEQ."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from rich.table import Table
 
+from spequant.app.commands.training import Demo
 from spequant.app.recipes import RECIPES
 from spequant.app.runs import run
 from spequant.app.studies.compare import check_seeds
@@ -22,18 +23,6 @@ MARK = ".demo"
 ARMS = {"float": "digits-float", "Retrain W2A2": "digits-w2a2-retrain", "SPEQ W2A2": "digits-w2a2-speq"}
 """{arm: its recipe}; the low-bit arms start from the float one"""
 DEMO_FILES = ("digits-float", "digits-w2a2-retrain-seed*", "digits-w2a2-speq-seed*", "curves.png")
-
-
-@dataclass(frozen=True)
-class Demo:
-    """Handwritten digits: a small float ResNet, then W2A2 from it by Retrain and by SPEQ."""
-
-    out: Path = Path("runs/demo")
-    """an empty or new folder, or that of an earlier demo, whose runs are removed first; other files in it stay"""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """of the low-bit runs, one of each method per seed"""
-    epochs: int | None = None
-    """of each run; None: as in the recipes"""
 
 
 def run_demo(settings: Demo) -> None:

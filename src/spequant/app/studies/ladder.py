@@ -1,20 +1,23 @@
 """What each step down in bits costs, by calibration alone and after short training, and the worst layer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Annotated
 
 import torch
 import tyro
 from rich.table import Table
 
+from spequant.app.commands.training import Ladder
 from spequant.app.recipes import RECIPES, Recipe
+from spequant.app.recipes.command_line import about_recipe, recipe_named
 from spequant.app.recipes.quantization import Quantization
 from spequant.app.recipes.training import device_named
 from spequant.app.runs import run
 from spequant.app.runs.images import Images, measure
 from spequant.app.studies.sensitivity import LAYER_IMAGES, losses_alone
 from spequant.app.terminal import Terminal, print_table
+from spequant.app.train import parsed
 from spequant.files import write_json
 
 RUNGS = ((8, 8), (4, 4), (2, 8), (8, 2), (2, 2))
@@ -22,21 +25,29 @@ RUNGS = ((8, 8), (4, 4), (2, 8), (8, 2), (2, 2))
 
 
 @dataclass(frozen=True)
-class Ladder:
-    """Train a network at fewer and fewer bits from one float network; the worst layer of each step."""
+class LadderRecipe(Ladder):
+    """Settings of `ladder` with the recipe itself."""
 
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=lambda: ladder_recipe())
-    out: Path = Path("runs/ladder")
-    """one folder per step, and ladder.json"""
+
+
+def ladder(words: Sequence[str]) -> None:
+    """Carry out `spequant ladder WORDS`."""
+    name = words[0] if words and not words[0].startswith("-") else None
+    recipe = ladder_recipe() if name is None else recipe_named(name)
+    about, prog = ("", "spequant ladder") if name is None else (about_recipe(name), f"spequant ladder {name}")
+    about = f"{about}\n\n{Ladder.__doc__}".lstrip()
+    run_ladder(parsed(LadderRecipe(recipe=recipe), words[name is not None :], prog, about))
 
 
 def ladder_recipe() -> Recipe:
+    """Return the recipe that `ladder` has where none is named."""
     recipe = RECIPES["cifar10-resnet20-w2a2-retrain"]()
     train = replace(recipe.train, epochs=1, lr=0.02)
     return replace(recipe, name="ladder", data=replace(recipe.data, held_out=5000), quant=Quantization(), train=train)
 
 
-def run_ladder(settings: Ladder) -> None:
+def run_ladder(settings: LadderRecipe) -> None:
     """Print one table: held-out and test accuracy of each step, calibrated and trained, and its worst layer.
 
     Raises:

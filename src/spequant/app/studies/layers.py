@@ -1,15 +1,14 @@
 """The command `layers`: what the layers of a run did, as a table of the last look and a picture of all looks."""
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.table import Table
-from tyro.conf import Positional
 
-from spequant.app.runs.folder import RECIPE, rows_of
+from spequant.app.commands.studies import LayersSettings
+from spequant.app.runs.folder import RECIPE, rows_of, run_first
 from spequant.app.studies.pictures import blank, save
 from spequant.app.terminal import print_table
 from spequant.extras import needs
@@ -24,16 +23,6 @@ LEAST = 1e-4
 """the share of changed codes at which the picture's colours begin"""
 MOST_EPOCHS = 12
 """the largest number of epochs whose agreement is printed"""
-
-
-@dataclass(frozen=True)
-class LayersSettings:
-    """What the layers of a run did: clipping, levels in use, ranges, codes that change; a table and a picture."""
-
-    run: Positional[Path]
-    """the folder of a run, finished or not, trained with --train.layers-every 1 (or more)"""
-    out: Path | None = None
-    """the picture, PNG; None: layers.png in the run's folder"""
 
 
 def show_layers(settings: LayersSettings) -> None:
@@ -64,7 +53,7 @@ def looks_of(run: Path) -> Looks:
         ValueError: the run did not look at its layers.
     """
     if not (run / RECIPE).is_file():
-        raise FileNotFoundError(f"{run / RECIPE} does not exist; expected the folder of a run")
+        raise FileNotFoundError(f"{run / RECIPE} does not exist; expected the folder of a run{run_first(run)}")
     looks = read_looks(rows_of(run, "layers"))
     if looks is None:
         raise ValueError(f"{run} did not look at its layers; expected a run trained with --train.layers-every 1")

@@ -8,6 +8,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import tyro
+
+from spequant.app.commands.studies import Study
 from spequant.app.recipes import Recipe
 from spequant.app.recipes.command_line import option_words
 from spequant.app.studies.arms import (
@@ -28,7 +31,7 @@ from spequant.app.studies.mixed import sensitivity
 from spequant.app.studies.page import StudyReport, write_report
 from spequant.app.studies.tables import CIFAR, IMAGENET, Change, Family, method, table2, table3, table4, table5
 from spequant.app.studies.widths import at_activation_widths, every_pair
-from spequant.app.studies.workshop import Study, Workshop, about, low_bits, once
+from spequant.app.studies.workshop import Workshop, about, low_bits, once
 from spequant.extras import needs
 
 TABLE1_COLUMNS = ("bounds held", "refitted")
@@ -169,9 +172,22 @@ READ_BY = {
     "only": ("table2", "table3", "table4", "table5"),
 }
 """{setting: the studies that read it}; all studies that train read the other settings"""
-TRAINING = ("seeds", "recipe", "weights", "epochs", "images", "held_out", "root", "device", "threads", "at_once")
+TRAINING = ("seeds", "recipe", "weights", "epochs", "train_images", "held_out", "root", "device", "threads", "at_once")
 NOT_READ = {"fig2": ("at_once",), "fig3": TRAINING}
 """{study: further settings that it does not read}"""
+
+
+def study(words: Sequence[str]) -> None:
+    """Carry out `spequant study WORDS`: the name of a study, and its settings.
+
+    Raises:
+        ValueError: no study is named, or as in `run_study`.
+    """
+    if not words or words[0].startswith("-"):
+        raise ValueError(f"no study is named; expected one of {', '.join(STUDIES)}")
+    name = words[0]
+    folder = run_study(name, tyro.cli(Study, args=words[1:], prog=f"spequant study {name}"))
+    print(f"{name}.md, .csv, .png and .html are in {folder}/")
 
 
 def run_study(name: str, settings: Study) -> Path:

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spequant.autocast import without_autocast
 from spequant.calibration.batch_norm import modes_kept
 from spequant.calibration.batches import cloned, run_model
 from spequant.deploy import engines
-from spequant.deploy.autocast import without_autocast
 from spequant.deploy.checks import check_dtype, check_forwards, check_hooks, on_no_integers, quantized_modules
 from spequant.deploy.draws import run_without_draws
 from spequant.deploy.formats.format import Draft, Format

@@ -1,4 +1,4 @@
-"""Exports compare fp32 networks, whatever the code around them runs in."""
+"""Evaluation and export are in fp32, whatever the code around them runs in."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,7 +12,7 @@ Returned = TypeVar("Returned")
 
 
 def without_autocast(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
-    """`function`, inside which autocast is off."""
+    """Return `function` with autocast off inside it."""
 
     @wraps(function)
     def run(*args: Given.args, **kwargs: Given.kwargs) -> Returned:
