@@ -18,6 +18,7 @@ except ModuleNotFoundError as error:  # the extra is not installed
 
 from spequant.app.recipes import RECIPES, Recipe
 from spequant.app.recipes.command_line import choices_in_words, parts_chosen, recipe_named
+from spequant.app.recipes.origins import weights_origin
 from spequant.app.recipes.serial import to_json
 from spequant.app.runs import dry_run, listing, run
 from spequant.app.runs.folder import figures, main_figure
@@ -35,6 +36,7 @@ USAGE = """usage: spequant COMMAND [ARGUMENTS]
   runs [FOLDER]                 runs with state, recipe and accuracy
   layers RUN                    clipping, levels in use and codes that change, by layer and epoch; a picture
   evaluate RUN|FILE             accuracy on the test set; --engines onnxruntime ..., --act-bits 2 3 4
+  predict RUN|FILE IMAGES...    the most probable classes of image files, folders and patterns; --top 5, --csv FILE
   export RUN --to FORMAT        a packed, onnx, mixed, openvino or qonnx file, verified against the run
   inspect RUN|FILE              bits, ranges, bytes and operations layer by layer, against fp32
   bench train                   time of a training step against float's, compiled and eager
@@ -102,7 +104,11 @@ def train(args: list[str]) -> None:
     folder = settings.out or Path("runs") / run_name(recipe)
     network = recipe.network
     if recipe.quantized and network.weights is None and not network.pretrained and rank() == 0:
-        print("network.weights is not set: low bits start from random weights (--network.weights RUN)", file=sys.stderr)
+        print(
+            "network.weights is not set: low bits start from random weights (--network.weights RUN). "
+            f"{weights_origin(recipe)}",
+            file=sys.stderr,
+        )
     if settings.dry_run:
         estimate = dry_run(recipe)
         if rank() == 0:
@@ -186,6 +192,12 @@ def evaluate(args: list[str]) -> None:
     print_evaluation(tyro.cli(Evaluate, args=args, prog="spequant evaluate"))
 
 
+def predict(args: list[str]) -> None:
+    from spequant.app.predict import Predict, print_predictions
+
+    print_predictions(tyro.cli(Predict, args=args, prog="spequant predict"))
+
+
 def export(args: list[str]) -> None:
     from spequant.app.exports import Export, print_export
     from spequant.train import keep_freed_memory
@@ -251,7 +263,22 @@ def study(args: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     f.__name__: f
-    for f in (recipes, train, sweep, runs, layers, evaluate, export, inspect, bench, demo, ladder, study, compare)
+    for f in (
+        recipes,
+        train,
+        sweep,
+        runs,
+        layers,
+        evaluate,
+        predict,
+        export,
+        inspect,
+        bench,
+        demo,
+        ladder,
+        study,
+        compare,
+    )
 }
 
 

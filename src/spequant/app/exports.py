@@ -21,7 +21,10 @@ __all__ = ["Evaluate", "Export", "Inspect", "print_evaluation", "print_export"]
 NO_FIGURES = ("source", "recipe", "seed", "engine", "act_bits", "loss", "samples", "seconds")
 """Entries of a row of an evaluation that are no figures of the task."""
 NETWORK = "of a packed file made in Python: what makes its float network, package.module:Object or file.py:Object"
-DATA = "an .npz with the arrays inputs, as the file takes them, and labels; None: the recipe's test set"
+DATA = (
+    "an .npz with the arrays inputs, as the file takes them, or inputs by name, e.g. input_ids and attention_mask; and "
+    "labels; None: the recipe's test set"
+)
 Network = Annotated[str | None, tyro.conf.arg(help=NETWORK)]
 Data = Annotated[Path | None, tyro.conf.arg(help=DATA)]
 
@@ -115,7 +118,8 @@ def _print_parity(parity: Parity, engine: str) -> None:
     right = f"; accuracy {other:.2f} %, torch {network:.2f} %" if parity.labelled else ""
     what = "images" if parity.labelled else "answers"
     bits = f"; torch's own with other last bits differs on {parity.own}" if parity.own else ""
-    print(f"{engine}: arg-max equal on {100 * parity.agreement:.2f} % of {parity.images} {what}{right}{bits}")
+    same = f"arg-max equal on {100 * parity.agreement:.2f} % of {parity.images} {what}"
+    print(f"{engine}: {same if parity.of_choices else parity.answers}{right}{bits}")
     for values in parity.values:
         print(f"{engine}: {values}")
 
@@ -162,7 +166,7 @@ def print_evaluation(settings: Evaluate) -> None:
         head = f"{row['recipe']}  {row['engine']}  {width}"
         figures = {name: value for name, value in row.items() if name not in NO_FIGURES}
         loss = f"  loss {row['loss']:.4f}" if "loss" in row else ""
-        what = "questions" if "exact_match" in row else "images"
+        what = "questions" if "exact_match" in row else "images" if settings.data is None else "samples"
         print(f"{head}  {in_words(figures)}{loss}  {what} {row['samples']}")
     write_json(settings.json, rows)
 
@@ -177,7 +181,9 @@ class Inspect:
     """folder of the data set, for a run; None: the recipe's, or SPEQUANT_DATA"""
     json: Annotated[Path | None, tyro.conf.arg(help="layers and totals as JSON")] = None
     network: Network = None
-    data: Annotated[Path | None, tyro.conf.arg(help="with --network: an .npz with the array inputs")] = None
+    data: Annotated[
+        Path | None, tyro.conf.arg(help="with --network: an .npz with the array inputs, or inputs by name")
+    ] = None
 
 
 def print_inspection(settings: Inspect) -> None:
@@ -208,7 +214,11 @@ def print_inspection(settings: Inspect) -> None:
             f"{total['times_fewer_bit_operations_than_fp32'] or 1:.1f} times the bit operations "
             "(MACs x weight bits x input bits)"
         )
-    write_json(settings.json, {"source": str(settings.source), "layers": [c.row() for c in costs], "total": total})
+    names = source.loaded.classes
+    if names is not None:
+        print(f"classes: {len(names)}: {some_of(names)}")
+    facts = {"source": str(settings.source), "classes": names, "layers": [c.row() for c in costs], "total": total}
+    write_json(settings.json, facts)
 
 
 def _range(ends: tuple[float, float] | None) -> str:
