@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import spequant
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "examples"
 ELSEWHERE = {"hls4ml_run.py", "onnxruntime_run.py", "squad_trainer.py"}  # need files, or an engine of their own
@@ -59,8 +61,10 @@ def test_image_folder(tmp_path):
     floating, low_bit = numbers(said.splitlines()[0])
     assert floating > 70 and low_bit > 70
     assert numbers(said.splitlines()[-1])[0] == pytest.approx(low_bit, abs=2.1)  # biases were rounded
-    again = run("image_folder.py", tmp_path, "--epochs", "1", "--root", "image-folder/pictures", "--out", "second")
-    assert "onnxruntime" in again and (tmp_path / "second" / "model.onnx").is_file()
+    known = "--root", "image-folder/pictures", "--weights", "image-folder/float.pt"
+    again = run("image_folder.py", tmp_path, "--epochs", "1", *known, "--out", "second")
+    assert "onnxruntime" in again and spequant.load(tmp_path / "second" / "model.onnx").classes == ("columns", "rows")
+    assert numbers(again.splitlines()[0])[0] > 70
 
 
 @pytest.mark.slow

@@ -95,7 +95,8 @@ def _print_parity(parity: Parity, engine: str, *, verbose: bool) -> None:
     right = f"; accuracy {other:.2f} %, torch {network:.2f} %" if parity.labelled else ""
     what = "images" if parity.labelled else "answers"
     bits = f"; torch's own with other last bits differs on {parity.own}" if parity.own else ""
-    print(f"{engine}: arg-max equal on {100 * parity.agreement:.2f} % of {parity.images} {what}{right}{bits}")
+    same = f"arg-max equal on {100 * parity.agreement:.2f} % of {parity.images} {what}"
+    print(f"{engine}: {same if parity.of_choices else parity.answers}{right}{bits}")
     if verbose:
         for values in parity.values:
             print(f"{engine}: {values}")
@@ -138,7 +139,7 @@ def print_evaluation(settings: Evaluate) -> None:
         head = f"{row['recipe']}  {row['engine']}  {width}"
         figures = {name: value for name, value in row.items() if name not in NO_FIGURES}
         loss = f"  loss {row['loss']:.4f}" if "loss" in row else ""
-        what = "questions" if "exact_match" in row else "images"
+        what = "questions" if "exact_match" in row else "images" if settings.data is None else "samples"
         print(f"{head}  {in_words(figures)}{loss}  {what} {row['samples']}")
     write_json(settings.json, rows)
 
@@ -147,7 +148,8 @@ def print_inspection(settings: Inspect) -> None:
     """Print what each layer holds and costs, and the total against fp32."""
     if settings.json is not None:
         destination(settings.json)
-    costs = _costs(open_source(settings.source, settings.root, network=settings.network, data=settings.data))
+    source = open_source(settings.source, settings.root, network=settings.network, data=settings.data)
+    costs = _costs(source)
     total = totals(costs)
     print_table(_table_of_costs(costs, total))
     if total["macs"] is None:
@@ -161,7 +163,11 @@ def print_inspection(settings: Inspect) -> None:
             f"{total['times_fewer_bit_operations_than_fp32'] or 1:.1f} times the bit operations "
             "(MACs x weight bits x input bits)"
         )
-    write_json(settings.json, {"source": str(settings.source), "layers": [c.row() for c in costs], "total": total})
+    names = source.loaded.classes
+    if names is not None:
+        print(f"classes: {len(names)}: {some_of(names)}")
+    facts = {"source": str(settings.source), "classes": names, "layers": [c.row() for c in costs], "total": total}
+    write_json(settings.json, facts)
 
 
 def _table_of_costs(costs: Sequence[LayerCost], total: Mapping[str, Any]) -> Table:

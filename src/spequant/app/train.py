@@ -16,6 +16,7 @@ from spequant.app.commands.table import HELP
 from spequant.app.commands.training import Recipes, Runs, Train
 from spequant.app.recipes import RECIPES, Recipe
 from spequant.app.recipes.command_line import about_recipe, choices, parts_chosen, parts_of, recipe_named
+from spequant.app.recipes.origins import weights_origin
 from spequant.app.recipes.serial import to_json
 from spequant.app.runs import dry_run, listing, run
 from spequant.app.runs.folder import figures, main_figure
@@ -90,7 +91,11 @@ def train(words: list[str]) -> None:
     settings = parsed_train(words[0] if words else "", words[1:])
     recipe = settings.recipe
     if recipe.quantized and recipe.network.random and rank() == 0:
-        print("network.weights is not set: low bits start from random weights (--network.weights RUN)", file=sys.stderr)
+        print(
+            "network.weights is not set: low bits start from random weights (--network.weights RUN). "
+            f"{weights_origin(recipe)}",
+            file=sys.stderr,
+        )
     if settings.dry_run:
         estimate = dry_run(recipe)
         if rank() == 0:

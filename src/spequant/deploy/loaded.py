@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spequant.calibration.batches import run_model
+from spequant.deploy.classes import names_in
 from spequant.deploy.engines import ENGINES, Run, run_in_parts
 from spequant.deploy.program import Program
 
@@ -47,6 +48,11 @@ class Loaded:
     batch: int | None = None
     model: nn.Module | None = None
     program: Program | None = None
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the classes, in the order of the outputs; None: the file does not say."""
+        return names_in(self.about)
 
     @property
     def shape(self) -> tuple[int | None, ...] | None:

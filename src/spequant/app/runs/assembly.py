@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from spequant.app.recipes.choices import METHOD
+from spequant.app.recipes.origins import weights_origin
 from spequant.app.recipes.recipe import Recipe
 from spequant.app.recipes.training import Training
 from spequant.app.runs.fields import Field, make_field
@@ -66,7 +67,10 @@ def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | No
     torch.manual_seed(settings.seed)
     device = accelerator.device if settings.device == "auto" else torch.device(settings.device)
     field = make_field(recipe, device)
-    network = field.network()
+    try:
+        network = field.network()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}. {weights_origin(recipe)}") from error
     model = _student(recipe, field, network, snapshot, device)
     steps = settings.epochs * (field.sizes[0] // settings.batch_size)
     start = Start(

@@ -1,7 +1,7 @@
 """The accuracy of a run or an exported file, in any engine and at any activation width."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,20 @@ from torch import Tensor, nn
 
 from spequant.app.runs.images import task_of
 from spequant.app.runs.questions import Answer, QuestionSet, answer_by, score
-from spequant.app.runs.sources import Samples, Source, TestSet, open_source
+from spequant.app.runs.samples import Samples
+from spequant.app.runs.sources import Source, TestSet, open_source
 from spequant.data import ImageSet
 from spequant.deploy.engines import ENGINES
 from spequant.deploy.running import TORCH, in_engine
 from spequant.deploy.running import at_bits as model_at_bits
-from spequant.methods.tasks import AnyTask, Classification
+from spequant.methods.tasks import AnyTask, Classification, Regression
 from spequant.train import Evaluation, evaluate
 
 BATCH = 500
 
-Logits = Callable[[Tensor], Tensor]
+Logits = Callable[[Any], Tensor]
 """From uint8 images, or samples as the file takes them, to logits (samples, classes)."""
+NO_LABELS = "the .npz holds no labels; expected the array labels, (samples,), next to inputs"
 
 
 def evaluate_source(
@@ -102,16 +104,15 @@ def first_samples(test: Any, count: int | None) -> Any:
 
 
 def measured(logits: Logits, test: ImageSet | Samples, task: AnyTask | None) -> dict[str, Any]:
-    """Figures, loss and samples over the whole of `test`; task: None: classification."""
+    """Figures, loss and samples over the whole of `test`; task: None: classification, or regression of float labels."""
+    if task is None and test.labels is not None and test.labels.is_floating_point():
+        task = Regression()
     if task is None:
         found = measure_logits(logits, test)
         return {"accuracy": found.accuracy, "loss": found.loss, "samples": found.samples}
-    if test.labels is None:
-        raise ValueError("the .npz holds no labels; expected the array labels, (samples,), next to inputs")
-    parts = [slice(start, start + BATCH) for start in range(0, len(test), BATCH)]
     network = nn.Module()
     network.forward = logits  # type: ignore[method-assign]
-    found = evaluate(network, ((test.images[part], test.labels[part]) for part in parts), task)
+    found = evaluate(network, _batches(test), task)
     return {**found.figures, "loss": found.loss, "samples": found.samples}
 
 
@@ -121,13 +122,9 @@ def measure_logits(logits: Logits, test: ImageSet | Samples) -> Evaluation:
     Raises:
         ValueError: there are no labels, or labels that are no classes of the logits.
     """
-    if test.labels is None:
-        raise ValueError("the .npz holds no labels; expected the array labels, (samples,), next to inputs")
     right, loss = 0, 0.0
-    for start in range(0, len(test), BATCH):
-        part = slice(start, start + BATCH)
-        labels = test.labels[part]
-        out = logits(test.images[part])
+    for inputs, labels in _batches(test):
+        out = only_output(logits(inputs))
         if not isinstance(out, Tensor) or out.dim() != 2:
             shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise ValueError(f"the network gives {shape}; expected (samples, classes), of which accuracy is measured")
@@ -139,6 +136,16 @@ def measure_logits(logits: Logits, test: ImageSet | Samples) -> Evaluation:
     return Evaluation(100 * right / len(test), loss / len(test), len(test))
 
 
+def _batches(test: ImageSet | Samples) -> Iterator[tuple[Any, Tensor]]:
+    """Yield inputs and labels. Raise ValueError: there are no labels."""
+    if test.labels is None:
+        raise ValueError(NO_LABELS)
+    for start in range(0, len(test), BATCH):
+        part = slice(start, start + BATCH)
+        inputs = test.part(part).images if isinstance(test, Samples) else test.images[part]
+        yield inputs, test.labels[part]
+
+
 def logits_of(
     source: Source, test: ImageSet | Samples, engine: str, bits: int | None, threads: int | None = None
 ) -> Logits:
@@ -147,6 +154,19 @@ def logits_of(
     if source.loaded.preprocessing is not None:
         return answer
     return lambda images: answer(test.normalise(images))
+
+
+def only_output(out: Any) -> Any:
+    """Return the logits of a network that returns tensors by name: `logits`, or its one output.
+
+    Raises:
+        ValueError: there are several outputs, none of them called logits.
+    """
+    if not isinstance(out, Mapping):
+        return out
+    if "logits" not in out and len(out) > 1:
+        raise ValueError(f"the network gives {', '.join(out)}; expected logits, or one output, to measure answers of")
+    return out["logits"] if "logits" in out else next(iter(out.values()))
 
 
 def answer_of(source: Source, engine: str, bits: int | None, threads: int | None = None) -> Answer:

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from spequant.app.runs.evaluation import BATCH, at_bits, first_samples, stacked
-from spequant.app.runs.folder import ENVIRONMENT, METRICS, RECIPE, RESULT, STATE
+from spequant.app.runs.folder import ENVIRONMENT, FACTS, METRICS, RECIPE, RESULT, STATE
 from spequant.app.runs.questions import EVAL_BATCH, QuestionSet, answer_by, score
-from spequant.app.runs.sources import Samples, Source, TestSet, open_source
+from spequant.app.runs.samples import Samples
+from spequant.app.runs.sources import Source, TestSet, example_of, open_source
 from spequant.data import ImageSet, eval_windows
 from spequant.deploy import FORMATS, Exported, Parity, export, quantize_biases
+from spequant.deploy.classes import CLASS_NAMES
 from spequant.deploy.formats import Format, check_ending, format_named
 from spequant.deploy.parity import FEW
 from spequant.deploy.running import TORCH, in_engine
@@ -21,6 +24,13 @@ from spequant.files import destination, placed
 
 WINDOWS = 512  # windows of questions whose logits are compared; exact match and F1 are compared on all
 POINTS = 0.2  # difference in exact match and F1 that is allowed
+CHOICES: dict[str | None, bool | None] = {
+    "classification": True,
+    "segmentation": True,
+    "multi-label": False,
+    "regression": False,
+}
+"""{task of a recipe: whether the largest number is the answer}; of others the comparison itself decides."""
 
 
 @dataclass
@@ -79,19 +89,31 @@ def export_source(
     if preprocessing and pixels is None:
         raise ValueError("preprocessing goes into graphs of a recipe's images; data holds what the network takes")
     with at_bits(source, act_bits):
-        integers = not isinstance(test, QuestionSet)  # biases of a network on tokens stay float
-        if integers and (act_bits is not None or round_biases):
-            quantize_biases(source.model, test.normalise(test.images[:1]))
-        batches, facts = _batches(test, normalised=pixels is None), {"act_bits": act_bits, "preprocessing": pixels}
-        options: dict[str, Any] = {
-            "preprocessing": pixels,
-            "about": {**source.loaded.about, **({} if source.recipe is None else facts)},
-            "check": lambda parity: show(parity, next(iter(form.engines), TORCH)),
-        }
+        example = example_of(source)
+        if isinstance(example, dict) and round_biases:
+            raise ValueError("round_biases is for integer graphs of images; the network takes tokens")
+        if isinstance(example, Tensor) and (act_bits is not None or round_biases):
+            quantize_biases(source.model, example)
+        facts = {} if source.recipe is None else {"act_bits": act_bits, "preprocessing": pixels}
+        options = {"preprocessing": pixels, **_options(source, form, facts, show)}
+        batches = _batches(test, normalised=pixels is None)
         if isinstance(test, QuestionSet):
             return _of_questions(source, test, form, out, batches, options)
         exported = export(source.model, out, batches, to, **options)
     return Report(exported, len(test), what="samples" if isinstance(test, Samples) else "images")
+
+
+def _options(
+    source: Source, form: Format, facts: dict[str, Any], show: Callable[[Parity, str], None]
+) -> dict[str, Any]:
+    """Return arguments of `export`: what the file says of itself, `facts` included, and who is shown the comparison."""
+
+    def check(parity: Parity) -> None:
+        parity.choices = CHOICES.get(source.task, parity.choices)
+        show(parity, next(iter(form.engines), TORCH))
+
+    about = {name: value for name, value in source.loaded.about.items() if name != CLASS_NAMES}
+    return {"classes": source.loaded.classes, "about": {**about, **facts}, "check": check}
 
 
 def _of_questions(
@@ -139,7 +161,7 @@ def _check_place(out: Path, form: Format, source: Path) -> None:
     """Refuse, before the work, a name by which the file could not be loaded, and a place that cannot be written."""
     check_ending(form, out, "out")
     taken = {source.resolve(): "what is exported"} if form.engines else {}
-    for name in (STATE, RECIPE, METRICS, RESULT, ENVIRONMENT):
+    for name in (STATE, RECIPE, METRICS, RESULT, ENVIRONMENT, FACTS):
         taken[(source / name).resolve()] = "a file of the run itself"
     for place in form.files(out):
         end = destination(place).resolve()
@@ -159,6 +181,6 @@ def _batches(test: TestSet, normalised: bool) -> Iterator[Any]:
         return
     for start in range(0, len(test), BATCH):
         part = test.part(slice(start, start + BATCH))
-        images: Any = part.images[:]  # images in files are read by this
+        images: Any = part.images if isinstance(part, Samples) else part.images[:]  # images in files are read by this
         inputs = part.normalise(images) if normalised else images
-        yield inputs if part.labels is None else (inputs, part.labels)
+        yield inputs if part.labels is None or isinstance(inputs, dict) else (inputs, part.labels)

@@ -5,6 +5,7 @@ environment.json   a list with one entry per start: command, commit, versions, d
 metrics.jsonl      one row per event: start, epoch, layers, result ...
 checkpoints/       see train/checkpoint.py
 model.safetensors  the trained network
+data.json          of images: number and names of the classes, shape, and how an image file becomes an input
 network/           configuration and tokenizer of a transformers network
 result.json        the figures; exists only if the run is finished
 diverged.txt       why the run ended without a result: its loss was not finite
@@ -35,7 +36,7 @@ from spequant.train.checkpoint import checkpoints
 
 RECIPE, METRICS, RESULT, STATE = "recipe.json", "metrics.jsonl", "result.json", "model.safetensors"
 ENVIRONMENT, CHECKPOINTS, NETWORK, LOCK = "environment.json", "checkpoints", "network", ".lock"
-DIVERGED = "diverged.txt"
+DIVERGED, FACTS = "diverged.txt", "data.json"
 PACKAGES = ("torch", "numpy", "safetensors", "accelerate", "torchvision", "timm", "transformers")
 
 

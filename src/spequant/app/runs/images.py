@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spequant.app.recipes.recipe import Recipe
+from spequant.app.runs.facts import keep_facts
 from spequant.app.runs.weights import build_network
 from spequant.data import Augment, ImageSet, ImageSettings, Mixing, RandomCrop, eval_batches, train_batches
 from spequant.methods import tasks
@@ -91,7 +92,8 @@ class Images:
         return {} if data is None else dict(measure(model, data, self.task).figures)
 
     def keep(self, folder: Path) -> None:
-        """Write nothing: the recipe has all that makes the network."""
+        """Write the facts of the images: with the recipe, all that makes the network."""
+        keep_facts(self.train, folder)
 
 
 def task_of(recipe: Recipe, default: AnyTask) -> AnyTask:
