@@ -44,7 +44,7 @@ def test_images_without_an_answer_end_the_command_with_their_names(photos, digit
 
 
 def test_a_csv_without_a_place_is_refused_before_the_work(photos, monkeypatch):
-    with pytest.raises(SystemExit, match="the folder nowhere does not exist"):
+    with pytest.raises(SystemExit, match="nowhere does not exist"):
         main(["predict", "no-run", "photos", "--csv", "nowhere/a.csv"])
     with pytest.raises(SystemExit, match="no-run does not exist"):
         main(["predict", "no-run", "photos"])

@@ -1,7 +1,6 @@
 """Float weights from files: damaged files, weights of another network, another head."""
 
 import argparse
-import re
 
 import numpy as np
 import pytest
@@ -134,7 +133,7 @@ def test_what_a_file_holds_otherwise_is_named(content, named, tmp_path):
 @pytest.mark.filterwarnings("ignore:.torch.jit")
 def test_torchscript_says_what_to_do(tmp_path):
     (tmp_path / "net.pt").write_bytes(b"")
-    with pytest.raises(ValueError, match=re.escape("net.pt is no readable weight file")):
+    with pytest.raises(ValueError, match=r"net\.pt is no readable"):
         load_weights(net(), tmp_path / "net.pt")
     torch.jit.save(torch.jit.script(net()), tmp_path / "script.pt")
     with pytest.raises(ValueError, match=r"script\.pt .*TorchScript; .*torch\.jit\.load"):

@@ -90,6 +90,10 @@ def test_tokens_are_exported_and_timed_in_an_engine(folder, monkeypatch):
         assert (got["logits"].argmax(1).numpy() == arrays["labels"]).mean() > 0.95
         with pytest.raises(ValueError, match=r"inputs are .*labels; expected input_ids, attention_mask"):
             spequant.load("words.mixed.onnx")(arrays)
+        few = {name: arrays[name].astype(np.int32) for name in ("input_ids", "attention_mask")}
+        assert torch.equal(spequant.load("words.mixed.onnx")(few)["logits"], got["logits"])
+        with pytest.raises(ValueError, match=r"input_ids is torch\.float32; words\.mixed\.onnx .*int64"):
+            spequant.load("words.mixed.onnx")({name: x.astype(np.float32) for name, x in few.items()})
     for wrong in ("images.npz", "ids.npz"):
         with pytest.raises(SystemExit, match=rf"{wrong} holds .*words\.mixed\.onnx takes input_ids, attention_mask"):
             main(["evaluate", "words.mixed.onnx", "--data", wrong])
