@@ -28,7 +28,7 @@ def test_exports_are_verified_and_lie_beside_their_source(digits_run, tmp_path, 
     main(["export", str(run), "--to", "packed"])
     verdict, file, command = capsys.readouterr().out.splitlines()
     assert "the logits of 500 images are equal" in verdict and file.startswith(f"{run / 'model.packed'}  ")
-    assert f"spequant evaluate {run / 'model.packed'}, or in Python" in command
+    assert f"spequant evaluate {run / 'model.packed'}, or spequant.load" in command
     main(["export", str(run / "model.packed"), "--to", "onnx", "--images", "100", "--verbose"])
     printed = capsys.readouterr().out
     assert "onnxruntime: arg-max equal on" in printed and "of 100 images" in printed

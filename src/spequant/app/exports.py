@@ -1,7 +1,9 @@
 """What the commands export, evaluate and inspect take and print; no arithmetic."""
 
 import shlex
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from rich.table import Table
 
@@ -42,18 +44,22 @@ def print_export(settings: Export) -> None:
         pairs = (f"{name} {other:.2f} %, torch {network:.2f} %" for name, (network, other) in report.figures.items())
         print(f"onnxruntime: {'; '.join(pairs)}")
     if settings.verbose:
-        _print_limits(exported)
+        _print_details(exported)
     times = exported.float_size / exported.size
     print(f"{exported.path}  {exported.size:,} bytes, {times:.1f} times smaller than in fp32 ({exported.float_size:,})")
-    print(f"to run it: {_command(settings, exported)}, or in Python spequant.load({str(exported.path)!r})")
+    print(f"to run it: {_command(settings, exported)}, or spequant.load in Python{_limits(exported)}")
 
 
-def _print_limits(exported: Exported) -> None:
-    """Print what is computed in float, and where the file answers otherwise or not at all."""
+def _limits(exported: Exported) -> str:
+    """Return what is to be known before the file runs elsewhere."""
+    batch = "" if exported.batch is None else f"; takes {exported.batch} image at a time"
+    return batch + ("; processors without VNNI may answer otherwise (--verbose)" if exported.saturating else "")
+
+
+def _print_details(exported: Exported) -> None:
+    """Print what is computed in float, and which layers some processors compute otherwise."""
     if exported.islands:
         print(f"in float: {'; '.join(_by_operation(exported.islands))}")
-    if exported.batch is not None:
-        print(f"takes {exported.batch} image at a time: the network itself counts with the number of images")
     if exported.saturating:
         print(
             f"processors without VNNI or dot products may clip sums in {some_of(exported.saturating)} "
@@ -63,7 +69,7 @@ def _print_limits(exported: Exported) -> None:
 
 def _command(settings: Export, exported: Exported) -> str:
     """Return the command that runs the file."""
-    options = {"root": settings.root, "data": settings.data}
+    options: dict[str, object] = {"root": settings.root, "data": settings.data}
     if not FORMATS[settings.to].engines:
         options["network"] = settings.network
     words = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
@@ -138,22 +144,12 @@ def print_evaluation(settings: Evaluate) -> None:
 
 
 def print_inspection(settings: Inspect) -> None:
+    """Print what each layer holds and costs, and the total against fp32."""
     if settings.json is not None:
         destination(settings.json)
-    source = open_source(settings.source, settings.root, network=settings.network, data=settings.data)
-    costs = _costs(source)
-    table = Table("layer", "kind", "W", "A", "weights", "activations", "bytes", "MACs", "bit operations")
-    for c in costs:
-        row = c.row()
-        numbers = (_number(row[name]) for name in ("size", "macs", "bit_operations"))
-        table.add_row(
-            c.name, c.kind, str(c.weight_bits), str(c.act_bits), _range(c.weight_range), _range(c.act_range), *numbers
-        )
+    costs = _costs(open_source(settings.source, settings.root, network=settings.network, data=settings.data))
     total = totals(costs)
-    table.add_section()
-    numbers = (_number(total[name]) for name in ("size", "macs", "bit_operations"))
-    table.add_row("total", "", "", "", f"{total['weights']:,}", "", *numbers)
-    print_table(table)
+    print_table(_table_of_costs(costs, total))
     if total["macs"] is None:
         print(
             f"of the quantized layers what the file says, {total['times_smaller_than_fp32'] or 1:.1f} times smaller "
@@ -168,12 +164,25 @@ def print_inspection(settings: Inspect) -> None:
     write_json(settings.json, {"source": str(settings.source), "layers": [c.row() for c in costs], "total": total})
 
 
+def _table_of_costs(costs: Sequence[LayerCost], total: Mapping[str, Any]) -> Table:
+    table = Table("layer", "kind", "W", "A", "weights", "activations", "bytes", "MACs", "bit operations")
+    for c in costs:
+        numbers = _numbers(c.row())
+        table.add_row(
+            c.name, c.kind, str(c.weight_bits), str(c.act_bits), _range(c.weight_range), _range(c.act_range), *numbers
+        )
+    table.add_section()
+    table.add_row("total", "", "", "", f"{total['weights']:,}", "", *_numbers(total))
+    return table
+
+
+def _numbers(row: Mapping[str, Any]) -> list[str]:
+    values = (row[name] for name in ("size", "macs", "bit_operations"))
+    return ["-" if value is None else f"{value:,}" for value in values]
+
+
 def _range(ends: tuple[float, float] | None) -> str:
     return "float" if ends is None else f"{ends[0]:.3g} .. {ends[1]:.3g}"
-
-
-def _number(value: int | None) -> str:
-    return "-" if value is None else f"{value:,}"
 
 
 def _costs(source: Source) -> list[LayerCost]:

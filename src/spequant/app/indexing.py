@@ -19,7 +19,7 @@ from spequant.deploy import FORMATS
 from spequant.deploy.engines import ENGINES
 
 
-def made() -> dict[str, Any]:
+def make_index() -> dict[str, Any]:
     """Return what `index.index` describes."""
     kinds: dict[str, Any] = {}
     return {
@@ -73,4 +73,4 @@ def in_lines(value: Any, depth: int) -> str:
 
 
 if __name__ == "__main__":
-    FILE.write_text(in_lines(made(), 3) + "\n", encoding="utf-8")
+    FILE.write_text(in_lines(make_index(), 3) + "\n", encoding="utf-8")

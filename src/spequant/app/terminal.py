@@ -56,11 +56,11 @@ class Terminal:
         self.say(line)
 
 
-def in_words(found: dict[str, float]) -> str:
+def in_words(numbers: dict[str, float]) -> str:
     """Figures with their names: "test accuracy 91.20 %"."""
     return "  ".join(
         f"{name.replace('held_out', 'held-out').replace('_', ' ')} {figure_in_words(name, x)}"
-        for name, x in found.items()
+        for name, x in numbers.items()
     )
 
 

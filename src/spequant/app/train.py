@@ -54,10 +54,10 @@ def parsed_train(name: str, words: Sequence[str]) -> TrainRecipe:
     if not name or name.startswith("-"):
         raise ValueError("no recipe is given; expected its name first, e.g. train digits-float (spequant recipes)")
     about = f"{about_recipe(name)}\n\n{Train.__doc__}"
-    return parsed(TrainRecipe(recipe=recipe_named(name)), words, f"spequant train {name}", about)
+    return parse(TrainRecipe(recipe=recipe_named(name)), words, f"spequant train {name}", about)
 
 
-def parsed(settings: Settings, words: Sequence[str], prog: str, about: str) -> Settings:
+def parse(settings: Settings, words: Sequence[str], prog: str, about: str) -> Settings:
     """Return `settings` with what `words` set in them and in their recipe.
 
     Args:

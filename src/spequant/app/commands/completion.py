@@ -2,7 +2,7 @@
 
 import shlex
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tyro.conf import FlagCreatePairsOff, Positional
@@ -12,6 +12,8 @@ from spequant.app.commands.index import index, rows_of_recipe
 from spequant.app.commands.shell import Completion
 from spequant.app.commands.table import COMMANDS, Command
 
+Names = dict[str, list[str]]
+"""{first word of a command, "" for none: what may follow it}"""
 Options = dict[str, list[str]]
 """{option: its values, where there are a few}"""
 
@@ -19,11 +21,11 @@ Options = dict[str, list[str]]
 def print_completion(settings: Completion) -> None:
     """Print the script for a shell."""
     first = [name.partition(" ")[0] for name in COMMANDS]
-    names, found = {"": list(dict.fromkeys(first))}, dict[str, Options]()
+    names, of_commands = {"": list(dict.fromkeys(first))}, dict[str, Options]()
     for word, command in zip(first, COMMANDS.values(), strict=True):
         names.setdefault(word, []).extend(_names(command))
-        found.setdefault(word, {}).update(_options_of(command))
-    print(SCRIPTS[settings.shell](names, found))
+        of_commands.setdefault(word, {}).update(_options_of(command))
+    print(SCRIPTS[settings.shell](names, of_commands))
 
 
 def _names(command: Command) -> list[str]:
@@ -39,26 +41,26 @@ def _names(command: Command) -> list[str]:
 
 
 def _options_of(command: Command) -> Options:
-    found = {"--help": []} | options(rows(command.settings))
+    every = {"--help": []} | options(rows(command.settings))
     if command.of in ("recipe", "recipes"):
         for entry in index()["recipes"].values():
-            found |= options(rows_of_recipe(entry))
-        found |= {f"--{part}": names for part, names in index()["choices"].items()}
-    return found
+            every |= options(rows_of_recipe(entry))
+        every |= {f"--{part}": names for part, names in index()["choices"].items()}
+    return every
 
 
-def options(explained: Sequence[Row], prefix: str = "--") -> Options:
+def options(content: Sequence[Row], prefix: str = "--") -> Options:
     """Return the options of settings, as tyro names them."""
-    found: Options = {}
-    for row in explained:
+    every: Options = {}
+    for row in content:
         option, metadata = prefix + row.name.replace("_", "-"), getattr(row.hint, "__metadata__", ())
         if isinstance(row.value, list):
-            found |= options(row.value, f"{option}.")
+            every |= options(row.value, f"{option}.")
         elif Positional not in metadata:
-            found[option] = _values(row.hint)
+            every[option] = _values(row.hint)
             if isinstance(row.value, bool) and FlagCreatePairsOff not in metadata:
-                found[f"{prefix}no-{row.name.replace('_', '-')}"] = []
-    return found
+                every[f"{prefix}no-{row.name.replace('_', '-')}"] = []
+    return every
 
 
 def _values(hint: Any) -> list[str]:
@@ -68,31 +70,31 @@ def _values(hint: Any) -> list[str]:
     return [value for inner in typing.get_args(hint)[:1] for value in _values(inner)]
 
 
-def _bash(names: dict[str, list[str]], found: dict[str, Options]) -> str:
+def _offers(names: Names, of_commands: dict[str, Options]) -> Iterator[tuple[str, list[str]]]:
+    """Yield (pattern of "COMMAND WORD-BEFORE WORD", words to offer), for bash and zsh: the first that matches holds."""
+    for command, its in of_commands.items():
+        yield from ((f"'{command} {option} '*", values) for option, values in its.items() if values)
+    yield from ((f"'{command} '*' -'*", list(its)) for command, its in of_commands.items())
+    yield from ((f"'{command} '*", its) for command, its in names.items() if its)
+
+
+def _bash(names: Names, of_commands: dict[str, Options]) -> str:
     lines = ["_spequant() {", "  local words='' command=${COMP_WORDS[1]} word=${COMP_WORDS[COMP_CWORD]}"]
     lines += ["  local before=${COMP_WORDS[COMP_CWORD-1]}", "  (( COMP_CWORD == 1 )) && command=''"]
-    lines += ['  case "$command $before" in']
-    for command, its in found.items():
-        lines += [
-            f"    '{command} {option}') words='{' '.join(values)}' ;;" for option, values in its.items() if values
-        ]
-    lines += ['    *) case "$command" in']
-    lines += [f"      '{c}') words='{' '.join([*words, *found.get(c, ())])}' ;;" for c, words in names.items()]
-    lines += ["    esac ;;", "  esac", '  COMPREPLY=($(compgen -W "$words" -- "$word"))', "}"]
+    lines += ['  case "$command $before $word" in']
+    lines += [f"    {pattern}) words='{' '.join(offer)}' ;;" for pattern, offer in _offers(names, of_commands)]
+    lines += ["  esac", '  COMPREPLY=($(compgen -W "$words" -- "$word"))', "}"]
     return "\n".join([*lines, "complete -o default -F _spequant spequant"])
 
 
-def _zsh(names: dict[str, list[str]], found: dict[str, Options]) -> str:
+def _zsh(names: Names, of_commands: dict[str, Options]) -> str:
     lines = ["#compdef spequant", "_spequant() {", "  local command=$words[2] before=$words[CURRENT-1]"]
-    lines += ["  (( CURRENT == 2 )) && command=''", '  case "$command $before" in']
-    for command, its in found.items():
-        lines += [f"    '{command} {option}') compadd -- {' '.join(v)}; return ;;" for option, v in its.items() if v]
-    lines += ["  esac", '  case "$command" in']
-    lines += [f"    '{c}') compadd -- {' '.join([*words, *found.get(c, ())])} ;;" for c, words in names.items()]
+    lines += ["  (( CURRENT == 2 )) && command=''", '  case "$command $before $PREFIX" in']
+    lines += [f"    {pattern}) compadd -- {' '.join(offer)} ;;" for pattern, offer in _offers(names, of_commands)]
     return "\n".join([*lines, "  esac", "  _files", "}", "compdef _spequant spequant"])
 
 
-def _fish(names: dict[str, list[str]], found: dict[str, Options]) -> str:
+def _fish(names: Names, of_commands: dict[str, Options]) -> str:
     lines = [
         f"complete -c spequant -n __fish_use_subcommand -f -a {name} -d {shlex.quote(_about(name))}"
         for name in names[""]
@@ -100,7 +102,7 @@ def _fish(names: dict[str, list[str]], found: dict[str, Options]) -> str:
     for command in names[""]:
         head = f"complete -c spequant -n '__fish_seen_subcommand_from {command}'"
         lines += [f"{head} -a '{' '.join(names[command])}'"] if names.get(command) else []
-        for option, values in found[command].items():
+        for option, values in of_commands[command].items():
             lines.append(f"{head} -l {option[2:]}" + (f" -x -a '{' '.join(values)}'" if values else ""))
     return "\n".join(lines)
 

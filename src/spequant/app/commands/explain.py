@@ -36,12 +36,12 @@ class Row(NamedTuple):
 def rows(kind: type, settings: Any = None) -> list[Row]:
     """Return the fields of the dataclass `kind`; values: of `settings`, or the defaults if it is None."""
     hints, texts = typing.get_type_hints(kind, include_extras=True), field_texts(kind)
-    found = []
+    content = []
     for f in fields(kind):
         value = f.default if settings is None else getattr(settings, f.name)
         inside = rows(type(value), value) if is_dataclass(value) else value
-        found.append(Row(f.name, hints[f.name], texts.get(f.name, ""), inside))
-    return found
+        content.append(Row(f.name, hints[f.name], texts.get(f.name, ""), inside))
+    return content
 
 
 def field_texts(kind: type) -> dict[str, str]:
@@ -52,22 +52,20 @@ def field_texts(kind: type) -> dict[str, str]:
             body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
         except (OSError, TypeError):  # of a class that was made by a call
             continue
-        for statement, after in pairwise(body):
-            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-                text = (
-                    after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
-                )
-                texts[statement.target.id] = " ".join(str(text).split())
+        for pair in pairwise(body):
+            match pair:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    texts[name] = " ".join(text.split())
     return texts
 
 
-def print_help(prog: str, about: str, explained: Sequence[Row]) -> None:
+def print_help(prog: str, about: str, content: Sequence[Row]) -> None:
     """Print what a command does, and what it takes.
 
     Args:
         prog: what the usage calls it.
         about: what it does; lines are filled up to the terminal's width, and one that begins with spaces is an entry.
-        explained: its settings.
+        content: its settings.
     """
     width = shutil.get_terminal_size().columns
     for line in about.strip().splitlines():
@@ -75,13 +73,13 @@ def print_help(prog: str, about: str, explained: Sequence[Row]) -> None:
         print(textwrap.fill(line, width, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False))
     print()
     with suppress(SystemExit):
-        tyro.cli(_stand_in(explained), args=["--help"], prog=prog, description="")
+        tyro.cli(_stand_in(content), args=["--help"], prog=prog, description="")
 
 
-def _stand_in(explained: Sequence[Row]) -> type:
+def _stand_in(content: Sequence[Row]) -> type:
     """Return a dataclass with these fields, of which tyro makes the help."""
-    made: list[Any] = []
-    for row in explained:
+    entries: list[Any] = []
+    for row in content:
         kind, metadata = row.hint, getattr(row.hint, "__metadata__", ())
         kind = kind.__origin__ if metadata else kind
         value: Any = field(default=row.value)
@@ -89,9 +87,9 @@ def _stand_in(explained: Sequence[Row]) -> type:
             kind = _stand_in(row.value)
             value = field(default_factory=kind)
         hint = "" if row.value == () else None  # nothing, in place of "(default: )"
-        shown = tyro.conf.arg(help=row.text or None, metavar=METAVARS.get(kind), help_behavior_hint=hint)
-        made.append((row.name, Annotated[kind, shown, *metadata], value))
-    return make_dataclass("Explained", made, kw_only=True, namespace={"__module__": __name__})
+        display = tyro.conf.arg(help=row.text or None, metavar=METAVARS.get(kind), help_behavior_hint=hint)
+        entries.append((row.name, Annotated[kind, display, *metadata], value))
+    return make_dataclass("StandIn", entries, kw_only=True, namespace={"__module__": __name__})
 
 
 def prose(text: str | None) -> str:

@@ -1,6 +1,8 @@
 """The commands: name, line of help, settings, function. From this table: usage, help, completion and dispatch."""
 
 import pkgutil
+import shutil
+import textwrap
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -154,17 +156,13 @@ COMMANDS = {
 
 
 def usage(first: str = "") -> str:
-    """Return a line on each command; first: only on those that begin with this word."""
+    """Return an entry on each command, filled up to the terminal's width; first: of those that begin with this word."""
     chosen = [c for c in COMMANDS.values() if c.name.startswith(first)]
     heads = {f"{c.name} {c.words}".strip(): c.about for c in chosen}
-    width = max(map(len, heads))
-    lines = [f"  {head:<{width}}  {about}" for head, about in heads.items()]
-    return "\n".join(
-        [
-            f"usage: spequant {first or 'COMMAND'} [ARGUMENTS]",
-            "",
-            *lines,
-            "",
-            "`spequant help COMMAND` says what it takes.",
-        ]
-    )
+    indent, width = 4 + max(map(len, heads)), shutil.get_terminal_size().columns
+    entries = [
+        textwrap.fill(f"  {head:<{indent - 4}}  {about}", width, subsequent_indent=" " * indent)
+        for head, about in heads.items()
+    ]
+    end = "`spequant help COMMAND` says what it takes."
+    return "\n".join([f"usage: spequant {first or 'COMMAND'} [ARGUMENTS]", "", *entries, "", end])

@@ -17,7 +17,7 @@ from spequant.app.runs import run
 from spequant.app.runs.images import Images, measure
 from spequant.app.studies.sensitivity import LAYER_IMAGES, losses_alone
 from spequant.app.terminal import Terminal, print_table
-from spequant.app.train import parsed
+from spequant.app.train import parse
 from spequant.files import write_json
 
 RUNGS = ((8, 8), (4, 4), (2, 8), (8, 2), (2, 2))
@@ -37,7 +37,7 @@ def ladder(words: Sequence[str]) -> None:
     recipe = ladder_recipe() if name is None else recipe_named(name)
     about, prog = ("", "spequant ladder") if name is None else (about_recipe(name), f"spequant ladder {name}")
     about = f"{about}\n\n{Ladder.__doc__}".lstrip()
-    run_ladder(parsed(LadderRecipe(recipe=recipe), words[name is not None :], prog, about))
+    run_ladder(parse(LadderRecipe(recipe=recipe), words[name is not None :], prog, about))
 
 
 def ladder_recipe() -> Recipe:
