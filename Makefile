@@ -35,7 +35,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/pyright --pythonpath $(PY)
 	$(BIN)/lint-imports
 
-docs: $(DOCS_VENV)/.installed
+docs: $(DOCS_VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
 
 venv: $(VENV)/.installed-dev
@@ -89,6 +89,6 @@ EXTRA = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["proje
 docs-packages: | $(PY)
 	$(call install,$$("$(PY)" -c '$(EXTRA)'))
 
-$(DOCS_VENV)/.installed: pyproject.toml constraints.txt
+$(DOCS_VENV)/.installed-docs: pyproject.toml constraints.txt
 	@$(MAKE) --no-print-directory VENV=$(DOCS_VENV) docs-packages
 	@touch $@

@@ -65,20 +65,26 @@ def example(path: Path) -> str:
 
 
 def commands() -> str:
-    """Return the page of the command line: the usage that it prints, and the recipes that it knows."""
+    """Return the page of the command line: the commands, and the recipes that they know."""
     if str(ROOT / "src") not in sys.path:
         sys.path.append(str(ROOT / "src"))
-    from spequant.app.commands.index import FILE  # neither of the two imports a package
-    from spequant.app.commands.table import usage
+    from spequant.app.commands.table import COMMANDS  # which imports no package
 
-    recipes = json.loads(FILE.read_text())["recipes"]
-    rows = "\n".join(f"| `{name}` | {recipe['about']} |" for name, recipe in recipes.items())
+    recipes = json.loads((ROOT / "src/spequant/app/commands/index.json").read_text())["recipes"]
+    usage = {f"spequant {c.name} {c.words}".strip(): c.about for c in COMMANDS.values()}
     more = (
-        "Help and completion answer at once, without torch. More: what each file of a run holds, [runs](runs.md); what "
-        "a recipe is made of, [recipes](recipes.md); what the studies show, [studies](studies.md)."
+        "`spequant help COMMAND` says what a command takes, `spequant help train RECIPE` what a recipe holds. Help and "
+        "completion answer at once, without torch. More: [the files of a run](runs.md), [recipes](recipes.md), "
+        "[studies](studies.md)."
     )
-    table = f"## Recipes\n\n| recipe | what it is |\n|---|---|\n{rows}"
-    return f"# Command line\n\n{fence(usage(), 'text')}\n\n{more}\n\n{table}\n"
+    names = {name: recipe["about"] for name, recipe in recipes.items()}
+    return f"# Command line\n\n{table('command', usage)}\n\n{more}\n\n## Recipes\n\n{table('recipe', names)}\n"
+
+
+def table(head: str, rows: dict[str, str]) -> str:
+    """Return a table of Markdown with `head` above its first column."""
+    lines = [f"| `{name}` | {about} |" for name, about in rows.items()]
+    return "\n".join([f"| {head} | what it is |", "|---|---|", *lines])
 
 
 def fence(code: str, language: str) -> str:
