@@ -1,6 +1,7 @@
 """The command `spequant`: parses and calls. Torch is imported when a command runs, not before."""
 
 import os
+import select
 import sys
 from collections.abc import Sequence
 
@@ -32,8 +33,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise SystemExit(141) from None  # as if SIGPIPE had ended it
         raise SystemExit(f"spequant {words[0]}: {error}") from None
     except ModuleNotFoundError as error:
-        missing = f"the command line needs {error.name}: pip install 'spequant[all]'"
-        raise SystemExit(f"spequant {words[0]}: {missing if error.name in ('tyro', 'rich') else error}") from None
+        package = (error.name or "").partition(".")[0]
+        missing = f"the command line needs {package}: pip install 'spequant[all]'"
+        raise SystemExit(f"spequant {words[0]}: {missing if package in ('tyro', 'rich') else error}") from None
     except (KeyboardInterrupt, Exception) as stopped:
         if not _interrupted(stopped):
             raise
@@ -73,12 +75,12 @@ def _carry_out(command: Command, words: Sequence[str]) -> None:
 
 def _unread() -> bool:
     """Return whether nobody reads what this process prints, as after `| head`. Then nothing more is printed."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    output = select.poll()
+    output.register(sys.stdout, 0)
+    if not output.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _interrupted(error: BaseException) -> bool:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from spequant.app import cli, terminal
+from spequant.app import terminal
 from spequant.app.cli import main
 from spequant.app.recipes import RECIPES
 from spequant.app.recipes.serial import from_json
@@ -171,7 +171,7 @@ def test_ctrl_c_beside_the_loop_says_how_to_go_on_as_well(stopped_by, said, monk
     def stop(*_, **__):
         raise stopped_by
 
-    monkeypatch.setattr(cli, "run", stop)
+    monkeypatch.setattr("spequant.app.train.run", stop)
     with pytest.raises(SystemExit) as stopped:
         main(["train", "digits-float", "--out", "a b"])
     assert stopped.value.code == 130
