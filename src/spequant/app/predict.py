@@ -25,7 +25,7 @@ def print_predictions(settings: Predict) -> None:
     reading = {name: getattr(settings, name) for name in ("mean", "std", "size", "crop_pct", "interpolation")}
     answers = predict_source(
         settings.source,
-        settings.images,
+        settings.files,
         top=settings.top,
         engine=settings.engine,
         network=settings.network,

@@ -85,9 +85,8 @@ def prepare(
     choices = LayerChoices(weight, act, depthwise, ends, embeddings, overrides or {}, per_channel)
     _check_arguments(model, choices, skip, residual, products)
     model, layers = _adapted_copy(model, [*choices.overrides], skip, products is not None)
-    replacements: dict[int, nn.Module] = {**quantized_layers(layers, choices)}
     pairs, outputs = quantized_activations(model, residual, products, act)
-    replacements |= pairs
+    replacements = quantized_layers(layers, choices) | pairs
     if not replacements:
         raise ValueError("nothing to quantize: ends and overrides leave every layer float; give one of them bits")
     groups = [] if act is None else readers_together(model)

@@ -40,7 +40,7 @@ def test_rows_at_the_trained_width_and_of_random_weights(digits_run, tmp_path):
 
 def test_help(capsys):
     main(["bench", "--help"])
-    assert "usage: spequant bench train|infer" in capsys.readouterr().out
+    assert "bench infer [RUN|FILE]" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ class Predict:
 
     source: Annotated[Path, Positional, arg(metavar="RUN|FILE")]
     """a run's folder, or an exported file"""
-    images: Annotated[tuple[str, ...], Positional, arg(metavar="IMAGE ...")]
+    files: Annotated[tuple[str, ...], Positional, arg(metavar="IMAGE ...")]
     """files; folders, which stand for all images in them; patterns, e.g. 'photos/*.jpg'"""
     top: int = 3
     """classes per image"""
