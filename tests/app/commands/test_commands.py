@@ -73,6 +73,10 @@ def test_usage_names_every_command(process):
     _, texts, _ = process
     assert texts[""] == texts["help"] and all(f"\n  {name} " in texts[""] for name in COMMANDS)
     assert texts["help bench train"] == texts["bench train --help"]
+    assert (
+        re.findall(r"\n  (\w+ \w+)  ", texts["bench --help"]) == ["bench train"]
+        and "  bench infer [" in texts["bench --help"]
+    )
     assert texts["version"] == texts["--version"] and re.match(
         r"spequant \d\S*, torch \d\S*, Python 3", texts["version"]
     )
