@@ -92,7 +92,7 @@ def prepare(
     for name, quantizer in outputs.items():
         quantize_output(model.get_submodule(name), quantizer)
     _share_quantizers(model, groups)
-    _place_quantizers(model, next(iter(layers.values())).weight.device)  # type: ignore[arg-type]
+    move_quantizers(model, next(iter(layers.values())).weight.device)  # type: ignore[arg-type]
     return model
 
 
@@ -110,9 +110,14 @@ def unprepare(model: nn.Module) -> nn.Module:
     return model
 
 
-def without_quantizers(model: nn.Module) -> nn.Module:
-    """Return what `unprepare` returns, except that adapted modules (`spequant.preparation.adapters`) stay adapted."""
-    model = copied(model)
+def without_quantizers(model: nn.Module, *, share: bool = False) -> nn.Module:
+    """Return what `unprepare` returns, except that adapted modules (`spequant.preparation.adapters`) stay adapted.
+
+    Args:
+        model: What `prepare` returned.
+        share: Whether the result has the parameters and buffers of `model` itself instead of copies.
+    """
+    model = copied(model, share=share)
     replacements: dict[int, nn.Module] = {}
     for module in list(model.modules()):
         if OUTPUT in module._modules:
@@ -190,7 +195,7 @@ def _share_quantizers(model: nn.Module, groups: Sequence[Sequence[Reader]]) -> N
             setattr(module, attribute, first.setdefault(settings, quantizer))
 
 
-def _place_quantizers(model: nn.Module, device: torch.device) -> None:
+def move_quantizers(model: nn.Module, device: torch.device) -> None:
     """Move quantizers of layers to the device of their layer's weight, and the others to `device`."""
     for module in model.modules():
         place = module.float_weight.device if isinstance(module, QuantizedLayer) else device
