@@ -231,9 +231,9 @@ def ladder(args: list[str]) -> None:
 
 
 def compare(args: list[str]) -> None:
-    from spequant.app.studies.compare import Compare, report
+    from spequant.app.studies.compare import Compare, print_comparison
 
-    print_table(report(tyro.cli(Compare, args=args, prog="spequant compare")))
+    print_comparison(tyro.cli(Compare, args=args, prog="spequant compare"))
 
 
 def study(args: list[str]) -> None:

@@ -10,10 +10,10 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from spequant.app.runs.folder import RECIPE, rows_of
-from spequant.app.studies.pictures import blank, save
 from spequant.app.terminal import print_table
 from spequant.extras import needs
 from spequant.files import destination
+from spequant.pictures import blank, save
 from spequant.train import Looks, read_looks
 from spequant.train.freezing import MAX_BITS
 

@@ -1,32 +1,13 @@
-"""Pictures: an empty figure, its file, and curves of runs."""
+"""Pictures: curves of runs."""
 
-import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from spequant.app.runs.folder import rows_of
-from spequant.extras import needs
-from spequant.files import placed
+from spequant.pictures import blank, save
 
 CURVES = {"task": "cross-entropy", "train_accuracy": "accuracy on training images, %"}
 """columns of metrics.jsonl's epoch rows that `draw_curves` shows, with the labels of their axes"""
-
-
-def blank(width: float, height: float) -> Any:
-    """An empty figure of matplotlib, `width` x `height` inches, that needs no screen."""
-    figure = needs("matplotlib.figure", "report").Figure(figsize=(width, height), layout="constrained")
-    needs("matplotlib.backends.backend_agg", "report").FigureCanvasAgg(figure)
-    return figure
-
-
-def save(figure: Any, path: Path) -> bytes:
-    """Write a figure to `path` as PNG, 150 pixels per inch, whole or not at all; the file's content."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=150)
-    with placed(path) as temporary:
-        temporary.write_bytes(content.getvalue())
-    return content.getvalue()
 
 
 def draw_curves(arms: Mapping[str, Iterable[Path]], out: Path) -> None:

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spequant.app.studies.compare import Compare, report
+from spequant.app.studies.compare import Compare, print_comparison
 from spequant.app.studies.side_by_side import Job, all_finished, side_by_side
-from spequant.app.terminal import print_table
 from spequant.comparison import students_t
 
 
@@ -48,5 +47,5 @@ def run_sweep(jobs: Sequence[Job], at_once: int) -> None:
     done = [job for job, code in zip(jobs, codes, strict=True) if code == 0]
     done.sort(key=lambda job: order.index(job.recipe))
     if done:
-        print_table(report(Compare(tuple(job.folder for job in done))))
+        print_comparison(Compare(tuple(job.folder for job in done)))
     all_finished(jobs, codes)
