@@ -40,6 +40,17 @@ def label(text: str) -> str:
     return textwrap.fill(text, WIDEST, break_on_hyphens=False)
 
 
+def within(values: Iterable[float]) -> tuple[float, float]:
+    """Return the least and the largest of `values` that are finite and no outliers; (-inf, inf) if none is finite."""
+    ordered = sorted(x for x in values if math.isfinite(x))
+    if not ordered:
+        return -math.inf, math.inf
+    low, middle, high = (ordered[round(share * (len(ordered) - 1))] for share in (0.25, 0.5, 0.75))
+    reach = FAR * ((high - low) or abs(middle) or 1.0)
+    near = [x for x in ordered if low - reach <= x <= high + reach]
+    return near[0], near[-1]
+
+
 def fit(
     axes: Any, values: Iterable[float], ends: Iterable[float] = (), along: Literal["x", "y"] = "x"
 ) -> tuple[float, float]:
@@ -56,20 +67,12 @@ def fit(
         The limits, outside of which are the outliers.
     """
     log = getattr(axes, f"get_{along}scale")() == "log"
-
-    def usable(numbers: Iterable[float]) -> list[float]:
-        finite = [x for x in numbers if math.isfinite(x) and (x > 0 or not log)]
-        return sorted(math.log10(x) if log else x for x in finite)
-
-    ordered = usable(values)
-    if not ordered:
-        return -math.inf, math.inf
-    low, middle, high = (ordered[round(share * (len(ordered) - 1))] for share in (0.25, 0.5, 0.75))
-    reach = FAR * ((high - low) or abs(middle) or 1.0)
-    near = [x for x in ordered if low - reach <= x <= high + reach]
-    apart = near[-1] - near[0]
-    near += [x for x in usable(ends) if near[0] - apart <= x <= near[-1] + apart]
-    margin = ((max(near) - min(near)) or abs(middle) or 1.0) * 0.08
+    drawn, reached = ([math.log10(x) if log else x for x in numbers if x > 0 or not log] for numbers in (values, ends))
+    low, high = within(drawn)
+    if not math.isfinite(low):
+        return low, high
+    near = [low, high, *(x for x in reached if 2 * low - high <= x <= 2 * high - low)]
+    margin = ((max(near) - min(near)) or abs(low) or 1.0) * 0.08
     limits = min(near) - margin, max(near) + margin
     left, right = (10**x for x in limits) if log else limits
     getattr(axes, f"set_{along}lim")(left, right)
@@ -96,13 +99,20 @@ def write_outliers(
             continue
         more = [f"{len(outliers) - MOST_WRITTEN} more"] * (len(outliers) > MOST_WRITTEN)
         words = arrow.format(", ".join([*(f"{v:.{digits}f}" for v in outliers[:MOST_WRITTEN]), *more]))
-        style: dict[str, Any] = {"color": "firebrick", "fontsize": 8}
+        style: dict[str, Any] = {
+            "color": "firebrick",
+            "fontsize": 8,
+            "bbox": {"color": "white", "alpha": 0.7, "pad": 0.5},
+        }
         if along == "x":
             side = "left" if edge < 0.5 else "right"
             axes.text(edge, place, words, transform=axes.get_yaxis_transform(), ha=side, va="bottom", **style)
         else:
-            side = "bottom" if edge < 0.5 else "top"
-            axes.text(place, edge, words, transform=axes.get_xaxis_transform(), ha="center", va=side, **style)
+            left, right = axes.get_xlim()
+            share = (place - left) / (right - left)
+            side = "left" if share < 0.2 else "right" if share > 0.8 else "center"
+            up = "bottom" if edge < 0.5 else "top"
+            axes.text(place, edge, words, transform=axes.get_xaxis_transform(), ha=side, va=up, **style)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The command `spequant`: parses and calls."""
 
+import os
 import shlex
 import sys
 import time
@@ -21,7 +22,7 @@ from spequant.app.recipes.command_line import choices_in_words, parts_chosen, re
 from spequant.app.recipes.serial import to_json
 from spequant.app.runs import dry_run, listing, run
 from spequant.app.runs.folder import figures, main_figure
-from spequant.app.terminal import Terminal, figure_in_words, in_words, print_table
+from spequant.app.terminal import Terminal, figure_in_words, in_words, print_table, title_of
 from spequant.names import nearest
 from spequant.processes import rank
 from spequant.train import Interrupted
@@ -103,13 +104,15 @@ def train(args: list[str]) -> None:
     network = recipe.network
     if recipe.quantized and network.weights is None and not network.pretrained and rank() == 0:
         print("network.weights is not set: low bits start from random weights (--network.weights RUN)", file=sys.stderr)
+    title = title_of(folder.name, recipe.train.seed)
     if settings.dry_run:
-        estimate = dry_run(recipe)
+        with Terminal(title) as reporter:
+            estimate = dry_run(recipe, reporter)
         if rank() == 0:
             print(*estimate.lines(), sep="\n")
         return
     try:
-        with Terminal(folder.name) as reporter:
+        with Terminal(title) as reporter:
             result = run(recipe, folder, reporter, resume=settings.resume)
     except (Interrupted, KeyboardInterrupt) as stopped:
         again = shlex.join(["spequant", "train", *args, *([] if settings.resume else ["--resume"])])
@@ -143,7 +146,7 @@ def sweep(args: list[str]) -> None:
         recipe = parsed_train(name, own).recipe
         recipe.check_ready()
         folder = settings.out / run_name(recipe)
-        jobs.append(Job(name, folder, ("train", name, *own, "--out", str(folder), "--resume")))
+        jobs.append(Job(name, folder, ("train", name, *own, "--out", str(folder), "--resume"), title_of(name, seed)))
     run_sweep(jobs, settings.at_once)
 
 
@@ -255,7 +258,13 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 }
 
 
+BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+"""variables by which other packages show no bars of their own, which would fill a log and break a line that moves"""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
+    for name in BARS:
+        os.environ.setdefault(name, "1")
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help"):
         print(USAGE)

@@ -10,7 +10,7 @@ from tyro.conf import FlagCreatePairsOff, Positional
 
 from spequant.app.runs import evaluate_source, export_source, open_source
 from spequant.app.runs.sources import Source, example_of
-from spequant.app.terminal import in_words, print_table
+from spequant.app.terminal import Terminal, in_words, print_table
 from spequant.deploy import FORMATS, LayerCost, Parity, model_costs, packed_costs, program_costs, totals
 from spequant.deploy.engines import ENGINES
 from spequant.files import destination, write_json
@@ -58,19 +58,21 @@ class Export:
 
 
 def print_export(settings: Export) -> None:
-    report = export_source(
-        settings.source,
-        settings.to,
-        settings.out,
-        act_bits=settings.act_bits,
-        round_biases=settings.round_biases,
-        preprocessing=settings.preprocessing,
-        images=settings.images,
-        root=settings.root,
-        network=settings.network,
-        data=settings.data,
-        show=_print_parity,
-    )
+    with Terminal(settings.source.name) as reporter:
+        report = export_source(
+            settings.source,
+            settings.to,
+            settings.out,
+            act_bits=settings.act_bits,
+            round_biases=settings.round_biases,
+            preprocessing=settings.preprocessing,
+            images=settings.images,
+            root=settings.root,
+            network=settings.network,
+            data=settings.data,
+            show=_print_parity,
+            reporter=reporter,
+        )
     exported = report.exported
     if not FORMATS[settings.to].engines:
         print(f"verified: loaded again, the logits of {report.images} {report.what} are equal, bit for bit")
@@ -143,20 +145,22 @@ class Evaluate:
 def print_evaluation(settings: Evaluate) -> None:
     if settings.json is not None:
         destination(settings.json)
-    rows = [
-        row
-        for engine in settings.engines or (None,)
-        for row in evaluate_source(
-            settings.source,
-            engine=engine,
-            act_bits=settings.act_bits,
-            images=settings.images,
-            root=settings.root,
-            threads=settings.threads,
-            network=settings.network,
-            data=settings.data,
-        )
-    ]
+    with Terminal(settings.source.name) as reporter:
+        rows = [
+            row
+            for engine in settings.engines or (None,)
+            for row in evaluate_source(
+                settings.source,
+                engine=engine,
+                act_bits=settings.act_bits,
+                images=settings.images,
+                root=settings.root,
+                threads=settings.threads,
+                network=settings.network,
+                data=settings.data,
+                reporter=reporter,
+            )
+        ]
     for row in rows:
         width = "float activations" if row["act_bits"] is None else f"A{row['act_bits']}"
         head = f"{row['recipe']}  {row['engine']}  {width}"
@@ -183,8 +187,11 @@ class Inspect:
 def print_inspection(settings: Inspect) -> None:
     if settings.json is not None:
         destination(settings.json)
-    source = open_source(settings.source, settings.root, network=settings.network, data=settings.data)
-    costs = _costs(source)
+    with Terminal(settings.source.name) as reporter:
+        reporter.phase("loading network and data")
+        source = open_source(settings.source, settings.root, network=settings.network, data=settings.data)
+        reporter.phase("counting operations")
+        costs = _costs(source)
     table = Table("layer", "kind", "W", "A", "weights", "activations", "bytes", "MACs", "bit operations")
     for c in costs:
         row = c.row()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from spequant.app.runs.images import task_of
 from spequant.app.runs.questions import Answer, QuestionSet, answer_by, score
+from spequant.app.runs.reporter import Quiet, Reporter, Track, untracked
 from spequant.app.runs.sources import Samples, Source, TestSet, open_source
 from spequant.data import ImageSet
 from spequant.deploy.engines import ENGINES
@@ -36,6 +37,7 @@ def evaluate_source(
     threads: int | None = None,
     network: str | None = None,
     data: Path | None = None,
+    reporter: Reporter | None = None,
 ) -> list[dict[str, Any]]:
     """Measure accuracy, or exact match and F1 of questions, on the test set.
 
@@ -47,6 +49,7 @@ def evaluate_source(
         root: the folder of the data set; None: the recipe's.
         threads: threads per operation; None: as many as torch uses.
         network, data: as in `open_source`.
+        reporter: is told the phases; None: nobody is.
 
     Returns:
         One row per width: source, recipe, seed, engine, act_bits, figures in per cent, seconds.
@@ -55,6 +58,8 @@ def evaluate_source(
         FileNotFoundError: there is no such path.
         ValueError: the engine cannot run it, it does not have that width, or it has no test set or no network.
     """
+    reporter = reporter or Quiet()
+    reporter.phase("loading network and data")
     source = open_source(path, root, network=network, data=data)
     if source.model is None and not source.loaded.engines:
         raise source.network_needed("evaluate it")
@@ -65,18 +70,22 @@ def evaluate_source(
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        return [_row(source, test, engine, bits, threads) for bits in act_bits or (None,)]
+        return [_row(source, test, engine, bits, threads, reporter) for bits in act_bits or (None,)]
     finally:
         torch.set_num_threads(before)
 
 
-def _row(source: Source, test: TestSet, engine: str, bits: int | None, threads: int | None) -> dict[str, Any]:
+def _row(
+    source: Source, test: TestSet, engine: str, bits: int | None, threads: int | None, reporter: Reporter
+) -> dict[str, Any]:
     begin = time.perf_counter()
+    what = f"{len(test):,} {'questions' if isinstance(test, QuestionSet) else 'samples'}"
+    reporter.phase(f"testing {what} in {engine}{'' if bits is None else f' at A{bits}'}")
     if isinstance(test, QuestionSet):
-        figures = {**score(test, answer_of(source, engine, bits, threads)), "samples": len(test)}
+        figures = {**score(test, answer_of(source, engine, bits, threads), reporter.track), "samples": len(test)}
     else:
         task = None if source.recipe is None or source.recipe.task is None else task_of(source.recipe, Classification())
-        figures = measured(logits_of(source, test, engine, bits, threads), test, task)
+        figures = measured(logits_of(source, test, engine, bits, threads), test, task, reporter.track)
     return {
         "source": str(source.path),
         "recipe": source.name,
@@ -101,21 +110,24 @@ def first_samples(test: Any, count: int | None) -> Any:
     return test.first(min(count, len(test))) if isinstance(test, QuestionSet) else test.part(slice(0, count))
 
 
-def measured(logits: Logits, test: ImageSet | Samples, task: AnyTask | None) -> dict[str, Any]:
+def measured(
+    logits: Logits, test: ImageSet | Samples, task: AnyTask | None, track: Track = untracked
+) -> dict[str, Any]:
     """Figures, loss and samples over the whole of `test`; task: None: classification."""
     if task is None:
-        found = measure_logits(logits, test)
+        found = measure_logits(logits, test, track)
         return {"accuracy": found.accuracy, "loss": found.loss, "samples": found.samples}
     if test.labels is None:
         raise ValueError("the .npz holds no labels; expected the array labels, (samples,), next to inputs")
     parts = [slice(start, start + BATCH) for start in range(0, len(test), BATCH)]
     network = nn.Module()
     network.forward = logits  # type: ignore[method-assign]
-    found = evaluate(network, ((test.images[part], test.labels[part]) for part in parts), task)
+    batches = ((test.images[part], test.labels[part]) for part in parts)
+    found = evaluate(network, track(batches, len(parts)), task)
     return {**found.figures, "loss": found.loss, "samples": found.samples}
 
 
-def measure_logits(logits: Logits, test: ImageSet | Samples) -> Evaluation:
+def measure_logits(logits: Logits, test: ImageSet | Samples, track: Track = untracked) -> Evaluation:
     """Return accuracy and loss on `test`.
 
     Raises:
@@ -124,7 +136,8 @@ def measure_logits(logits: Logits, test: ImageSet | Samples) -> Evaluation:
     if test.labels is None:
         raise ValueError("the .npz holds no labels; expected the array labels, (samples,), next to inputs")
     right, loss = 0, 0.0
-    for start in range(0, len(test), BATCH):
+    starts = range(0, len(test), BATCH)
+    for start in track(starts, len(starts)):
         part = slice(start, start + BATCH)
         labels = test.labels[part]
         out = logits(test.images[part])
