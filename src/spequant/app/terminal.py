@@ -48,6 +48,7 @@ class Terminal:
         self.training = self.bar.add_task(self.name, total=1.0, start=False, now="", visible=False)
         self.other = self.bar.add_task("", total=None, now="", visible=False)
         self.said: set[str] = set()
+        self.in_phase = False
 
     def __enter__(self) -> "Terminal":
         return self  # the bar starts with the first phase: of several processes one alone is told of phases
@@ -57,6 +58,8 @@ class Terminal:
 
     def phase(self, text: str) -> None:
         if self.live:
+            self.in_phase = True
+            self.bar.update(self.training, visible=False)
             self.bar.remove_task(self.other)
             self.other = self.bar.add_task(f"{self.name}  {text}", total=None, now="")
             self.bar.start()
@@ -74,7 +77,10 @@ class Terminal:
         """Reading the losses waits for the device, so at most once a second."""
         if not self.live:
             return
-        self.bar.update(self.other, visible=False)
+        if self.in_phase:
+            self.in_phase = False
+            self.bar.update(self.other, visible=False)
+            self.bar.update(self.training, visible=self.read > 0)
         if time.monotonic() - self.read < 1:
             return
         row = progress.row()
@@ -124,7 +130,7 @@ class _Clock(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         left = task.time_remaining
-        return Text(in_time(task.elapsed or 0) if left is None else f"{in_time(left)} left")
+        return Text(in_time(task.elapsed or 0) if left is None else f"{in_time(left)} left", no_wrap=True)
 
 
 def title_of(name: str, seed: int) -> str:

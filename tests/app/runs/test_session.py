@@ -1,4 +1,4 @@
-"""What a run says while it is under way: each phase before it begins, and the time that compiling took the last time."""
+"""What a run says: each phase before it begins, and the time that compiling took the last time."""
 
 from dataclasses import replace
 from types import SimpleNamespace

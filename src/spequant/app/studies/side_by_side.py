@@ -104,11 +104,11 @@ class _Processes:
         assert process.stdout is not None
         own_name = re.compile(rf"^{re.escape(job.folder.name)}(, seed \d+)?  ")
         try:
-            print(f"{name}started", flush=True)
+            _say(f"{name}started")
             with process.stdout as lines:
                 for line in lines:
-                    print(name + own_name.sub("", line.removesuffix("\n"), count=1), flush=True)
-            print(f"{name}{self._ended(process.wait())}", flush=True)
+                    _say(name + own_name.sub("", line.removesuffix("\n"), count=1))
+            _say(f"{name}{self._ended(process.wait())}")
         except BaseException:  # nobody reads its lines any more
             self.stop(signal.SIGINT)
             raise
@@ -132,3 +132,8 @@ class _Processes:
             self.stopped = True
             for process in self.running:
                 process.send_signal(number)
+
+
+def _say(line: str) -> None:
+    """Print a line in one piece: the runs' lines come from several threads."""
+    print(f"{line}\n", end="", flush=True)
