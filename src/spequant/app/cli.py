@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from spequant.app.commands.table import COMMANDS, HELP, Command, usage
 from spequant.names import nearest
 
+BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+"""variables by which other packages show no bars of their own, which would fill a log and break a line that moves"""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Carry out a command.
@@ -18,6 +21,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: the command failed, or its words are wrong; the message says why.
     """
+    for name in BARS:
+        os.environ.setdefault(name, "1")
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["help"] and not HELP & set(words):
         words = [*words[1:], "--help"]

@@ -10,7 +10,7 @@ from rich.table import Table
 from spequant.app.commands.files import Evaluate, Export, Inspect
 from spequant.app.runs import evaluate_source, export_source, open_source
 from spequant.app.runs.sources import Source, example_of
-from spequant.app.terminal import in_words, print_table
+from spequant.app.terminal import Terminal, in_words, print_table
 from spequant.deploy import FORMATS, Exported, LayerCost, Parity, model_costs, packed_costs, program_costs, totals
 from spequant.deploy.running import TORCH
 from spequant.files import destination, write_json
@@ -24,19 +24,21 @@ NO_FIGURES = ("source", "recipe", "seed", "engine", "act_bits", "loss", "samples
 def print_export(settings: Export) -> None:
     """Export, and print the verdict of the comparison, the file, and how to run it; if `verbose`, the rest as well."""
     keep_freed_memory()
-    report = export_source(
-        settings.source,
-        settings.to,
-        settings.out,
-        act_bits=settings.act_bits,
-        round_biases=settings.round_biases,
-        preprocessing=settings.preprocessing,
-        images=settings.images,
-        root=settings.root,
-        network=settings.network,
-        data=settings.data,
-        show=partial(_print_parity, verbose=settings.verbose),
-    )
+    with Terminal(settings.source.name) as reporter:
+        report = export_source(
+            settings.source,
+            settings.to,
+            settings.out,
+            act_bits=settings.act_bits,
+            round_biases=settings.round_biases,
+            preprocessing=settings.preprocessing,
+            images=settings.images,
+            root=settings.root,
+            network=settings.network,
+            data=settings.data,
+            show=partial(_print_parity, verbose=settings.verbose),
+            reporter=reporter,
+        )
     exported = report.exported
     if not FORMATS[settings.to].engines:
         print(f"verified: loaded again, the logits of {report.images} {report.what} are equal, bit for bit")
@@ -120,20 +122,22 @@ def print_evaluation(settings: Evaluate) -> None:
     keep_freed_memory()
     if settings.json is not None:
         destination(settings.json)
-    rows = [
-        row
-        for engine in settings.engines or (None,)
-        for row in evaluate_source(
-            settings.source,
-            engine=engine,
-            act_bits=settings.act_bits,
-            images=settings.images,
-            root=settings.root,
-            threads=settings.threads,
-            network=settings.network,
-            data=settings.data,
-        )
-    ]
+    with Terminal(settings.source.name) as reporter:
+        rows = [
+            row
+            for engine in settings.engines or (None,)
+            for row in evaluate_source(
+                settings.source,
+                engine=engine,
+                act_bits=settings.act_bits,
+                images=settings.images,
+                root=settings.root,
+                threads=settings.threads,
+                network=settings.network,
+                data=settings.data,
+                reporter=reporter,
+            )
+        ]
     for row in rows:
         width = "float activations" if row["act_bits"] is None else f"A{row['act_bits']}"
         head = f"{row['recipe']}  {row['engine']}  {width}"
@@ -148,8 +152,11 @@ def print_inspection(settings: Inspect) -> None:
     """Print what each layer holds and costs, and the total against fp32."""
     if settings.json is not None:
         destination(settings.json)
-    source = open_source(settings.source, settings.root, network=settings.network, data=settings.data)
-    costs = _costs(source)
+    with Terminal(settings.source.name) as reporter:
+        reporter.phase("loading network and data")
+        source = open_source(settings.source, settings.root, network=settings.network, data=settings.data)
+        reporter.phase("counting operations")
+        costs = _costs(source)
     total = totals(costs)
     print_table(_table_of_costs(costs, total))
     if total["macs"] is None:

@@ -16,6 +16,7 @@ from spequant.app.bench.subjects import check_name, checked_logits
 from spequant.app.bench.workers import seconds_of
 from spequant.app.commands.bench import Infer
 from spequant.app.runs.evaluation import at_bits
+from spequant.app.runs.reporter import Quiet, Reporter
 from spequant.app.runs.samples import Samples
 from spequant.app.runs.sources import Source, example_of, float_network, open_source
 from spequant.calibration.ranges import calibrate
@@ -65,8 +66,12 @@ class Entry:
     times: list[float] = field(default_factory=list)
 
 
-def bench_infer(settings: Infer) -> list[dict[str, Any]]:
+def bench_infer(settings: Infer, reporter: Reporter | None = None) -> list[dict[str, Any]]:
     """Measure inference.
+
+    Args:
+        settings: what is measured.
+        reporter: is told the phases; None: nobody is.
 
     Returns:
         Rows, one per graph and engine: `name`, `engine`, `version`, `ms`, `times_faster_than_fp32`, `file_bytes`,
@@ -80,12 +85,15 @@ def bench_infer(settings: Infer) -> list[dict[str, Any]]:
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; expected 1 or more")
     torch.manual_seed(0)
+    reporter = reporter or Quiet()
+    reporter.phase("making graphs")
     network = _onnx_network(settings)
     with tempfile.TemporaryDirectory() as folder:
         entries = _entries(settings, network, Path(folder))
         for entry in entries:
             entry.call()
-        for _ in range(settings.rounds):
+        reporter.phase(f"timing, {settings.rounds} rounds")
+        for _ in reporter.track(range(settings.rounds), settings.rounds):
             for entry in entries:
                 entry.times.append(1000 * seconds_of(entry.call))
     medians = {(e.name, e.engine): statistics.median(e.times) for e in entries}

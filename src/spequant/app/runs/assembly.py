@@ -1,6 +1,7 @@
 """Everything that a recipe trains with: data, network, method, optimizer."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,13 +49,20 @@ class Assembly:
         return self.field.sizes[0] // self.recipe.train.batch_size
 
 
-def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | None = None) -> Assembly:
+def assemble(
+    recipe: Recipe,
+    accelerator: "Accelerator",
+    snapshot: Snapshot | None = None,
+    *,
+    phase: Callable[[str], None] = lambda text: None,
+) -> Assembly:
     """Load, prepare and calibrate as `recipe` says.
 
     Args:
         recipe: What to train.
         accelerator: Of the processes that train.
         snapshot: The state to go on from; default: the start.
+        phase: Is told what begins.
 
     Raises:
         ValueError: A batch does not split evenly over processes and train.accumulate, or the data, the network or the
@@ -66,20 +74,28 @@ def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | No
         torch.compiler.reset()
     torch.manual_seed(settings.seed)
     device = accelerator.device if settings.device == "auto" else torch.device(settings.device)
+    phase("loading data and network")
     field = make_field(recipe, device)
     try:
         network = field.network()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}. {weights_origin(recipe)}") from error
+    if recipe.quantized and snapshot is None:
+        phase("calibrating")
     model = _student(recipe, field, network, snapshot, device)
     steps = settings.epochs * (field.sizes[0] // settings.batch_size)
+
+    def teacher(bits: int) -> nn.Module:
+        phase("calibrating the teacher")
+        return recipe.quant.at(bits).calibrated(network, field.calibration())
+
     start = Start(
         network=network,
         student=model,
         task=field.task,
         steps=steps * settings.accumulate,
         seed=settings.seed,
-        quantized=lambda bits: recipe.quant.at(bits).calibrated(network, field.calibration()),
+        quantized=teacher,
         load=load_teacher,
         accumulate=settings.accumulate,
     )

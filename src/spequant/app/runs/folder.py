@@ -19,7 +19,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def figures(row: dict[str, Any], prefix: str) -> dict[str, float]:
+def figures(row: Mapping[str, Any], prefix: str) -> dict[str, float]:
     """Return the figures in a result or in the row of an epoch whose names begin with `prefix`."""
     return {name: value for name, value in row.items() if name.startswith(prefix)}
 
@@ -157,20 +157,25 @@ def listing(parent: Path) -> list[dict[str, Any]]:
             row |= {"recipe": f"unreadable: {error}", "state": "unknown"}
             rows.append(row)
             continue
-        row |= _progress(folder)
-        if (folder / RESULT).exists():
+        row |= {**_progress(folder), "state": state_of(folder)}
+        if row["state"] == "finished":
             try:
-                row |= {**read_result(folder), "state": "finished"}
+                row |= read_result(folder)
             except ValueError:
                 row["state"] = "finished, result.json unreadable"
-        elif in_use(folder):
-            row["state"] = "running"
-        elif (folder / DIVERGED).exists():
-            row["state"] = "diverged"
-        else:
-            row["state"] = "stopped" if checkpoints(folder / CHECKPOINTS) else "stopped before its first checkpoint"
         rows.append(row)
     return rows
+
+
+def state_of(folder: Path) -> str:
+    """Return whether the run in `folder` is finished, running, diverged or stopped, in words."""
+    if (folder / RESULT).exists():
+        return "finished"
+    if in_use(folder):
+        return "running"
+    if (folder / DIVERGED).exists():
+        return "diverged"
+    return "stopped" if checkpoints(folder / CHECKPOINTS) else "stopped before its first checkpoint"
 
 
 def _progress(folder: Path) -> dict[str, Any]:
