@@ -19,6 +19,7 @@ def quick_starts():
         yield
 
 
+@pytest.mark.slow
 def test_a_folder_of_older_form_is_loaded(tmp_path):
     """One tensor for each name of the prepared network, as versions before wrote them."""
     model = prepared()
