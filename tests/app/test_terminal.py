@@ -37,8 +37,9 @@ def test_a_phase_is_a_line_in_a_log_the_first_time(capsys):
             reporter.phase(text)
             assert list(reporter.track("ab", 2)) == ["a", "b"]
         reporter.epoch(ROW)
-    calibrating, measuring, epoch = capsys.readouterr().out.splitlines()
-    assert (calibrating, measuring) == ("[2/3] a-run  calibrating", "[2/3] a-run  measuring")
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == ["[2/3] a-run  calibrating", "[2/3] a-run  measuring"]
+    (epoch,) = printed.out.splitlines()
     assert epoch.endswith("21 s left, about 56 s of all runs")  # 7 seconds an epoch: 3 of this one, 5 of the last
 
 

@@ -65,7 +65,7 @@ class Terminal:
             self.bar.start()
         elif text not in self.said:
             self.said.add(text)
-            self.say(text)
+            print(f"{self.name}  {text}", file=sys.stderr, flush=True)  # results alone are on the standard output
 
     def track(self, batches: Iterable[Batch], count: int) -> Iterator[Batch]:
         self.bar.update(self.other, total=count)

@@ -85,12 +85,13 @@ def prepare(
     choices = LayerChoices(weight, act, depthwise, ends, embeddings, overrides or {}, per_channel)
     _check_arguments(model, choices, skip, residual, products)
     model, layers = _adapted_copy(model, [*choices.overrides], skip, products is not None)
+    wrappers: dict[int, nn.Module] = {**quantized_layers(layers, choices)}
     pairs, outputs = quantized_activations(model, residual, products, act)
-    replacements = quantized_layers(layers, choices) | pairs
-    if not replacements:
+    wrappers |= pairs
+    if not wrappers:
         raise ValueError("nothing to quantize: ends and overrides leave every layer float; give one of them bits")
     groups = [] if act is None else readers_together(model)
-    model = insert(model, replacements, outputs)
+    model = insert(model, wrappers, outputs)
     _share_quantizers(model, groups)
     move_quantizers(model, next(iter(layers.values())).weight.device)  # type: ignore[arg-type]
     return model

@@ -84,26 +84,8 @@ def assemble(
         phase("calibrating")
     model = _student(recipe, field, network, snapshot, device)
     steps = settings.epochs * (field.sizes[0] // settings.batch_size)
-
-    def teacher(bits: int) -> nn.Module:
-        phase("calibrating the teacher")
-        return recipe.quant.at(bits).calibrated(network, field.calibration())
-
-    start = Start(
-        network=network,
-        student=model,
-        task=field.task,
-        steps=steps * settings.accumulate,
-        seed=settings.seed,
-        quantized=teacher,
-        load=load_teacher,
-        accumulate=settings.accumulate,
-    )
-    method = recipe.method.build(start)
-    if settings.compile:
-        compile_teacher(method)
+    method = _method(recipe, field, network, model, steps * settings.accumulate, phase)
     partner = trained_by(method)
-    _check_alone(recipe, partner)
     if world() > 1 and settings.sync_batch_norm:
         synchronise_batch_norm(model)
     learning = model if partner is None else nn.ModuleList([model, partner])
@@ -140,6 +122,33 @@ def _student(
     if not recipe.quantized:
         allow_float(model)
     return model
+
+
+def _method(
+    recipe: Recipe, field: Field, network: nn.Module, student: nn.Module, calls: int, phase: Callable[[str], None]
+) -> Method:
+    """Return the method of `recipe`; calls: of it, in the whole training."""
+
+    def calibrated(bits: int) -> nn.Module:
+        phase("calibrating the teacher")
+        return recipe.quant.at(bits).calibrated(network, field.calibration())
+
+    method = recipe.method.build(
+        Start(
+            network=network,
+            student=student,
+            task=field.task,
+            steps=calls,
+            seed=recipe.train.seed,
+            quantized=calibrated,
+            load=load_teacher,
+            accumulate=recipe.train.accumulate,
+        )
+    )
+    if recipe.train.compile:
+        compile_teacher(method)
+    _check_alone(recipe, trained_by(method))
+    return method
 
 
 def compile_teacher(method: Method) -> None:
