@@ -13,7 +13,7 @@ from support.task_networks import Pixels, Tokens
 NAMES = ["zero", "one", "zwei", "trois", "fyra", "пять", "six", "seven", "eight", "nine"]
 
 
-SLOW = ("mixed", "openvino")
+SLOW = ("mixed", "openvino", "qonnx")
 
 
 @NEEDS_ONNXRUNTIME

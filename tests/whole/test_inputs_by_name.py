@@ -65,7 +65,7 @@ def test_tokens_are_evaluated_and_inspected(folder, monkeypatch, capsys):
     assert few["samples"] == 5
     costs = ran(folder, monkeypatch, "inspect", "words.packed", *NETWORK, "--data", "words.npz")
     assert costs["total"]["macs"] > 0 and costs["classes"] == ["good", "bad", "neither"]
-    assert "classes: 3: good, bad, neither" in capsys.readouterr().out
+    assert "classes: 3: good; bad; neither" in capsys.readouterr().out
     main(["export", "words.packed", "--to", "packed", *NETWORK, "--data", "words.npz", "--out", "again.packed"])
     assert spequant.load("again.packed").classes == ("good", "bad", "neither")
 

@@ -172,7 +172,7 @@ def print_inspection(settings: Inspect) -> None:
         )
     names = source.loaded.classes
     if names is not None:
-        print(f"classes: {len(names)}: {some_of(names)}")
+        print(f"classes: {len(names)}: {some_of(names, separator='; ')}")
     facts = {"source": str(settings.source), "classes": names, "layers": [c.row() for c in costs], "total": total}
     write_json(settings.json, facts)
 
