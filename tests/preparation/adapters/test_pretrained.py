@@ -77,6 +77,8 @@ def test_each_network_is_loaded_to_equal_answers(name, tmp_path):
     model, batch = prepared(name)
     again = loaded(model, tmp_path)
     check_equal(model, again, batch)
+    with spequant.precision(model, spequant.Fixed(6)), spequant.precision(again, spequant.Fixed(6)):
+        assert all(torch.equal(a, b) for a, b in zip(outputs(model, batch), outputs(again, batch), strict=True))
     check_equal(model, loaded(again, tmp_path / "again"), batch)
     assert (tmp_path / "config.json").read_text() == (tmp_path / "again" / "config.json").read_text()
 
@@ -201,6 +203,14 @@ def test_the_attention_function_is_the_callers_choice(tmp_path):
     again = loaded(model, tmp_path, attn_implementation="eager")
     model.set_attn_implementation("eager")
     check_equal(model, again, batch)
+
+
+@pytest.mark.slow
+def test_a_network_from_a_packed_file_is_saved_and_loaded(tmp_path):
+    model, batch = prepared("gpt2")
+    spequant.pack(model, tmp_path / "net.packed")
+    packed = spequant.load_packed(tmp_path / "net.packed", spequant.unprepare(model))
+    check_equal(packed, loaded(packed, tmp_path / "low", device_map="cpu"), batch)
 
 
 # --- pipelines -----------------------------------------------------------------------------------------------------

@@ -44,6 +44,10 @@ class PreparedNetworks(HfQuantizer):
     def is_trainable(self) -> bool:
         return True
 
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
     def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
         """Describe `model` in its configuration, which is saved next, and return its tensors.
 
@@ -73,7 +77,7 @@ class PreparedNetworks(HfQuantizer):
         self.description = _for_model(content, model)
         self.tensors = _quantizers_in(checkpoint_files)
         self.flat: tuple[nn.Module, str, torch.Size] | None = None
-        if (name := self.description["flat"]) is not None:
+        if (name := self.description.get("flat")) is not None:
             path, _, attribute = name.rpartition(".")
             module = model.get_submodule(path)
             weight = getattr(module, attribute)
@@ -162,8 +166,8 @@ def _for_model(content: Mapping[str, Any], model: Any) -> dict[str, Any]:
             f"class of {content['network']}, or its base by AutoModel"
         )
     names = [n.removeprefix(prefix) for n in content["adapted"] if n.startswith(prefix)]
-    flat = content["flat"]
-    flat = flat.removeprefix(prefix) if flat is not None and flat.startswith(prefix) else None
+    flat = content.get("flat") or ""
+    flat = flat.removeprefix(prefix) if flat.startswith(prefix) else None
     return {**content, "network": name, "slots": slots, "adapted": names, "flat": flat}
 
 
