@@ -2,6 +2,7 @@
 
 python examples/image_folder.py                   makes pictures of stripes; needs 'spequant[vision,train,deploy]'
 python examples/image_folder.py --root PHOTOS     reads PHOTOS/train/CLASS/*.jpg and PHOTOS/val/CLASS/*.jpg
+--weights FILE                                    starts from float weights that were saved elsewhere
 """
 
 import argparse
@@ -18,11 +19,13 @@ from torchvision import datasets, transforms
 
 import spequant
 from spequant.methods import allow_float
+from spequant.models import load_weights
 from spequant.quantizers import LSQ
 from spequant.train import evaluate
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--root", type=Path)
+for name in ("--root", "--weights"):
+    parser.add_argument(name, type=Path)
 parser.add_argument("--out", type=Path, default=Path("image-folder"))
 parser.add_argument("--epochs", type=int, default=4)
 parser.add_argument("--pictures", type=int, default=48)
@@ -36,11 +39,9 @@ if given.root is None:
         for i in range(given.pictures):
             stripes = 128 + 60 * np.sin(angle / 2 + rng.uniform(0, 6))[..., None] + rng.normal(0, 80, (48, 48, 3))
             Image.fromarray(stripes.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.jpg")
-
 steps = [transforms.Resize(36), transforms.CenterCrop(32), transforms.ToTensor(), transforms.Normalize(0.5, 0.25)]
 train, val = (datasets.ImageFolder(given.root / part, transforms.Compose(steps)) for part in ("train", "val"))
 batches, test = DataLoader(train, 16, shuffle=True, drop_last=True), list(DataLoader(val, 64))
-
 network = nn.Sequential()
 for i, o in ((3, 16), (16, 32), (32, 32)):
     network.extend([nn.Conv2d(i, o, 3, 2, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU()])
@@ -67,16 +68,16 @@ def fit(model, method, lr, best):
     return highest
 
 
-floating = fit(allow_float(network), spequant.Retrain(), 0.1, given.out / "float.pt")
+if given.weights:  # a state dict, by itself or under a key, as checkpoints have it
+    load_weights(network, given.weights)
+floating = fit(allow_float(network), spequant.Retrain(), 0.01 if given.weights else 0.1, given.out / "float.pt")
 model = spequant.prepare(network, weight=LSQ(3), act=LSQ(3))
 spequant.calibrate(model, batches, samples=min(128, len(train) // 16 * 16))
 low_bit = fit(model, spequant.SPEQ(), 0.02, given.out / "low-bit.pt")
 print(f"float {floating:.1f} %, W3A3 {low_bit:.1f} % of {len(val)} photos")
-
 file = given.out / "model.onnx"
 spequant.quantize_biases(model.eval(), test[0][0][:1])  # integer arithmetic rounds biases, too
-print(spequant.export(model, file, test).parity)
-
+print(spequant.export(model, file, test, classes=train.classes).parity)
 # From here on nothing of spequant, or of torch: what a program that ships the file does.
 session = onnxruntime.InferenceSession(file)
 images, labels = (np.concatenate([np.asarray(batch[i]) for batch in test]) for i in (0, 1))

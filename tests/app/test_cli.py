@@ -4,6 +4,7 @@ import json
 import re
 import runpy
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from spequant.app.cli import main
 from spequant.app.runs import evaluate_source
+from spequant.train import Interrupted
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -31,6 +33,31 @@ def test_the_package_is_the_command(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["spequant", "runs", "--help"])
     runpy.run_module("spequant", run_name="__main__")
     assert "usage: spequant runs" in capsys.readouterr().out
+
+
+def test_a_pipe_that_nobody_reads_ends_a_command_without_a_word():
+    """As `spequant ... | head` does."""
+    command = [sys.executable, "-m", "spequant", "completion", "bash"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Interrupted(7)])
+def test_an_interruption_is_no_error(error, monkeypatch, capsys):
+    monkeypatch.setattr("spequant.app.studies.demo.run_demo", lambda settings: (_ for _ in ()).throw(error))
+    with pytest.raises(SystemExit) as stopped:
+        main(["demo"])
+    assert stopped.value.code == 130 and "spequant demo: interrupted" in capsys.readouterr().err
+
+
+def test_a_missing_package_of_the_command_line_is_named(monkeypatch):
+    monkeypatch.delitem(sys.modules, "spequant.app.studies.demo", raising=False)
+    monkeypatch.setitem(sys.modules, "rich.table", None)
+    with pytest.raises(SystemExit, match=r"spequant demo: .* rich.*'spequant\[all\]'"):
+        main(["demo"])
 
 
 def test_misspelt_words_get_a_hint(capsys):

@@ -57,7 +57,7 @@ def test_an_engine_that_answers_otherwise_fails_loudly(files, tmp_path, monkeypa
 def test_evaluate_prints_and_writes_a_row_a_width(files, tmp_path, capsys):
     main(["evaluate", str(files["packed"]), "--act-bits", "3", "4", "--json", str(tmp_path / "rows.json")])
     printed, rows = capsys.readouterr().out, json.loads((tmp_path / "rows.json").read_text())
-    assert re.findall(r"A\d+", printed) == ["A3", "A4"] and [row["act_bits"] for row in rows] == [3, 4]
+    assert re.findall(r"torch  (A\d+)", printed) == ["A3", "A4"] and [row["act_bits"] for row in rows] == [3, 4]
     assert all(f"{row['accuracy']:.2f} %" in printed for row in rows)
 
 

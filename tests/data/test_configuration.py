@@ -1,9 +1,12 @@
 """Data configurations of networks, against those of torchvision and timm."""
 
+import json
+from dataclasses import asdict
+
 import pytest
 import torch
 
-from spequant.data import Crop, data_configuration
+from spequant.data import Configuration, Crop, configuration_from, data_configuration
 
 pytest.importorskip("timm")
 
@@ -47,3 +50,24 @@ def test_googlenets_images_are_from_minus_one_to_one():
         return (x - torch.tensor(config.mean).view(-1, 1, 1)) / torch.tensor(config.std).view(-1, 1, 1)
 
     torch.testing.assert_close(network._transform_input(normalise(usual)), normalise(config))
+
+
+def test_a_configuration_comes_back_from_json():
+    config = Configuration((0.5,), (0.25,), 0.9, "bicubic", 32, "squash")
+    assert configuration_from(json.loads(json.dumps(asdict(config)))) == config
+    for change, named in (
+        ({"mean": [0.5, 0.5]}, r"mean is \(0\.5, 0\.5\)"),
+        ({"std": [0]}, r"std \(0,\)"),
+        ({"std": ["a"]}, "std"),
+        ({"mean": [], "std": []}, "mean"),
+        ({"size": "big"}, "size is 'big'"),
+        ({"size": 0}, "size is 0"),
+        ({"crop_pct": 2}, "crop_pct is 2"),
+        ({"crop_mode": "none"}, "crop_mode is 'none'"),
+        ({"interpolation": 3}, "interpolation is 3"),
+        ({"other": 3}, "other"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            configuration_from({**asdict(config), **change})
+    with pytest.raises(ValueError, match="images is 3"):
+        configuration_from(3)

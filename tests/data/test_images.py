@@ -119,3 +119,18 @@ def test_a_mask_is_cropped_and_flipped_with_its_image(dtype):
 def test_bad_targets_are_refused(labels, named):
     with pytest.raises(ValueError, match=named):
         ImageSet(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), labels, (0.5,) * 3, (0.5,) * 3, 3)
+
+
+def test_names_are_as_many_as_classes():
+    data = replace(image_set(), names=tuple("abcdefghij"))
+    assert data.part(slice(0, 3)).names == data.names and image_set().names is None
+    with pytest.raises(ValueError, match=r"names are 2; .* 10"):
+        replace(data, names=("a", "b"))
+
+
+def test_images_in_memory_say_how_a_file_becomes_one():
+    config = replace(image_set(channels=1), mean=(0.3,), std=(0.4,)).configuration
+    assert (config.mean, config.std, config.size, config.crop_pct) == ((0.3,), (0.4,), 8, 1.0)
+    assert replace(image_set(), mean=(0.3,), std=(0.4,)).configuration.mean == (0.3, 0.3, 0.3)
+    wide = torch.zeros(4, 3, 8, 6, dtype=torch.uint8)
+    assert ImageSet(wide, torch.zeros(4, dtype=torch.long), (0.5,), (0.5,), 2).configuration is None

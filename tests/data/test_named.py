@@ -33,6 +33,9 @@ def test_the_order_is_fixed_and_the_first_images_are_of_all_classes(tmp_path):
         ("ant", "bee", "cat")[label] for label in train.labels
     ]
     assert torch.equal(order_of(train), order_of(load_folder(tmp_path, ABOUT)[0]))
+    assert train.names == test.names == ("ant", "bee", "cat") and train.configuration == ABOUT
+    (tmp_path / "words.txt").write_text("bee\tbumblebee\n")
+    assert load_folder(tmp_path, ABOUT)[1].names == ("ant", "bumblebee", "cat")
     rest, held_out = hold_out(train, 6)
     assert torch.bincount(held_out.labels).tolist() == [2, 2, 2] and len(rest) == 24
 

@@ -181,3 +181,21 @@ def test_the_whole_test_set_in_an_engine(engine, shared_data):
     parity.check(engine)
     assert parity.images == 10_000 and parity.agreement >= 0.995
     assert abs(parity.accuracy[0] - parity.accuracy[1]) <= 0.1
+
+
+def test_of_values_it_is_told_how_far_they_are_off():
+    values = torch.stack([torch.linspace(-1, 1, 200), torch.linspace(0, 5, 200)], 1)
+    near = values.clone()
+    near[7, 1] += 0.2
+    parity = Parity()
+    for part in (slice(0, 50), slice(50, 200)):
+        parity.add(values[part], near[part].numpy(), None)
+    assert (parity.values[0].largest, parity.values[0].mean) == pytest.approx((0.2, 0.2 / 400), rel=1e-4)
+    told = str(parity).splitlines()[0]
+    assert "200 samples" in told and "at most 0.2, 0.0005 in the mean" in told and "answer:" not in told
+    assert parity.answers in told and not parity.of_choices
+    parity.choices = True
+    assert parity.answers == "100.00 % of 200 images with the same answer"
+    logits, other = with_others(200, 1)
+    assert compared(logits, other, logits.argmax(1)).of_choices and compared(logits, other, own=other).of_choices
+    assert not compared(values[:, :1], near[:, :1], own=values[:, :1]).of_choices

@@ -53,6 +53,20 @@ class Tokens(nn.Module):
         return {"start_logits": logits[..., 0], "end_logits": logits[..., 1]} if self.ends else {"logits": logits}
 
 
+class Sentences(nn.Module):
+    """Logits per sentence, from the mean of its tokens."""
+
+    def __init__(self, classes=3):
+        super().__init__()
+        self.table, self.first, self.second = nn.Embedding(20, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, input_ids, attention_mask):
+        mask = attention_mask[..., None].float()
+        x = (self.table(input_ids) * mask).sum(1) / mask.sum(1)
+        return {"logits": self.head(self.second(self.first(x).relu()).relu())}
+
+
 class Levels(nn.Module):
     """A backbone for detectors: the features of one level, at a quarter of the size."""
 

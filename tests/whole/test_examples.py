@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import spequant
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "examples"
 ELSEWHERE = {"hls4ml_run.py", "onnxruntime_run.py", "squad_trainer.py"}  # need files, or an engine of their own
@@ -59,25 +61,27 @@ def test_image_folder(tmp_path):
     floating, low_bit = numbers(said.splitlines()[0])
     assert floating > 70 and low_bit > 70
     assert numbers(said.splitlines()[-1])[0] == pytest.approx(low_bit, abs=2.1)  # biases were rounded
-    again = run("image_folder.py", tmp_path, "--epochs", "1", "--root", "image-folder/pictures", "--out", "second")
-    assert "onnxruntime" in again and (tmp_path / "second" / "model.onnx").is_file()
+    known = "--root", "image-folder/pictures", "--weights", "image-folder/float.pt"
+    again = run("image_folder.py", tmp_path, "--epochs", "1", *known, "--out", "second")
+    assert "onnxruntime" in again and spequant.load(tmp_path / "second" / "model.onnx").classes == ("columns", "rows")
+    assert numbers(again.splitlines()[0])[0] > 70
 
 
 @pytest.mark.slow
 def test_text_classification(tmp_path):
-    said = run("text_classification.py", tmp_path, "--steps", "150").splitlines()[-1]
-    floating, _, trained = numbers(said)
+    *_, figures, answer = run("text_classification.py", tmp_path, "--steps", "150").splitlines()
+    floating, _, trained = numbers(figures)
     assert floating > 80 and trained > 75
+    assert re.fullmatch(r"text-classification.low-bit: 'the \w+ was [\w ]+' is (good|bad) \(\d+%\)", answer), answer
     file = tmp_path / "own.tsv"
     file.write_text(
         "".join(
             f"{'warm' if i % 2 else 'cold'}\tit is {'hot' if i % 2 else 'icy'} on day {i % 7}\n" for i in range(400)
         )
     )
-    floating, _, trained = numbers(
-        run("text_classification.py", tmp_path, "--text", str(file), "--steps", "60").splitlines()[-1]
-    )
-    assert floating > 90 and trained > 90
+    *_, figures, answer = run("text_classification.py", tmp_path, "--text", str(file), "--steps", "60").splitlines()
+    floating, _, trained = numbers(figures)
+    assert floating > 90 and trained > 90 and "'it is icy on day 0' is cold" in answer
 
 
 @pytest.mark.slow

@@ -1,11 +1,15 @@
 """The command `spequant`: parses and calls. Torch is imported when a command runs, not before."""
 
 import os
+import select
 import sys
 from collections.abc import Sequence
 
 from spequant.app.commands.table import COMMANDS, HELP, Command, usage
 from spequant.names import nearest
+
+BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+"""variables by which other packages show no bars of their own, which would fill a log and break a line that moves"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -17,6 +21,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: the command failed, or its words are wrong; the message says why.
     """
+    for name in BARS:
+        os.environ.setdefault(name, "1")
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["help"] and not HELP & set(words):
         words = [*words[1:], "--help"]
@@ -32,8 +38,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise SystemExit(141) from None  # as if SIGPIPE had ended it
         raise SystemExit(f"spequant {words[0]}: {error}") from None
     except ModuleNotFoundError as error:
-        missing = f"the command line needs {error.name}: pip install 'spequant[all]'"
-        raise SystemExit(f"spequant {words[0]}: {missing if error.name in ('tyro', 'rich') else error}") from None
+        package = (error.name or "").partition(".")[0]
+        missing = f"the command line needs {package}: pip install 'spequant[all]'"
+        raise SystemExit(f"spequant {words[0]}: {missing if package in ('tyro', 'rich') else error}") from None
     except (KeyboardInterrupt, Exception) as stopped:
         if not _interrupted(stopped):
             raise
@@ -73,12 +80,12 @@ def _carry_out(command: Command, words: Sequence[str]) -> None:
 
 def _unread() -> bool:
     """Return whether nobody reads what this process prints, as after `| head`. Then nothing more is printed."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    output = select.poll()
+    output.register(sys.stdout, 0)
+    if not output.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _interrupted(error: BaseException) -> bool:

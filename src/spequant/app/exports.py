@@ -10,7 +10,7 @@ from rich.table import Table
 from spequant.app.commands.files import Evaluate, Export, Inspect
 from spequant.app.runs import evaluate_source, export_source, open_source
 from spequant.app.runs.sources import Source, example_of
-from spequant.app.terminal import in_words, print_table
+from spequant.app.terminal import Terminal, in_words, print_table
 from spequant.deploy import FORMATS, Exported, LayerCost, Parity, model_costs, packed_costs, program_costs, totals
 from spequant.deploy.running import TORCH
 from spequant.files import destination, write_json
@@ -24,19 +24,21 @@ NO_FIGURES = ("source", "recipe", "seed", "engine", "act_bits", "loss", "samples
 def print_export(settings: Export) -> None:
     """Export, and print the verdict of the comparison, the file, and how to run it; if `verbose`, the rest as well."""
     keep_freed_memory()
-    report = export_source(
-        settings.source,
-        settings.to,
-        settings.out,
-        act_bits=settings.act_bits,
-        round_biases=settings.round_biases,
-        preprocessing=settings.preprocessing,
-        images=settings.images,
-        root=settings.root,
-        network=settings.network,
-        data=settings.data,
-        show=partial(_print_parity, verbose=settings.verbose),
-    )
+    with Terminal(settings.source.name) as reporter:
+        report = export_source(
+            settings.source,
+            settings.to,
+            settings.out,
+            act_bits=settings.act_bits,
+            round_biases=settings.round_biases,
+            preprocessing=settings.preprocessing,
+            images=settings.images,
+            root=settings.root,
+            network=settings.network,
+            data=settings.data,
+            show=partial(_print_parity, verbose=settings.verbose),
+            reporter=reporter,
+        )
     exported = report.exported
     if not FORMATS[settings.to].engines:
         print(f"verified: loaded again, the logits of {report.images} {report.what} are equal, bit for bit")
@@ -95,7 +97,8 @@ def _print_parity(parity: Parity, engine: str, *, verbose: bool) -> None:
     right = f"; accuracy {other:.2f} %, torch {network:.2f} %" if parity.labelled else ""
     what = "images" if parity.labelled else "answers"
     bits = f"; torch's own with other last bits differs on {parity.own}" if parity.own else ""
-    print(f"{engine}: arg-max equal on {100 * parity.agreement:.2f} % of {parity.images} {what}{right}{bits}")
+    same = f"arg-max equal on {100 * parity.agreement:.2f} % of {parity.images} {what}"
+    print(f"{engine}: {same if parity.of_choices else parity.answers}{right}{bits}")
     if verbose:
         for values in parity.values:
             print(f"{engine}: {values}")
@@ -119,26 +122,28 @@ def print_evaluation(settings: Evaluate) -> None:
     keep_freed_memory()
     if settings.json is not None:
         destination(settings.json)
-    rows = [
-        row
-        for engine in settings.engines or (None,)
-        for row in evaluate_source(
-            settings.source,
-            engine=engine,
-            act_bits=settings.act_bits,
-            images=settings.images,
-            root=settings.root,
-            threads=settings.threads,
-            network=settings.network,
-            data=settings.data,
-        )
-    ]
+    with Terminal(settings.source.name) as reporter:
+        rows = [
+            row
+            for engine in settings.engines or (None,)
+            for row in evaluate_source(
+                settings.source,
+                engine=engine,
+                act_bits=settings.act_bits,
+                images=settings.images,
+                root=settings.root,
+                threads=settings.threads,
+                network=settings.network,
+                data=settings.data,
+                reporter=reporter,
+            )
+        ]
     for row in rows:
         width = "float activations" if row["act_bits"] is None else f"A{row['act_bits']}"
         head = f"{row['recipe']}  {row['engine']}  {width}"
         figures = {name: value for name, value in row.items() if name not in NO_FIGURES}
         loss = f"  loss {row['loss']:.4f}" if "loss" in row else ""
-        what = "questions" if "exact_match" in row else "images"
+        what = "questions" if "exact_match" in row else "images" if settings.data is None else "samples"
         print(f"{head}  {in_words(figures)}{loss}  {what} {row['samples']}")
     write_json(settings.json, rows)
 
@@ -147,7 +152,11 @@ def print_inspection(settings: Inspect) -> None:
     """Print what each layer holds and costs, and the total against fp32."""
     if settings.json is not None:
         destination(settings.json)
-    costs = _costs(open_source(settings.source, settings.root, network=settings.network, data=settings.data))
+    with Terminal(settings.source.name) as reporter:
+        reporter.phase("loading network and data")
+        source = open_source(settings.source, settings.root, network=settings.network, data=settings.data)
+        reporter.phase("counting operations")
+        costs = _costs(source)
     total = totals(costs)
     print_table(_table_of_costs(costs, total))
     if total["macs"] is None:
@@ -161,7 +170,11 @@ def print_inspection(settings: Inspect) -> None:
             f"{total['times_fewer_bit_operations_than_fp32'] or 1:.1f} times the bit operations "
             "(MACs x weight bits x input bits)"
         )
-    write_json(settings.json, {"source": str(settings.source), "layers": [c.row() for c in costs], "total": total})
+    names = source.loaded.classes
+    if names is not None:
+        print(f"classes: {len(names)}: {some_of(names, separator='; ')}")
+    facts = {"source": str(settings.source), "classes": names, "layers": [c.row() for c in costs], "total": total}
+    write_json(settings.json, facts)
 
 
 def _table_of_costs(costs: Sequence[LayerCost], total: Mapping[str, Any]) -> Table:

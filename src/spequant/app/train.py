@@ -16,10 +16,11 @@ from spequant.app.commands.table import HELP
 from spequant.app.commands.training import Recipes, Runs, Train
 from spequant.app.recipes import RECIPES, Recipe
 from spequant.app.recipes.command_line import about_recipe, choices, parts_chosen, parts_of, recipe_named
+from spequant.app.recipes.origins import weights_origin
 from spequant.app.recipes.serial import to_json
 from spequant.app.runs import dry_run, listing, run
 from spequant.app.runs.folder import figures, main_figure
-from spequant.app.terminal import Terminal, figure_in_words, in_words, print_table
+from spequant.app.terminal import Terminal, figure_in_words, in_words, print_table, title_of
 from spequant.processes import leave, rank
 from spequant.train import Interrupted
 
@@ -90,9 +91,14 @@ def train(words: list[str]) -> None:
     settings = parsed_train(words[0] if words else "", words[1:])
     recipe = settings.recipe
     if recipe.quantized and recipe.network.random and rank() == 0:
-        print("network.weights is not set: low bits start from random weights (--network.weights RUN)", file=sys.stderr)
+        print(
+            "network.weights is not set: low bits start from random weights (--network.weights RUN). "
+            f"{weights_origin(recipe)}",
+            file=sys.stderr,
+        )
     if settings.dry_run:
-        estimate = dry_run(recipe)
+        with Terminal(title_of(folder_of(settings).name, recipe.train.seed)) as reporter:
+            estimate = dry_run(recipe, reporter)
         if rank() == 0:
             print(*estimate.lines(), sep="\n")
     else:
@@ -100,11 +106,16 @@ def train(words: list[str]) -> None:
     leave()
 
 
+def folder_of(settings: TrainRecipe) -> Path:
+    """Return the folder of the run that `settings` ask for."""
+    return settings.out or Path("runs") / run_name(settings.recipe)
+
+
 def _carry_out(settings: TrainRecipe, again: Sequence[str]) -> None:
     """Train, and print the figures. again: the command that goes on after an interruption."""
-    folder = settings.out or Path("runs") / run_name(settings.recipe)
+    folder = folder_of(settings)
     try:
-        with Terminal(folder.name) as reporter:
+        with Terminal(title_of(folder.name, settings.recipe.train.seed)) as reporter:
             result = run(settings.recipe, folder, reporter, resume=settings.resume)
     except (Interrupted, KeyboardInterrupt) as stopped:
         if rank() == 0:

@@ -11,6 +11,17 @@ from spequant.data.settings import ImagesOnDisk, fetching, required_folder
 from spequant.extras import needs
 
 PIXELS = 3 * 32 * 32
+FINE = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
+camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup
+dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower
+leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid
+otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray
+road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
+sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
+wardrobe whale willow_tree wolf woman worm
+"""
+"""Names of CIFAR-100's fine labels, in their order."""
 SITE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 
 
@@ -25,7 +36,7 @@ class _Layout:
         train, test: Names of the binary files.
         rows: Images per training file.
         label_bytes: Labels per row, one byte each; the last one is used.
-        classes: Number of classes.
+        names: Of the classes.
         mean, std: Per channel, of pixels scaled to [0, 1].
     """
 
@@ -36,9 +47,13 @@ class _Layout:
     test: str
     rows: int
     label_bytes: int
-    classes: int
+    names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    @property
+    def classes(self) -> int:
+        return len(self.names)
 
     @property
     def source(self) -> str:
@@ -53,7 +68,7 @@ CIFAR10_LAYOUT = _Layout(
     test="test_batch.bin",
     rows=10_000,
     label_bytes=1,
-    classes=10,
+    names=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     mean=(0.485, 0.456, 0.406),  # with these the published float weights were trained
     std=(0.229, 0.224, 0.225),
 )
@@ -65,7 +80,7 @@ CIFAR100_LAYOUT = _Layout(
     test="test.bin",
     rows=50_000,
     label_bytes=2,
-    classes=100,
+    names=tuple(FINE.split()),
     mean=(0.507, 0.487, 0.441),  # of the training images
     std=(0.267, 0.256, 0.276),
 )
@@ -158,7 +173,7 @@ def _read(layout: _Layout, path: Path, rows: int) -> np.ndarray:
 def _image_set(layout: _Layout, rows: np.ndarray) -> ImageSet:
     images = torch.from_numpy(rows[:, layout.label_bytes :].reshape(-1, 3, 32, 32).copy())
     labels = torch.from_numpy(rows[:, layout.label_bytes - 1].astype(np.int64))
-    return ImageSet(images, labels, layout.mean, layout.std, layout.classes)
+    return ImageSet(images, labels, layout.mean, layout.std, layout.classes, layout.names)
 
 
 def _from_torchvision(layout: _Layout, root: Path, train: bool, download: bool) -> ImageSet:
@@ -171,4 +186,4 @@ def _from_torchvision(layout: _Layout, root: Path, train: bool, download: bool) 
             f"data.download, or from {layout.source}"
         ) from error
     images = torch.from_numpy(np.ascontiguousarray(data.data.transpose(0, 3, 1, 2)))
-    return ImageSet(images, torch.tensor(data.targets), layout.mean, layout.std, layout.classes)
+    return ImageSet(images, torch.tensor(data.targets), layout.mean, layout.std, layout.classes, layout.names)

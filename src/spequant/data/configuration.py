@@ -1,11 +1,15 @@
 """Size, crop, mean and deviation of the images that a network was trained with, from timm and torchvision."""
 
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
-from spequant.data.image_files import IMAGENET_MEAN, IMAGENET_STD
+from spequant.data.image_files import IMAGENET_MEAN, IMAGENET_STD, Crop
 from spequant.data.vision import vision
 
 TIMM, TORCHVISION = "timm/", "torchvision/"
+CROP_MODES = ("center", "squash", "border")
 UNIT_RANGE = ("torchvision/googlenet", "torchvision/inception_v3")
 """Networks whose published weights need images from -1 to 1. torchvision scales the images in the network
 (`transform_input`). Here the mean and deviation of the data do it, because every exported file contains them."""
@@ -16,19 +20,49 @@ class Configuration:
     """How images are scaled, cropped and normalised. The defaults are those of most networks for ImageNet.
 
     Attributes:
-        mean, std: Per channel, of images scaled to [0, 1].
+        mean, std: Per channel, one of grey images or three, of images scaled to [0, 1]; std above 0.
         crop_pct: Share of the image's shorter side that the center crop takes in evaluation, above 0, at most 1.
         interpolation: "bilinear", "bicubic", "nearest", "box", "hamming" or "lanczos".
         size: Side of the crop in pixels.
         crop_mode: timm's: "center", "squash" or "border".
     """
 
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     crop_pct: float = 0.875
     interpolation: str = "bilinear"
     size: int = 224
     crop_mode: str = "center"
+
+    @property
+    def crop(self) -> Crop:
+        """The crop in evaluation."""
+        return Crop(self.size, self.crop_pct, self.interpolation, self.crop_mode)
+
+
+def configuration_from(content: Any) -> Configuration:
+    """Return the configuration of which `dataclasses.asdict` made `content`, as JSON keeps it.
+
+    Raises:
+        ValueError: `content` has other fields, or a value is out of range.
+    """
+    names = [field.name for field in fields(Configuration)]
+    if not isinstance(content, Mapping) or set(content) - set(names):
+        raise ValueError(f"images is {content!r}; expected an object with {', '.join(names)}")
+    values: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+    configuration = Configuration(**values)
+    mean, std = configuration.mean, configuration.std
+    numbers = all(isinstance(v, tuple) and all(type(x) in (int, float) for x in v) for v in (mean, std))
+    if not numbers or len(mean) != len(std) or not all(map(math.isfinite, (*mean, *std))) or min(std, default=0) <= 0:
+        raise ValueError(f"mean is {mean!r} and std {std!r}; expected one number per channel each, std above 0")
+    if type(configuration.size) is not int or not isinstance(configuration.crop_pct, int | float):
+        raise ValueError(
+            f"size is {configuration.size!r} and crop_pct {configuration.crop_pct!r}; expected whole pixels and a share"
+        )
+    if configuration.crop_mode not in CROP_MODES:
+        raise ValueError(f"crop_mode is {configuration.crop_mode!r}; expected {', '.join(CROP_MODES)}")
+    _ = configuration.crop  # it checks itself
+    return configuration
 
 
 def data_configuration(network: str) -> Configuration:

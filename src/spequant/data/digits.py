@@ -11,6 +11,7 @@ from spequant.extras import needs
 
 TEST_IMAGES = 500
 MEAN, STD = (0.305,), (0.376,)
+NAMES = tuple("0123456789")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ def load_digits() -> tuple[ImageSet, ImageSet]:
     source = needs("sklearn.datasets", "vision").load_digits()
     images = torch.from_numpy(np.round(source.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
     train, test = hold_out(
-        ImageSet(images, torch.from_numpy(source.target.astype(np.int64)), MEAN, STD, 10), TEST_IMAGES
+        ImageSet(images, torch.from_numpy(source.target.astype(np.int64)), MEAN, STD, 10, NAMES), TEST_IMAGES
     )
     assert test is not None
     return train, test

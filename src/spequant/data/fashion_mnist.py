@@ -18,6 +18,18 @@ SUBFOLDERS = ("", "fashion-mnist", "FashionMNIST/raw")
 """Folders below a root that can contain the files; the last is torchvision's."""
 SOURCE = "https://github.com/zalandoresearch/fashion-mnist, or Debian's package dataset-fashion-mnist"
 MEAN, STD = (0.286,), (0.353,)  # of the training images
+NAMES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
 FILES = {
     "train-images-idx3-ubyte": (60_000, 28, 28),
     "train-labels-idx1-ubyte": (60_000,),
@@ -98,4 +110,4 @@ def _read(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def _image_set(images: np.ndarray, labels: np.ndarray) -> ImageSet:
     pixels = torch.from_numpy(images.copy()).unsqueeze(1)
-    return ImageSet(pixels, torch.from_numpy(labels.astype(np.int64)), MEAN, STD, 10)
+    return ImageSet(pixels, torch.from_numpy(labels.astype(np.int64)), MEAN, STD, len(NAMES), NAMES)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -286,6 +287,16 @@ class _Checks(Dataset[Any]):
         except ValueError:
             return position
         return None
+
+
+def open_image(path: Path | str) -> Any:
+    """Return pillow's image of a file, decoded; torchvision's loader would convert it to RGB, which clips 16 bits.
+
+    An EXIF orientation is not applied: pixels are as they are stored.
+    """
+    with vision("PIL.Image").open(path) as image:
+        image.load()
+        return image
 
 
 def rgb(image: Any) -> Any:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from spequant.data.configuration import Configuration
 from spequant.data.image_files import ImageFiles, RandomCrop
 
 EVERYTHING = slice(None)
@@ -31,9 +32,10 @@ class ImageSet:
             segmentation of images in memory.
         mean, std: Per channel, of images scaled to [0, 1].
         classes: Number of classes, targets or labels: of the network's outputs.
+        names: What these are called, in the order of the labels; None: nobody says.
 
     Raises:
-        ValueError: Images or labels have another dtype, shape or range.
+        ValueError: Images or labels have another dtype, shape or range, or names are not as many as classes.
     """
 
     images: UInt8[Tensor, "n channels height width"] | ImageFiles
@@ -41,6 +43,7 @@ class ImageSet:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: int
+    names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.images.dim() != 4 or self.images.dtype != torch.uint8:
@@ -69,6 +72,8 @@ class ImageSet:
         ):
             low, high = int(self.labels.min()), int(self.labels.max())
             raise ValueError(f"labels run from {low} to {high}; expected 0 to {self.classes - 1}")
+        if self.names is not None and len(self.names) != self.classes:
+            raise ValueError(f"names are {len(self.names)}; expected {self.classes}, one per class")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -82,6 +87,19 @@ class ImageSet:
     def masks(self) -> bool:
         """Whether each image has a mask, of a class per pixel."""
         return self.labels.dim() == 3
+
+    @property
+    def configuration(self) -> Configuration | None:
+        """How an image from a file becomes such an image; None: images in memory that are not square.
+
+        Images in memory have a size and no crop: the shorter side is scaled to it, and the middle is cut out.
+        """
+        channels, height, width = self.images.shape[1:]
+        mean, std = (tuple(v) * channels if len(v) == 1 else tuple(v) for v in (self.mean, self.std))
+        if isinstance(self.images, ImageFiles):
+            crop = self.images.crop
+            return Configuration(mean, std, crop.share, crop.interpolation, crop.size, crop.mode)
+        return Configuration(mean, std, crop_pct=1.0, size=height) if height == width else None
 
     def to(self, device: torch.device | str) -> "ImageSet":
         """Return the set on `device`; images in files are put there when they are decoded."""

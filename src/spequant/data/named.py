@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spequant.data.class_names import class_names, in_words
 from spequant.data.configuration import Configuration
-from spequant.data.image_files import Crop, ImageFiles, Source
+from spequant.data.image_files import ImageFiles, Source, open_image
 from spequant.data.images import HOLD_OUT_SEED, ImageSet, hold_out
 from spequant.data.settings import ImagesInFiles, fetching, folder_of
 from spequant.data.vision import vision
@@ -26,6 +27,8 @@ SPLITS = {True: ("train", "trainval"), False: ("test", "val")}
 """{whether it is for training: torchvision's names of the split}; the first that a set accepts is used."""
 TEST_DIVISOR = 5
 """A set without a test split gives one image in this many for the test."""
+WORDS = "words.txt"
+"""File in a root, as in Tiny ImageNet's, with what its class folders are called in words."""
 UNLISTED = {"DatasetFolder", "FakeData", "ImageFolder", "VisionDataset"}
 """Classes of torchvision.datasets that are no data sets."""
 NAMES_IN_MESSAGE = 5
@@ -77,7 +80,8 @@ def load_folder(root: Path | str, about: Configuration, *, workers: int = 0, che
 
     Args:
         root: Folder with train/CLASS/... and val/CLASS/... (or test/CLASS/...). Images are files at any depth in the
-            formats of torchvision's ImageFolder, e.g. PNG and JPEG.
+            formats of torchvision's ImageFolder, e.g. PNG and JPEG. Classes are called as their folders, or by the
+            words that root/words.txt has for these ("n02793495", tab, "barn").
         about: Size and crop in evaluation, mean and deviation.
         workers: Processes that decode, 0 or more; 0: the calling process.
         check: Whether to decode every image now and leave out damaged ones, with a warning that names them.
@@ -99,7 +103,8 @@ def load_folder(root: Path | str, about: Configuration, *, workers: int = 0, che
         raise ValueError(
             f"{' and '.join(differences)}; expected the same class folders in {train.root} and {test.root}"
         )
-    train_set, test_set = _sets([train, test], about, workers, check)
+    names = in_words(train.classes, Path(root) / WORDS)
+    train_set, test_set = _sets([train, test], about, workers, check, names)
     return train_set, test_set
 
 
@@ -174,7 +179,7 @@ def _folder(root: Path, names: tuple[str, ...]) -> Any:
         )
     if not any(p.is_dir() for p in path.iterdir()):
         raise ValueError(f"{path} holds no folder; expected one per class, with its images")
-    images = sets.ImageFolder(path, loader=_open_image, allow_empty=True)
+    images = sets.ImageFolder(path, loader=open_image, allow_empty=True)
     counts = np.bincount(images.targets, minlength=len(images.classes))
     empty = [str(path / name) for name, count in zip(images.classes, counts, strict=True) if not count]
     if empty:
@@ -183,13 +188,6 @@ def _folder(root: Path, names: tuple[str, ...]) -> Any:
             f"({', '.join(sets.folder.IMG_EXTENSIONS)}) in each class: remove the folder, or fill it"
         )
     return images
-
-
-def _open_image(path: str) -> Any:
-    """Return the decoded image of pillow; torchvision's loader would convert it to RGB, which clips 16 bits."""
-    with vision("PIL.Image").open(path) as image:
-        image.load()
-        return image
 
 
 def _open_set(make: Callable[..., Any], **arguments: Any) -> Any:
@@ -248,14 +246,17 @@ def labels_of(source: Source) -> Tensor:
     return labels.long()
 
 
-def _sets(sources: list[Source], about: Configuration, workers: int, check: bool) -> list[ImageSet]:
-    """Return image sets with the same number of classes, each in a fixed random order."""
-    crop = Crop(about.size, about.crop_pct, about.interpolation, about.crop_mode)
+def _sets(
+    sources: list[Source], about: Configuration, workers: int, check: bool, names: tuple[str, ...] | None = None
+) -> list[ImageSet]:
+    """Return image sets with the same classes, each in a fixed random order; names: None: those of the first source."""
     labels = [labels_of(source) for source in sources]
-    names = getattr(sources[0], "classes", None)
-    classes = len(names) if isinstance(names, list | tuple) else 1 + max(int(part.max()) for part in labels)
+    names = class_names(sources[0]) if names is None else names
+    classes = len(names) if names is not None else 1 + max(int(part.max()) for part in labels)
     sets = [
-        _shuffled(ImageSet(ImageFiles(source, crop, workers=workers), part, about.mean, about.std, classes))
+        _shuffled(
+            ImageSet(ImageFiles(source, about.crop, workers=workers), part, about.mean, about.std, classes, names)
+        )
         for source, part in zip(sources, labels, strict=True)
     ]
     return [_without_damaged(data) for data in sets] if check else sets

@@ -1,6 +1,6 @@
 """Networks to files, compared with the network before they take their place; and files opened again."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from spequant.autocast import without_autocast
+from spequant.deploy.classes import with_classes
 from spequant.deploy.compare import compare
 from spequant.deploy.engines import ENGINES
 from spequant.deploy.formats import Draft, Format, format_named, format_of_file, format_to_write
@@ -56,6 +57,7 @@ def export(
     format: str | None = None,
     *,
     preprocessing: Preprocessing | None = None,
+    classes: Sequence[str] | None = None,
     about: Mapping[str, Any] | None = None,
     check: Callable[[Parity], None] = lambda parity: None,
 ) -> Exported:
@@ -68,6 +70,7 @@ def export(
             or inputs by name, where the format takes them. uint8 images where `preprocessing` is given.
         format: a name in `spequant.deploy.FORMATS`; None: by the ending of `path`.
         preprocessing: (mean, std) per channel, of images scaled to [0, 1], to be part of the graph; std above 0.
+        classes: names of the classes, in the order of the outputs, to keep in the file: `load(path).classes`.
         about: JSON to keep in the file.
         check: is shown the comparison before it is judged.
 
@@ -75,8 +78,8 @@ def export(
         The comparison, sizes, and what is computed in float.
 
     Raises:
-        ValueError: an ending of no format, an option that the format lacks, a network without a form in it, or other
-            answers (`Parity.check`); then no file is left.
+        ValueError: an ending of no format, an option that the format lacks, a network without a form in it, another
+            number of classes than of outputs, or other answers (`Parity.check`); then no file is left.
         RuntimeError: not calibrated.
         OSError: `path` cannot be written.
         ModuleNotFoundError: the extra `deploy` is not installed.
@@ -85,7 +88,7 @@ def export(
         report = spequant.export(model, "net.onnx", [images])
     """
     form = format_to_write(Path(path), format)
-    return _export(form, model, Path(path), images, preprocessing, about, check)[0]
+    return _export(form, model, Path(path), images, preprocessing, about, check, classes)[0]
 
 
 @without_autocast
@@ -97,6 +100,7 @@ def _export(
     preprocessing: Preprocessing | None,
     about: Mapping[str, Any] | None,
     check: Callable[[Parity], None],
+    classes: Sequence[str] | None = None,
 ) -> tuple[Exported, Draft]:
     if preprocessing is not None and not form.preprocessing:
         raise ValueError(f"preprocessing is given; a file of the format {form.name} has none")
@@ -106,7 +110,7 @@ def _export(
     model = innermost(model)
     float_size = _float_size(model)
     one, batches = with_example(images, preprocessing)
-    draft = form.draft(model, one, preprocessing, about)
+    draft = form.draft(model, one, preprocessing, with_classes(about, classes, model, one))
     with form.placed(draft, path) as temporary:
         size = sum(file.stat().st_size for file in form.files(temporary))
         start = ENGINES[form.engines[0]] if form.engines else None
@@ -116,6 +120,7 @@ def _export(
         else:
             by_codes = start if form.codes else None
             parity = compare(model, draft.program, run, batches, by_codes, preprocessing)
+        parity.choices = True if classes is not None else None
         check(parity)
         if form.engines:
             parity.check(form.engines[0])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spequant.calibration.batches import run_model
+from spequant.deploy.classes import names_in
 from spequant.deploy.engines import ENGINES, Run, run_in_parts
 from spequant.deploy.program import Program
 
@@ -28,6 +29,7 @@ class Loaded:
         engines: that run the file as it is; the first is the one that a call uses. Empty: it runs in torch.
         about: JSON that its writer said of the network.
         inputs: shape of each input by name, batch first; None: any number. Empty: the file does not say.
+        tokens: by name, which inputs are whole numbers, "int64" or "int32".
         outputs: names of its outputs.
         act_bits: widths of its activations, in ascending order. Empty: the file does not say.
         preprocessing: where it takes uint8 images, the (mean, std) that it normalises them with; else None.
@@ -41,12 +43,18 @@ class Loaded:
     engines: tuple[str, ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
+    tokens: Mapping[str, str] = field(default_factory=dict)
     outputs: tuple[str, ...] = ("output",)
     act_bits: tuple[int, ...] = ()
     preprocessing: Preprocessing | None = None
     batch: int | None = None
     model: nn.Module | None = None
     program: Program | None = None
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the classes, in the order of the outputs; None: the file does not say."""
+        return names_in(self.about)
 
     @property
     def shape(self) -> tuple[int | None, ...] | None:
@@ -107,7 +115,11 @@ def _tensor(x: Any) -> Tensor:
 
 def _array(loaded: Loaded, name: str, value: Any) -> np.ndarray:
     x = torch.as_tensor(value).detach().cpu()
-    if loaded.preprocessing is None:
+    if name in loaded.tokens:
+        if x.is_floating_point() or x.is_complex():
+            raise ValueError(f"{name} is {x.dtype}; {loaded.path} takes whole numbers, {loaded.tokens[name]}")
+        x = x.to(getattr(torch, loaded.tokens[name]))
+    elif loaded.preprocessing is None:
         x = _tensor(x)
     elif x.dtype != torch.uint8:
         raise ValueError(f"{name} is {x.dtype}; {loaded.path} takes images of torch.uint8, and normalises them itself")

@@ -127,12 +127,16 @@ def loaded_onnx(path: Path, name: str, engines: tuple[str, ...], model: Any, hea
     """What `read_onnx` gave, as a file of the format `name`."""
     sizes = {i.name: i.type.tensor_type.shape.dim for i in (*model.graph.input, *model.graph.output)}
     inputs = {i.name: tuple(d.dim_value or None for d in sizes[i.name]) for i in model.graph.input}
+    kinds = needs("onnx", "deploy").TensorProto
+    whole = {kinds.INT64: "int64", kinds.INT32: "int32"}
+    tokens = {i.name: i.type.tensor_type.elem_type for i in model.graph.input}
     return Loaded(
         path,
         name,
         engines,
         about=head["about"],
         inputs=inputs,
+        tokens={name: whole[kind] for name, kind in tokens.items() if kind in whole},
         outputs=tuple(out.name for out in model.graph.output),
         act_bits=tuple(head.get("act_bits", ())),
         preprocessing=_pair(head),

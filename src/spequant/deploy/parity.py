@@ -56,6 +56,8 @@ class Parity:
 
     own: images that the network itself answers otherwise where its float values change by their last bits; counted of
     networks with inputs by name.
+    choices: whether the largest number is the answer, as of classes; None: it is where there are labels, or inputs
+    with names. Of values (regression, boxes) not the answers are told, but how far they are off.
     saturating: layers whose sums of products may pass 16 bits, to which some processors clip them.
     off_grid: layers whose biases `quantize_biases` would move.
     """
@@ -69,6 +71,8 @@ class Parity:
     saturating: list[str] = field(default_factory=list)
     values: list[Values] = field(default_factory=list)
     off_grid: list[str] = field(default_factory=list)
+    choices: bool | None = None
+    by_name: bool = field(default=False, repr=False)
 
     @property
     def agreement(self) -> float:
@@ -79,6 +83,22 @@ class Parity:
         """(network, engine), per cent."""
         network, engine = (100 * n / max(1, self.labelled) for n in self.right)
         return network, engine
+
+    @property
+    def of_choices(self) -> bool:
+        """`choices`, or what is taken for it."""
+        return bool(self.labelled or self.by_name or not self.values) if self.choices is None else self.choices
+
+    @property
+    def answers(self) -> str:
+        """In words: the share of equal answers, or of values how far they are off."""
+        if self.of_choices:
+            return f"{100 * self.agreement:.2f} % of {self.images:,} images with the same answer"
+        differ = "; ".join(f"{v.output} by at most {v.largest:.3g}, {v.mean:.3g} in the mean" for v in self.values)
+        if self.choices is None:  # classes or values: who called knows
+            share = f"{100 * self.agreement:.2f} % of {self.images:,} samples with the same largest output"
+            return f"{share}; values differ: {differ}"
+        return f"values of {self.images:,} samples differ: {differ}"
 
     def add(
         self,
@@ -112,6 +132,7 @@ class Parity:
         self.images += other.numel()
         self.equal += int((~other).sum())
         self.own += 0 if moved is None else int(differ(a, moved, apart).sum())
+        self.by_name |= several and moved is not None
         if labels is not None:
             network, engine = (int((x.argmax(1) == labels.cpu()).sum()) for x in (a, b))
             self.labelled += labels.numel()
@@ -166,9 +187,8 @@ class Parity:
 
     def __str__(self) -> str:
         fault = next(self._faults("the engine"), None)
-        same = f"{100 * self.agreement:.2f} % of {self.images:,} images with the same answer"
-        lines = [f"refused: {fault}" if fault else f"the engine answers as the network: {same}"]
-        lines += [same] if fault else []
+        lines = [f"refused: {fault}" if fault else f"the engine answers as the network: {self.answers}"]
+        lines += [self.answers] if fault else []
         lines += [str(v) for v in self.values]
         if self.own:
             lines.append(f"the network's own with other last bits differs on {self.own:,}")

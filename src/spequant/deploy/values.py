@@ -28,6 +28,7 @@ class Values:
     others, or if none does by the square of its values; with fewer than `FEW` samples, by the variance of all.
 
     output: its name. kind: a key of `LIMITS`. own: `apart` of the network with other last bits, 0 if not measured.
+    largest, mean: of the differences between the engine's values and the network's, in their own unit.
     infinite: (network, engine): how many values are NaN or infinite; these are in no sum.
     """
 
@@ -35,6 +36,8 @@ class Values:
     kind: str
     apart: float = 0.0
     own: float = 0.0
+    largest: float = 0.0
+    mean: float = 0.0
     infinite: tuple[int, int] = (0, 0)
     sums: Tensor = field(default_factory=lambda: torch.zeros(5, 0, dtype=torch.float64), repr=False, compare=False)
     """by channel: samples, mean, sum of squared differences from it, of squared errors of the engine, of the network"""
@@ -59,6 +62,9 @@ class Values:
         used = _columns(used & finite[0] & finite[1])
         a, b = (torch.where(used, _columns(x).double(), 0.0) for x in (expected, got))
         count = used.sum(1).double()
+        before, now, off = float(self.sums[0].sum()), float(count.sum()), (a - b).abs()
+        self.largest = max(self.largest, float(off.max())) if off.numel() else self.largest
+        self.mean = (self.mean * before + float(off.sum())) / max(1.0, before + now)
         mean = a.sum(1) / count.clamp(min=1)
         squares = torch.where(used, a - mean[:, None], 0.0).square().sum(1)
         errors, own = (a - b).square().sum(1), torch.zeros_like(count)

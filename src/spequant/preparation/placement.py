@@ -85,20 +85,15 @@ def prepare(
     choices = LayerChoices(weight, act, depthwise, ends, embeddings, overrides or {}, per_channel)
     _check_arguments(model, choices, skip, residual, products)
     model, layers = _adapted_copy(model, [*choices.overrides], skip, products is not None)
-    replacements: dict[int, nn.Module] = {**quantized_layers(layers, choices)}
+    wrappers: dict[int, nn.Module] = {**quantized_layers(layers, choices)}
     pairs, outputs = quantized_activations(model, residual, products, act)
-    replacements |= pairs
-    if not replacements:
+    wrappers |= pairs
+    if not wrappers:
         raise ValueError("nothing to quantize: ends and overrides leave every layer float; give one of them bits")
     groups = [] if act is None else readers_together(model)
-    model = replace_modules(model, replacements)
-    for wrapper in [m for m in model.modules() if isinstance(m, Wrapper)]:
-        move_hooks(inner_module(wrapper), wrapper, HOOKS_BEFORE)  # what a hook makes of an input is quantized, too
-    for name, quantizer in outputs.items():
-        quantize_output(model.get_submodule(name), quantizer)
+    model = insert(model, wrappers, outputs)
     _share_quantizers(model, groups)
-    _place_quantizers(model, next(iter(layers.values())).weight.device)  # type: ignore[arg-type]
-    model.register_load_state_dict_pre_hook(check_states)
+    move_quantizers(model, next(iter(layers.values())).weight.device)  # type: ignore[arg-type]
     return model
 
 
@@ -116,9 +111,14 @@ def unprepare(model: nn.Module) -> nn.Module:
     return model
 
 
-def without_quantizers(model: nn.Module) -> nn.Module:
-    """Return what `unprepare` returns, except that adapted modules (`spequant.preparation.adapters`) stay adapted."""
-    model = copied(model)
+def without_quantizers(model: nn.Module, *, share: bool = False) -> nn.Module:
+    """Return what `unprepare` returns, except that adapted modules (`spequant.preparation.adapters`) stay adapted.
+
+    Args:
+        model: What `prepare` returned.
+        share: Whether the result has the parameters and buffers of `model` itself instead of copies.
+    """
+    model = copied(model, share=share)
     for key in [k for k, wrapped in model._load_state_dict_pre_hooks.items() if wrapped.hook is check_states]:
         del model._load_state_dict_pre_hooks[key]
     replacements: dict[int, nn.Module] = {}
@@ -131,6 +131,27 @@ def without_quantizers(model: nn.Module) -> nn.Module:
     if not replacements:
         raise ValueError("model is not prepared: it holds no quantized layer")
     return replace_modules(model, replacements)
+
+
+def insert(model: nn.Module, wrappers: Mapping[int, nn.Module], outputs: Mapping[str, Quantizer]) -> nn.Module:
+    """Put quantizers into `model`, in place.
+
+    Args:
+        model: A float network.
+        wrappers: {id of a module: the quantized module around it}.
+        outputs: {name of a module: the quantizer of its output}.
+
+    Returns:
+        `model`, or what replaces `model` itself.
+    """
+    model = replace_modules(model, wrappers)
+    for wrapper in wrappers.values():
+        assert isinstance(wrapper, Wrapper)
+        move_hooks(inner_module(wrapper), wrapper, HOOKS_BEFORE)  # what a hook makes of an input is quantized, too
+    for name, quantizer in outputs.items():
+        quantize_output(model.get_submodule(name), quantizer)
+    model.register_load_state_dict_pre_hook(check_states)
+    return model
 
 
 def check_states(model: nn.Module, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
@@ -230,7 +251,7 @@ def _share_quantizers(model: nn.Module, groups: Sequence[Sequence[Reader]]) -> N
             setattr(module, attribute, first.setdefault(settings, quantizer))
 
 
-def _place_quantizers(model: nn.Module, device: torch.device) -> None:
+def move_quantizers(model: nn.Module, device: torch.device) -> None:
     """Move quantizers of layers to the device of their layer's weight, and the others to `device`."""
     for module in model.modules():
         place = module.float_weight.device if isinstance(module, QuantizedLayer) else device

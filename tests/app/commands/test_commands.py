@@ -73,6 +73,10 @@ def test_usage_names_every_command(process):
     _, texts, _ = process
     assert texts[""] == texts["help"] and all(f"\n  {name} " in texts[""] for name in COMMANDS)
     assert texts["help bench train"] == texts["bench train --help"]
+    assert (
+        re.findall(r"\n  (\w+ \w+)  ", texts["bench --help"]) == ["bench train"]
+        and "  bench infer [" in texts["bench --help"]
+    )
     assert texts["version"] == texts["--version"] and re.match(
         r"spequant \d\S*, torch \d\S*, Python 3", texts["version"]
     )
@@ -131,7 +135,7 @@ def test_a_word_means_one_thing_in_all_commands():
             kinds.setdefault(row.name, set()).add(METAVARS.get(kind, getattr(kind, "__name__", str(kind)).upper()))
     several = {name: found for name, found in kinds.items() if len(found) > 1 and name not in ("bits", "act_bits")}
     assert {name: found for name, found in several.items() if name not in ("engines", "run")} == {}
-    assert kinds["seeds"] == {"INT ..."} and "engine" not in kinds
+    assert kinds["seeds"] == {"INT ..."} and kinds["engine"] == {"STR"}  # one engine; `engines` are several
 
 
 def test_completion_offers_what_help_shows(process):

@@ -23,6 +23,7 @@ from support.clipping import clips
 from support.exported_run import accuracy, exported
 from support.image_folders import fill
 from support.integer_networks import NEEDS_ONNXRUNTIME
+from support.reporters import Said
 from support.special_files import PLACES, STREAMS, nodes
 
 pytestmark = NEEDS_ONNXRUNTIME
@@ -47,7 +48,8 @@ def expected(digits_run) -> float:
 
 def test_every_file_answers_as_the_run(digits_run, packed, integer, expected, tmp_path):
     assert accuracy(digits_run) == accuracy(packed) == expected
-    report = export_source(packed, "packed", tmp_path / "again.packed")
+    report = export_source(packed, "packed", tmp_path / "again.packed", reporter=(said := Said()))
+    assert said.phases == ["loading network and data", "writing packed", "verifying on 500 samples in torch"]
     assert (report.images, report.exported.parity.agreement) == (500, 1)
     assert (tmp_path / "again.packed").read_bytes() == packed.read_bytes()
     for engine in ("torch", "onnxruntime"):

@@ -25,12 +25,12 @@ from spequant.app.studies.arms import (
     train_at_once,
 )
 from spequant.app.studies.page import write_report
-from spequant.app.studies.pictures import blank
 from spequant.app.studies.tables import CIFAR, IMAGENET, table4, table5
 from spequant.app.studies.tiny import tiny
 from spequant.app.train import parsed_train
 from spequant.data import CIFAR10, Folder
 from spequant.methods import Distill
+from spequant.pictures import blank
 from support.made_up_runs import Run, in_this_process, written
 
 
@@ -221,7 +221,7 @@ def test_a_difference_of_one_seed_has_no_interval(tmp_path):
     assert "sha256 of 90.0/metrics.jsonl" in report.facts
 
 
-@pytest.mark.parametrize(("families", "table", "panels"), [(CIFAR, table4, 8), (IMAGENET, table5, 4)])
+@pytest.mark.parametrize(("families", "table", "panels"), [(CIFAR, table4, 16), (IMAGENET, table5, 8)])
 def test_a_picture_of_many_networks_has_room_for_each(families, table, panels, tmp_path):
     folder = written(tmp_path / "run", RECIPES["digits-w2a2-speq"]())
     arms = [a for family in families for a in table(family, lambda recipe: recipe)]

@@ -16,6 +16,8 @@ from spequant.app.bench.subjects import check_name, checked_logits
 from spequant.app.bench.workers import seconds_of
 from spequant.app.commands.bench import Infer
 from spequant.app.runs.evaluation import at_bits
+from spequant.app.runs.reporter import Quiet, Reporter
+from spequant.app.runs.samples import Samples
 from spequant.app.runs.sources import Source, example_of, float_network, open_source
 from spequant.calibration.ranges import calibrate
 from spequant.deploy import Program, at_width, integer_graph, lower, mixed_graph
@@ -64,8 +66,12 @@ class Entry:
     times: list[float] = field(default_factory=list)
 
 
-def bench_infer(settings: Infer) -> list[dict[str, Any]]:
+def bench_infer(settings: Infer, reporter: Reporter | None = None) -> list[dict[str, Any]]:
     """Measure inference.
+
+    Args:
+        settings: what is measured.
+        reporter: is told the phases; None: nobody is.
 
     Returns:
         Rows, one per graph and engine: `name`, `engine`, `version`, `ms`, `times_faster_than_fp32`, `file_bytes`,
@@ -79,12 +85,15 @@ def bench_infer(settings: Infer) -> list[dict[str, Any]]:
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; expected 1 or more")
     torch.manual_seed(0)
+    reporter = reporter or Quiet()
+    reporter.phase("making graphs")
     network = _onnx_network(settings)
     with tempfile.TemporaryDirectory() as folder:
         entries = _entries(settings, network, Path(folder))
         for entry in entries:
             entry.call()
-        for _ in range(settings.rounds):
+        reporter.phase(f"timing, {settings.rounds} rounds")
+        for _ in reporter.track(range(settings.rounds), settings.rounds):
             for entry in entries:
                 entry.times.append(1000 * seconds_of(entry.call))
     medians = {(e.name, e.engine): statistics.median(e.times) for e in entries}
@@ -120,7 +129,8 @@ def _onnx_network(settings: Infer) -> OnnxNetwork:
         raise ValueError(
             f"{source.path} is a file of --to {source.kind}; expected a run, a packed file or integer ONNX"
         )
-    return _questions(settings, source) if source.of_questions else _images(settings, source)
+    tokens = source.of_questions or (isinstance(source.tested, Samples) and source.tested.named)
+    return _tokens(settings, source) if tokens else _images(settings, source)
 
 
 def _random(settings: Infer) -> OnnxNetwork:
@@ -138,17 +148,21 @@ def _random(settings: Infer) -> OnnxNetwork:
     return _of_images(network, x, programs)
 
 
-def _questions(settings: Infer, source: Source) -> OnnxNetwork:
-    """The network of a source for questions, on windows without padding, all of one token."""
+def _tokens(settings: Infer, source: Source) -> OnnxNetwork:
+    """The network of a source for questions, on windows without padding, all of one token; or that of samples whose
+    inputs have names, on the first of them."""
     assert source.model is not None  # an integer graph is of images
+    if settings.length is not None and not source.of_questions:
+        raise ValueError(f"length is {settings.length}, which is for questions; data has a length itself")
     example = example_of(source, settings.length)
     assert isinstance(example, dict)
-    inputs = {name: x.repeat(settings.batch, 1) for name, x in example.items()}
+    inputs = {name: x.repeat(settings.batch, *[1] * (x.dim() - 1)) for name, x in example.items()}
     try:
         with torch.no_grad():
             source.model(**example)
     except (IndexError, RuntimeError) as error:
-        raise ValueError(f"length is {settings.length}: the network does not run on it ({error})") from error
+        what = f"length is {settings.length}" if source.of_questions else f"data is {settings.data}"
+        raise ValueError(f"{what}: the network does not run on it ({error})") from error
     graphs = _at_widths(settings, source, lambda model: mixed_graph(model, inputs).graph)
     return OnnxNetwork(float_graph(unprepare(source.model), inputs), graphs, inputs)
 

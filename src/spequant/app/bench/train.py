@@ -14,6 +14,7 @@ from spequant.app.bench.subjects import BERT, Subject, make_subject
 from spequant.app.bench.workers import Step, WorkerGroup, seconds_of
 from spequant.app.commands.bench import BenchTrain
 from spequant.app.recipes.training import check_device, device_named
+from spequant.app.runs.reporter import Quiet, Reporter
 from spequant.calibration.ranges import calibrate
 from spequant.data import Augment, ImageSet, train_batches
 from spequant.methods import SPEQ, Distill, Method, Retrain, allow_float
@@ -96,13 +97,13 @@ STEPS = compiled_and_eager(
 
 
 def bench_train(
-    settings: BenchTrain, say: Callable[[str], None] = print, kinds: Mapping[str, StepKind] = STEPS
+    settings: BenchTrain, reporter: Reporter | None = None, kinds: Mapping[str, StepKind] = STEPS
 ) -> list[dict[str, Any]]:
     """Measure training steps. The rows take turns, each in its own process, with its own graphs and memory.
 
     Args:
         settings: what is measured.
-        say: is called with a line for each row that does not run, which is left out.
+        reporter: is told the phases, and a line for each row that does not run, which is left out; None: nobody is.
         kinds: what the rows train, by their names; the first one is "float".
 
     Returns:
@@ -114,6 +115,7 @@ def bench_train(
         ChildProcessError: the float row does not run, or a row's process died.
     """
     _check(settings, kinds)
+    reporter = reporter or Quiet()
     device, threads = device_named(settings.device), settings.threads or torch.get_num_threads()
     settings = replace(settings, device=str(device))
     groups: list[WorkerGroup] = []
@@ -121,6 +123,7 @@ def bench_train(
         for name, copies in product(kinds, sorted({1, settings.at_once})):
             if settings.rows and name not in (FLOAT_ROW, *settings.rows):
                 continue
+            reporter.phase(f"{name}: {'compiling and ' * (kinds[name].compiled and settings.compile)}warming up")
             group = WorkerGroup(name, partial(ready, kinds[name], settings), settings.device, threads, copies)
             if group.error is None:
                 groups.append(group)
@@ -128,8 +131,9 @@ def bench_train(
             group.close()
             if group.label == FLOAT_ROW:
                 raise ChildProcessError(f"the float step does not run: {group.error}")
-            say(f"{group.label}: not measured, {group.error}")
-        for _ in range(settings.rounds):
+            reporter.say(f"{group.label}: not measured, {group.error}")
+        reporter.phase(f"timing, {settings.rounds} rounds")
+        for _ in reporter.track(range(settings.rounds), settings.rounds):
             for group in groups:
                 group.times.append(group.ask(2 if settings.at_once == 1 else 5))
         for group in groups:

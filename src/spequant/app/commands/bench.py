@@ -62,7 +62,8 @@ class Infer:
     """without a source: a network of the recipes, or one of your own, package.module:Object or file.py:Object; None:
     resnet18. With a file made in Python: what makes its float network"""
     data: Path | None = None
-    """of a packed file made in Python: an .npz with the array inputs, as its network takes them"""
+    """of a packed file made in Python: an .npz with the array inputs, as its network takes them, or
+    inputs by name"""
     image: int = 224
     """without a source: height and width of the images"""
     bits: tuple[int, ...] = ()

@@ -91,7 +91,7 @@ def _zsh(names: Names, of_commands: dict[str, Options]) -> str:
     lines = ["#compdef spequant", "_spequant() {", "  local command=$words[2] before=$words[CURRENT-1]"]
     lines += ["  (( CURRENT == 2 )) && command=''", '  case "$command $before $PREFIX" in']
     lines += [f"    {pattern}) compadd -- {' '.join(offer)} ;;" for pattern, offer in _offers(names, of_commands)]
-    return "\n".join([*lines, "  esac", "  _files", "}", "compdef _spequant spequant"])
+    return "\n".join([*lines, "  esac", "  (( CURRENT > 2 )) && _files", "}", "compdef _spequant spequant"])
 
 
 def _fish(names: Names, of_commands: dict[str, Options]) -> str:

@@ -11,6 +11,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import field, fields, is_dataclass, make_dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -44,6 +45,7 @@ def rows(kind: type, settings: Any = None) -> list[Row]:
     return content
 
 
+@cache
 def field_texts(kind: type) -> dict[str, str]:
     """Return {field: the string that stands after it in the source}, each as one line."""
     texts = {}

@@ -15,7 +15,10 @@ Network = Annotated[
 ]
 Data = Annotated[
     Path | None,
-    arg(help="an .npz with the arrays inputs, as the file takes them, and labels; None: the recipe's test set"),
+    arg(
+        help="an .npz with the arrays inputs, as the file takes them, or inputs by name, e.g. input_ids and "
+        "attention_mask; and labels; None: the recipe's test set"
+    ),
 ]
 
 
@@ -84,4 +87,33 @@ class Inspect:
     json: Path | None = None
     """a file for layers and totals as JSON"""
     network: Network = None
-    data: Annotated[Path | None, arg(help="with --network: an .npz with the array inputs")] = None
+    data: Annotated[Path | None, arg(help="with --network: an .npz with the array inputs, or inputs by name")] = None
+
+
+@dataclass(frozen=True)
+class Predict:
+    """The most probable classes of images of your own. Images without an answer are named, and the exit status is 1."""
+
+    source: Annotated[Path, Positional, arg(metavar="RUN|FILE")]
+    """a run's folder, or an exported file"""
+    files: Annotated[tuple[str, ...], Positional, arg(metavar="IMAGE ...")]
+    """files; folders, which stand for all images in them; patterns, e.g. 'photos/*.jpg'"""
+    top: int = 3
+    """classes per image"""
+    csv: Path | None = None
+    """a file for the answers as CSV: image, rank, class (its number), name, probability, error"""
+    engine: Annotated[str | None, arg(help=f"torch, {', '.join(ENGINES)}; None: the file's own")] = None
+    network: Annotated[
+        str | None,
+        arg(help="of a packed file made in Python: its float network, package.module:Object or file.py:Object"),
+    ] = None
+    mean: tuple[float, ...] | None = None
+    """per channel, or one for all, of images scaled to [0, 1]; None, also for all below: as the file says"""
+    std: tuple[float, ...] | None = None
+    """deviation, alike"""
+    size: int | None = None
+    """side of the network's inputs, pixels"""
+    crop_pct: float | None = None
+    """share of the scaled image that the crop takes: the shorter side is scaled to size / crop_pct"""
+    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] | None = None
+    """of scaling"""

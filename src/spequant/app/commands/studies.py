@@ -21,13 +21,25 @@ class LayersSettings:
 
 @dataclass(frozen=True)
 class Compare:
-    """Compare finished runs. Runs of one recipe name are one arm, which is paired with the first arm by seed."""
+    """Compare finished runs: mean, deviation, and the difference to the first arm, paired by seed.
+
+    Runs are one arm if they have the same recipe name and differ only in the seed, and in the run that they start or
+    learn from. An arm is named by its recipe and by the fields that tell it from other runs of that recipe.
+    """
 
     runs: Annotated[tuple[Path, ...], Positional, arg(metavar="RUN ...", help_behavior_hint="")]
     """folders of finished runs; the arm of the first run is the one that the others are compared with"""
-    figure: str | None = None
-    """test_accuracy or held_out_accuracy; for questions test_f1, test_exact_match, held_out_f1 or held_out_exact_match;
-    None: test_accuracy, or test_f1"""
+    metric: str | None = None
+    """a figure of the runs: accuracy, f1, mean_iou, mean_absolute_error ... in the test, held_out_accuracy ... on what
+    is held out; None: accuracy, F1, IoU or R2"""
+    csv: Path | None = None
+    """a file for each run's arm, seed and value"""
+    latex: Path | None = None
+    """a file for the table, for LaTeX's package booktabs"""
+    json: Path | None = None
+    """a file for all figures as JSON"""
+    plot: Path | None = None
+    """a file, .png, for the picture: each seed, means with intervals, paired differences"""
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,13 @@ COMMANDS = {
             "exports:print_evaluation",
         ),
         Command(
+            "predict",
+            "RUN|FILE IMAGES...",
+            "the most probable classes of image files, folders and patterns; --top 5, --csv FILE",
+            "files:Predict",
+            "predict:print_predictions",
+        ),
+        Command(
             "export",
             "RUN --to FORMAT",
             "a file to ship, verified against the run",

@@ -48,7 +48,7 @@ class Ladder:
     """Train a network at fewer and fewer bits from one float network, W8A8 to W2A2; the worst layer of each step."""
 
     out: Path = Path("runs/ladder")
-    """one folder per step, and ladder.json"""
+    """one folder per step, ladder.json and ladder.png"""
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ class Network:
     transformers/FOLDER; or your own class or function, package.module:Object or file.py:Object, which is called with
     those of classes, in_channels and size that it names"""
     weights: Path | None = None
-    """file of float weights (.th, .safetensors), or the folder of a run; from a low-bit run on images it takes the
-    weights before rounding, e.g. to go from 4 bits to 2; None: random, or pretrained"""
+    """file of float weights (.th, .pt, .safetensors), or the folder of a run; from a low-bit run on images it takes the
+    weights before rounding, e.g. to go from 4 bits to 2; of a file with several states one, FILE:model_ema; None:
+    random, or pretrained"""
     pretrained: bool = False
     """whether to start from the weights that torchvision, timm or the hub publishes, which are fetched unless they are
     in its cache; or from those in a transformers folder"""
@@ -107,9 +108,11 @@ class Recipe:
         check_device(self.train.device, "train.device")
         network = self.network
         if network.new_head and network.random:
+            from spequant.app.recipes.origins import weights_origin  # the catalogue is made of recipes
+
             raise ValueError(
                 "network.new_head is True; expected False: random weights have a new head already; or weights, "
-                "--network.weights RUN or --network.pretrained"
+                f"--network.weights RUN or --network.pretrained. {weights_origin(self)}"
             )
         if any(settings.teacher is None for settings in self.method.fixed_teachers):
             random = "a new head" if network.new_head else "random weights"

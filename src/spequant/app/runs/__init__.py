@@ -4,6 +4,7 @@ from spequant.app.runs.dry_run import dry_run
 from spequant.app.runs.evaluation import evaluate_source
 from spequant.app.runs.exporting import export_source
 from spequant.app.runs.folder import listing
+from spequant.app.runs.prediction import predict_source
 from spequant.app.runs.reporter import Quiet, Reporter
 from spequant.app.runs.run import run
 from spequant.app.runs.sources import load_run, open_source
@@ -17,5 +18,6 @@ __all__ = [
     "listing",
     "load_run",
     "open_source",
+    "predict_source",
     "run",
 ]

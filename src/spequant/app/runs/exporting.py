@@ -3,17 +3,22 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from spequant.app.runs.evaluation import BATCH, at_bits, first_samples, stacked
-from spequant.app.runs.folder import ENVIRONMENT, METRICS, RECIPE, RESULT, STATE
+from spequant.app.runs.folder import ENVIRONMENT, FACTS, METRICS, RECIPE, RESULT, STATE
 from spequant.app.runs.questions import EVAL_BATCH, QuestionSet, answer_by, score
-from spequant.app.runs.sources import Samples, Source, TestSet, open_source
+from spequant.app.runs.reporter import Quiet, Reporter
+from spequant.app.runs.samples import Samples
+from spequant.app.runs.sources import Source, TestSet, example_of, open_source
 from spequant.data import ImageSet, eval_windows
 from spequant.deploy import FORMATS, Exported, Parity, export, quantize_biases
+from spequant.deploy.classes import CLASS_NAMES
 from spequant.deploy.formats import Format, check_ending, format_named
 from spequant.deploy.parity import FEW
 from spequant.deploy.running import TORCH, in_engine
@@ -21,6 +26,13 @@ from spequant.files import destination, placed
 
 WINDOWS = 512  # windows of questions whose logits are compared; exact match and F1 are compared on all
 POINTS = 0.2  # difference in exact match and F1 that is allowed
+CHOICES: dict[str | None, bool | None] = {
+    "classification": True,
+    "segmentation": True,
+    "multi-label": False,
+    "regression": False,
+}
+"""{task of a recipe: whether the largest number is the answer}; of others the comparison itself decides."""
 
 
 @dataclass
@@ -49,6 +61,7 @@ def export_source(
     network: str | None = None,
     data: Path | None = None,
     show: Callable[[Parity, str], None] = lambda parity, engine: None,
+    reporter: Reporter | None = None,
 ) -> Report:
     """Export a run or a packed file, and verify the new file on the test set.
 
@@ -63,11 +76,13 @@ def export_source(
         images: number of samples to verify on; None: all.
         root, network, data: as in `open_source`.
         show: is called with the comparison and the name of the engine, before the comparison is judged.
+        reporter: is told the phases; None: nobody is.
 
     Raises:
         ValueError: the network has no such form, an option does not fit, or answers differ. No file is left then.
     """
-    form = format_named(to)
+    form, reporter = format_named(to), reporter or Quiet()
+    reporter.phase("loading network and data")
     source = open_source(path, root, network=network, data=data)
     if source.model is None:
         raise source.network_needed("export it")
@@ -79,23 +94,42 @@ def export_source(
     if preprocessing and pixels is None:
         raise ValueError("preprocessing goes into graphs of a recipe's images; data holds what the network takes")
     with at_bits(source, act_bits):
-        integers = not isinstance(test, QuestionSet)  # biases of a network on tokens stay float
-        if integers and (act_bits is not None or round_biases):
-            quantize_biases(source.model, test.normalise(test.images[:1]))
-        batches, facts = _batches(test, normalised=pixels is None), {"act_bits": act_bits, "preprocessing": pixels}
-        options: dict[str, Any] = {
-            "preprocessing": pixels,
-            "about": {**source.loaded.about, **({} if source.recipe is None else facts)},
-            "check": lambda parity: show(parity, next(iter(form.engines), TORCH)),
-        }
+        example = example_of(source)
+        if isinstance(example, dict) and round_biases:
+            raise ValueError("round_biases is for integer graphs of images; the network takes tokens")
+        if isinstance(example, Tensor) and (act_bits is not None or round_biases):
+            quantize_biases(source.model, example)
+        facts = {} if source.recipe is None else {"act_bits": act_bits, "preprocessing": pixels}
+        reporter.phase(f"writing {form.name}")
+        options = {"preprocessing": pixels, **_options(source, form, facts, show)}
+        batches = _verifying(_batches(test, normalised=pixels is None), test, form, reporter)
         if isinstance(test, QuestionSet):
-            return _of_questions(source, test, form, out, batches, options)
+            return _of_questions(source, test, form, out, batches, options, reporter)
         exported = export(source.model, out, batches, to, **options)
     return Report(exported, len(test), what="samples" if isinstance(test, Samples) else "images")
 
 
+def _options(
+    source: Source, form: Format, facts: dict[str, Any], show: Callable[[Parity, str], None]
+) -> dict[str, Any]:
+    """Return arguments of `export`: what the file says of itself, `facts` included, and who is shown the comparison."""
+
+    def check(parity: Parity) -> None:
+        parity.choices = CHOICES.get(source.task, parity.choices)
+        show(parity, next(iter(form.engines), TORCH))
+
+    about = {name: value for name, value in source.loaded.about.items() if name != CLASS_NAMES}
+    return {"classes": source.loaded.classes, "about": {**about, **facts}, "check": check}
+
+
 def _of_questions(
-    source: Source, test: QuestionSet, form: Format, out: Path, batches: Iterator[Any], options: dict[str, Any]
+    source: Source,
+    test: QuestionSet,
+    form: Format,
+    out: Path,
+    batches: Iterator[Any],
+    options: dict[str, Any],
+    reporter: Reporter,
 ) -> Report:
     """Export a network for questions; if an engine runs the file, exact match and F1 are compared as well."""
     assert source.model is not None
@@ -104,8 +138,10 @@ def _of_questions(
         exported = replace(export(source.model, temporary, few, form.name, **options), path=out)
         figures = {}
         if form.engines:
-            network = score(test, answer_by(source.model, torch.device("cpu")))
-            engine = score(test, stacked(in_engine(form.open(temporary, None))))
+            reporter.phase(f"testing {len(test):,} questions in torch")
+            network = score(test, answer_by(source.model, torch.device("cpu")), reporter.track)
+            reporter.phase(f"testing {len(test):,} questions in {form.engines[0]}")
+            engine = score(test, stacked(in_engine(form.open(temporary, None))), reporter.track)
             figures = {name: (value, engine[name]) for name, value in network.items()}
         for name, (value, other) in figures.items():
             if abs(value - other) > max(POINTS, 100 * FEW / len(test)):
@@ -139,7 +175,7 @@ def _check_place(out: Path, form: Format, source: Path) -> None:
     """Refuse, before the work, a name by which the file could not be loaded, and a place that cannot be written."""
     check_ending(form, out, "out")
     taken = {source.resolve(): "what is exported"} if form.engines else {}
-    for name in (STATE, RECIPE, METRICS, RESULT, ENVIRONMENT):
+    for name in (STATE, RECIPE, METRICS, RESULT, ENVIRONMENT, FACTS):
         taken[(source / name).resolve()] = "a file of the run itself"
     for place in form.files(out):
         end = destination(place).resolve()
@@ -159,6 +195,15 @@ def _batches(test: TestSet, normalised: bool) -> Iterator[Any]:
         return
     for start in range(0, len(test), BATCH):
         part = test.part(slice(start, start + BATCH))
-        images: Any = part.images[:]  # images in files are read by this
+        images: Any = part.images if isinstance(part, Samples) else part.images[:]  # images in files are read by this
         inputs = part.normalise(images) if normalised else images
-        yield inputs if part.labels is None else (inputs, part.labels)
+        yield inputs if part.labels is None or isinstance(inputs, dict) else (inputs, part.labels)
+
+
+def _verifying(batches: Iterator[Any], test: TestSet, form: Format, reporter: Reporter) -> Iterator[Any]:
+    """Yield `batches`; from the second one on the file is there, and is compared with the network."""
+    yield from islice(batches, 1)
+    what = f"{len(test):,} {'questions' if isinstance(test, QuestionSet) else 'samples'}"
+    reporter.phase(f"verifying on {what} in {next(iter(form.engines), TORCH)}")
+    size = len(test.windows) / EVAL_BATCH if isinstance(test, QuestionSet) else len(test) / BATCH
+    yield from reporter.track(batches, max(1, ceil(size) - 1))

@@ -5,6 +5,7 @@ environment.json   a list with one entry per start: command, commit, versions, d
 metrics.jsonl      one row per event: start, epoch, layers, result ...
 checkpoints/       see train/checkpoint.py
 model.safetensors  the trained network
+data.json          of images: number and names of the classes, shape, and how an image file becomes an input
 network/           configuration and tokenizer of a transformers network
 result.json        the figures; exists only if the run is finished
 diverged.txt       why the run ended without a result: its loss was not finite
@@ -18,7 +19,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from spequant.train.checkpoint import checkpoints
 
 RECIPE, METRICS, RESULT, STATE = "recipe.json", "metrics.jsonl", "result.json", "model.safetensors"
 ENVIRONMENT, CHECKPOINTS, NETWORK, LOCK = "environment.json", "checkpoints", "network", ".lock"
-DIVERGED = "diverged.txt"
+DIVERGED, FACTS = "diverged.txt", "data.json"
 PACKAGES = ("torch", "numpy", "safetensors", "accelerate", "torchvision", "timm", "transformers")
 
 
@@ -113,7 +114,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def figures(row: dict[str, Any], prefix: str) -> dict[str, float]:
+def figures(row: Mapping[str, Any], prefix: str) -> dict[str, float]:
     """Return the figures in a result or in the row of an epoch whose names begin with `prefix`."""
     return {name: value for name, value in row.items() if name.startswith(prefix)}
 
@@ -156,20 +157,25 @@ def listing(parent: Path) -> list[dict[str, Any]]:
             row |= {"recipe": f"unreadable: {error}", "state": "unknown"}
             rows.append(row)
             continue
-        row |= _progress(folder)
-        if (folder / RESULT).exists():
+        row |= {**_progress(folder), "state": state_of(folder)}
+        if row["state"] == "finished":
             try:
-                row |= {**read_result(folder), "state": "finished"}
+                row |= read_result(folder)
             except ValueError:
                 row["state"] = "finished, result.json unreadable"
-        elif in_use(folder):
-            row["state"] = "running"
-        elif (folder / DIVERGED).exists():
-            row["state"] = "diverged"
-        else:
-            row["state"] = "stopped" if checkpoints(folder / CHECKPOINTS) else "stopped before its first checkpoint"
         rows.append(row)
     return rows
+
+
+def state_of(folder: Path) -> str:
+    """Return whether the run in `folder` is finished, running, diverged or stopped, in words."""
+    if (folder / RESULT).exists():
+        return "finished"
+    if in_use(folder):
+        return "running"
+    if (folder / DIVERGED).exists():
+        return "diverged"
+    return "stopped" if checkpoints(folder / CHECKPOINTS) else "stopped before its first checkpoint"
 
 
 def _progress(folder: Path) -> dict[str, Any]:

@@ -5,21 +5,23 @@ the float network as "package.module:Object", and an .npz with inputs and labels
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from spequant import models
-from spequant.app.recipes.recipe import Recipe
+from spequant.app.recipes.recipe import Network, Recipe
 from spequant.app.recipes.serial import from_json, to_json, without_paths
 from spequant.app.recipes.training import device_named
+from spequant.app.runs.facts import facts_of, read_facts, shape_of
 from spequant.app.runs.folder import NETWORK, RECIPE, STATE, run_first
 from spequant.app.runs.images import channels_last
 from spequant.app.runs.questions import QuestionSet, dev_questions
+from spequant.app.runs.samples import EXPECTED, Samples, read_samples
 from spequant.app.runs.weights import build_network
 from spequant.data import ImageSet, QuestionSettings
 from spequant.deploy import Loaded, Program, check_packed, load
@@ -29,53 +31,7 @@ RUN = "run"
 """The "format" of a run's folder."""
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Inputs as the file takes them, (n, ...), and labels, (n,), if there are any; they replace a recipe's test set."""
-
-    images: Tensor
-    labels: Tensor | None
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def part(self, indices: slice) -> "Samples":
-        return Samples(self.images[indices], None if self.labels is None else self.labels[indices])
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """Return inputs as fp32, except for int32 and int64, which are tokens and stay as they are."""
-        return images if images.dtype in (torch.int32, torch.int64) else images.float()
-
-
 TestSet = ImageSet | QuestionSet | Samples
-
-
-def read_samples(path: Path) -> Samples:
-    """Read an .npz with the array "inputs", (n, ...), and perhaps the array "labels", whole numbers (n,).
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no .npz, holds other arrays, or has no samples.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; expected an .npz with the arrays inputs and labels")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, AttributeError, EOFError) as error:
-        raise ValueError(f"{path} is no .npz that can be read ({error}); write it by numpy.savez") from error
-    if "inputs" not in arrays or set(arrays) - {"inputs", "labels"}:
-        raise ValueError(f"{path} holds the arrays {', '.join(arrays) or 'none'}; expected inputs and labels")
-    inputs, labels = arrays["inputs"], arrays.get("labels")
-    if not inputs.ndim or not len(inputs) or inputs.dtype.kind not in "fiub":
-        raise ValueError(f"{path}: inputs are {inputs.dtype} of shape {inputs.shape}; expected numbers, (samples, ...)")
-    if labels is not None and (labels.shape != inputs.shape[:1] or labels.dtype.kind not in "iu"):
-        raise ValueError(
-            f"{path}: labels are {labels.dtype} of shape {labels.shape}; expected whole numbers of shape "
-            f"({len(inputs)},), one per input"
-        )
-    tensor = torch.from_numpy(inputs.astype(np.float32) if inputs.dtype.kind == "f" else inputs)
-    return Samples(tensor, None if labels is None else torch.from_numpy(labels.astype(np.int64)))
 
 
 @dataclass(frozen=True)
@@ -92,6 +48,10 @@ class Source:
     """width in use of the activations that were trained at the recipe's act_bits"""
     tested: TestSet | None = None
     """the test set, if it was given or read already"""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.tested, Samples):
+            self.tested.check_names(self.loaded)
 
     @property
     def path(self) -> Path:
@@ -120,6 +80,11 @@ class Source:
         return None if self.recipe is None else self.recipe.quant.act_bits
 
     @property
+    def task(self) -> str | None:
+        """Name of the recipe's task; None: that of its data, or not known."""
+        return None if self.recipe is None else self.recipe.task
+
+    @property
     def of_questions(self) -> bool:
         return self.recipe is not None and self.recipe.asks
 
@@ -137,7 +102,7 @@ class Source:
         if self.recipe is None:
             raise ValueError(
                 f"{self.path} does not say what it is tested on, as files that were made in Python; give --data "
-                "FILE.npz with the arrays inputs and labels"
+                f"FILE.npz with the arrays {EXPECTED}"
             )
         folder = self.path.parent / NETWORK
         if self.of_questions and not folder.is_dir():
@@ -188,16 +153,13 @@ def open_source(
     if path.is_dir():
         if network is not None:
             raise ValueError(f"network is {network!r}; {path} is a run's folder, which holds its own")
-        recipe, model, test = load_run(path, root, "cpu")
-        shape = tuple(test.images.shape[1:]) if isinstance(test, ImageSet) else ()
-        loaded = Loaded(path, RUN, about=about_run(recipe, test, model), model=model.eval())
-        return Source(loaded, recipe, shape, recipe.quant.act_bits, samples or test)
+        return _run(path, root, samples)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; expected a run's folder or an exported file{run_first(path)}")
     loaded = load(path)
     source = _source(loaded, described=network is not None or samples is not None)
     if samples is not None:
-        source = replace(source, tested=samples, shape=source.shape or tuple(samples.images.shape[1:]))
+        source = replace(source, tested=samples, shape=source.shape or samples.shape)
     if loaded.engines or (source.recipe is None and network is None):
         return source
     if network is not None:
@@ -208,6 +170,20 @@ def open_source(
         model = load(path, _network_of(source.recipe, loaded.about)).model
     assert model is not None
     return replace(source, loaded=replace(loaded, model=channels_last(model, torch.device("cpu"))))
+
+
+def _run(folder: Path, root: Path | None, samples: Samples | None) -> Source:
+    """Open the folder of a run; its data are read only where the folder does not say what they are."""
+    facts = read_facts(folder)
+    if facts is None:
+        recipe, model, test = load_run(folder, root, "cpu")
+        about, known = about_run(recipe, test, model), test
+    else:
+        recipe = _recipe_in(folder)
+        model = _trained(recipe, _network_of(recipe, facts), folder, torch.device("cpu"))
+        about, known = _about(recipe.network.without_weights(), recipe, facts), None
+    loaded = Loaded(folder, RUN, about=about, model=model.eval())
+    return Source(loaded, recipe, () if recipe.asks else shape_of(about), recipe.quant.act_bits, samples or known)
 
 
 def float_network(reference: str) -> nn.Module:
@@ -239,14 +215,14 @@ def _network_of(recipe: Any, about: Any) -> nn.Module:
 def about_run(recipe: Recipe, test: TestSet, model: nn.Module) -> dict[str, Any]:
     """Return what an exported file says about its run: the recipe without paths, and what makes its network."""
     network = recipe.network.without_weights()
-    facts: dict[str, Any]
     if isinstance(test, ImageSet):
-        facts = {"classes": test.classes, "shape": list(test.images.shape[1:])}
-    else:
-        network = replace(network, name=_without_folders(network.name))
-        facts = {"network": models.configuration_dict(model)}
-    described = without_paths(replace(recipe, network=network))
-    return {"recipe": json.loads(to_json(described)), **facts}
+        return _about(network, recipe, facts_of(test))
+    network = replace(network, name=_without_folders(network.name))
+    return _about(network, recipe, {"network": models.configuration_dict(model)})
+
+
+def _about(network: Network, recipe: Recipe, facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {"recipe": json.loads(to_json(without_paths(replace(recipe, network=network)))), **facts}
 
 
 def _without_folders(name: str) -> str:
@@ -268,7 +244,7 @@ def _source(loaded: Loaded, described: bool) -> Source:
         models.check_network(recipe.network.name)
         if recipe.asks and not isinstance(about["network"], dict):
             raise ValueError(f"its network is {about['network']!r}")
-        shape = () if recipe.asks else _shape(about)
+        shape = () if recipe.asks else shape_of(about)
     except (KeyError, TypeError, ValueError) as error:
         if described:
             return plain
@@ -295,17 +271,12 @@ def example_of(source: Source, length: int | None = None) -> Tensor | dict[str, 
         tokens = torch.zeros(1, length or data.max_length, dtype=torch.int64)
         return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     if isinstance(source.tested, Samples):
-        return source.tested.normalise(source.tested.images[:1])
+        return source.tested.normalise(source.tested.part(slice(0, 1)).images)
     if source.shape is None:
-        raise ValueError(f"{source.path} does not say what inputs it takes; give --data FILE.npz with the array inputs")
+        raise ValueError(
+            f"{source.path} does not say what inputs it takes; give --data FILE.npz with the arrays {EXPECTED}"
+        )
     return torch.zeros(1, *source.shape)
-
-
-def _shape(about: Any) -> tuple[int, ...]:
-    shape, classes = about["shape"], about["classes"]
-    if len(shape) != 3 or not all(type(n) is int and 0 < n < 2**16 for n in (*shape, classes)):
-        raise ValueError(f"it has {classes!r} classes and inputs of shape {shape!r}")
-    return tuple(shape)
 
 
 def load_run(folder: Path, root: Path | None = None, device: str | None = None) -> tuple[Recipe, nn.Module, TestSet]:
@@ -323,21 +294,31 @@ def load_run(folder: Path, root: Path | None = None, device: str | None = None) 
         FileNotFoundError: the folder holds no finished run.
         ValueError: the recipe or the weights are damaged.
     """
-    for name in (RECIPE, STATE):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"{folder / name} does not exist; expected the folder of a finished run{run_first(folder)}"
-            )
-    try:
-        recipe = from_json((folder / RECIPE).read_text())
-    except ValueError as error:
-        raise ValueError(f"{folder / RECIPE}: {error}") from error
+    recipe = _recipe_in(folder)
     place = device_named(device or recipe.train.device)
     test = _test_set(recipe, root, place, folder / NETWORK)
     if isinstance(test, ImageSet):
         network = build_network(recipe.network.without_weights(), test)
     else:
         network = models.network_of(models.configuration(str(folder / NETWORK)))
+    return recipe, _trained(recipe, network, folder, place), test
+
+
+def _recipe_in(folder: Path) -> Recipe:
+    """Return the recipe of the finished run in `folder`."""
+    for name in (RECIPE, STATE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder / name} does not exist; expected the folder of a finished run{run_first(folder)}"
+            )
+    try:
+        return from_json((folder / RECIPE).read_text())
+    except ValueError as error:
+        raise ValueError(f"{folder / RECIPE}: {error}") from error
+
+
+def _trained(recipe: Recipe, network: nn.Module, folder: Path, device: torch.device) -> nn.Module:
+    """Return the network of a run, with its weights."""
     model = recipe.quant.build(network)
     models.load_weights(model, folder / STATE)
-    return recipe, channels_last(model, place), test
+    return channels_last(model, device)

@@ -10,6 +10,7 @@ from spequant.app.recipes.recipe import Network
 from spequant.app.recipes.serial import from_json
 from spequant.app.runs.folder import RECIPE, weight_file
 from spequant.data import ImageSet
+from spequant.models.weights import OtherHead
 from spequant.preparation.placement import unprepare
 
 
@@ -34,14 +35,28 @@ def build_network(choice: Network, data: ImageSet) -> nn.Module:
     if choice.weights is not None:
         low_bit = _low_bit(choice.weights)
         whole = model if low_bit is None else low_bit.build(model)
-        _load(whole, weight_file(choice.weights), data.classes, choice.new_head)
+        try:
+            models.load_weights(whole, weight_file(choice.weights), new_head=choice.new_head)
+        except OtherHead as error:
+            raise ValueError(
+                f"{error}. The data have {data.classes} classes; expected network.weights of one for as many, or "
+                "--network.new-head for a last layer of its own"
+            ) from error
         model = model if low_bit is None else unprepare(whole)
     return model
 
 
 def load_teacher(network: nn.Module, weights: Path) -> None:
-    """Load float weights, from a file or the folder of a run, into `network`."""
-    models.load_weights(network, weight_file(weights))
+    """Load float weights, from a file or the folder of a run, into `network`.
+
+    Raises:
+        FileNotFoundError: there are no such weights.
+        ValueError: the weights are of another network, or of other classes.
+    """
+    try:
+        models.load_weights(network, weight_file(weights))
+    except OtherHead as error:
+        raise ValueError(f"{error}. It is method.teacher; expected one for the classes of the data") from error
 
 
 def _low_bit(weights: Path) -> Quantization | None:
@@ -50,15 +65,3 @@ def _low_bit(weights: Path) -> Quantization | None:
         return None
     recipe = from_json((weights / RECIPE).read_text())
     return recipe.quant if recipe.quantized else None
-
-
-def _load(model: nn.Module, path: Path, classes: int, new_head: bool) -> None:
-    try:
-        models.load_weights(model, path, new_head=new_head)
-    except ValueError as error:
-        if "size mismatch" in str(error):
-            raise ValueError(
-                f"{error}. The network is made for the data's {classes} classes; expected network.weights of one for "
-                "as many, or --network.new-head for a last layer of its own"
-            ) from error
-        raise

@@ -22,6 +22,8 @@ MARK = ".demo"
 """a file that says that a demo made this folder"""
 ARMS = {"float": "digits-float", "Retrain W2A2": "digits-w2a2-retrain", "SPEQ W2A2": "digits-w2a2-speq"}
 """{arm: its recipe}; the low-bit arms start from the float one"""
+HELD_OUT = 200
+"""training images that the curves of accuracy are measured on, and nothing is trained on"""
 DEMO_FILES = ("digits-float", "digits-w2a2-retrain-seed*", "digits-w2a2-speq-seed*", "curves.png")
 
 
@@ -46,15 +48,17 @@ def run_demo(settings: Demo) -> None:
         remove(path) if path.is_dir() else path.unlink()
     start = settings.out / "digits-float"
     runs: dict[str, dict[Path, dict[str, Any]]] = {arm: {} for arm in ARMS}
+    count = 1 + (len(ARMS) - 1) * len(settings.seeds)
     for arm, name in ARMS.items():
         for seed in (0,) if arm == "float" else settings.seeds:
             recipe, folder = RECIPES[name]().with_seed(seed), start
+            recipe = replace(recipe, data=replace(recipe.data, held_out=HELD_OUT))
             if settings.epochs is not None:
                 recipe = replace(recipe, train=replace(recipe.train, epochs=settings.epochs))
             if recipe.quantized:
                 recipe = replace(recipe, network=replace(recipe.network, weights=start))
                 folder = settings.out / f"{name}-seed{seed}"
-            with Terminal(f"{arm}, seed {seed}") as reporter:
+            with Terminal(f"{arm}, seed {seed}", 1 + sum(map(len, runs.values())), count) as reporter:
                 runs[arm][folder] = run(recipe, folder, reporter)
     print_table(_table(runs))
     if len(settings.seeds) > 1:

@@ -1,8 +1,9 @@
 """What each step down in bits costs, by calibration alone and after short training, and the worst layer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -15,10 +16,13 @@ from spequant.app.recipes.quantization import Quantization
 from spequant.app.recipes.training import device_named
 from spequant.app.runs import run
 from spequant.app.runs.images import Images, measure
+from spequant.app.studies.pictures import draw_lines
 from spequant.app.studies.sensitivity import LAYER_IMAGES, losses_alone
 from spequant.app.terminal import Terminal, print_table
 from spequant.app.train import parse
+from spequant.extras import needs
 from spequant.files import write_json
+from spequant.pictures import blank, save
 
 RUNGS = ((8, 8), (4, 4), (2, 8), (8, 2), (2, 2))
 """(weight bits, activation bits) of each step"""
@@ -63,25 +67,29 @@ def run_ladder(settings: LadderRecipe) -> None:
         )
     if settings.out.exists():
         raise FileExistsError(f"{settings.out} exists; give another --out, or remove it")
+    needs("matplotlib.figure", "report")  # which the picture needs at the end
     if recipe.train.threads is not None:
         torch.set_num_threads(recipe.train.threads)
     images = Images(recipe, device_named(recipe.train.device))
     if images.held is None:
         raise ValueError("data.held_out is 0; the ladder needs held-out images to name the worst layer")
     network, batches, rows = images.network(), images.calibration(), []
-    for weight, act in RUNGS:
+    for number, (weight, act) in enumerate(RUNGS, 1):
         rung = replace(recipe, name=f"W{weight}A{act}", quant=replace(recipe.quant, weight_bits=weight, act_bits=act))
-        model = rung.quant.calibrated(network, batches)
-        costs = losses_alone(model, images.held.part(slice(0, LAYER_IMAGES)))[1]
-        layer = max(costs, key=costs.__getitem__)
-        row = {
-            "rung": rung.name,
-            "calibrated": measure(model, images.held).accuracy,
-            "calibrated_test": measure(model, images.test).accuracy,
-            "worst_layer": layer,
-            "worst_layer_loss": costs[layer],
-        }
-        with Terminal(rung.name) as reporter:
+        with Terminal(rung.name, number, len(RUNGS)) as reporter:
+            reporter.phase("calibrating the network as a whole")
+            model = rung.quant.calibrated(network, batches)
+            reporter.phase("measuring each layer alone")
+            costs = losses_alone(model, images.held.part(slice(0, LAYER_IMAGES)))[1]
+            layer = max(costs, key=costs.__getitem__)
+            reporter.phase("measuring the calibrated network")
+            row = {
+                "rung": rung.name,
+                "calibrated": measure(model, images.held, track=reporter.track).accuracy,
+                "calibrated_test": measure(model, images.test, track=reporter.track).accuracy,
+                "worst_layer": layer,
+                "worst_layer_loss": costs[layer],
+            }
             result = run(rung, settings.out / rung.name, reporter)
         rows.append({**row, "trained": result["held_out_accuracy"], "trained_test": result["test_accuracy"]})
     table = Table("", "calibrated: held out", "test", "trained: held out", "test", "worst layer (loss if alone)")
@@ -92,3 +100,22 @@ def run_ladder(settings: LadderRecipe) -> None:
         table.add_row(row["rung"], *figures, f"{row['worst_layer']} ({row['worst_layer_loss']:.3f})")
     print_table(table)
     write_json(settings.out / "ladder.json", {"float": floating, "rungs": rows})
+    draw_ladder(floating["held"], rows, settings.out / "ladder.png")
+
+
+def draw_ladder(floating: float, rows: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """Draw held-out accuracy by step, calibrated and trained, below the float network's (PNG).
+
+    Args:
+        floating: held-out accuracy of the float network, %.
+        rows: with `rung`, and the held-out accuracies `calibrated` and `trained`, %.
+        out: the picture.
+    """
+    picture = blank(7, 4)
+    axes = picture.subplots()
+    lines = {f"{what}": [(i, [row[what]]) for i, row in enumerate(rows)] for what in ("calibrated", "trained")}
+    lines["float"] = [(i, [floating]) for i in range(len(rows))]
+    draw_lines(axes, lines)
+    axes.set_xticks(range(len(rows)), [row["rung"] for row in rows])
+    axes.set_ylabel("held-out accuracy, %")
+    save(picture, out)

@@ -9,6 +9,7 @@ from spequant.app.commands.studies import Compare
 from spequant.app.commands.training import Sweep
 from spequant.app.studies.compare import print_comparison
 from spequant.app.studies.side_by_side import Job, all_finished, side_by_side, threads_each
+from spequant.app.terminal import title_of
 from spequant.app.train import parsed_train, run_name
 from spequant.comparison import students_t
 
@@ -36,7 +37,9 @@ def sweep(words: Sequence[str]) -> None:
         recipe = parsed_train(name, arguments).recipe
         recipe.check_ready()
         folder = settings.out / run_name(recipe)
-        jobs.append(Job(name, folder, ("train", name, *arguments, "--out", str(folder), "--resume")))
+        jobs.append(
+            Job(name, folder, ("train", name, *arguments, "--out", str(folder), "--resume"), title_of(name, seed))
+        )
     run_sweep(jobs, settings.at_once)
 
 

@@ -1,7 +1,8 @@
 """Where a study works: its settings, its folder, the float networks that its arms start from."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from spequant.app.recipes import RECIPES, Recipe
 from spequant.app.recipes.command_line import recipe_named
 from spequant.app.recipes.serial import from_json
 from spequant.app.recipes.variants import FLOAT, RETRAIN
-from spequant.app.runs import load_run
+from spequant.app.runs import Reporter, load_run
 from spequant.app.runs.folder import RECIPE
 from spequant.app.studies.arms import Arm, Trained, carry_out, reason, train_arms, train_at_once
 from spequant.app.studies.compare import check_seeds
 from spequant.app.studies.tables import CIFAR, RESNET20, Change, Family, arm
 from spequant.app.studies.tiny import tiny, write_images
+from spequant.app.terminal import Terminal
 from spequant.data import DataSettings
 from spequant.methods import SPEQ
 
@@ -35,7 +37,7 @@ class Workshop:
     """Where a study works: its folder, its settings, the float networks that its arms start from."""
 
     def __init__(self, name: str, settings: Study):
-        self.settings = settings
+        self.settings, self.name = settings, name
         self.folder = settings.out or Path("runs") / f"study-{name}"
         if self.folder.exists() and any(self.folder.iterdir()) and not settings.resume:
             raise FileExistsError(f"{self.folder} exists; go on with --resume, give another --out, or remove it")
@@ -58,6 +60,13 @@ class Workshop:
         recipe, model, _ = load_run(folder, root, self.settings.device)
         data = recipe.data if root is None else replace(recipe.data, root=root)
         return replace(recipe, data=data, train=replace(recipe.train, device=self.settings.device)), model
+
+    @contextmanager
+    def phase(self, text: str) -> Iterator[Reporter]:
+        """Inside, the terminal says that the study is doing `text`."""
+        with Terminal(f"study {self.name}") as reporter:
+            reporter.phase(text)
+            yield reporter
 
     def train(self, arms: Sequence[Arm], seeds: Sequence[int] = ()) -> list[Trained]:
         """Each arm with its runs, one per seed; no `seeds`: all of the settings."""
