@@ -13,6 +13,7 @@ from spequant.app.recipes.origins import weights_origin
 from spequant.app.recipes.recipe import Recipe
 from spequant.app.recipes.training import Training
 from spequant.app.runs.fields import Field, make_field
+from spequant.app.runs.folder import run_first
 from spequant.app.runs.images import channels_last
 from spequant.app.runs.weights import load_teacher
 from spequant.calibration.batch_norm import synchronise_batch_norm
@@ -79,6 +80,8 @@ def assemble(
     try:
         network = field.network()
     except FileNotFoundError as error:
+        if recipe.network.weights is not None and run_first(recipe.network.weights):
+            raise  # it says which command makes the run
         raise FileNotFoundError(f"{error}. {weights_origin(recipe)}") from error
     if recipe.quantized and snapshot is None:
         phase("calibrating")
