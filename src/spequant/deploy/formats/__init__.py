@@ -8,8 +8,11 @@ from spequant.deploy.formats.onnx import Onnx
 from spequant.deploy.formats.openvino import OpenVino
 from spequant.deploy.formats.packed import Packed
 from spequant.deploy.formats.qonnx import Qonnx
+from spequant.deploy.formats.tflite import Tflite
 
-FORMATS: dict[str, Format] = {form.name: form for form in (Packed(), Onnx(), MixedFormat(), OpenVino(), Qonnx())}
+FORMATS: dict[str, Format] = {
+    form.name: form for form in (Packed(), Onnx(), MixedFormat(), OpenVino(), Qonnx(), Tflite())
+}
 
 __all__ = ["FORMATS", "Draft", "Format", "ProgramFormat", "format_named", "format_of_file", "format_to_write"]
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from spequant.deploy.code_graphs import CodeGraphs
 from spequant.deploy.engines import Run
 from spequant.deploy.loaded import Loaded, Preprocessing
 from spequant.deploy.lower import lower
@@ -61,8 +62,8 @@ class Format(ABC):
     """whether it holds networks on tokens, or of inputs by name"""
     any_width: ClassVar[bool] = False
     """whether its files run at other activation widths than they were written at"""
-    codes: ClassVar[bool] = False
-    """whether its engine computes on stored codes, which are compared one by one"""
+    graphs: ClassVar[CodeGraphs | None] = None
+    """where its engine computes on stored codes, which are compared one by one"""
     images: ClassVar[int | None] = None
     """images of a test set that its files are verified on; None: all"""
 
