@@ -13,7 +13,7 @@ and M and the bias, both free, are put where both ways of rounding step between 
 room: XNNPACK's steps stay right, and what the other gives otherwise is counted.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,7 @@ class Steps:
     """Where the twin's code grows, for each output and each code k of low + 1 .. high: (outputs, codes).
 
     Sums are unit * j + bias with j of first .. last; at `at` the code is k for the first time, last + 1: it never is.
-    unit, bias, first, last: int64 (outputs, 1); factor: fp32 (outputs, 1).
+    unit, bias, first, last: int64 (outputs, 1); factor: codes per unit of a sum, fp64 (outputs, 1).
     """
 
     codes: np.ndarray
@@ -66,6 +66,10 @@ class Steps:
     first: np.ndarray
     last: np.ndarray
     factor: np.ndarray
+
+    def times(self, factor: int) -> "Steps":
+        """Of input codes that are stored `factor` times as large."""
+        return replace(self, unit=self.unit * factor, bias=self.bias * factor, factor=self.factor / factor)
 
     def ends(self) -> tuple[np.ndarray, np.ndarray]:
         """(largest sum with a lower code, smallest sum with the code or a higher one); infinite where there is none."""
@@ -100,7 +104,7 @@ def steps(form: Integers, factor: Tensor, source: tuple[int, int], low: int, hig
     j = near[..., None] + np.arange(-2, 3)
     reached = litert_codes(unit[..., None] * j + bias[..., None], scale[..., None]) >= codes[None, :, None]
     at = np.clip(near + 3 - reached.sum(-1), first, last + 1)
-    return Steps(codes, at, unit, bias, first, last, scale)
+    return Steps(codes, at, unit, bias, first, last, scale.astype(np.float64))
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ def _placed(s: Steps) -> tuple[np.ndarray, np.ndarray]:
     which both step as the twin, the middle of the widest is taken; elsewhere the end of XNNPACK's interval at which the
     other has the fewest steps elsewhere.
     """
-    exact = np.maximum(s.factor[:, 0].astype(np.float64), 2.0**-60)
+    exact = np.maximum(s.factor[:, 0], 2.0**-60)
     slope = 1 / exact[:, None]
     earlier = (1 / (2 * np.frexp(exact)[0]))[:, None, None]
     middle = (s.codes - 0.5)[None, :, None]

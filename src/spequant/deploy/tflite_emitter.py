@@ -66,10 +66,16 @@ def clip(grid: Grid, zero: int) -> Clip:
     return Clip(RELU6, np.float32(6 / high)) if low == 0 else Clip(None, step)
 
 
+def spread_of(grid: Grid) -> int:
+    """How many times as large codes of `grid` may be stored."""
+    return 255 // max(1, grid.high - grid.low)
+
+
 class TfliteEmitter:
     """tensors: of each operation's result, codes or float. zero: what is stored for code 0. output: the operation whose
     result leaves the graph. unequal: {operation: {engine: sums, or pairs of codes, to which it gives another code than
-    the twin}}."""
+    the twin}}. scaled: of codes that were rounded from float, what was rounded; wholes: the
+    same codes in float."""
 
     def __init__(self, writers: "TfliteWriters", ops: Sequence[Operation], output: Operation | None = None) -> None:
         self.graph, self.writers = TfliteGraph(), writers
@@ -77,6 +83,9 @@ class TfliteEmitter:
         self.tensors: dict[Operation, int] = {}
         self.floats: dict[Operation, int] = {}
         self.at_steps: dict[Operation, int] = {}
+        self.scaled: dict[Operation, int] = {}
+        self.wholes: dict[Operation, int] = {}
+        self.spreads: dict[tuple[Operation, int], int] = {}
         self.unequal: dict[Operation, dict[str, int]] = {}
 
     def emit(self, op: Operation) -> None:
@@ -117,6 +126,18 @@ class TfliteEmitter:
         one = self.graph.constant(op.name, np.ones(1, np.int8), unit / self.graph.scale(source))
         out = self.codes(op, unit)
         return self.graph.node("MUL", [source, one], out, fusedActivationFunction=self.activation(activation))
+
+    def spread(self, op: Operation, times: int) -> int:
+        """The codes of `op` stored `times` as large, so that sums of products with them are, too."""
+        assert op.grid is not None
+        if (op, times) not in self.spreads:
+            source = self.tensors[op]
+            inputs = [source, self.graph.constant(op.name, np.ones(1, np.int8), 1.0)]
+            zero, unit = -128 - times * op.grid.low, self.graph.scale(source) / np.float32(times)
+            out = self.graph.tensor(op.name, self.graph.shape(source), INT8, unit, zero)
+            self.graph.node("MUL", inputs, out, fusedActivationFunction=self.activation(NONE))
+            self.spreads[op, times] = out
+        return self.spreads[op, times]
 
     def value(self, op: Operation) -> int:
         """The float values of an operation's result."""
@@ -162,6 +183,31 @@ class TfliteEmitter:
         assert op.grid is not None
         low, high = op.grid.low + self.zero[op], op.grid.high + self.zero[op]
         return self.between(op, source, low if low > -128 else None, high if high < 127 else None)
+
+    def least(self, op: Operation) -> int:
+        """The fused activation that keeps float values above the lowest code of `op` where that is 0."""
+        assert op.grid is not None
+        return self.activation(RELU if op.grid.low == 0 else NONE)
+
+    def rounded(self, op: Operation, scaled: int) -> int:
+        """Float values in units of codes, behind `least`, as codes of the scale 1."""
+        assert op.grid is not None
+        zero, low, high = self.zero[op], op.grid.low, op.grid.high
+        least, most = low if low and low + zero > -128 else None, high if high + zero < 127 else None
+        self.scaled[op] = self.between(op, scaled, least, most)
+        return self.graph.node("QUANTIZE", [self.scaled[op]], self.codes(op, np.float32(1)))
+
+    def whole(self, op: Operation) -> int:
+        """The codes that `rounded` gave, or that the graph is given, in float."""
+        assert op.grid is not None
+        if op not in self.wholes:
+            if op in self.scaled:
+                low, high = op.grid.low, op.grid.high
+                kind, source = "ROUND", self.between(op, self.scaled[op], low or None, high)
+            else:
+                kind, source = "DEQUANTIZE", self.tensors[op]
+            self.wholes[op] = self.graph.node(kind, [source], self.like(op))
+        return self.wholes[op]
 
     def padded(self, op: Operation, source: int, padding: Sequence[int], lowest: bool = False) -> int:
         """With zeros around, or with the lowest number, which is the largest of no window."""

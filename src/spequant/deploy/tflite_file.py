@@ -6,6 +6,7 @@ Metadata of the model: "spequant", JSON with
     inputs         shape of the network's input by name, as torch has it, null: any
     preprocessing  [mean, std] where the input is uint8 images, or null
     act_bits       widths of its activations, in ascending order
+    layers         what each costs (`cost.LayerCost`)
     unequal        {operation: {engine: sums to which it gives another code than the twin}}, where there are any
     about          what the writer said of the network
 
@@ -65,29 +66,34 @@ def write_tflite(data: bytes, path: str | Path) -> None:
         temporary.write_bytes(sealed(data))
 
 
-def read_tflite(path: Path, name: str, engines: tuple[str, ...]) -> Loaded:
-    """A file of the format `name`. FileNotFoundError. ValueError: changed, damaged, of a newer format, or not ours."""
+def read_head(path: Path) -> dict[str, Any]:
+    """What a file says of itself. FileNotFoundError. ValueError: changed, damaged, of a newer format, or not ours."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; expected a .tflite file")
     data = path.read_bytes()
     check_seal(path, data)
     try:
         head = json.loads(_entry(data, KEY))
-        version, about = head["format"], head["about"]
-        inputs = {name: tuple(shape) for name, shape in head["inputs"].items()}
+        version, _ = head["format"], head["about"]
     except Exception as error:  # flatbuffers raise what reading past an end does
         raise ValueError(f"{path} is no .tflite file of spequant ({error!r}); export it anew") from error
     if version != FORMAT:
         raise ValueError(
             f"{path}: format is {version!r}; this version reads {FORMAT}: install the version that wrote it"
         )
+    return head
+
+
+def read_tflite(path: Path, name: str, engines: tuple[str, ...]) -> Loaded:
+    """A file of the format `name`, opened. Errors as `read_head`'s."""
+    head = read_head(path)
     values = head["preprocessing"]
     return Loaded(
         path,
         name,
         engines,
-        about=about,
-        inputs=inputs,
+        about=head["about"],
+        inputs={end: tuple(shape) for end, shape in head["inputs"].items()},
         act_bits=tuple(head["act_bits"]),
         preprocessing=None if values is None else (values[0], values[1]),
     )

@@ -27,6 +27,7 @@ OPTIONS = {
     "QUANTIZE": "QuantizeOptions",
     "RELU": None,
     "RESHAPE": "ReshapeOptions",
+    "ROUND": None,
     "SUB": "SubOptions",
     "TRANSPOSE": "TransposeOptions",
 }
@@ -127,6 +128,7 @@ class TfliteGraph:
     def model(self, inputs: Mapping[str, int], outputs: Mapping[str, int], metadata: Mapping[str, bytes]) -> bytes:
         """The file's bytes. inputs, outputs: {name: tensor}, in their order."""
         s, model, graph = self.schema, self.schema.ModelT(), self.schema.SubGraphT()
+        self._keep(set(outputs.values()))
         for name, tensor in (*inputs.items(), *outputs.items()):
             self.tensors[tensor].name = name
         graph.name, graph.tensors, graph.operators = "main", self.tensors, self.operators
@@ -146,6 +148,15 @@ class TfliteGraph:
         builder = needs("flatbuffers", "tflite").Builder(2**16)
         builder.Finish(model.Pack(builder), b"TFL3")
         return bytes(builder.Output())
+
+    def _keep(self, needed: set[int]) -> None:
+        """Leave out operators whose result neither leaves the graph nor is read."""
+        kept = []
+        for operator in reversed(self.operators):
+            if operator.outputs[0] in needed:
+                kept.append(operator)
+                needed.update(operator.inputs.tolist())
+        self.operators = kept[::-1]
 
     def _signature(self, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> Any:
         signature = self.schema.SignatureDefT()

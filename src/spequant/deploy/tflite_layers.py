@@ -1,17 +1,19 @@
 """Convolutions and linear layers in a .tflite graph: on int8 codes, with int16 results at the end, or in float."""
 
+import math
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from spequant.deploy.integers import largest_sums
-from spequant.deploy.operations import FloatLayer, Weighted
-from spequant.deploy.requantization import requantization, steps
-from spequant.deploy.tflite_emitter import NONE, TfliteEmitter, clip
+from spequant.deploy.integers import SUM, largest_sums
+from spequant.deploy.operations import FloatLayer, Quantize, Weighted
+from spequant.deploy.requantization import ENGINES, requantization, steps
+from spequant.deploy.tflite_emitter import NONE, TfliteEmitter, clip, spread_of
 from spequant.deploy.tflite_graph import INT16
 
 LARGEST = 2**15 - 1  # of an int16
+FEW_PRODUCTS = 2**20
 
 
 def weighted(e: TfliteEmitter, op: Weighted) -> int:
@@ -28,24 +30,46 @@ def weighted(e: TfliteEmitter, op: Weighted) -> int:
     how = clip(op.grid, e.zero[op])
     factor = op.step * form.scale / op.grid.step
     ends = op.source.low, op.source.high
-    found = requantization(steps(form, factor, ends, op.grid.low, op.grid.high), e.graph.scale(source), how.unit)
+    twin = steps(form, factor, ends, op.grid.low, op.grid.high)
+    found = requantization(twin, e.graph.scale(source), how.unit)
+    times = min(spread_of(op.source), SUM // form.bound)
+    if found.unequal["tflm"] and times > 1:
+        source = e.spread(op.inputs[0], times)
+        found = requantization(twin.times(times), e.graph.scale(source), how.unit)
+    elif found.unequal["tflm"] and _may_be_float(op):
+        return _of_float_sums(e, op, factor)
     e.unequal[op] = found.unequal
     out = e.codes(op, how.unit)
     constants = form.weight.numpy(), found.scale, found.bias
-    _product(e, op, source, constants, out, how.activation or NONE)
+    _product(e, op, source, constants, out, e.activation(how.activation or NONE))
     return out if how.activation else e.clipped(op, out)
 
 
 def float_layer(e: TfliteEmitter, op: FloatLayer) -> int:
     constants = (op.weight.detach().numpy(), None, op.bias.detach().numpy())
-    return _product(e, op, e.value(op.inputs[0]), constants, e.like(op), NONE)
+    return _product(e, op, e.value(op.inputs[0]), constants, e.like(op), e.activation(NONE))
+
+
+def _may_be_float(op: Weighted) -> bool:
+    """Whether it is a first layer, its input float until there, so small that float sums cost little."""
+    products = math.prod(op.shape) * math.prod(op.weight.shape[1:])
+    return isinstance(op.inputs[0], Quantize) and products <= FEW_PRODUCTS and op.integers.exact_in_fp32
+
+
+def _of_float_sums(e: TfliteEmitter, op: Weighted, factor: Tensor) -> int:
+    """Sums in units of output codes, in float, then rounded: as the twin's but for the last bits of a sum."""
+    form = op.integers
+    weight, bias = form.weight * _columns(factor, form.weight), form.bias * factor
+    e.unequal[op] = dict.fromkeys(ENGINES, 0)
+    constants = (weight.numpy(), None, bias.numpy())
+    return e.rounded(op, _product(e, op, e.whole(op.inputs[0]), constants, e.like(op), e.least(op)))
 
 
 def _in_float(e: TfliteEmitter, op: Weighted) -> int:
     form = op.integers
     weight = form.weight.float() * _columns(form.scale, form.weight)
     constants = (weight.numpy(), None, (form.bias.double() * (op.step * form.scale).double()).float().numpy())
-    return _product(e, op, e.value(op.inputs[0]), constants, e.like(op), NONE)
+    return _product(e, op, e.value(op.inputs[0]), constants, e.like(op), e.activation(NONE))
 
 
 def _at_the_end(e: TfliteEmitter, op: Weighted) -> int:
@@ -59,16 +83,16 @@ def _at_the_end(e: TfliteEmitter, op: Weighted) -> int:
     scale = units.numpy() / unit
     scale = scale[:1] if bool((scale == scale[0]).all()) else scale
     out = e.graph.tensor(op.name, list(op.shape), INT16, step or np.float32(1))
-    _product(e, op, codes, (form.weight.numpy(), scale, form.bias.numpy().astype(np.int64)), out, NONE)
+    _product(e, op, codes, (form.weight.numpy(), scale, form.bias.numpy().astype(np.int64)), out, e.activation(NONE))
     return e.graph.node("DEQUANTIZE", [out], e.like(op))
 
 
 def _product(
-    e: TfliteEmitter, op: Weighted | FloatLayer, source: int, constants: tuple[Any, Any, Any], out: int, activation: str
+    e: TfliteEmitter, op: Weighted | FloatLayer, source: int, constants: tuple[Any, Any, Any], out: int, activation: int
 ) -> int:
     """constants: (weight as torch has it, its scale per output or None, bias)."""
     weight, scale, bias = constants
-    name, fused = op.name, {"fusedActivationFunction": e.activation(activation)}
+    name, fused = op.name, {"fusedActivationFunction": activation}
     bias = e.graph.constant(f"{name}.bias", bias, None if scale is None else e.graph.scale(source) * scale)
     if not op.spatial:
         weight = e.graph.constant(f"{name}.weight", weight, scale)

@@ -5,6 +5,7 @@ the same codes: `requantization.py`; the file: `tflite_file.py`.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from torch import nn
 
 from spequant.deploy.code_graphs import CodedGraph, CodeGraphs
+from spequant.deploy.cost import program_costs
 from spequant.deploy.formats.format import Draft, ProgramFormat
 from spequant.deploy.loaded import Loaded, Preprocessing
 from spequant.deploy.operations import (
@@ -40,15 +42,10 @@ from spequant.deploy.tflite_layers import float_layer, weighted
 
 
 def _quantize(e: TfliteEmitter, op: Quantize) -> int:
-    """x * rate, as fake quantization has it, to codes of the scale 1: x / step differs in its last bit."""
+    """x * rate, as fake quantization has it: x / step differs in its last bit."""
     assert op.grid is not None
-    zero, low, high = e.zero[op], op.grid.low, op.grid.high
-    fused = RELU if low == 0 else NONE
     inputs = [e.value(op.inputs[0]), e.number(op, op.grid.rate)]
-    scaled = e.graph.node("MUL", inputs, e.like(op), fusedActivationFunction=e.activation(fused))
-    least = None if fused == RELU or low + zero == -128 else low
-    scaled = e.between(op, scaled, least, None if high + zero == 127 else high)
-    return e.graph.node("QUANTIZE", [scaled], e.codes(op, np.float32(1)))
+    return e.rounded(op, e.graph.node("MUL", inputs, e.like(op), fusedActivationFunction=e.least(op)))
 
 
 def _add(e: TfliteEmitter, op: Add) -> int:
@@ -202,6 +199,7 @@ def tflite_graph(
     outputs = {"output": _left(e, program.output, e.value(program.output))}
     outputs |= {f"tap{i}": _left(e, op, e.tensors[op]) for i, op in enumerate(taps)}
     head = {"preprocessing": preprocessing, "act_bits": program.act_bits, "unequal": e.unequal_by_name()}
+    head["layers"] = [asdict(cost) for cost in program_costs(program)]
     model = e.graph.model({"input": end}, outputs, metadata(head, about, source.shape))
     return CodedGraph(with_labels(model, about), e.zero, INT8)
 
@@ -215,7 +213,8 @@ def op_graph(op: Operation) -> CodedGraph:
         if source.grid is None:
             end = e.graph.tensor("in", shape, FLOAT)
         else:
-            end = e.codes(source, np.float32(source.grid.step), shape)
+            unit = 1 if isinstance(source, Quantize) else source.grid.step  # as `_quantize` has it
+            end = e.codes(source, np.float32(unit), shape)
         inputs[f"in{i}"], e.tensors[source] = end, _entered(e, source, end)
     e.emit(op)
     return CodedGraph(e.graph.model(inputs, {"output": _left(e, op, e.tensors[op])}, {}), e.zero, INT8)
