@@ -11,8 +11,10 @@ from tyro.conf import FlagCreatePairsOff, Positional
 from spequant.app.runs import evaluate_source, export_source, open_source
 from spequant.app.runs.sources import Source, example_of
 from spequant.app.terminal import in_words, print_table
-from spequant.deploy import FORMATS, LayerCost, Parity, model_costs, packed_costs, program_costs, totals
+from spequant.deploy import FORMATS, LayerCost, Parity, model_costs, packed_costs, program_costs, tflite_costs, totals
 from spequant.deploy.engines import ENGINES
+from spequant.deploy.tflite_engines import arena_size
+from spequant.deploy.tflite_file import read_head
 from spequant.files import destination, write_json
 from spequant.names import some_of
 
@@ -172,7 +174,7 @@ class Inspect:
     """Bits, ranges, bytes, multiply-accumulates and bit operations, layer by layer."""
 
     source: Positional[Path]
-    """a run's folder, a packed file or one of --to onnx"""
+    """a run's folder, a packed file, or one of --to onnx or tflite"""
     root: Path | None = None
     """folder of the data set, for a run; None: the recipe's, or SPEQUANT_DATA"""
     json: Annotated[Path | None, tyro.conf.arg(help="layers and totals as JSON")] = None
@@ -208,7 +210,21 @@ def print_inspection(settings: Inspect) -> None:
             f"{total['times_fewer_bit_operations_than_fp32'] or 1:.1f} times the bit operations "
             "(MACs x weight bits x input bits)"
         )
+    if source.kind.startswith("tflite"):
+        _print_tflite(source.path)
     write_json(settings.json, {"source": str(settings.source), "layers": [c.row() for c in costs], "total": total})
+
+
+def _print_tflite(path: Path) -> None:
+    """What a microcontroller needs for it, and where its engines give other codes than training."""
+    flash = f"{path.stat().st_size:,} bytes of flash"
+    try:
+        print(f"TensorFlow Lite Micro: {flash}, {arena_size(path):,} bytes of memory for tensors and the graph's data")
+    except ModuleNotFoundError as error:
+        print(f"TensorFlow Lite Micro: {flash}; its memory is not known: {error}")
+    for name, counts in read_head(path)["unequal"].items():
+        said = ", ".join(f"{count:,} in {engine}" for engine, count in counts.items() if count)
+        print(f"{name}: sums that get another code than in training: {said}")
 
 
 def _range(ends: tuple[float, float] | None) -> str:
@@ -224,8 +240,10 @@ def _costs(source: Source) -> list[LayerCost]:
         return program_costs(source.program)
     if source.model is not None:
         return model_costs(source.model, example_of(source))
+    if source.kind.startswith("tflite"):
+        return tflite_costs(source.path)
     if source.loaded.engines:
         raise ValueError(
-            f"{source.path} is a file of --to {source.kind}; expected a run, a packed file or one of --to onnx"
+            f"{source.path} is a file of --to {source.kind}; expected a run or a file of --to packed, onnx or tflite"
         )
     return packed_costs(source.path)

@@ -67,9 +67,10 @@ class Steps:
     last: np.ndarray
     factor: np.ndarray
 
-    def times(self, factor: int) -> "Steps":
-        """Of input codes that are stored `factor` times as large."""
-        return replace(self, unit=self.unit * factor, bias=self.bias * factor, factor=self.factor / factor)
+    def times(self, factor: int, divisor: int = 1) -> "Steps":
+        """Of products `factor` / `divisor` times as large; the bias is then only near to its own."""
+        bias = np.rint(self.bias * factor / divisor).astype(np.int64)
+        return replace(self, unit=self.unit * factor // divisor, bias=bias, factor=self.factor / factor * divisor)
 
     def ends(self) -> tuple[np.ndarray, np.ndarray]:
         """(largest sum with a lower code, smallest sum with the code or a higher one); infinite where there is none."""

@@ -73,12 +73,20 @@ def spread_of(grid: Grid) -> int:
 
 class TfliteEmitter:
     """tensors: of each operation's result, codes or float. zero: what is stored for code 0. output: the operation whose
-    result leaves the graph. unequal: {operation: {engine: sums, or pairs of codes, to which it gives another code than
-    the twin}}. scaled: of codes that were rounded from float, what was rounded; wholes: the
-    same codes in float."""
+    result leaves the graph. int4: whether weights that fit 4 bits are packed.
 
-    def __init__(self, writers: "TfliteWriters", ops: Sequence[Operation], output: Operation | None = None) -> None:
-        self.graph, self.writers = TfliteGraph(), writers
+    unequal: {operation: {engine: sums, or pairs of codes, to which it gives another code than the twin}}. scaled: of
+    codes that were rounded from float, what was rounded; wholes: the same codes in float.
+    """
+
+    def __init__(
+        self,
+        writers: "TfliteWriters",
+        ops: Sequence[Operation],
+        output: Operation | None = None,
+        int4: bool = False,
+    ) -> None:
+        self.graph, self.writers, self.int4 = TfliteGraph(), writers, int4
         self.output, self.zero = output, zeros(ops)
         self.tensors: dict[Operation, int] = {}
         self.floats: dict[Operation, int] = {}

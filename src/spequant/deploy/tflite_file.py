@@ -3,6 +3,7 @@
 Metadata of the model: "spequant", JSON with
 
     format         of what follows
+    kind           name of the format
     inputs         shape of the network's input by name, as torch has it, null: any
     preprocessing  [mean, std] where the input is uint8 images, or null
     act_bits       widths of its activations, in ascending order

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from spequant.deploy.bits import pack_bits
 from spequant.extras import needs
 
 OPTIONS = {
@@ -43,6 +44,8 @@ KINDS = {
 FLOAT, INT8, INT16, UINT8 = (np.dtype(kind) for kind in (np.float32, np.int8, np.int16, np.uint8))
 IN_INT8 = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 12, "QUANTIZE": 1, "RESHAPE": 1}
 """Version of an operator on int8 with a scale per channel; of others it is 2."""
+IN_INT4 = {"CONV_2D": 7, "DEPTHWISE_CONV_2D": 6}
+"""Version of an operator whose weights have 4 bits."""
 OF_TWO_TYPES = {"DEQUANTIZE": 3, "QUANTIZE": 2, "FULLY_CONNECTED": 12, "RESHAPE": 1}
 """Version of an operator on int16."""
 
@@ -87,9 +90,16 @@ class TfliteGraph:
         self.tensors.append(tensor)
         return len(self.tensors) - 1
 
-    def constant(self, name: str, value: Any, scale: Any = None, *, zero: int = 0, axis: int = 0) -> int:
+    def constant(
+        self, name: str, value: Any, scale: Any = None, *, zero: int = 0, axis: int = 0, int4: bool = False
+    ) -> int:
+        """int4: whether numbers of -8 .. 7 are packed, two in a byte, the first in its lower half."""
         array = np.ascontiguousarray(value)
-        return self.tensor(name, array.shape, array.dtype, scale, zero, axis=axis, data=array.tobytes())
+        data = pack_bits((array.reshape(-1) & 15).astype(np.uint8), 4) if int4 else array
+        tensor = self.tensor(name, array.shape, array.dtype, scale, zero, axis=axis, data=data.tobytes())
+        if int4:
+            self.tensors[tensor].type = self.schema.TensorType.INT4
+        return tensor
 
     def node(self, kind: str, inputs: Sequence[int], output: int, **options: Any) -> int:
         """Add an operator; `output`. options: fields of its table in the schema."""
@@ -184,6 +194,8 @@ class TfliteGraph:
             return OF_TWO_TYPES[kind]
         if INT8 not in kinds:
             return 1
+        if kind in IN_INT4 and self.tensors[inputs[1]].type == self.schema.TensorType.INT4:
+            return IN_INT4[kind]
         weights = [self.shape(tensor) for tensor in inputs[:2]]
         grouped = kind == "CONV_2D" and weights[0][-1] != weights[1][-1]
         return 6 if grouped else IN_INT8.get(kind, 2)

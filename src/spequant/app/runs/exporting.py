@@ -83,6 +83,8 @@ def export_source(
         if integers and (act_bits is not None or round_biases):
             quantize_biases(source.model, test.normalise(test.images[:1]))
         batches, facts = _batches(test, normalised=pixels is None), {"act_bits": act_bits, "preprocessing": pixels}
+        if isinstance(test, ImageSet):
+            facts["normalisation"] = test.mean, test.std  # which LiteRT's tools are told
         options: dict[str, Any] = {
             "preprocessing": pixels,
             "about": {**source.loaded.about, **({} if source.recipe is None else facts)},

@@ -8,10 +8,10 @@ from spequant.deploy.formats.onnx import Onnx
 from spequant.deploy.formats.openvino import OpenVino
 from spequant.deploy.formats.packed import Packed
 from spequant.deploy.formats.qonnx import Qonnx
-from spequant.deploy.formats.tflite import Tflite
+from spequant.deploy.formats.tflite import Tflite, TfliteInt4
 
 FORMATS: dict[str, Format] = {
-    form.name: form for form in (Packed(), Onnx(), MixedFormat(), OpenVino(), Qonnx(), Tflite())
+    form.name: form for form in (Packed(), Onnx(), MixedFormat(), OpenVino(), Qonnx(), Tflite(), TfliteInt4())
 }
 
 __all__ = ["FORMATS", "Draft", "Format", "ProgramFormat", "format_named", "format_of_file", "format_to_write"]

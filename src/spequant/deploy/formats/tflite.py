@@ -6,6 +6,7 @@ the same codes: `requantization.py`; the file: `tflite_file.py`.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from spequant.deploy.operations import (
 from spequant.deploy.program import Program
 from spequant.deploy.requantization import unequal_sums
 from spequant.deploy.tflite_emitter import NONE, RELU, TfliteEmitter, TfliteWriters, channels_last, clip, end_shape
-from spequant.deploy.tflite_file import metadata, read_tflite, with_labels, write_tflite
+from spequant.deploy.tflite_file import metadata, read_head, read_tflite, with_labels, write_tflite
 from spequant.deploy.tflite_graph import FLOAT, INT8, UINT8
 from spequant.deploy.tflite_layers import float_layer, weighted
 
@@ -173,6 +174,7 @@ def tflite_graph(
     preprocessing: Preprocessing | None = None,
     taps: Sequence[Operation] = (),
     about: Mapping[str, Any] | None = None,
+    int4: bool = False,
 ) -> CodedGraph:
     """The .tflite model of `program`: input "input", output "output", for one sample, which the engine may change.
 
@@ -183,12 +185,13 @@ def tflite_graph(
         preprocessing: (mean, std) per channel, of images scaled to [0, 1]: the input is then uint8 images.
         taps: operations whose stored codes are outputs, too, "tap0", "tap1" ...
         about: JSON that `read_tflite` gives back.
+        int4: whether weights of convolutions that fit 4 bits are packed, two in a byte.
 
     Raises:
         ModuleNotFoundError: the extra `tflite` is not installed.
         ValueError: a layer that has no form in it, by name.
     """
-    e = TfliteEmitter(WRITERS, program.ops, program.output)
+    e = TfliteEmitter(WRITERS, program.ops, program.output, int4)
     source = program.input
     shape, kind = end_shape(source.shape), FLOAT if preprocessing is None else UINT8
     end = e.graph.tensor("input", shape, kind, None if preprocessing is None else 1.0)
@@ -198,15 +201,20 @@ def tflite_graph(
         e.emit(op)
     outputs = {"output": _left(e, program.output, e.value(program.output))}
     outputs |= {f"tap{i}": _left(e, op, e.tensors[op]) for i, op in enumerate(taps)}
-    head = {"preprocessing": preprocessing, "act_bits": program.act_bits, "unequal": e.unequal_by_name()}
+    head = {
+        "kind": "tflite4" if int4 else "tflite",
+        "preprocessing": preprocessing,
+        "act_bits": program.act_bits,
+        "unequal": e.unequal_by_name(),
+    }
     head["layers"] = [asdict(cost) for cost in program_costs(program)]
     model = e.graph.model({"input": end}, outputs, metadata(head, about, source.shape))
     return CodedGraph(with_labels(model, about), e.zero, INT8)
 
 
-def op_graph(op: Operation) -> CodedGraph:
+def op_graph(op: Operation, int4: bool = False) -> CodedGraph:
     """One operation on stored codes given as inputs "in0", "in1" ...: what an engine makes of it, forced to these."""
-    e = TfliteEmitter(WRITERS, [*dict.fromkeys(op.inputs), op])
+    e = TfliteEmitter(WRITERS, [*dict.fromkeys(op.inputs), op], int4=int4)
     inputs = {}
     for i, source in enumerate(dict.fromkeys(op.inputs)):
         shape = end_shape(source.shape)
@@ -237,5 +245,19 @@ class Tflite(ProgramFormat):
     def write(self, draft: Draft, path: Path) -> None:
         write_tflite(draft.content, path)
 
+    def recognised(self, path: Path) -> bool:
+        return read_head(path)["kind"] == self.name
+
     def open(self, path: Path, network: nn.Module | None) -> Loaded:
         return read_tflite(path, self.name, self.engines)
+
+
+class TfliteInt4(Tflite):
+    """The same files, smaller; on phones slower."""
+
+    name, suffix = "tflite4", ".int4.tflite"
+    help = "the same, weights that fit 4 bits in half a byte"
+    graphs = CodeGraphs(partial(tflite_graph, int4=True), partial(op_graph, int4=True))
+
+    def content(self, program: Program, preprocessing: Preprocessing | None, about: Mapping[str, Any] | None) -> Any:
+        return tflite_graph(program, preprocessing=preprocessing, about=about, int4=True).data
