@@ -95,7 +95,7 @@ def test_inspect(files, tmp_path, capsys):
         (["export", "{integer}", "--to", "openvino"], "net.onnx is .* --to onnx; expected a run's folder"),
         (["export", "{packed}", "--to", "openvino", "--out", "{packed}.bin"], "net.packed.bin'; .* in .xml"),
         (["export", "{packed}", "--to", "onnx", "--out", "net.bin"], "net.bin'; .* --to onnx .* in .onnx"),
-        (["export", "{packed}", "--to", "packed", "--out", "net.onnx"], "net.onnx'; .* but .onnx and .xml"),
+        (["export", "{packed}", "--to", "packed", "--out", "net.onnx"], "net.onnx'; .* but .onnx, .tflite, .xml"),
         (["export", "{packed}", "--to", "onnx", "--out", "nowhere/net.onnx"], "the folder nowhere does not exist"),
         (["export", "{run}", "--to", "packed", "--out", "{run}/model.safetensors"], "a file of the run itself"),
         (["export", "{run}/../digits-float", "--to", "packed"], "a float run, of digits-float"),

@@ -11,9 +11,10 @@ from importlib.util import find_spec
 import pytest
 
 PACKAGES = (
-    *("accelerate", "brevitas", "build", "datasets", "hatch_fancy_pypi_readme", "hatchling", "importlinter"),
-    *("matplotlib", "onnx", "onnxruntime", "onnxscript", "openvino", "optuna", "PIL", "qonnx", "rich", "scipy"),
-    *("sklearn", "tensorboard", "timm", "tokenizers", "torchmetrics", "torchvision", "transformers", "tyro"),
+    *("accelerate", "ai_edge_litert", "brevitas", "build", "datasets", "hatch_fancy_pypi_readme", "hatchling"),
+    *("importlinter", "matplotlib", "onnx", "onnxruntime", "onnxscript", "openvino", "optuna", "PIL", "qonnx", "rich"),
+    *("scipy", "sklearn", "tensorboard", "tflite_micro", "timm", "tokenizers", "torchmetrics", "torchvision"),
+    *("transformers", "tyro"),
 )
 ABSENT = {name for name in PACKAGES if find_spec(name) is None}
 SAID = re.compile(r"(?:No module named '|line needs )(\w+)|(\w+)[\w.]* is not installed: pip")

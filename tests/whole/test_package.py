@@ -126,7 +126,7 @@ def test_the_index_page_has_no_relative_link():
 
 
 def _module(requirement: str) -> str:
-    name = re.split(r"[<>=\[ ]", requirement)[0]
+    name = re.split(r"[<>=\[; ]", requirement)[0]
     return MODULES.get(name, name.replace("-", "_"))
 
 

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -11,8 +12,20 @@ from spequant.app.commands.files import Evaluate, Export, Inspect
 from spequant.app.runs import evaluate_source, export_source, open_source
 from spequant.app.runs.sources import Source, example_of
 from spequant.app.terminal import Terminal, in_words, print_table
-from spequant.deploy import FORMATS, Exported, LayerCost, Parity, model_costs, packed_costs, program_costs, totals
+from spequant.deploy import (
+    FORMATS,
+    Exported,
+    LayerCost,
+    Parity,
+    model_costs,
+    packed_costs,
+    program_costs,
+    tflite_costs,
+    totals,
+)
 from spequant.deploy.running import TORCH
+from spequant.deploy.tflite_engines import arena_size
+from spequant.deploy.tflite_file import read_head
 from spequant.files import destination, write_json
 from spequant.names import some_of
 from spequant.train import keep_freed_memory
@@ -173,6 +186,8 @@ def print_inspection(settings: Inspect) -> None:
     names = source.loaded.classes
     if names is not None:
         print(f"classes: {len(names)}: {some_of(names, separator='; ')}")
+    if source.kind.startswith("tflite"):
+        _print_tflite(source.path)
     facts = {"source": str(settings.source), "classes": names, "layers": [c.row() for c in costs], "total": total}
     write_json(settings.json, facts)
 
@@ -194,6 +209,18 @@ def _numbers(row: Mapping[str, Any]) -> list[str]:
     return ["-" if value is None else f"{value:,}" for value in values]
 
 
+def _print_tflite(path: Path) -> None:
+    """What a microcontroller needs for it, and where its engines give other codes than training."""
+    flash = f"{path.stat().st_size:,} bytes of flash"
+    try:
+        print(f"TensorFlow Lite Micro: {flash}, {arena_size(path):,} bytes of memory for tensors and the graph's data")
+    except ModuleNotFoundError as error:
+        print(f"TensorFlow Lite Micro: {flash}; its memory is not known: {error}")
+    for name, counts in read_head(path)["unequal"].items():
+        said = ", ".join(f"{count:,} in {engine}" for engine, count in counts.items() if count)
+        print(f"{name}: sums that get another code than in training: {said}")
+
+
 def _range(ends: tuple[float, float] | None) -> str:
     return "float" if ends is None else f"{ends[0]:.3g} .. {ends[1]:.3g}"
 
@@ -203,8 +230,10 @@ def _costs(source: Source) -> list[LayerCost]:
         return program_costs(source.program)
     if source.model is not None:
         return model_costs(source.model, example_of(source))
+    if source.kind.startswith("tflite"):
+        return tflite_costs(source.path)
     if source.loaded.engines:
         raise ValueError(
-            f"{source.path} is a file of --to {source.kind}; expected a run, a packed file or one of --to onnx"
+            f"{source.path} is a file of --to {source.kind}; expected a run or a file of --to packed, onnx or tflite"
         )
     return packed_costs(source.path)

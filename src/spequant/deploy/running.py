@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from spequant.deploy.engines import ENGINES, Run
 from spequant.deploy.formats.onnx import integer_graph
 from spequant.deploy.formats.qonnx import quant_graph
+from spequant.deploy.formats.tflite import tflite_graph
 from spequant.deploy.loaded import Loaded, outputs_of
 from spequant.deploy.lower import lower
 from spequant.deploy.program import Program
@@ -76,9 +77,24 @@ class _Lowered:
         return self.run(x)
 
     def _in_engine(self, program: Program) -> Callable[[Tensor], Tensor]:
-        graph = quant_graph(program) if self.engine == "qonnx" else integer_graph(program)
-        run: Run = ENGINES[self.engine](graph.SerializeToString(), self.threads)
+        run: Run = ENGINES[self.engine](GRAPHS.get(self.engine, _onnx)(program), self.threads)
         return lambda x: torch.from_numpy(run({"input": x.cpu().numpy()})[0])
+
+
+def _onnx(program: Program) -> bytes:
+    return integer_graph(program).SerializeToString()
+
+
+def _tflite(program: Program) -> bytes:
+    return tflite_graph(program).data
+
+
+GRAPHS = {
+    "qonnx": lambda program: quant_graph(program).SerializeToString(),
+    "litert": _tflite,
+    "tflm": _tflite,
+}
+"""{engine: the graph of a program that it runs}; others run integer ONNX."""
 
 
 def program_of(loaded: Loaded, example: Tensor, act_bits: int | None = None, trained: int | None = None) -> Program:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-EngineName = Literal["onnxruntime", "openvino"]
+EngineName = Literal["onnxruntime", "openvino", "litert"]
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,15 @@ class BenchTrain:
 
 @dataclass(frozen=True)
 class Infer:
-    """Time inference of a run, a packed file or an integer ONNX file; without one, of a network with random weights.
+    """Time inference of a run, a packed file, an integer ONNX file or a .tflite file; without one, of a network with
+    random weights.
 
     Each round runs every graph once; the median over the rounds is printed. Networks for questions are timed in their
-    mixed form (export --to mixed).
+    mixed form (export --to mixed); a .tflite file next to the same network in fp32 and at 8 bits.
     """
 
     source: Annotated[Path | None, Positional, arg(metavar="[RUN|FILE]")] = None
-    """a run's folder, a packed file or one of --to onnx"""
+    """a run's folder, a packed file, or one of --to onnx or tflite"""
     network: str | None = None
     """without a source: a network of the recipes, or one of your own, package.module:Object or file.py:Object; None:
     resnet18. With a file made in Python: what makes its float network"""
@@ -70,8 +71,8 @@ class Infer:
     """without a source: widths of weights and activations of that network; none: 2"""
     act_bits: tuple[int, ...] = ()
     """widths of the activations that a source was trained with at its recipe's act_bits; none: as trained"""
-    engines: tuple[EngineName, ...] = ("onnxruntime", "openvino")
-    """engines that run the graphs"""
+    engines: tuple[EngineName, ...] = ()
+    """engines that run the graphs; none: onnxruntime and openvino, of a .tflite file litert"""
     length: int | None = None
     """tokens of a window, of a source for questions; None: its data.max_length"""
     batch: int = 1

@@ -81,7 +81,7 @@ class Inspect:
     """Bits, ranges, bytes, multiply-accumulates and bit operations, layer by layer, against fp32."""
 
     source: Annotated[Path, Positional, arg(metavar="RUN|FILE")]
-    """a run's folder, a packed file or one of --to onnx"""
+    """a run's folder, a packed file, or one of --to onnx or tflite"""
     root: Path | None = None
     """folder of the data set, for a run; None: the recipe's, or SPEQUANT_DATA"""
     json: Path | None = None

@@ -99,7 +99,7 @@ def export_source(
             raise ValueError("round_biases is for integer graphs of images; the network takes tokens")
         if isinstance(example, Tensor) and (act_bits is not None or round_biases):
             quantize_biases(source.model, example)
-        facts = {} if source.recipe is None else {"act_bits": act_bits, "preprocessing": pixels}
+        facts = {} if source.recipe is None else _facts(test, act_bits, pixels)
         reporter.phase(f"writing {form.name}")
         options = {"preprocessing": pixels, **_options(source, form, facts, show)}
         batches = _verifying(_batches(test, normalised=pixels is None), test, form, reporter)
@@ -107,6 +107,12 @@ def export_source(
             return _of_questions(source, test, form, out, batches, options, reporter)
         exported = export(source.model, out, batches, to, **options)
     return Report(exported, len(test), what="samples" if isinstance(test, Samples) else "images")
+
+
+def _facts(test: TestSet, act_bits: int | None, pixels: Any) -> dict[str, Any]:
+    """Return what a file of a recipe's run says of how it was made."""
+    images = {"normalisation": (test.mean, test.std)} if isinstance(test, ImageSet) else {}  # for LiteRT's tools
+    return {"act_bits": act_bits, "preprocessing": pixels, **images}
 
 
 def _options(

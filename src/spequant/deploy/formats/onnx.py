@@ -5,7 +5,7 @@ DequantizeLinear -> Conv with DequantizeLinear of int8 weights and int32 bias ->
 stored as code + `Grid.zero`, since a convolution's input and output have to be of one type to be fused.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from spequant.deploy.code_graphs import CodedGraph, CodeGraphs
 from spequant.deploy.formats.format import Draft, ProgramFormat
 from spequant.deploy.grids import Grid
 from spequant.deploy.loaded import Loaded, Preprocessing
@@ -148,6 +149,17 @@ def op_graph(op: Operation) -> Any:
     return e.model(inputs, {e.names[op]: e.tap(op, "output")}, {})
 
 
+def _coded(graph: Any, ops: Iterable[Operation]) -> CodedGraph:
+    zero = {op: op.grid.zero for op in ops if op.grid is not None}
+    return CodedGraph(graph.SerializeToString(), zero, np.dtype(np.uint8))
+
+
+GRAPHS = CodeGraphs(
+    lambda program, **options: _coded(integer_graph(program, **options), program.ops),
+    lambda op: _coded(op_graph(op), (*op.inputs, op)),
+)
+
+
 class Onnx(ProgramFormat):
     """Integer ONNX."""
 
@@ -155,7 +167,8 @@ class Onnx(ProgramFormat):
     help = "integer graph, 8-bit arithmetic"
     engines = "onnxruntime", "openvino"
     runs_in = "onnxruntime, OpenVINO, torch (the integer twin)"
-    preprocessing = any_width = codes = True
+    preprocessing = any_width = True
+    graphs = GRAPHS
     writers = WRITERS
 
     def content(self, program: Program, preprocessing: Preprocessing | None, about: Mapping[str, Any] | None) -> Any:

@@ -19,6 +19,7 @@ from torch import nn
 
 from spequant.deploy.formats.format import Draft, ProgramFormat
 from spequant.deploy.grids import Grid
+from spequant.deploy.integers import smallest_codes
 from spequant.deploy.loaded import Loaded, Preprocessing
 from spequant.deploy.onnx_file import loaded_onnx, metadata, read_onnx, write_onnx
 from spequant.deploy.onnx_graph import ALIKE, Emitter, Writers, conv_attributes, float_layer
@@ -34,15 +35,6 @@ def fewest_bits(low: int, high: int) -> tuple[int, int, int]:
         return max(1, high.bit_length()), 0, 0
     bits = max((-low - 1).bit_length(), high.bit_length()) + 1
     return bits, 1, int(low > -(2 ** (bits - 1)))
-
-
-def weight_codes(op: Weighted) -> tuple[np.ndarray, np.ndarray]:
-    """(codes, fp32 scale per output): the smallest whole numbers that do, and scales above zero."""
-    codes = op.weight.numpy().astype(np.int64)
-    divisor = max(1, int(np.gcd.reduce(codes, axis=None)))
-    scale = op.scale.numpy() * divisor
-    codes = codes // divisor * np.sign(scale).astype(np.int64).reshape(-1, *[1] * (codes.ndim - 1))
-    return codes, np.where(scale == 0, 1.0, np.abs(scale)).astype(np.float32)
 
 
 class QuantGraph(Emitter):
@@ -91,7 +83,7 @@ def _quantize(e: QuantGraph, op: Quantize) -> str:
 
 
 def _weighted(e: QuantGraph, op: Weighted) -> str:
-    codes, scale = weight_codes(op)
+    codes, scale = smallest_codes(op.weight, op.scale)
     name = f"{op.name}.weight"
     weight = e.constant((codes if op.spatial else codes.T).astype(np.float32), name)
     if (np.abs(codes) == 1).all():
