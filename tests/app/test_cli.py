@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import runpy
 import shlex
@@ -28,6 +29,16 @@ def test_recipes_are_listed(capsys, monkeypatch):
     assert all(name in printed for name in RECIPES)
     main(["recipes", "cifar10-5k-resnet20-w2a2-beyond"])
     assert from_json(capsys.readouterr().out) == RECIPES["cifar10-5k-resnet20-w2a2-beyond"]()
+
+
+def test_other_packages_show_no_bars(monkeypatch, capsys):
+    """That would fill a log."""
+    names = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+    for name in names:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    main(["recipes", "--help"])
+    assert [os.environ.get(name) for name in names] == ["1"] * 3
 
 
 def test_what_a_run_writes(digits_run):

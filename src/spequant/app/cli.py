@@ -44,7 +44,7 @@ USAGE = """usage: spequant COMMAND [ARGUMENTS]
   ladder [RECIPE]               what each step down in bits costs, W8A8 to W2A2
   study NAME [--smoke]          the paper's tables and figures, re-run; --resume keeps what is done
   study sensitivity [RUN]       what each layer costs at few bits, and mixed precision from it
-  compare RUN RUN ...           mean, deviation and paired difference of finished runs
+  compare RUN RUN ...           mean, deviation and paired difference of finished runs; --csv, --latex, --json, --plot
 """
 
 
