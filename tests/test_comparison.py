@@ -39,6 +39,8 @@ def test_paired_difference():
 def test_equal_arms_differ_by_nothing():
     gap, half, pairs = paired({0: 1.0, 1: 2.0}, {1: 2.0, 0: 1.0})
     assert (gap, pairs) == (0.0, 2) and half == 0.0
+    comparison = compare({"a": {0: 1.0, 1: 2.0}, "b": {0: 1.0 - 1e-9, 1: 2.0}})
+    assert "+0.00" in str(comparison) and "+0.00" in comparison.latex()
 
 
 def test_every_form_has_every_number(tmp_path):

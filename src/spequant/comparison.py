@@ -49,9 +49,10 @@ class Arm:
         """Return the difference as "+0.31 ± 0.20 (5 pairs)", with `digits` decimals; "" for the baseline."""
         if self.difference is None:
             return "no seed in common" if self.pairs == 0 else ""
+        difference = round(self.difference, digits) + 0.0  # no -0.00
         if self.interval is None:
-            return f"{self.difference:+.{digits}f} (1 pair)"
-        return f"{self.difference:+.{digits}f} ± {self.interval:.{digits}f} ({self.pairs} pairs)"
+            return f"{difference:+.{digits}f} (1 pair)"
+        return f"{difference:+.{digits}f} ± {self.interval:.{digits}f} ({self.pairs} pairs)"
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,11 @@ class Comparison:
         for arm in self.arms:
             deviation = "" if arm.deviation is None else rf" \pm {arm.deviation:.{self.digits}f}"
             interval = "" if arm.interval is None else rf" \pm {arm.interval:.{self.digits}f}"
-            difference = "" if arm.difference is None else rf"${arm.difference:+.{self.digits}f}{interval}$"
+            difference = (
+                ""
+                if arm.difference is None
+                else rf"${round(arm.difference, self.digits) + 0.0:+.{self.digits}f}{interval}$"
+            )
             value = rf"${arm.mean:.{self.digits}f}{deviation}$"
             lines.append(rf"{_escaped(arm.name)} & {len(arm.values)} & {value} & {difference} \\")
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])

@@ -1,6 +1,7 @@
 """The command line: what each command takes, prints and refuses. What they do: tests/recipes, studies, bench."""
 
 import json
+import os
 import re
 import runpy
 import shutil
@@ -15,6 +16,16 @@ from spequant.app.runs import evaluate_source
 from spequant.train import Interrupted
 
 README = Path(__file__).resolve().parents[2] / "README.md"
+
+
+def test_other_packages_show_no_bars(monkeypatch, capsys):
+    """That would fill a log."""
+    names = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+    for name in names:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    main(["recipes", "--help"])
+    assert [os.environ.get(name) for name in names] == ["1"] * 3
 
 
 def test_a_run_is_evaluated_compared_and_listed(digits_run, capsys):

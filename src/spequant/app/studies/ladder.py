@@ -18,7 +18,7 @@ from spequant.app.runs import run
 from spequant.app.runs.images import Images, measure
 from spequant.app.studies.pictures import draw_lines
 from spequant.app.studies.sensitivity import LAYER_IMAGES, losses_alone
-from spequant.app.terminal import Terminal, print_table
+from spequant.app.terminal import Terminal, print_table, title_of
 from spequant.app.train import parse
 from spequant.extras import needs
 from spequant.files import write_json
@@ -76,7 +76,7 @@ def run_ladder(settings: LadderRecipe) -> None:
     network, batches, rows = images.network(), images.calibration(), []
     for number, (weight, act) in enumerate(RUNGS, 1):
         rung = replace(recipe, name=f"W{weight}A{act}", quant=replace(recipe.quant, weight_bits=weight, act_bits=act))
-        with Terminal(rung.name, number, len(RUNGS)) as reporter:
+        with Terminal(title_of(rung.name, rung.train.seed), number, len(RUNGS)) as reporter:
             reporter.phase("calibrating the network as a whole")
             model = rung.quant.calibrated(network, batches)
             reporter.phase("measuring each layer alone")
