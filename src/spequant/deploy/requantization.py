@@ -29,6 +29,10 @@ FAR = 2.0**40
 """More than any sum."""
 CANDIDATES = 33
 """Biases that are looked at, at most."""
+NEAR = 1e-3
+"""Codes: a sum that is farther from the middle between two has the same code in all engines."""
+LAST_BITS = 24
+"""Of an fp32 number: scales that are tried for a sum."""
 APART = 2e-7
 """Of M: two fp32 numbers are told apart by it."""
 
@@ -176,7 +180,7 @@ def _bounds(below: np.ndarray, above: np.ndarray, middle: np.ndarray, slope: np.
     return np.maximum(lower, slope / 2), np.minimum(upper, slope * 2)
 
 
-def _cost(counts: dict[str, np.ndarray]) -> np.ndarray:
+def _cost(counts: dict[str, Any]) -> Any:
     """What is to be least: at XNNPACK, which verifies a file, above all."""
     return 1000 * counts["litert"] + counts["tflm"]
 
@@ -187,15 +191,30 @@ def _factors(scale: np.ndarray, unit_in: np.float32, unit_out: np.float32) -> di
     return {"litert": litert.astype(np.float32), "tflm": np.float64(unit_in) * scale.astype(np.float64) / unit_out}
 
 
-def unequal_sums(a: Grid, b: Grid, out: Grid) -> dict[str, int]:
-    """How many pairs of codes, of `a` and of `b`, have a sum to which each engine gives another code of `out` than the
-    twin, added up by how far it is off."""
-    steps = [np.float32(grid.step) for grid in (a, b, out)]
-    one, other = np.arange(a.low, a.high + 1)[:, None], np.arange(b.low, b.high + 1)[None, :]
-    exact = one.astype(np.float32) * (steps[0] / steps[2]) + other.astype(np.float32) * (steps[1] / steps[2])
-    expected = np.rint(exact).clip(out.low, out.high)
-    given = {"litert": _litert_sum(one, other, *steps), "tflm": _tflm_sum(one, other, *steps)}
-    return {name: int(np.abs(got.clip(out.low, out.high) - expected).sum()) for name, got in given.items()}
+def sum_scale(grids: tuple[Grid, Grid, Grid], scales: tuple[Any, Any]) -> tuple[np.float32, dict[str, int]]:
+    """The scale of a sum's tensor, its step but for the last bits, with which the fewest pairs of codes get another
+    code than the twin gives them; and how many do, by engine.
+
+    Args:
+        grids: of the two addends and of their sum.
+        scales: of the addends' tensors, their steps but for the last bits.
+    """
+    step = [np.float32(grid.step) for grid in grids]
+    codes = [np.arange(grid.low, grid.high + 1) for grid in grids[:2]]
+    first, second = (x.reshape(-1) for x in np.meshgrid(*codes, indexing="ij"))
+    exact = first.astype(np.float32) * (step[0] / step[2]) + second.astype(np.float32) * (step[1] / step[2])
+    near = np.abs(exact - np.floor(exact) - 0.5) < NEAR
+    first, second, expected = first[near], second[near], np.rint(exact[near]).clip(grids[2].low, grids[2].high)
+    best = None
+    for off in sorted(range(-LAST_BITS, LAST_BITS + 1), key=abs):
+        scale = np.float32(step[2] * (1 + off * 2.0**-23))
+        given = {"litert": _litert_sum, "tflm": _tflm_sum}
+        got = {name: add(first, second, *scales, scale) for name, add in given.items()}
+        counts = {n: int(np.abs(x.clip(grids[2].low, grids[2].high) - expected).sum()) for n, x in got.items()}
+        if best is None or _cost(counts) < _cost(best[1]):
+            best = scale, counts
+    assert best is not None
+    return best
 
 
 def _litert_sum(a: np.ndarray, b: np.ndarray, first: Any, second: Any, step: Any) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 
 from spequant.deploy.grids import Grid
 from spequant.deploy.operations import Operation
+from spequant.deploy.requantization import LAST_BITS
 from spequant.deploy.tflite_graph import FLOAT, INT8, TfliteGraph
 
 NONE, RELU, N1_TO_1, RELU6 = "NONE", "RELU", "RELU_N1_TO_1", "RELU6"
@@ -128,6 +129,12 @@ class TfliteEmitter:
         if op not in self.at_steps:
             self.at_steps[op] = self.renamed(op, source, step, NONE)
         return self.at_steps[op]
+
+    def near_step(self, op: Operation) -> int:
+        """As `at_step`; the last bits of its scale may be others, as of a sum."""
+        assert op.grid is not None
+        source = self.tensors[op]
+        return source if abs(self.graph.scale(source) / op.grid.step - 1) < LAST_BITS * 2.0**-22 else self.at_step(op)
 
     def renamed(self, op: Operation, source: int, unit: np.float32, activation: str) -> int:
         """The codes in `source` with another scale: times the code 1, whose own scale is the quotient of the two."""

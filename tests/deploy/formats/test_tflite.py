@@ -173,15 +173,15 @@ def test_what_is_joined_has_one_zero():
     assert zeros([a, pool]) == {a: 124, pool: 124}
 
 
-@pytest.mark.parametrize(("low", "high"), [(-127, 127), (-7, 7), (0, 15), (3, 9)])
+@pytest.mark.parametrize(("low", "high"), [(-127, 127), (-7, 7), (0, 15), (0, 255), (3, 9)])
 @pytest.mark.parametrize("engine", ["litert", "tflm"])
-def test_sums_are_kept_in_their_grid(engine, low, high):
-    """Of all pairs of codes, by operators where no fused activation does it."""
-    step = 0.5 if high > 9 else 3.1
-    a, b = (Input(name, (), Grid(0.3, -60, 60), (1, 121)) for name in "ab")
-    op = Add("sum", (a, b), Grid(step, low, high), (1, 121))
-    codes = torch.arange(-60, 61, dtype=torch.int32)
-    pairs = codes.repeat(121, 1), codes[:, None].repeat(1, 121)
+def test_sums_of_all_pairs_of_codes(engine, low, high):
+    """Kept in their grid by operators where no activation does it; ties are decided by the last bits of a scale."""
+    step = 0.2817 if high > 15 else 5.1
+    a, b = Input("a", (), Grid(0.3127, -127, 127), (1, 256)), Input("b", (), Grid(0.1031, 0, 255), (1, 256))
+    op = Add("sum", (a, b), Grid(float(np.float32(step)), low, high), (1, 256))
+    codes = torch.arange(256, dtype=torch.int32)
+    pairs = (codes - 127).clamp(max=127)[:, None].repeat(1, 256), codes.repeat(256, 1)
     graph = op_graph(op)
     feed = {f"in{i}": graph.stored(x, s) for i, (x, s) in enumerate(zip(pairs, (a, b), strict=True))}
     (got,) = ENGINES[engine](graph.data)(feed)

@@ -35,7 +35,7 @@ from spequant.deploy.operations import (
     Weighted,
 )
 from spequant.deploy.program import Program
-from spequant.deploy.requantization import unequal_sums
+from spequant.deploy.requantization import sum_scale
 from spequant.deploy.tflite_emitter import NONE, RELU, TfliteEmitter, TfliteWriters, channels_last, clip, end_shape
 from spequant.deploy.tflite_file import metadata, read_head, read_tflite, with_labels, write_tflite
 from spequant.deploy.tflite_graph import FLOAT, INT8, UINT8
@@ -53,12 +53,13 @@ def _add(e: TfliteEmitter, op: Add) -> int:
     none = e.activation(NONE)
     if op.grid is None:
         return e.graph.node("ADD", [e.value(i) for i in op.inputs], e.like(op), fusedActivationFunction=none)
-    how, step = clip(op.grid, e.zero[op]), np.float32(op.grid.step)
+    how = clip(op.grid, e.zero[op])
     fused = how.activation if how.activation in (NONE, RELU) else NONE
-    grids = [i.grid for i in op.inputs]
-    e.unequal[op] = unequal_sums(*grids, op.grid)  # type: ignore[arg-type]
-    out = e.codes(op, step)
-    inputs = [e.at_step(i) for i in op.inputs]
+    inputs, (a, b) = [e.near_step(i) for i in op.inputs], (i.grid for i in op.inputs)
+    assert a is not None and b is not None
+    first, second = (e.graph.scale(tensor) for tensor in inputs)
+    scale, e.unequal[op] = sum_scale((a, b, op.grid), (first, second))
+    out = e.codes(op, scale)
     e.graph.node("ADD", inputs, out, fusedActivationFunction=e.activation(fused))
     if how.activation is None:
         return e.clipped(op, out)
