@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spequant.autocast import without_autocast
 from spequant.calibration.batch_norm import modes_kept
 from spequant.calibration.batches import cloned
 from spequant.deploy.biases import off_grid
@@ -26,7 +25,7 @@ from spequant.deploy.operations import Add, Operation, Weighted
 from spequant.deploy.parity import Batch, Codes, Parity
 from spequant.deploy.program import Program
 from spequant.deploy.twin import Twin
-from spequant.functional import zero_point
+from spequant.functional import without_autocast, zero_point
 from spequant.layers import QuantizedAdd, QuantizedLayer
 from spequant.quantizers.base import Quantizer
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from spequant.autocast import without_autocast
 from spequant.deploy.classes import with_classes
 from spequant.deploy.compare import compare
 from spequant.deploy.engines import ENGINES
@@ -18,6 +17,7 @@ from spequant.deploy.inputs import Images, Inputs, checked_preprocessing, with_e
 from spequant.deploy.loaded import Loaded, Preprocessing
 from spequant.deploy.parity import Parity
 from spequant.files import destination
+from spequant.functional import without_autocast
 from spequant.processes import innermost
 from spequant.quantizers import Quantizer
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from spequant.autocast import without_autocast
 from spequant.deploy.checks import on_no_integers
 from spequant.deploy.grids import Grid, act_grid
 from spequant.deploy.operations import Add, Input, Operation, Quantize, Step, Weighted
 from spequant.deploy.program import Program
 from spequant.deploy.trace import trace
+from spequant.functional import without_autocast
 
 
 @without_autocast

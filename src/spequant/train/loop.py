@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spequant.autocast import without_autocast
 from spequant.calibration.batch_norm import modes_kept
+from spequant.functional import without_autocast
 from spequant.methods.tasks import AnyTask, Classification
 from spequant.processes import anyone, rank, sum_over_processes, world
 from spequant.train.guard import FiniteGuard

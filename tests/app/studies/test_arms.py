@@ -28,9 +28,9 @@ from spequant.app.studies.page import write_report
 from spequant.app.studies.tables import CIFAR, IMAGENET, table4, table5
 from spequant.app.studies.tiny import tiny
 from spequant.app.train import parsed_train
+from spequant.comparison.pictures import blank
 from spequant.data import CIFAR10, Folder
 from spequant.methods import Distill
-from spequant.pictures import blank
 from support.made_up_runs import Run, in_this_process, written
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from spequant.app.studies import pictures
-from spequant.pictures import blank
+from spequant.comparison.pictures import blank
 
 pytest.importorskip("matplotlib", reason="pictures need the extra report")
 pytest.importorskip("scipy", reason="intervals need the extra report")

@@ -20,9 +20,9 @@ from spequant.app.studies.pictures import draw_lines
 from spequant.app.studies.sensitivity import LAYER_IMAGES, losses_alone
 from spequant.app.terminal import Terminal, print_table, title_of
 from spequant.app.train import parse
+from spequant.comparison.pictures import blank, save
 from spequant.extras import needs
 from spequant.files import write_json
-from spequant.pictures import blank, save
 
 RUNGS = ((8, 8), (4, 4), (2, 8), (8, 2), (2, 2))
 """(weight bits, activation bits) of each step"""

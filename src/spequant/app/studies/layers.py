@@ -11,9 +11,9 @@ from spequant.app.commands.studies import LayersSettings
 from spequant.app.recipes.serial import from_json
 from spequant.app.runs.folder import RECIPE, rows_of, run_first
 from spequant.app.terminal import print_table
+from spequant.comparison.pictures import blank, save, within
 from spequant.extras import needs
 from spequant.files import destination
-from spequant.pictures import blank, save, within
 from spequant.train import Looks, read_looks
 from spequant.train.freezing import MAX_BITS
 

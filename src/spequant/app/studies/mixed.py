@@ -19,9 +19,9 @@ from spequant.app.studies.pictures import draw_lines
 from spequant.app.studies.sensitivity import LAYER_IMAGES, assign, losses_alone, losses_raised, low_bit_layers
 from spequant.app.studies.tables import method
 from spequant.app.studies.workshop import Workshop, about, low_bits
+from spequant.comparison.pictures import fit, write_outliers
 from spequant.deploy import LayerCost, model_costs
 from spequant.methods import SPEQ
-from spequant.pictures import fit, write_outliers
 from spequant.preparation.placement import unprepare
 
 LAYER_WIDTHS = (2, 3, 4, 8)

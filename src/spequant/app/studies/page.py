@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spequant.comparison.pictures import blank, save
 from spequant.extras import needs
 from spequant.files import make_folder, write_whole
-from spequant.pictures import blank, save
 
 Row = Mapping[str, Any]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from spequant.app.runs.folder import figures, main_figure, rows_of
 from spequant.comparison import half_width
-from spequant.pictures import blank, fit, save, within, write_outliers
+from spequant.comparison.pictures import blank, fit, save, within, write_outliers
 
 Points = Sequence[tuple[float, Sequence[float]]]
 """[(place on the x axis, one value per seed)]"""

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spequant.autocast import without_autocast
 from spequant.calibration.batch_norm import modes_kept
 from spequant.calibration.batches import cloned, run_model
 from spequant.deploy import engines
@@ -30,6 +29,7 @@ from spequant.deploy.onnx_versions import declare_lowest
 from spequant.deploy.parity import Batch, Parity
 from spequant.deploy.torch_graph import islands_of, reached, traced
 from spequant.extras import needs
+from spequant.functional import without_autocast
 from spequant.layers import QuantizedLayer, act_quantizers
 
 

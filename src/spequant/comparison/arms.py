@@ -14,8 +14,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal
 
+from spequant.comparison.pictures import Row, blank, draw_rows, label, save
 from spequant.extras import needs
-from spequant.pictures import Row, blank, draw_rows, label, save
 
 LEVEL = 0.95
 """Probability of the intervals."""

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from spequant.pictures import Row, blank, draw_rows, fit, label, save, write_outliers
+from spequant.comparison.pictures import Row, blank, draw_rows, fit, label, save, write_outliers
 
 pytest.importorskip("matplotlib", reason="pictures need the extra report")
 
