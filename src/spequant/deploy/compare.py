@@ -23,6 +23,7 @@ from spequant.deploy.formats.onnx import integer_graph, op_graph
 from spequant.deploy.grids import Grid, stored
 from spequant.deploy.loaded import Preprocessing
 from spequant.deploy.operations import Add, Operation, Weighted
+from spequant.deploy.outputs import by_name
 from spequant.deploy.parity import Batch, Codes, Parity
 from spequant.deploy.program import Program
 from spequant.deploy.twin import Twin
@@ -93,8 +94,10 @@ def compare(
     first = True
     for x, feed, labels in batches:
         with torch.no_grad(), modes_kept(model), _codes_read(model, program) as read:
-            logits = model.eval()(cloned(x))
-        parity.add(logits, run({"input": feed})[0], labels)
+            out = model.eval()(cloned(x))
+        expected = by_name(out, ("input",))
+        for (name, value), got in zip(expected.items(), run({"input": feed}), strict=True):
+            parity.add(value, got, labels, output=name)
         if tapped is None or start is None:
             continue
         values = twin.everything(x.cpu())
@@ -103,7 +106,7 @@ def compare(
             wrong = forced(program, x[:FORCED].cpu(), start)
             for op, codes in zip(ops, parity.codes, strict=True):
                 codes.forced, codes.ties = wrong[op].unequal, wrong[op].ties
-        for op, codes, got in zip(ops, parity.codes, tapped({"input": feed})[1:], strict=True):
+        for op, codes, got in zip(ops, parity.codes, tapped({"input": feed})[len(program.outputs) :], strict=True):
             codes.count += got.size
             codes.twin += _unequal(got, values[op], op)
             if op in read:
