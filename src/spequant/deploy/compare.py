@@ -22,6 +22,7 @@ from spequant.deploy.engines import Run
 from spequant.deploy.formats.onnx import GRAPHS
 from spequant.deploy.loaded import Preprocessing
 from spequant.deploy.operations import Add, Operation, Weighted
+from spequant.deploy.outputs import by_name
 from spequant.deploy.parity import Batch, Codes, Parity
 from spequant.deploy.program import Program
 from spequant.deploy.twin import Twin
@@ -97,8 +98,10 @@ def compare(
     first = True
     for x, feed, labels in batches:
         with torch.no_grad(), modes_kept(model), _codes_read(model, program) as read:
-            logits = model.eval()(cloned(x))
-        parity.add(logits, run({"input": feed})[0], labels)
+            out = model.eval()(cloned(x))
+        expected = by_name(out, ("input",))
+        for (name, value), got in zip(expected.items(), run({"input": feed}), strict=True):
+            parity.add(value, got, labels, output=name)
         if tapped is None or coded is None or start is None:
             continue
         values = twin.everything(x.cpu())
@@ -107,7 +110,7 @@ def compare(
             wrong = forced(program, x[:FORCED].cpu(), start, graphs)
             for op, codes in zip(ops, parity.codes, strict=True):
                 codes.forced, codes.ties = wrong[op].unequal, wrong[op].ties
-        for op, codes, got in zip(ops, parity.codes, tapped({"input": feed})[1:], strict=True):
+        for op, codes, got in zip(ops, parity.codes, tapped({"input": feed})[len(program.outputs) :], strict=True):
             codes.count += got.size
             codes.twin += int((got != coded.stored(values[op], op)).sum())
             if op in read:

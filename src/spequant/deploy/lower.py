@@ -1,10 +1,10 @@
 """From a prepared network to a `Program`: its steps, read backwards from the output.
 
 Where a quantizer reads a tensor, its grid is carried back through everything that commutes with rounding (ReLU and
-other clamps, max pooling, flattening, concatenation, slicing and padding with zeros) to where the numbers arise: there
-the sums of a layer, or of an addition, are rounded to that grid at once. A tensor that two quantizers read arises
-twice. So the integers are those of the fake-quantized network, and nothing is rounded twice. What each operation does
-with a grid stands in its class (`operations/`).
+other clamps, max pooling, reshaping, concatenation, slicing, padding) to where the numbers arise: there the sums of a
+layer, of an addition or of a mean of codes, or a product of codes, are rounded to that grid at once. A tensor that two
+quantizers read arises twice. So the integers are those of the fake-quantized network, and nothing is rounded twice but
+what the network itself rounds twice. What each operation does with a grid stands in its class (`operations/`).
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from spequant.deploy.checks import on_no_integers
 from spequant.deploy.grids import Grid, act_grid
 from spequant.deploy.operations import Add, Input, Operation, Quantize, Step, Weighted
 from spequant.deploy.program import Program
-from spequant.deploy.trace import trace
+from spequant.deploy.trace import Trace, trace
 from spequant.functional import without_autocast
 
 
@@ -34,8 +34,7 @@ def lower(model: nn.Module, example: Tensor) -> Program:
             hook, random numbers in eval mode, a view of a tensor that is written to in place; a network no layer of
             which computes on integers.
     """
-    steps = trace(model, example)
-    program = _Lowering(steps).program()
+    program = _Lowering(trace(model, example)).program()
     if not any(isinstance(op, Weighted) or (isinstance(op, Add) and op.of_codes) for op in program.ops):
         raise on_no_integers(model)
     return program
@@ -44,8 +43,8 @@ def lower(model: nn.Module, example: Tensor) -> Program:
 class _Lowering:
     """ops: of the program, as far as it is made. done: what stands for a step in float, or for (a step, on a grid)."""
 
-    def __init__(self, steps: list[Step]):
-        self.steps = steps
+    def __init__(self, trace: Trace):
+        self.steps, self.outputs = trace.steps, trace.outputs
         self.ops: list[Operation] = []
         self.done: dict[Any, Operation] = {}
 
@@ -54,8 +53,8 @@ class _Lowering:
         for step in self.steps:  # in order, so that no read goes back farther than to the quantizers before it
             for source, quantizer in step.kind.reads(step):
                 self.codes(source, act_grid(quantizer))
-        output = self.value(self.steps[-1])
-        return Program(self.ops, output)
+        outputs = {name: self.value(step) for name, step in self.outputs.items()}
+        return Program(self.ops, next(iter(outputs.values())), outputs)
 
     def add(self, op: Operation) -> Operation:
         self.ops.append(op)

@@ -55,7 +55,8 @@ def describe(program: Program, tensors: Mapping[Operation, Sequence[str]]) -> li
         if op in tensors:
             row["tensors"] = list(tensors[op])
         rows.append(row | {"attributes": op.attributes()})
-    return [*rows, {"output": numbers[program.output]}]
+    ends = {"outputs": {name: numbers[op] for name, op in program.outputs.items()}}
+    return [*rows, {"output": numbers[program.output], **(ends if len(program.outputs) > 1 else {})}]
 
 
 def check_size(weights: int) -> None:
@@ -118,7 +119,8 @@ def program_in(path: Path, model: Any, head: Mapping[str, Any]) -> Program:
         ops: list[Operation] = []
         for row in rows:
             ops.append(_operation(_of_format_1(row) if head["format"] == 1 else row, ops, constants))
-        return Program(ops, ops[last["output"]])
+        outputs = {name: ops[number] for name, number in last.get("outputs", {}).items()}
+        return Program(ops, ops[last["output"]], outputs)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ValueError(f"{path} contradicts itself: {error!r}") from error
 

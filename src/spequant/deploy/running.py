@@ -62,9 +62,9 @@ class _Lowered:
     def __init__(self, loaded: Loaded, engine: str, act_bits: int | None, threads: int | None, trained: int | None):
         self.loaded, self.engine, self.act_bits = loaded, engine, act_bits
         self.threads, self.trained = threads, trained
-        self.run: Callable[[Tensor], Tensor] | None = None
+        self.run: Callable[[Tensor], Any] | None = None
 
-    def __call__(self, x: Any) -> Tensor:
+    def __call__(self, x: Any) -> Any:
         if isinstance(x, Mapping):
             raise ValueError(
                 f"engine is {self.engine!r}; a network on tokens, whose inputs have names, runs in torch, and exported "
@@ -76,9 +76,14 @@ class _Lowered:
             self.run = Twin(program) if self.engine == TORCH else self._in_engine(program)
         return self.run(x)
 
-    def _in_engine(self, program: Program) -> Callable[[Tensor], Tensor]:
+    def _in_engine(self, program: Program) -> Callable[[Tensor], Any]:
         run: Run = ENGINES[self.engine](GRAPHS.get(self.engine, _onnx)(program), self.threads)
-        return lambda x: torch.from_numpy(run({"input": x.cpu().numpy()})[0])
+
+        def answer(x: Tensor) -> Any:
+            tensors = [torch.from_numpy(out) for out in run({"input": x.cpu().numpy()})]
+            return tensors[0] if len(tensors) == 1 else dict(zip(program.outputs, tensors, strict=True))
+
+        return answer
 
 
 def _onnx(program: Program) -> bytes:

@@ -33,7 +33,8 @@ def at_width(program: Program, bits: int, trained: int | None = None) -> Program
         if grid is not None and grid.home is not None and grid.home.bits == trained:
             grid = _at(grid, bits)
         ops[op] = replace(op, inputs=tuple(ops[i] for i in op.inputs), grid=grid)
-    return Program(list(ops.values()), ops[program.output])
+    outputs = {name: ops[op] for name, op in program.outputs.items()}
+    return Program(list(ops.values()), ops[program.output], outputs)
 
 
 def _at(grid: Grid, bits: int) -> Grid:

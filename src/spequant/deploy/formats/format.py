@@ -122,7 +122,7 @@ class ProgramFormat(Format):
                 "float"
             ) from error
         for op in program.ops:
-            if isinstance(op, self.refused):
+            if isinstance(op, self.refused) or type(op) not in self.writers:
                 raise ValueError(f"{op.name}: the format {self.name} has no {op.WORD}")
         content = self.content(program, preprocessing, about)
         return Draft(content, program, program.islands(), program.saturating())

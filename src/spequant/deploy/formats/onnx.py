@@ -18,8 +18,8 @@ from spequant.deploy.formats.format import Draft, ProgramFormat
 from spequant.deploy.grids import Grid
 from spequant.deploy.loaded import Loaded, Preprocessing
 from spequant.deploy.onnx_file import describe, loaded_onnx, metadata, program_in, read_onnx, write_onnx
-from spequant.deploy.onnx_graph import ALIKE, Emitter, Writers, conv_attributes
-from spequant.deploy.operations import Add, Affine, Input, Operation, Quantize, Weighted
+from spequant.deploy.onnx_graph import ALIKE, Emitter, Writers, avg_pool, conv_attributes, gemm, mean, pad
+from spequant.deploy.operations import Add, Affine, AvgPool, Input, Mean, Mul, Operation, Pad, Quantize, Weighted
 from spequant.deploy.program import Program
 
 
@@ -31,9 +31,13 @@ class IntegerGraph(Emitter):
         self.sums: set[tuple[Operation, ...]] = set()
 
     def value(self, op: Operation) -> str:
+        return self.valued(self.names[op], op)
+
+    def valued(self, name: str, op: Operation) -> str:
+        """The values of what is stored under `name`, in the form of the result of `op`."""
         if op.grid is None:
-            return self.names[op]
-        return self.node("DequantizeLinear", [self.names[op], *self._scale(op.grid, op.name)], op.name)
+            return name
+        return self.node("DequantizeLinear", [name, *self._scale(op.grid, op.name)], op.name)
 
     def rounded(self, value: str, grid: Grid, name: str, step: float | None = None) -> str:
         """Float values to stored codes. step: of `value`'s unit; None: the grid's."""
@@ -74,10 +78,11 @@ def _weighted(e: IntegerGraph, op: Weighted) -> str:
     bias_scale = e.constant((op.step * form.scale).numpy(), f"{name}.bias_scale")
     bias_zero = e.constant(np.zeros(len(form.scale), np.int32), f"{name}.bias_zeros")
     bias = e.node("DequantizeLinear", [bias, bias_scale, bias_zero], name, axis=0)
-    inputs = [e.value(op.inputs[0]), weight, bias]
+    (source,) = op.inputs
     if not op.spatial:
-        return e.result(e.node("Gemm", inputs, name, transB=1), op)
-    return e.result(e.node("Conv", inputs, name, **conv_attributes(op)), op)
+        parts, ends = [weight, bias], (lambda x: e.valued(x, source), lambda y: e.result(y, op))
+        return gemm(e, op, e.names[source], parts, *ends)
+    return e.result(e.node("Conv", [e.value(source), weight, bias], name, **conv_attributes(op)), op)
 
 
 def _affine(e: IntegerGraph, op: Affine) -> str:
@@ -93,6 +98,14 @@ def _add(e: IntegerGraph, op: Add) -> str:
     return e.result(e.node("Add", [e.value(i) for i in inputs], op.name), op)
 
 
+def _mul(e: IntegerGraph, op: Mul) -> str:
+    return e.result(e.node("Mul", [e.value(i) for i in op.inputs], op.name), op)
+
+
+def _pad(e: IntegerGraph, op: Pad) -> str:
+    return pad(e, op, np.float32(op.value) if op.grid is None else np.uint8(op.filling + op.grid.zero))
+
+
 WRITERS: Writers = {
     **ALIKE,
     Input: lambda e, op: e.names[op],
@@ -100,6 +113,10 @@ WRITERS: Writers = {
     Weighted: _weighted,
     Affine: _affine,
     Add: _add,
+    Mul: _mul,
+    Mean: lambda e, op: mean(e, op, e.value(op.inputs[0]), lambda out: e.result(out, op)),
+    AvgPool: lambda e, op: e.result(avg_pool(e, op, e.value(op.inputs[0])), op),
+    Pad: _pad,
 }
 
 
@@ -110,7 +127,7 @@ def integer_graph(
     taps: Sequence[Operation] = (),
     about: Mapping[str, Any] | None = None,
 ) -> Any:
-    """The onnx model of `program`: input "input" (batch, ...), output "output" (batch, classes).
+    """The onnx model of `program`: input "input" (batch, ...), output "output" (batch, classes), or several by name.
 
     Args:
         program: what `lower` makes.
@@ -132,7 +149,7 @@ def integer_graph(
         e.names[source] = e.node("Div", [centred, e.constant(std, "input.std")], "input")
     e.emit_program(program)
     inputs = [e.end(source, "input", "batch", kinds.FLOAT if preprocessing is None else kinds.UINT8)]
-    outputs = {e.value(program.output): e.end(program.output, "output", "batch")}
+    outputs = e.ends(program, "batch")
     outputs |= {e.names[op]: e.tap(op, f"tap{i}") for i, op in enumerate(taps)}
     content = {"program": describe(program, e.tensors), "preprocessing": preprocessing, "act_bits": program.act_bits}
     return e.model(inputs, outputs, metadata("integer", content, about))

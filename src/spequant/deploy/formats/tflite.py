@@ -192,6 +192,8 @@ def tflite_graph(
         ModuleNotFoundError: the extra `tflite` is not installed.
         ValueError: a layer that has no form in it, by name.
     """
+    if len(program.outputs) > 1:
+        raise ValueError(f"the network has the outputs {', '.join(program.outputs)}; a file of --to tflite has one")
     e = TfliteEmitter(WRITERS, program.ops, program.output, int4)
     source = program.input
     shape, kind = end_shape(source.shape), FLOAT if preprocessing is None else UINT8

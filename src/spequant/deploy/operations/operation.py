@@ -7,16 +7,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from dataclasses import fields as fields_of
+from functools import cached_property
 from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor, nn
 
 from spequant.deploy.grids import Grid, as_float
+from spequant.deploy.operations.windows import Sides
 from spequant.quantizers import Quantizer
 
 Read = Callable[..., dict[str, Any]]
-"""From the arguments of a call, without its first, or from a module, to the operation's fields. ValueError: a form that
-has no place here."""
+"""From the arguments of a call, without its first, or from a module, to the operation's fields, or to what `settled`
+makes them of. ValueError: a form that has no place here."""
 
 
 @dataclass(eq=False)
@@ -36,10 +38,12 @@ class Operation(ABC):
     MODULES: ClassVar[Mapping[type[nn.Module], Read]] = {}
     FUNCTIONS: ClassVar[Mapping[Any, Read]] = {}
     METHODS: ClassVar[Mapping[str, Read]] = {}
-    IMAGES: ClassVar[bool] = False
-    """whether it is read of (batch, channels, height, width) only"""
     COMMUTES: ClassVar[bool] = False
     """whether rounding its inputs is rounding its result"""
+    POINTWISE: ClassVar[bool] = False
+    """whether each number of its result follows from those at the same place of its inputs"""
+    OPERANDS: ClassVar[bool] = False
+    """whether its readings take all arguments of a call, the first too"""
 
     @property
     def in_float(self) -> bool:
@@ -57,9 +61,21 @@ class Operation(ABC):
         """Its result, in units of its grid's step, not yet rounded and clamped. inputs: codes (int32) or float."""
 
     @classmethod
-    def own_grid(cls, step: "Step") -> Grid | None:
-        """The grid that a quantizer of its own has put its result on."""
+    def settled(cls, step: "Step") -> "Step":
+        """What `step` amounts to now that its shapes are known: itself, or steps of other kinds, the last of them.
+        ValueError: nothing that has a place here."""
+        return step
+
+    @classmethod
+    def margins(cls, step: "Step") -> Sides | None:
+        """How many zeros `step` puts around the positions of its input, where it does nothing else; None: it does."""
         return None
+
+    @classmethod
+    def own_grid(cls, step: "Step") -> Grid | None:
+        """The grid that its result lies on in the network itself: a quantizer has put it or its inputs there."""
+        grids = {i.own_grid for i in step.inputs} if cls.COMMUTES else set()
+        return grids.pop() if len(grids) == 1 else None
 
     @classmethod
     def reads(cls, step: "Step") -> list[tuple["Step", Quantizer]]:
@@ -68,8 +84,9 @@ class Operation(ABC):
 
     @classmethod
     def carried(cls, step: "Step", grid: Grid, at: "Lowering") -> "Operation | None":
-        """`step` on `grid` by its inputs on that grid, where it commutes with rounding."""
-        if not cls.COMMUTES:
+        """`step` on `grid` by its inputs on that grid, where it commutes with rounding. What lies on another grid
+        already is not looked behind: it is rounded once more."""
+        if not cls.COMMUTES or not (step.own_grid is None or grid.lies_in(step.own_grid)):
             return None
         inputs = tuple(at.codes(i, grid) for i in step.inputs)
         return at.add(cls(step.name, inputs, grid, step.shape, **step.attributes))
@@ -97,7 +114,8 @@ class Operation(ABC):
 
 @dataclass(eq=False)
 class Step:
-    """One operation of a traced network, as it was read. module: the one whose parameters it reads."""
+    """One operation of a traced network, as it was read. module: the one whose parameters it reads. shape: of its
+    result, with a batch of two or more."""
 
     name: str
     kind: type[Operation]
@@ -106,9 +124,13 @@ class Step:
     attributes: dict[str, Any] = field(default_factory=dict)
     module: nn.Module | None = None
 
-    @property
+    @cached_property
     def own_grid(self) -> Grid | None:
         return self.kind.own_grid(self)
+
+    def then(self, kind: type[Operation], shape: tuple[int, ...], **attributes: Any) -> "Step":
+        """A step on the result of this one, under its name."""
+        return Step(self.name, kind, (self,), shape, attributes)
 
 
 class Lowering(Protocol):

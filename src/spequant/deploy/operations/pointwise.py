@@ -1,7 +1,6 @@
-"""Functions of single numbers: clamps, which a grid takes in; the sigmoid and products, which are float."""
+"""Functions of single numbers: clamps, which a grid takes in; the sigmoid and ."""
 
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -30,6 +29,7 @@ class Clamp(Operation):
     high: float = math.inf
 
     WORD = "clamp"
+    POINTWISE = True
     MODULES: ClassVar[dict[type, Read]] = {
         nn.ReLU: lambda m: _clamp(0.0),
         nn.Hardtanh: lambda m: _clamp(m.min_val, m.max_val),  # ReLU6, too
@@ -51,6 +51,11 @@ class Clamp(Operation):
         return self.values(inputs)[0].clamp(self.low, self.high)
 
     @classmethod
+    def own_grid(cls, step: Step) -> Grid | None:
+        own = step.inputs[0].own_grid
+        return None if own is None else own.clamped(**step.attributes)
+
+    @classmethod
     def carried(cls, step: Step, grid: Grid, at: Lowering) -> Operation | None:
         return at.codes(step.inputs[0], grid.clamped(**step.attributes))
 
@@ -60,22 +65,10 @@ class Sigmoid(Operation):
     """1 / (1 + exp(-x))"""
 
     WORD = "sigmoid"
+    POINTWISE = True
     MODULES: ClassVar[dict[type, Read]] = {nn.Sigmoid: lambda module: {}}
     FUNCTIONS: ClassVar[dict[Any, Read]] = dict.fromkeys((torch.sigmoid, torch.sigmoid_), lambda: {})
     METHODS: ClassVar[dict[str, Read]] = dict.fromkeys(("sigmoid", "sigmoid_"), lambda: {})
 
     def compute(self, inputs: Sequence[Tensor]) -> Tensor:
         return torch.sigmoid(self.values(inputs)[0])
-
-
-@dataclass(eq=False)
-class Mul(Operation):
-    """a * b."""
-
-    WORD = "mul"
-    FUNCTIONS: ClassVar[dict[Any, Read]] = dict.fromkeys((operator.mul, operator.imul, torch.mul), lambda other: {})
-    METHODS: ClassVar[dict[str, Read]] = dict.fromkeys(("mul", "mul_"), lambda other: {})
-
-    def compute(self, inputs: Sequence[Tensor]) -> Tensor:
-        a, b = self.values(inputs)
-        return a * b

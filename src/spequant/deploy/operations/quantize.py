@@ -44,4 +44,4 @@ class Quantize(Operation):
 
     @classmethod
     def carried(cls, step: Step, grid: Grid, at: Lowering) -> Operation | None:
-        return at.codes(step.inputs[0], grid) if step.own_grid == grid else None
+        return at.codes(step.inputs[0], grid) if step.own_grid is not None and grid.lies_in(step.own_grid) else None
