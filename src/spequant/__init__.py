@@ -6,7 +6,7 @@ This file holds the public names and the version, and no code.
 from spequant.calibration.batch_norm import reestimate_batch_norm
 from spequant.calibration.ranges import calibrate
 from spequant.comparison import compare
-from spequant.deploy import export, export_onnx, load, load_packed, pack, quantize_biases
+from spequant.deploy import check_export, export, export_onnx, load, load_packed, pack, quantize_biases
 from spequant.methods import SPEQ, Distill, Retrain
 from spequant.methods.tasks import (
     Classification,
@@ -44,6 +44,7 @@ __all__ = [
     "TokenClassification",
     "__version__",
     "calibrate",
+    "check_export",
     "compare",
     "export",
     "export_onnx",
