@@ -11,7 +11,15 @@ if TYPE_CHECKING:
     from spequant.calibration.batch_norm import reestimate_batch_norm
     from spequant.calibration.ranges import calibrate
     from spequant.comparison import compare
-    from spequant.deploy import export, export_onnx, load, load_packed, pack, quantize_biases
+    from spequant.deploy import (
+        check_export,
+        export,
+        export_onnx,
+        load,
+        load_packed,
+        pack,
+        quantize_biases,
+    )
     from spequant.methods import SPEQ, Distill, Retrain
     from spequant.methods.tasks import (
         Classification,
@@ -49,6 +57,7 @@ __all__ = [
     "TokenClassification",
     "__version__",
     "calibrate",
+    "check_export",
     "compare",
     "export",
     "export_onnx",
@@ -68,7 +77,7 @@ _HOMES = {
     "calibration.batch_norm": ("reestimate_batch_norm",),
     "calibration.ranges": ("calibrate",),
     "comparison": ("compare",),
-    "deploy": ("export", "export_onnx", "load", "load_packed", "pack", "quantize_biases"),
+    "deploy": ("check_export", "export", "export_onnx", "load", "load_packed", "pack", "quantize_biases"),
     "methods": ("SPEQ", "Distill", "Retrain"),
     "methods.tasks": (
         *("Classification", "Detection", "MultiLabel", "Regression", "Segmentation", "SpanExtraction"),

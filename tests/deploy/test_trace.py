@@ -67,7 +67,7 @@ def test_what_has_no_integer_form_is_named(kind, message):
             r"its 256 levels .* codes up to \d+, .* int8",
         ),
         ([nn.Conv2d(3, 3, 1), nn.Conv2d(3, 2, 1)], {"weight": None}, "^1: .*weights are float.* act=None"),
-        ([nn.Conv2d(3, 4, 1), nn.GELU(), nn.Conv2d(4, 4, 1)], {}, "^1: GELU"),
+        ([nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 1)], {}, "^1: GroupNorm"),
     ],
 )
 def test_layers_without_an_integer_form_are_named(layers, options, message):

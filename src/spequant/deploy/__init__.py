@@ -19,11 +19,13 @@ from spequant.deploy.lower import lower
 from spequant.deploy.onnx_file import read_onnx, read_program, write_onnx
 from spequant.deploy.parity import Parity
 from spequant.deploy.program import Program
+from spequant.deploy.readiness import ExportCheck, check_export
 from spequant.deploy.twin import Twin
 from spequant.deploy.width import at_width
 
 __all__ = [
     "FORMATS",
+    "ExportCheck",
     "Exported",
     "Format",
     "LayerCost",
@@ -33,6 +35,7 @@ __all__ = [
     "Program",
     "Twin",
     "at_width",
+    "check_export",
     "check_packed",
     "compare",
     "export",

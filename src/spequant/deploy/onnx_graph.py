@@ -19,6 +19,7 @@ from spequant.deploy.operations import (
     Mean,
     Operation,
     Pad,
+    PixelShuffle,
     Repeat,
     Reshape,
     Sigmoid,
@@ -235,13 +236,29 @@ def pad(e: Emitter, op: Pad, filling: Any) -> str:
 
 
 def _repeat(e: Emitter, op: Repeat) -> str:
-    """Of each number a dimension of its own, which is then repeated."""
-    sizes = op.inputs[0].shape[1:]
-    apart = [n for size in zip(sizes, (1 for _ in sizes), strict=True) for n in size]
-    times = [1, *(n for t in op.times for n in (1, t))]
-    repeats = e.constant(np.asarray(times, np.int64), f"{op.name}.times")
-    tiled = e.node("Tile", [reshaped(e, e.sources(op)[0], (-1, *apart), op.name), repeats], op.name)
-    return reshaped(e, tiled, (-1, *op.shape[1:]), op.name)
+    """Resize where that is of positions, as of images; Tile of dimensions of their own takes onnxruntime 1.4 ms for
+    0.08 (64 channels of 56 x 56)."""
+    (x,), (channels, *times) = e.sources(op), op.times
+    sizes = list(op.inputs[0].shape[1:])
+    if channels > 1 or len(times) not in (1, 2):
+        apart = [n for size in sizes for n in (size, 1)]
+        repeats = e.constant(np.asarray([1, *(n for t in op.times for n in (1, t))], np.int64), f"{op.name}.times")
+        tiled = e.node("Tile", [reshaped(e, x, (-1, *apart), op.name), repeats], op.name)
+        return reshaped(e, tiled, (-1, *op.shape[1:]), op.name)
+    if len(times) == 1:
+        x, times = reshaped(e, x, (-1, sizes[0], 1, sizes[1]), op.name), [1, *times]
+    form = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    scales = e.constant(np.asarray([1, 1, *times], np.float32), f"{op.name}.times")
+    out = e.node("Resize", [x, "", scales], op.name, **form)
+    return out if len(op.times) == 3 else reshaped(e, out, (-1, *op.shape[1:]), op.name)
+
+
+def _pixel_shuffle(e: Emitter, op: PixelShuffle) -> str:
+    (x,) = e.sources(op)
+    if len(op.factors) == 2 and len(set(op.factors)) == 1:
+        return e.node("DepthToSpace", [x], op.name, blocksize=op.factors[0], mode="CRD")
+    moved = e.node("Transpose", [reshaped(e, x, (-1, *op.apart), op.name)], op.name, perm=list(op.order))
+    return reshaped(e, moved, (-1, *op.shape[1:]), op.name)
 
 
 ALIKE: Writers = {
@@ -253,6 +270,7 @@ ALIKE: Writers = {
     Flatten: lambda e, op: e.node("Flatten", e.sources(op), op.name, axis=1),
     Reshape: lambda e, op: reshaped(e, e.sources(op)[0], (-1, *op.shape[1:]), op.name),
     Transpose: lambda e, op: e.node("Transpose", e.sources(op), op.name, perm=list(op.order)),
+    PixelShuffle: _pixel_shuffle,
     Slice: _slice,
     Repeat: _repeat,
     Concat: lambda e, op: e.node("Concat", e.sources(op), op.name, axis=op.dim),

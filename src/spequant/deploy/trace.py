@@ -20,7 +20,7 @@ from spequant.calibration.batch_norm import PLAIN, modes_kept
 from spequant.calibration.batches import cloned
 from spequant.deploy.checks import check_dtype, check_forwards, check_hooks
 from spequant.deploy.draws import run_without_draws
-from spequant.deploy.operations import READ, Input, Operation, Parts, Step
+from spequant.deploy.operations import READ, Input, Operation, Parts, Step, Unread
 from spequant.deploy.outputs import output_names
 from spequant.deploy.writes import ShapedProxy, propagate
 from spequant.layers import OUTPUT, QuantizedAdd, QuantizedLayer
@@ -118,8 +118,9 @@ def _value(x: Any) -> Any:
     return x.value if isinstance(x, ShapedProxy) else x
 
 
-def trace(model: nn.Module, example: Tensor) -> Trace:
-    """The steps on which the outputs of `model` depend.
+def trace(model: nn.Module, example: Tensor, problems: list[tuple[str, str]] | None = None) -> Trace:
+    """The steps on which the outputs of `model` depend. problems: where (name, why not) of each step goes that cannot
+    be read, in whose place stands one of no kind; None: the first is an error.
 
     ValueError names what cannot be read: see `lower`.
     """
@@ -134,7 +135,7 @@ def trace(model: nn.Module, example: Tensor) -> Trace:
         model.eval()
         graph = _graph(model, cloned(two))
         propagate(fx.GraphModule(model, graph), two)
-        return _steps(model, graph, output_names(out, ("input",)))
+        return _steps(model, graph, output_names(out, ("input",)), problems)
 
 
 @torch.inference_mode(False)
@@ -161,14 +162,20 @@ def _attributes_kept(model: nn.Module) -> Iterator[None]:
             delattr(model, name)
 
 
-def _steps(model: nn.Module, graph: fx.Graph, names: tuple[str, ...]) -> Trace:
+def _steps(model: nn.Module, graph: fx.Graph, names: tuple[str, ...], problems: list[tuple[str, str]] | None) -> Trace:
     (out,) = next(node for node in graph.nodes if node.op == "output").args
     outputs = tree_leaves(out)
     needed = _needed(outputs)
     steps: dict[fx.Node, Step] = {}
     for node in graph.nodes:
         if node in needed and node.op != "get_attr":
-            steps[node] = _read(node, model, steps)
+            try:
+                steps[node] = _read(node, model, steps)
+            except ValueError as error:
+                if problems is None:
+                    raise ValueError(f"{_name(node)}: {error}") from error.__cause__
+                problems.append((_name(node), str(error)))
+                steps[node] = Step(_name(node), Unread, shape=_shape_or_none(node))
     count = sum(step.kind is Input for step in steps.values())
     if count != 1:
         raise ValueError(f"the network reads {count} inputs; expected one tensor")
@@ -191,7 +198,9 @@ def _needed(outputs: list[Any]) -> set[fx.Node]:
 
 
 def _name(node: fx.Node) -> str:
-    """The name of `node` behind that of the module whose forward it stands in: "layer1.0.add"."""
+    """Of a module its own; else that of `node` behind that of the module whose forward it stands in: "layer1.0.add"."""
+    if node.op == "call_module":
+        return str(node.target)
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     inside = next((path for path, _ in reversed(stack) if path), "")
     return f"{inside}.{node.name}" if inside and node.op != "placeholder" else node.name
@@ -199,20 +208,17 @@ def _name(node: fx.Node) -> str:
 
 def _read(node: fx.Node, model: nn.Module, steps: dict[fx.Node, Step]) -> Step:
     """ValueError: an operation that no table has, or of a form that has no place."""
-    name = str(node.target) if node.op == "call_module" else _name(node)
+    name = _name(node)
     if node.op == "placeholder":
         return Step(name, Input, shape=_shape(node))
     arguments = map_aggregate((node.args, node.kwargs), lambda a: _constant(a, model))
     inputs = tuple(steps[a] for a in tree_leaves(arguments) if isinstance(a, fx.Node))  # one may be there twice
     module = model.get_submodule(name) if node.op == "call_module" else None
-    try:
-        kind, attributes = _of_call(node, *arguments) if module is None else _of_module(module)
-        if kind is Parts:
-            attributes["shapes"] = [tuple(meta.shape) for meta in node.meta["tensor_meta"]]
-            return Step(name, kind, inputs, (), attributes)
-        return kind.settled(Step(name, kind, inputs, _shape(node), attributes, module))
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+    kind, attributes = _of_call(node, *arguments) if module is None else _of_module(module)
+    if kind is Parts:
+        attributes["shapes"] = [tuple(meta.shape) for meta in node.meta["tensor_meta"]]
+        return Step(name, kind, inputs, (), attributes)
+    return kind.settled(Step(name, kind, inputs, _shape(node), attributes, module))
 
 
 def _constant(argument: Any, model: nn.Module) -> Any:
@@ -220,6 +226,11 @@ def _constant(argument: Any, model: nn.Module) -> Any:
     if not isinstance(argument, fx.Node) or argument.op != "get_attr":
         return argument
     return _attribute(model, str(argument.target))
+
+
+def _shape_or_none(node: fx.Node) -> tuple[int, ...]:
+    meta: Any = node.meta.get("tensor_meta")
+    return tuple(meta.shape) if hasattr(meta, "shape") else ()
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:

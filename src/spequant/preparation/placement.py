@@ -49,6 +49,7 @@ def prepare(
     embeddings: Choice = 8,
     residual: Choice = 8,
     products: Choice = None,
+    between: Choice = None,
     overrides: Mapping[str, Override] | None = None,
     skip: Sequence[str] = (),
     per_channel: bool = False,
@@ -69,6 +70,9 @@ def prepare(
         embeddings: Bits, a quantizer or None (float) for the weights of embeddings. Float if `weight` is None.
         residual: Bits, a quantizer or None (float) for addends of residual additions. Float if `act` is None.
         products: Bits, a quantizer or None (float) for both factors of attention's products q k and p v.
+        between: Bits, a quantizer or None (float) for what stands between layers: what goes into activation functions
+            other than ReLU and its kin, factors of products, inputs of means and of batch norm that follows no layer,
+            tensors that are concatenated again (one range together). With it, exports compute these on integers.
         overrides: {pattern of layer names, as in a shell ("layer1.*"): bits, (weight, act) or None}. The last match
             counts, also against `ends` and `depthwise`.
         skip: Patterns of layers to leave float. Modules that are left float in any case, with a warning (recurrent
@@ -80,13 +84,14 @@ def prepare(
             already, or it has no products although `products` is given.
 
     Warns:
-        UserWarning: Modules with weights stay float, additions cannot be looked for, or pruned weights would come back.
+        UserWarning: Modules with weights stay float, additions or what stands between layers cannot be looked for, or
+            pruned weights would come back.
     """
     choices = LayerChoices(weight, act, depthwise, ends, embeddings, overrides or {}, per_channel)
-    _check_arguments(model, choices, skip, residual, products)
+    _check_arguments(model, choices, skip, {"residual": residual, "products": products, "between": between})
     model, layers = _adapted_copy(model, [*choices.overrides], skip, products is not None)
     wrappers: dict[int, nn.Module] = {**quantized_layers(layers, choices)}
-    pairs, outputs = quantized_activations(model, residual, products, act)
+    pairs, outputs = quantized_activations(model, residual, products, between, act)
     wrappers |= pairs
     if not wrappers:
         raise ValueError("nothing to quantize: ends and overrides leave every layer float; give one of them bits")
@@ -273,7 +278,7 @@ def _check_patterns(patterns: Sequence[str], layers: Mapping[str, nn.Module], ot
 
 
 def _check_arguments(
-    model: nn.Module, choices: LayerChoices, skip: Sequence[str], residual: Choice, products: Choice
+    model: nn.Module, choices: LayerChoices, skip: Sequence[str], others: Mapping[str, Choice]
 ) -> None:
     if isinstance(skip, str):
         raise ValueError(f"skip is {skip!r}; expected a list of patterns, e.g. skip=[{skip!r}]")
@@ -283,7 +288,7 @@ def _check_arguments(
         template = getattr(choices, argument)
         if template is not None and not isinstance(template, Quantizer):
             raise ValueError(f"{argument} is {template!r}; expected a quantizer such as PACT(2), or None")
-    for argument, value in {"embeddings": choices.embeddings, "residual": residual, "products": products}.items():
+    for argument, value in {"embeddings": choices.embeddings, **others}.items():
         if not isinstance(value, Quantizer):
             check_bits(value, f"{argument}: bits", or_float=True)
     if not isinstance(choices.overrides, Mapping):

@@ -19,7 +19,7 @@ Bits = int | tuple[int | None, int | None] | None
 """One width for weight and input, or one for each; None stands for float."""
 CALIBRATION = 1024
 """Samples from which ranges are set."""
-WIDTHS = ("weight_bits", "act_bits", "end_bits", "embedding_bits", "residual_bits", "product_bits")
+WIDTHS = ("weight_bits", "act_bits", "end_bits", "embedding_bits", "residual_bits", "product_bits", "between_bits")
 ONLY_QUANTIZED = ("ewgs", "percentile", "per_channel", "overrides")
 """Fields that a float network cannot have."""
 
@@ -47,6 +47,9 @@ class Quantization:
     """bits of the addends of residual additions; None: float"""
     product_bits: int | None = None
     """bits of both factors of attention's products (queries and keys, probabilities and values); None: float"""
+    between_bits: int | None = None
+    """bits of what stands between layers (inputs of SiLU and other functions, factors of products, inputs of means), so
+    that --to onnx computes it on integers; None: float"""
     per_channel: bool = False
     """whether weights have one range per output channel"""
     overrides: tuple[str, ...] = ()
@@ -100,6 +103,7 @@ class Quantization:
             embeddings=self._weight_at(self.embedding_bits),
             residual=None if self.residual_bits is None else plain.build(self.residual_bits),
             products=None if self.product_bits is None else plain.build(self.product_bits),
+            between=None if self.between_bits is None else plain.build(self.between_bits),
             overrides=parse_overrides(self.overrides),
             per_channel=self.per_channel,
         )

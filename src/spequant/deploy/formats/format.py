@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from spequant.deploy.checks import Refused
 from spequant.deploy.code_graphs import CodeGraphs
 from spequant.deploy.engines import Run
 from spequant.deploy.loaded import Loaded, Preprocessing
@@ -116,16 +117,22 @@ class ProgramFormat(Format):
             )
         try:
             program = lower(model, example)
+        except Refused:
+            raise
         except ValueError as error:
             raise ValueError(
                 f"{error}. `--to mixed` writes ONNX whose linear layers compute on integers and whose other parts stay "
                 "float"
             ) from error
         for op in program.ops:
-            if isinstance(op, self.refused) or type(op) not in self.writers:
+            if not self.holds(op):
                 raise ValueError(f"{op.name}: the format {self.name} has no {op.WORD}")
         content = self.content(program, preprocessing, about)
         return Draft(content, program, program.islands(), program.saturating())
+
+    def holds(self, op: Operation) -> bool:
+        """Whether it has a form for `op`."""
+        return type(op) in self.writers and not isinstance(op, self.refused)
 
     @abstractmethod
     def content(self, program: Program, preprocessing: Preprocessing | None, about: Mapping[str, Any] | None) -> Any:

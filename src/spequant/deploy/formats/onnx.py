@@ -13,13 +13,27 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from spequant.deploy import onnx_curves
 from spequant.deploy.code_graphs import CodedGraph, CodeGraphs
 from spequant.deploy.formats.format import Draft, ProgramFormat
 from spequant.deploy.grids import Grid
 from spequant.deploy.loaded import Loaded, Preprocessing
 from spequant.deploy.onnx_file import describe, loaded_onnx, metadata, program_in, read_onnx, write_onnx
+from spequant.deploy.onnx_function import codes, float_step
 from spequant.deploy.onnx_graph import ALIKE, Emitter, Writers, avg_pool, conv_attributes, gemm, mean, pad
-from spequant.deploy.operations import Add, Affine, AvgPool, Input, Mean, Mul, Operation, Pad, Quantize, Weighted
+from spequant.deploy.operations import (
+    Add,
+    Affine,
+    AvgPool,
+    Function,
+    Input,
+    Mean,
+    Mul,
+    Operation,
+    Pad,
+    Quantize,
+    Weighted,
+)
 from spequant.deploy.program import Program
 
 
@@ -102,12 +116,34 @@ def _mul(e: IntegerGraph, op: Mul) -> str:
     return e.result(e.node("Mul", [e.value(i) for i in op.inputs], op.name), op)
 
 
+def _function(e: IntegerGraph, op: Function) -> str:
+    assert op.grid is not None
+    step, (source,) = float_step(op), op.inputs
+    if step is not None:
+        for part in op.parts:
+            e.emit(part)
+        return e.rounded(e.names[op.parts[-1]], op.grid, op.name, step)
+    table, index = codes(op), e.node("Cast", [e.names[source]], op.name, to=e.onnx.TensorProto.INT32)
+    assert source.grid is not None
+    first = source.grid.low + source.grid.zero
+    offsets = np.int32(-first)
+    if table.dim() > 1:  # one table for each channel, one after the other
+        starts = np.arange(table.shape[1], dtype=np.int32) * len(table)
+        offsets = (starts - first).reshape(-1, *[1] * (len(op.shape) - 2)).astype(np.int32)
+    if np.any(offsets):
+        index = e.node("Add", [index, e.constant(offsets, f"{op.name}.offsets")], op.name)
+    flat = table.t().contiguous().flatten() if table.dim() > 1 else table
+    return e.node("Gather", [e.constant(flat.numpy(), f"{op.name}.table"), index], op.name, axis=0)
+
+
 def _pad(e: IntegerGraph, op: Pad) -> str:
     return pad(e, op, np.float32(op.value) if op.grid is None else np.uint8(op.filling + op.grid.zero))
 
 
 WRITERS: Writers = {
     **ALIKE,
+    **onnx_curves.WRITERS,
+    Function: _function,
     Input: lambda e, op: e.names[op],
     Quantize: _quantize,
     Weighted: _weighted,

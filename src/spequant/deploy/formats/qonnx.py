@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from spequant.deploy import onnx_curves
 from spequant.deploy.formats.format import Draft, ProgramFormat
 from spequant.deploy.grids import Grid
 from spequant.deploy.integers import smallest_codes
@@ -29,6 +30,7 @@ from spequant.deploy.operations import (
     Affine,
     AvgPool,
     FloatLayer,
+    Function,
     Input,
     Mean,
     Mul,
@@ -139,6 +141,13 @@ def _mul(e: QuantGraph, op: Mul) -> str:
     return e.result(_times(e, op, product, float(op.unit)), op)
 
 
+def _function(e: QuantGraph, op: Function) -> str:
+    for part in op.parts:
+        e.emit(part)
+    assert op.grid is not None
+    return e.result(_times(e, op, e.names[op.parts[-1]], op.grid.rate), op)
+
+
 def _averaged(e: QuantGraph, op: AvgPool | Mean) -> str:
     """Codes are averaged, and the mean is scaled to codes of the result."""
     average = partial(avg_pool, e, op) if isinstance(op, AvgPool) else partial(mean, e, op)
@@ -157,6 +166,8 @@ def _float_layer(e: QuantGraph, op: FloatLayer) -> str:
 
 WRITERS: Writers = {
     **ALIKE,
+    **onnx_curves.WRITERS,
+    Function: _function,
     Input: lambda e, op: e.names[op],
     Quantize: _quantize,
     Weighted: _weighted,

@@ -2,12 +2,13 @@
 
 from spequant.deploy.operations.affine import Affine, Negative
 from spequant.deploy.operations.arithmetic import Add, Divide, Mul, Subtract
+from spequant.deploy.operations.function import Function
 from spequant.deploy.operations.layer import FloatLayer, Weighted
 from spequant.deploy.operations.moving import Concat, Repeat, Same, Stack
 from spequant.deploy.operations.operation import Operation, Step
-from spequant.deploy.operations.pointwise import Clamp, Sigmoid
+from spequant.deploy.operations.pointwise import Clamp, Curve, PRelu, Sigmoid
 from spequant.deploy.operations.positions import Adaptive, Amax, AvgPool, MaxPool, Mean
-from spequant.deploy.operations.quantize import Input, Quantize
+from spequant.deploy.operations.quantize import Input, Quantize, Unread
 from spequant.deploy.operations.shaping import (
     ChannelShuffle,
     Flatten,
@@ -32,6 +33,9 @@ OPERATIONS: tuple[type[Operation], ...] = (
     Divide,
     Clamp,
     Sigmoid,
+    Curve,
+    PRelu,
+    Function,
     Mean,
     Amax,
     MaxPool,
@@ -39,6 +43,7 @@ OPERATIONS: tuple[type[Operation], ...] = (
     Flatten,
     Reshape,
     Transpose,
+    PixelShuffle,
     Slice,
     Pad,
     Repeat,
@@ -52,11 +57,11 @@ READ: tuple[type[Operation], ...] = (
     Layer,
     Negative,
     Parts,
-    PixelShuffle,
     PixelUnshuffle,
     Same,
     Stack,
     Transposed,
+    Unread,
 )
 """Those of networks."""
 
@@ -71,9 +76,11 @@ __all__ = [
     "ChannelShuffle",
     "Clamp",
     "Concat",
+    "Curve",
     "Divide",
     "Flatten",
     "FloatLayer",
+    "Function",
     "Input",
     "Layer",
     "MaxPool",
@@ -81,6 +88,7 @@ __all__ = [
     "Mul",
     "Negative",
     "Operation",
+    "PRelu",
     "Pad",
     "Parts",
     "PixelShuffle",
@@ -96,5 +104,6 @@ __all__ = [
     "Subtract",
     "Transpose",
     "Transposed",
+    "Unread",
     "Weighted",
 ]

@@ -41,6 +41,10 @@ class Affine(Operation):
     POINTWISE = True
     MODULES: ClassVar[dict[type, Read]] = {_BatchNorm: lambda module: {}}
 
+    @property
+    def by_channel(self) -> bool:
+        return self.factor.numel() > 1 or self.shift.numel() > 1
+
     def compute(self, inputs: Sequence[Tensor]) -> Tensor:
         (x,) = self.values(inputs)
         shape = (1, -1, *[1] * (x.dim() - 2))

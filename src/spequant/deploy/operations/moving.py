@@ -23,7 +23,7 @@ class Concat(Operation):
     dim: int = 1
 
     WORD = "concat"
-    COMMUTES = True
+    COMMUTES = MOVES = True
     FUNCTIONS: ClassVar[dict[Any, Read]] = dict.fromkeys((torch.cat, torch.concat, torch.concatenate), _listed)
 
     def compute(self, inputs: Sequence[Tensor]) -> Tensor:
@@ -70,7 +70,7 @@ class Repeat(Operation):
     times: tuple[int, ...] = ()
 
     WORD = "upsample"
-    COMMUTES = True
+    COMMUTES = MOVES = True
     MODULES: ClassVar[dict[type, Read]] = {nn.Upsample: lambda m: _upsampled(mode=m.mode)}
     FUNCTIONS: ClassVar[dict[Any, Read]] = {F.interpolate: _upsampled}
     METHODS: ClassVar[dict[str, Read]] = dict.fromkeys(("expand", "expand_as"), lambda *_: {})

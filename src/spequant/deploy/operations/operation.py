@@ -5,7 +5,7 @@ A file of this folder holds everything about its operations but how a format wri
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from dataclasses import fields as fields_of
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, Self
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from spequant.deploy.grids import Grid, as_float
 from spequant.deploy.operations.windows import Sides
+from spequant.layers import Wrapper
 from spequant.quantizers import Quantizer
 
 Read = Callable[..., dict[str, Any]]
@@ -40,6 +41,8 @@ class Operation(ABC):
     METHODS: ClassVar[Mapping[str, Read]] = {}
     COMMUTES: ClassVar[bool] = False
     """whether rounding its inputs is rounding its result"""
+    MOVES: ClassVar[bool] = False
+    """whether it puts numbers elsewhere and computes none"""
     POINTWISE: ClassVar[bool] = False
     """whether each number of its result follows from those at the same place of its inputs"""
     OPERANDS: ClassVar[bool] = False
@@ -48,7 +51,7 @@ class Operation(ABC):
     @property
     def in_float(self) -> bool:
         """Whether it computes on float values, where engines are no faster than in fp32."""
-        return self.grid is None
+        return self.grid is None and not self.MOVES
 
     def values(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """`inputs`, codes (int32) or float, as the numbers it computes on: codes where its result is codes."""
@@ -101,6 +104,15 @@ class Operation(ABC):
         """`step` in float, from float."""
         return at.add(cls(step.name, tuple(at.value(i) for i in step.inputs), None, step.shape, **step.attributes))
 
+    @property
+    def by_channel(self) -> bool:
+        """Whether a pointwise operation computes otherwise from channel to channel."""
+        return False
+
+    def on(self, inputs: tuple["Operation", ...], grid: Grid | None) -> Self:
+        """The same operation of other inputs, on another grid."""
+        return replace(self, inputs=inputs, grid=grid)
+
     def attributes(self) -> dict[str, Any]:
         """Its fields but for those of every operation and tensors, as JSON."""
         names = [f.name for f in fields_of(self)[len(fields_of(Operation)) :]]
@@ -128,9 +140,16 @@ class Step:
     def own_grid(self) -> Grid | None:
         return self.kind.own_grid(self)
 
-    def then(self, kind: type[Operation], shape: tuple[int, ...], **attributes: Any) -> "Step":
-        """A step on the result of this one, under its name."""
-        return Step(self.name, kind, (self,), shape, attributes)
+    @cached_property
+    def root(self) -> "Step | None":
+        """The step on a grid of whose numbers, each alone, those of this one are a function; None: there is none."""
+        if self.own_grid is not None:
+            return self
+        if not self.kind.POINTWISE or isinstance(self.module, Wrapper):
+            return None
+        roots = {i.root for i in self.inputs}
+        root = roots.pop() if len(roots) == 1 else None
+        return root if root is not None and root.shape == self.shape else None
 
 
 class Lowering(Protocol):

@@ -24,7 +24,7 @@ class Reshape(Operation):
     """The numbers of each sample in their order, in the shape of its result."""
 
     WORD = "reshape"
-    COMMUTES = True
+    COMMUTES = MOVES = True
     MODULES: ClassVar[dict[type, Read]] = dict.fromkeys((nn.Flatten, nn.Unflatten), lambda module: {})
     FUNCTIONS: ClassVar[dict[Any, Read]] = dict.fromkeys(
         (torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.unflatten), _by_shape
@@ -58,7 +58,7 @@ class Flatten(Operation):
     """All dimensions but the batch as one."""
 
     WORD = "flatten"
-    COMMUTES = True
+    COMMUTES = MOVES = True
 
     def compute(self, inputs: Sequence[Tensor]) -> Tensor:
         return self.values(inputs)[0].flatten(1)
@@ -87,7 +87,7 @@ class Transpose(Operation):
     order: tuple[int, ...] = ()
 
     WORD = "transpose"
-    COMMUTES = True
+    COMMUTES = MOVES = True
     FUNCTIONS: ClassVar[dict[Any, Read]] = {
         torch.permute: _permuted,
         **dict.fromkeys((torch.swapaxes, torch.swapdims, torch.transpose), _swapped),
@@ -126,18 +126,35 @@ def _factor(upscale_factor: int) -> dict[str, Any]:
 
 @dataclass(eq=False)
 class PixelShuffle(Operation):
-    """Channels to pixels: (batch, channels * r * r, h, w) to (batch, channels, h * r, w * r). In no program: reshaping
-    and transposing."""
+    """Channels to pixels: (batch, channels * r * s ..., h, w ...) to (batch, channels, h * r, w * s ...); factors: r, s
+    ..."""
+
+    factors: tuple[int, ...] = ()
 
     WORD = "pixel shuffle"
+    COMMUTES = MOVES = True
     MODULES: ClassVar[dict[type, Read]] = {nn.PixelShuffle: lambda m: _factor(m.upscale_factor)}
     FUNCTIONS: ClassVar[dict[Any, Read]] = {F.pixel_shuffle: _factor}
 
+    @property
+    def apart(self) -> tuple[int, ...]:
+        """The input's dimensions but the batch, with the phases of each channel on their own."""
+        return (self.shape[1], *self.factors, *self.inputs[0].shape[2:])
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Of these dimensions, the batch first, in the result: phases behind their positions."""
+        spatial = len(self.factors)
+        return (0, 1, *(d for i in range(spatial) for d in (2 + spatial + i, 2 + i)))
+
+    def compute(self, inputs: Sequence[Tensor]) -> Tensor:
+        (x,) = self.values(inputs)
+        return x.reshape(len(x), *self.apart).permute(self.order).reshape(len(x), *self.shape[1:])
+
     @classmethod
     def settled(cls, step: Step) -> Step:
-        r, source = step.attributes["factor"], step.inputs[0]
-        batch, channels, *sizes = _image(source.shape)
-        return interleaved(source, (batch, channels // r**2, *(r for _ in sizes), *sizes), step.name)
+        spatial = len(_image(step.shape)) - 2
+        return Step(step.name, cls, step.inputs, step.shape, {"factors": (step.attributes["factor"],) * spatial})
 
 
 @dataclass(eq=False)
@@ -154,16 +171,6 @@ class PixelUnshuffle(Operation):
         batch, channels, h, w = _image(source.shape)
         apart = reshaped(source, (batch, channels, h // r, r, w // r, r), step.name)
         return reshaped(transposed(apart, (0, 1, 3, 5, 2, 4), step.name), step.shape, step.name)
-
-
-def interleaved(source: Step, apart: tuple[int, ...], name: str) -> Step:
-    """`source`, whose channels hold phases, with the phases between its pixels. apart: (batch, channels, *phases,
-    *sizes)."""
-    spatial = (len(apart) - 2) // 2
-    order = [0, 1, *(d for i in range(spatial) for d in (2 + spatial + i, 2 + i))]
-    sizes = (p * n for p, n in zip(apart[2 : 2 + spatial], apart[2 + spatial :], strict=True))
-    moved = transposed(reshaped(source, apart, name), tuple(order), name)
-    return reshaped(moved, (*apart[:2], *sizes), name)
 
 
 def _image(shape: tuple[int, ...]) -> tuple[int, ...]:

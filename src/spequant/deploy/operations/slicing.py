@@ -40,7 +40,7 @@ class Slice(Operation):
     step: tuple[int, ...] = ()
 
     WORD = "slice"
-    COMMUTES = True
+    COMMUTES = MOVES = True
     FUNCTIONS: ClassVar[dict[Any, Read]] = {
         operator.getitem: _indexed,
         torch.narrow: _narrowed,
@@ -165,7 +165,7 @@ class Pad(Operation):
     mode: str = "constant"
 
     WORD = "pad"
-    COMMUTES = True
+    COMMUTES = MOVES = True
     MODULES: ClassVar[dict[type, Read]] = {kind: _padding(mode) for mode, kinds in PADS.items() for kind in kinds}
     FUNCTIONS: ClassVar[dict[Any, Read]] = {F.pad: _pad}
 

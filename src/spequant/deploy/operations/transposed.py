@@ -17,7 +17,7 @@ from torch import Tensor
 from spequant.deploy.grids import Grid, act_grid, weight_grid
 from spequant.deploy.operations.layer import After, FloatLayer, Weighted, float_weights, layer_of, rescaled
 from spequant.deploy.operations.operation import Lowering, Operation, Step
-from spequant.deploy.operations.shaping import Reshape, Transpose
+from spequant.deploy.operations.shaping import PixelShuffle
 from spequant.deploy.operations.slicing import Slice
 from spequant.deploy.operations.windows import joined
 
@@ -121,12 +121,8 @@ def _woven(op: Operation, phases: Phases, at: Lowering) -> Operation:
     spatial = len(phases.strides)
     batch, channels = op.shape[0], op.shape[1] // phases.count
     if phases.count > 1:
-        apart = (batch, channels, *phases.strides, *phases.positions)
-        op = _moved(op, Reshape, apart, at)
-        order = (0, 1, *(d for i in range(spatial) for d in (2 + spatial + i, 2 + i)))
-        op = _moved(op, Transpose, tuple(apart[d] for d in order), at, order=order)
         sizes = (n * s for n, s in zip(phases.positions, phases.strides, strict=True))
-        op = _moved(op, Reshape, (batch, channels, *sizes), at)
+        op = _moved(op, PixelShuffle, (batch, channels, *sizes), at, factors=phases.strides)
     shape = (batch, channels, *phases.result)
     if op.shape == shape:
         return op
