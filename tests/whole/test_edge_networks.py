@@ -79,5 +79,6 @@ def test_a_network_of_edges_is_integers_throughout(name, tmp_path):
         assert not islands and row in table()
 
 
-def test_the_docs_have_a_row_for_each_edge_network():
-    assert [named(row) for row in table()] == list(EDGES)
+def test_the_rows_in_the_docs_are_of_these_networks():
+    names = [named(row) for row in table() if row]
+    assert names and names == [name for name in EDGES if name in names]  # those that were run, in their order

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spequant.functional import without_autocast
 from spequant.calibration.ranges import calibrate
 from spequant.deploy.formats import Format, ProgramFormat, format_named
 from spequant.deploy.lower import lower_all
 from spequant.deploy.operations import Add, Clamp, FloatLayer, Operation, Unread
+from spequant.functional import without_autocast
 from spequant.layers import OUTPUT, Wrapper, act_quantizers, weight_quantizers
 from spequant.networks import copied
 from spequant.preparation.placement import prepare

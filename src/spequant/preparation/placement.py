@@ -84,8 +84,7 @@ def prepare(
             already, or it has no products although `products` is given.
 
     Warns:
-        UserWarning: Modules with weights stay float, additions or what stands between layers cannot be looked for, or
-            pruned weights would come back.
+        UserWarning: Modules with weights stay float, a network cannot be traced, or pruned weights would come back.
     """
     choices = LayerChoices(weight, act, depthwise, ends, embeddings, overrides or {}, per_channel)
     _check_arguments(model, choices, skip, {"residual": residual, "products": products, "between": between})

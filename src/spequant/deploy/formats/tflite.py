@@ -21,17 +21,29 @@ from spequant.deploy.operations import (
     Add,
     Affine,
     Amax,
+    AvgPool,
     Clamp,
     Concat,
+    Curve,
+    Divide,
     Flatten,
     FloatLayer,
+    Function,
     Input,
     MaxPool,
     Mean,
     Mul,
     Operation,
+    Pad,
+    PixelShuffle,
+    PRelu,
     Quantize,
+    Repeat,
+    Reshape,
     Sigmoid,
+    Slice,
+    Subtract,
+    Transpose,
     Weighted,
 )
 from spequant.deploy.program import Program
@@ -231,6 +243,10 @@ def op_graph(op: Operation, int4: bool = False) -> CodedGraph:
     return CodedGraph(e.graph.model(inputs, {"output": _left(e, op, e.tensors[op])}, {}), e.zero, INT8)
 
 
+UNWRITTEN = (AvgPool, Curve, Divide, Function, PRelu, Pad, PixelShuffle, Repeat, Reshape, Slice, Subtract, Transpose)
+"""Operations that no writer of this format is there for yet."""
+
+
 class Tflite(ProgramFormat):
     """LiteRT's files."""
 
@@ -241,6 +257,7 @@ class Tflite(ProgramFormat):
     preprocessing = True
     graphs = CodeGraphs(tflite_graph, op_graph)
     writers = WRITERS
+    refused = UNWRITTEN
 
     def content(self, program: Program, preprocessing: Preprocessing | None, about: Mapping[str, Any] | None) -> Any:
         return tflite_graph(program, preprocessing=preprocessing, about=about).data
