@@ -113,7 +113,8 @@ def test_wrong_values_get_an_error(words, named, tmp_path, monkeypatch):
     assert not (tmp_path / "runs").exists()
 
 
-def test_readme_python_runs():
+def test_readme_python_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     code = re.search(r"```python\n(.*?)```", README.read_text(), re.S)
     assert code
     names: dict = {}
