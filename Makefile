@@ -1,4 +1,4 @@
-# make demo | test | test-all | lint | venv      Needs make and Python >= 3.11; everything else goes into $(VENV).
+# make demo | test | test-all | lint | docs | venv      Needs make and Python >= 3.11; everything else goes into $(VENV).
 # Overridable: PYTHON (the interpreter that makes the environment), VENV (where it goes).
 # Where packages come from is left to the settings of uv and pip.
 
@@ -14,7 +14,10 @@ PY = $(BIN)/python
 # A worker a core; those that are done take over what others have left. The ten slowest tests are told at the end.
 PYTEST = $(PY) -m pytest -n logical --dist worksteal --durations 10
 
-.PHONY: demo test test-all lint venv
+# The site has an environment of its own, of a few small packages: it reads the source, and imports neither it nor torch.
+DOCS_VENV = .venv-docs
+
+.PHONY: demo test test-all lint docs docs-packages venv
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.installed
@@ -31,6 +34,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(PY)
 	$(BIN)/lint-imports
+
+docs: $(DOCS_VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
 
 venv: $(VENV)/.installed-dev
 
@@ -63,17 +69,26 @@ define install
 	  if "$$candidate" --version >/dev/null 2>&1; then uv="$$candidate"; break; fi; \
 	done; \
 	if [ -z "$$uv" ] && pip install --quiet uv; then uv="$(BIN)/uv"; fi; \
-	if [ -z "$$uv" ] || ! "$$uv" pip install --compile-bytecode --python "$(PY)" -e ".[$(1)]" -c constraints.txt; then \
+	if [ -z "$$uv" ] || ! "$$uv" pip install --compile-bytecode --python "$(PY)" $(1) -c constraints.txt; then \
 	  echo "uv did not install; trying pip"; \
-	  pip install -e ".[$(1)]" -c constraints.txt; \
+	  pip install $(1) -c constraints.txt; \
 	fi
 endef
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(PY)
-	$(call install,all)
+	$(call install,-e ".[all]")
 	@touch $@
 
 COMMA := ,
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(PY)
-	$(call install,all$(COMMA)dev)
+	$(call install,-e ".[all$(COMMA)dev]")
 	@touch $(VENV)/.installed $@
+
+# The packages of the extra `docs`, without spequant and what that needs.
+EXTRA = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])
+docs-packages: | $(PY)
+	$(call install,$$("$(PY)" -c '$(EXTRA)'))
+
+$(DOCS_VENV)/.installed-docs: pyproject.toml constraints.txt
+	@$(MAKE) --no-print-directory VENV=$(DOCS_VENV) docs-packages
+	@touch $@

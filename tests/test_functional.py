@@ -11,6 +11,7 @@ from spequant.functional import (
     positive,
     quantize,
     scale_gradient,
+    without_autocast,
     zero_point,
 )
 from spequant.quantizers import LSQ, PACT
@@ -110,3 +111,22 @@ def test_values_are_the_nearest_levels_of_a_uniform_grid(low, levels):
     codes = quantize(x, bottom, high, level_tensor(levels))
     assert codes.min() >= 0 and codes.max() <= levels - 1 and torch.equal(codes, codes.round())
     np.testing.assert_allclose(dequantize(codes, bottom, high, level_tensor(levels)).numpy(), y, atol=1e-6)
+
+
+@without_autocast
+def product_dtype(x, *, fail=False):
+    """The dtype of a product of `x` with itself."""
+    if fail:
+        raise RuntimeError("failed")
+    return (x @ x).dtype
+
+
+def test_autocast_is_off_inside_and_on_again_after():
+    x = torch.ones(2, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (x @ x).dtype == torch.bfloat16
+        assert product_dtype(x) == torch.float32
+        with pytest.raises(RuntimeError, match="failed"):
+            product_dtype(x, fail=True)
+        assert (x @ x).dtype == torch.bfloat16
+    assert product_dtype(x) == torch.float32

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from spequant.processes import gathered, innermost, portion, rank, sum_over_processes, unwrapped, world
+from spequant.processes import gathered, innermost, leave, portion, rank, sum_over_processes, unwrapped, world
+from spequant.train import Compiled
 
 
 def test_a_single_process_gets_its_own_values():
@@ -13,10 +14,18 @@ def test_a_single_process_gets_its_own_values():
     assert sum_over_processes(x) is x and x.tolist() == [1.0, 2.0]
 
 
+def test_a_group_is_left_once(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    leave()
+    assert not torch.distributed.is_initialized()
+    leave()
+
+
 def test_the_network_inside_wrappers():
     network = nn.Linear(2, 2)
     assert unwrapped(network) is network and innermost(network) is network
     assert innermost(nn.DataParallel(torch.compile(network))) is network
+    assert innermost(nn.DataParallel(Compiled(network))) is network
 
 
 def test_items_that_do_not_divide_evenly_are_refused():

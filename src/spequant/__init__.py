@@ -1,27 +1,40 @@
 """spequant: train neural networks at 2 to 8 bits, by SPEQ and other methods, and export them.
 
-This file holds the public names and the version, and no code.
+This file holds the public names and the version. A name is imported at its first use: until then torch is not, so that
+the command line answers `--help` at once.
 """
 
-from spequant.calibration.batch_norm import reestimate_batch_norm
-from spequant.calibration.ranges import calibrate
-from spequant.comparison import compare
-from spequant.deploy import export, export_onnx, load, load_packed, pack, quantize_biases
-from spequant.methods import SPEQ, Distill, Retrain
-from spequant.methods.tasks import (
-    Classification,
-    Detection,
-    MultiLabel,
-    Regression,
-    Segmentation,
-    SpanExtraction,
-    TokenClassification,
-)
-from spequant.policies import Fixed, LowBit, Mix, Stochastic, precision
-from spequant.preparation.placement import prepare, unprepare
-from spequant.preparation.summary import summary
-from spequant.quantizers import Quantizer
-from spequant.train.optimizers import parameter_groups
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spequant.calibration.batch_norm import reestimate_batch_norm
+    from spequant.calibration.ranges import calibrate
+    from spequant.comparison import compare
+    from spequant.deploy import (
+        check_export,
+        export,
+        export_onnx,
+        load,
+        load_packed,
+        pack,
+        quantize_biases,
+    )
+    from spequant.methods import SPEQ, Distill, Retrain
+    from spequant.methods.tasks import (
+        Classification,
+        Detection,
+        MultiLabel,
+        Regression,
+        Segmentation,
+        SpanExtraction,
+        TokenClassification,
+    )
+    from spequant.policies import Fixed, LowBit, Mix, Stochastic, precision
+    from spequant.preparation.placement import prepare, unprepare
+    from spequant.preparation.summary import summary
+    from spequant.quantizers import Quantizer
+    from spequant.train.optimizers import parameter_groups
 
 __version__ = "0.1.0"
 """The version that the build reads; CITATION.cff and CHANGELOG.md repeat it."""
@@ -44,6 +57,7 @@ __all__ = [
     "TokenClassification",
     "__version__",
     "calibrate",
+    "check_export",
     "compare",
     "export",
     "export_onnx",
@@ -58,3 +72,39 @@ __all__ = [
     "summary",
     "unprepare",
 ]
+
+_HOMES = {
+    "calibration.batch_norm": ("reestimate_batch_norm",),
+    "calibration.ranges": ("calibrate",),
+    "comparison": ("compare",),
+    "deploy": ("check_export", "export", "export_onnx", "load", "load_packed", "pack", "quantize_biases"),
+    "methods": ("SPEQ", "Distill", "Retrain"),
+    "methods.tasks": (
+        *("Classification", "Detection", "MultiLabel", "Regression", "Segmentation", "SpanExtraction"),
+        "TokenClassification",
+    ),
+    "policies": ("Fixed", "LowBit", "Mix", "Stochastic", "precision"),
+    "preparation.placement": ("prepare", "unprepare"),
+    "preparation.summary": ("summary",),
+    "quantizers": ("Quantizer",),
+    "train.optimizers": ("parameter_groups",),
+}
+"""{module: the public names that it defines}"""
+
+
+def __getattr__(name: str) -> Any:
+    home = next((module for module, names in _HOMES.items() if name in names), None)
+    if home is not None:
+        globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
+        return globals()[name]
+    if not name.startswith("_"):
+        try:
+            return import_module(f"{__name__}.{name}")  # a room: spequant.deploy
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{name}":
+                raise
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 
-def needs(module: str, extra: Literal["vision", "text", "deploy", "report", "train"]) -> Any:
+def needs(module: str, extra: Literal["vision", "text", "deploy", "report", "train", "tflite"]) -> Any:
     """Import a module of an optional package.
 
     Args:

@@ -1,12 +1,20 @@
-"""Functions of tensors: rounding to a grid, fake quantization, and their gradients.
+"""Functions of tensors: rounding to a grid, fake quantization, and their gradients; fp32 under autocast.
 
 Custom autograd functions live only in this file; modules, state and policy live elsewhere.
 """
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
+
+Given = ParamSpec("Given")
+Returned = TypeVar("Returned")
 
 LEAST_END = 1e-30
 """The smallest end of a stored range, so that no range collapses to zero width."""
@@ -232,3 +240,17 @@ def positive(x: Tensor) -> Tensor:
     An optimizer step may carry a stored range below zero: it remains a range, and its gradient pushes it back.
     """
     return x.abs().clamp_min(LEAST_END)
+
+
+def without_autocast(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
+    """Return `function` with autocast off inside it."""
+
+    @wraps(function)
+    def run(*args: Given.args, **kwargs: Given.kwargs) -> Returned:
+        with ExitStack() as stack:
+            for device in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            return function(*args, **kwargs)
+
+    return run

@@ -36,14 +36,21 @@ def head_of(network: nn.Module) -> str:
     return layers[-1]
 
 
-def copied(network: Network) -> Network:
+def copied(network: Network, *, share: bool = False) -> Network:
     """Return a deep copy of `network`, also if it has weights that it computes at each forward.
 
     Such weights (pruned ones, and those of torch's older weight norm and spectral norm) are attributes with a history
     for autograd, which copy.deepcopy refuses; they are copied without their history.
+
+    Args:
+        network: Any network; it stays as it is.
+        share: Whether the copy has the parameters and buffers of `network` itself, so that it takes no memory.
     """
     tensors = (value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor))
-    return copy.deepcopy(network, {id(value): value.detach().clone() for value in tensors if value.grad_fn is not None})
+    memo = {id(value): value.detach().clone() for value in tensors if value.grad_fn is not None}
+    if share:
+        memo |= {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    return copy.deepcopy(network, memo)
 
 
 def versioned(model: nn.Module, state: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:

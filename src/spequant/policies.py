@@ -57,6 +57,11 @@ class Stochastic:
         if not 0 <= self.probability <= 1:
             raise ValueError(f"probability is {self.probability!r}; expected a number from 0 to 1 (the paper: 0.5)")
 
+    @property
+    def highest(self) -> int:
+        """The most bits that a draw can raise a layer to."""
+        return self.high_bits
+
     def draw(self, home: Mapping[str, int], rng: np.random.Generator) -> list[int]:
         high = rng.random(len(home)) < self.probability
         return [max(self.high_bits, bits) if up else bits for bits, up in zip(home.values(), high, strict=True)]
@@ -80,6 +85,11 @@ class Mix:
             raise ValueError("widths is empty; expected at least one number of bits")
         for width in self.widths:
             check_bits(width, "widths")
+
+    @property
+    def highest(self) -> int:
+        """The most bits that a draw can raise a layer to."""
+        return max(self.widths)
 
     def draw(self, home: Mapping[str, int], rng: np.random.Generator) -> list[int]:
         indices = rng.integers(len(self.widths), size=len(home))

@@ -23,6 +23,12 @@ def world() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def leave() -> None:
+    """Leave the process group, if there is one. A process that ends inside one may abort: its threads still run."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def gathered(value: Any) -> list[Any]:
     """Return the `value` of every process, in the order of ranks; tensors should be on the CPU."""
     if world() == 1:
@@ -58,15 +64,23 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def innermost(model: nn.Module) -> nn.Module:
-    """Return the network inside torch.compile, DataParallel, DistributedDataParallel and AveragedModel, in any nesting.
+    """Return the network inside torch.compile, `Compiled`, DataParallel, DistributedDataParallel and AveragedModel,
+    in any nesting.
 
     Compiled parts are replaced by the modules that were compiled. Parameters and quantizers are the same objects.
     """
-    while isinstance(model, DistributedDataParallel | nn.DataParallel | AveragedModel):
-        model = model.module
+    while (inside := _inside(model)) is not None:
+        model = inside
     if not any("_orig_mod" in m._modules for m in model.modules()):
         return model
     return innermost(_uncompiled(model, {}))
+
+
+def _inside(model: nn.Module) -> nn.Module | None:
+    """Return the module that `model` only passes its calls on to, or None if it does more than that."""
+    if isinstance(model, DistributedDataParallel | nn.DataParallel | AveragedModel):
+        return model.module
+    return model.model if getattr(type(model), "passes_on", False) else None  # type: ignore[return-value]
 
 
 def _uncompiled(module: nn.Module, twins: dict[int, nn.Module]) -> nn.Module:

@@ -1,54 +1,31 @@
 """The command line: what each command takes, prints and refuses. What they do: tests/recipes, studies, bench."""
 
-import dataclasses
 import json
+import os
 import re
 import runpy
-import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from spequant.app.cli import COMMANDS, main, parsed_train, run_name
-from spequant.app.recipes import RECIPES
-from spequant.app.recipes.serial import from_json
-from spequant.app.runs import evaluate_source, load_run
-from spequant.app.studies.arms import command_of
+from spequant.app.cli import main
+from spequant.app.runs import evaluate_source
+from spequant.train import Interrupted
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
 
-def test_recipes_are_listed(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    main(["recipes"])
-    printed = capsys.readouterr().out
-    assert all(name in printed for name in RECIPES)
-    main(["recipes", "cifar10-5k-resnet20-w2a2-beyond"])
-    assert from_json(capsys.readouterr().out) == RECIPES["cifar10-5k-resnet20-w2a2-beyond"]()
-
-
-def test_what_a_run_writes(digits_run):
-    """As `train` left it."""
-    result = json.loads((digits_run / "result.json").read_text())
-    rows = [json.loads(line) for line in (digits_run / "metrics.jsonl").read_text().splitlines()]
-    assert [row["kind"] for row in rows] == ["start", "calibrated", "epoch", "epoch", "biases", "result"]
-    assert rows[0]["command"] and rows[2]["images_per_second"] > 0
-    floating = json.loads((digits_run.parent / "digits-float" / "result.json").read_text())
-    assert result["weight_bytes"] < floating["weight_bytes"] / 12
-
-
-def test_train_then_evaluate(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    short = ["--data.images", "128", "--data.held-out", "50", "--train.epochs", "2", "--train.measure-every", "2"]
-    main(["train", "digits-float", *short])
-    assert "-> runs/digits-float\n" in capsys.readouterr().out
-    metrics = (tmp_path / "runs/digits-float/metrics.jsonl").read_text().splitlines()
-    assert ["held_out_accuracy" in row for row in map(json.loads, metrics) if row["kind"] == "epoch"] == [False, True]
-    with pytest.raises(SystemExit, match=r"runs/digits-float .*--out"):
-        main(["train", "digits-float"])
+def test_other_packages_show_no_bars(monkeypatch, capsys):
+    """That would fill a log."""
+    names = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+    for name in names:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    main(["recipes", "--help"])
+    assert [os.environ.get(name) for name in names] == ["1"] * 3
 
 
 def test_a_run_is_evaluated_compared_and_listed(digits_run, capsys):
@@ -62,27 +39,6 @@ def test_a_run_is_evaluated_compared_and_listed(digits_run, capsys):
     assert re.search(r"digits-w2a2-speq\s.*finished\s.* 2/2\s.*\d\d\.\d\d", capsys.readouterr().out)
 
 
-def test_a_command_sets_what_it_names():
-    args = ["--method.temperature", "2", "--train.no-compile", "--network.weights", "None", "--quant.overrides", "a=3"]
-    found = parsed_train("digits-w2a2-speq", [*args, "--out", "a b", "--resume"])
-    recipe = found.recipe
-    assert (recipe.method.temperature, recipe.network.weights, recipe.quant.overrides) == (2.0, None, ("a=3",))
-    assert (found.out, found.resume, found.dry_run) == (Path("a b"), True, False)
-    assert [run_name(recipe.with_seed(seed)) for seed in (0, 3)] == ["digits-w2a2-speq", "digits-w2a2-speq-seed3"]
-
-
-@pytest.mark.parametrize("command", ["train", "runs", "recipes", "study", "bench"])
-def test_help_is_no_argument(command, capsys):
-    main([command, "--help"])
-    assert f"usage: spequant {command}" in capsys.readouterr().out
-
-
-def test_every_command_is_in_the_usage(capsys):
-    main([])
-    printed = capsys.readouterr().out
-    assert all(f"\n  {name} " in printed for name in COMMANDS)
-
-
 def test_the_package_is_the_command(monkeypatch, capsys):
     """`python -m spequant`."""
     monkeypatch.setattr(sys, "argv", ["spequant", "runs", "--help"])
@@ -90,13 +46,29 @@ def test_the_package_is_the_command(monkeypatch, capsys):
     assert "usage: spequant runs" in capsys.readouterr().out
 
 
-def test_low_bits_from_random_weights_are_told(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    few = ["--network.weights", "None", "--data.images", "320", "--quant.percentile", "99.9", "--dry-run"]
-    main(["train", "digits-w2a2-retrain", *few])
-    said = capsys.readouterr()
-    assert "network.weights is not set" in said.err and re.search(r"median of 2; before it 3 in", said.out)
-    assert list(tmp_path.iterdir()) == []
+def test_a_pipe_that_nobody_reads_ends_a_command_without_a_word():
+    """As `spequant ... | head` does."""
+    command = [sys.executable, "-m", "spequant", "completion", "bash"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Interrupted(7)])
+def test_an_interruption_is_no_error(error, monkeypatch, capsys):
+    monkeypatch.setattr("spequant.app.studies.demo.run_demo", lambda settings: (_ for _ in ()).throw(error))
+    with pytest.raises(SystemExit) as stopped:
+        main(["demo"])
+    assert stopped.value.code == 130 and "spequant demo: interrupted" in capsys.readouterr().err
+
+
+def test_a_missing_package_of_the_command_line_is_named(monkeypatch):
+    monkeypatch.delitem(sys.modules, "spequant.app.studies.demo", raising=False)
+    monkeypatch.setitem(sys.modules, "rich.table", None)
+    with pytest.raises(SystemExit, match=r"spequant demo: .* rich.*'spequant\[all\]'"):
+        main(["demo"])
 
 
 def test_misspelt_words_get_a_hint(capsys):
@@ -105,14 +77,19 @@ def test_misspelt_words_get_a_hint(capsys):
             main(["train", *words])
     with pytest.raises(SystemExit, match="did you mean digits-w2a2-speq"):
         main(["train", "digits-w2a2-spek"])
-    with pytest.raises(SystemExit, match="did you mean train"):
-        main(["trian"])
+    for words in (["trian"], ["help", "trian"]):
+        with pytest.raises(SystemExit, match="did you mean train"):
+            main(words)
     with pytest.raises(SystemExit):
         main(["train", "digits-float", "--train.epoch", "3"])
     assert "--train.epochs" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["train", "digits-float", "--train.measure-every", "0"])
     assert "measure_every is 0" in capsys.readouterr().err
+    for command in ("runs", "recipes"):
+        with pytest.raises(SystemExit):
+            main([command, "one", "two"])
+        assert ": two" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -122,8 +99,6 @@ def test_misspelt_words_get_a_hint(capsys):
         (["train", "digits-float", "--data.held-out", "9999"], "held_out is 9999"),
         (["evaluate", "."], r"recipe\.json does not exist"),
         (["runs", "nowhere"], "nowhere does not exist"),
-        (["runs", "a", "b"], "one folder at most"),
-        (["recipes", "a", "b"], "recipes .* a b"),
         (["recipes", "digits-flaot"], "recipe is 'digits-flaot'; did you mean digits-float"),
         (["study"], "no study .*table1, fig2"),
         (["study", "--smoke"], "no study .*table1, fig2"),
@@ -138,34 +113,14 @@ def test_wrong_values_get_an_error(words, named, tmp_path, monkeypatch):
     assert not (tmp_path / "runs").exists()
 
 
-def test_readme_python_runs():
+def test_readme_python_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     code = re.search(r"```python\n(.*?)```", README.read_text(), re.S)
     assert code
     names: dict = {}
     exec(code.group(1), names)
     losses = names["losses"]
     assert losses.total.isfinite() and losses.distill > 0 and losses.task > 0
-
-
-def test_every_field_can_be_overridden(capsys):
-    with pytest.raises(SystemExit):
-        main(["train", "digits-float", "--help"])
-    printed = capsys.readouterr().out
-    recipe = RECIPES["digits-float"]()
-    for part in ("data", "network", "quant", "method", "train"):
-        for field in dataclasses.fields(getattr(recipe, part)):
-            assert f"--{part}.{field.name.replace('_', '-')}" in printed
-
-
-def test_resuming_what_is_finished_says_its_result(digits_run, capsys):
-    arguments = [*shlex.split(command_of("digits-w2a2-speq", load_run(digits_run)[0], digits_run))[1:], "--resume"]
-    before = (digits_run / "result.json").stat().st_mtime_ns
-    main(arguments)
-    accuracy = json.loads((digits_run / "result.json").read_text())["test_accuracy"]
-    assert f"test accuracy {accuracy:.2f} %" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match=r"digits-w2a2-speq .*train\.lr is 0\.04, expected 0\.5"):
-        main([*arguments, "--train.lr", "0.5"])
-    assert (digits_run / "result.json").stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize(
@@ -192,11 +147,3 @@ def test_a_damaged_run_is_refused(digits_run, tmp_path, file, before, after, nam
         main(["evaluate", str(damaged)])
     main(["runs", str(tmp_path)])  # one bad folder does not hide the others
     assert "damaged" in capsys.readouterr().out
-
-
-def test_what_is_no_state_dict_is_refused(tmp_path):
-    torch.save(torch.zeros(3), tmp_path / "tensor.th")
-    weights = ["--network.weights", str(tmp_path / "tensor.th")]
-    with pytest.raises(SystemExit, match=r"tensor\.th .*Tensor; expected tensors by name"):
-        main(["train", "digits-w2a2-retrain", *weights, "--out", str(tmp_path / "x")])
-    assert not (tmp_path / "x").exists()

@@ -26,8 +26,10 @@ def test_exports_are_verified_and_lie_beside_their_source(digits_run, tmp_path, 
     run = tmp_path / "run"
     shutil.copytree(digits_run, run)
     main(["export", str(run), "--to", "packed"])
-    assert "the logits of 500 images are equal" in capsys.readouterr().out
-    main(["export", str(run / "model.packed"), "--to", "onnx", "--images", "100"])
+    verdict, file, command = capsys.readouterr().out.splitlines()
+    assert "the logits of 500 images are equal" in verdict and file.startswith(f"{run / 'model.packed'}  ")
+    assert f"spequant evaluate {run / 'model.packed'}, or spequant.load" in command
+    main(["export", str(run / "model.packed"), "--to", "onnx", "--images", "100", "--verbose"])
     printed = capsys.readouterr().out
     assert "onnxruntime: arg-max equal on" in printed and "of 100 images" in printed
     assert re.search(r"onnxruntime: output: [\d.e-]+ deviations from the network's \(limit of scores 0\.1\)", printed)
@@ -48,13 +50,14 @@ def test_an_engine_that_answers_otherwise_fails_loudly(files, tmp_path, monkeypa
 
     with pytest.raises(SystemExit, match="onnxruntime gives another arg-max"):
         main(["export", str(files["packed"]), "--to", "onnx", "--out", str(tmp_path / "net.onnx")])
-    assert "onnxruntime: arg-max equal on" in capsys.readouterr().out and not list(tmp_path.iterdir())
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("onnxruntime: arg-max equal on") and not list(tmp_path.iterdir())
 
 
 def test_evaluate_prints_and_writes_a_row_a_width(files, tmp_path, capsys):
     main(["evaluate", str(files["packed"]), "--act-bits", "3", "4", "--json", str(tmp_path / "rows.json")])
     printed, rows = capsys.readouterr().out, json.loads((tmp_path / "rows.json").read_text())
-    assert re.findall(r"A\d+", printed) == ["A3", "A4"] and [row["act_bits"] for row in rows] == [3, 4]
+    assert re.findall(r"torch  (A\d+)", printed) == ["A3", "A4"] and [row["act_bits"] for row in rows] == [3, 4]
     assert all(f"{row['accuracy']:.2f} %" in printed for row in rows)
 
 
@@ -92,7 +95,7 @@ def test_inspect(files, tmp_path, capsys):
         (["export", "{integer}", "--to", "openvino"], "net.onnx is .* --to onnx; expected a run's folder"),
         (["export", "{packed}", "--to", "openvino", "--out", "{packed}.bin"], "net.packed.bin'; .* in .xml"),
         (["export", "{packed}", "--to", "onnx", "--out", "net.bin"], "net.bin'; .* --to onnx .* in .onnx"),
-        (["export", "{packed}", "--to", "packed", "--out", "net.onnx"], "net.onnx'; .* but .onnx and .xml"),
+        (["export", "{packed}", "--to", "packed", "--out", "net.onnx"], "net.onnx'; .* but .onnx, .tflite, .xml"),
         (["export", "{packed}", "--to", "onnx", "--out", "nowhere/net.onnx"], "the folder nowhere does not exist"),
         (["export", "{run}", "--to", "packed", "--out", "{run}/model.safetensors"], "a file of the run itself"),
         (["export", "{run}/../digits-float", "--to", "packed"], "a float run, of digits-float"),

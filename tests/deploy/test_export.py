@@ -94,12 +94,13 @@ def test_what_holds_no_samples_is_refused(images, network, tmp_path):
 
 
 NAMES = {"packed": "net.packed", "onnx": "net.onnx", "mixed": "net.mixed.onnx", "openvino": "net.xml"}
-NAMES |= {"qonnx": "net.qonnx.onnx"}
+NAMES |= {"qonnx": "net.qonnx.onnx", "tflite": "net.tflite", "tflite4": "net.int4.tflite"}
 
 
 def written(name, network, folder, **options):
     """(report, the file opened) of the format `name`."""
-    for package in {"mixed": ("onnxscript",), "openvino": ("openvino",), "qonnx": ("qonnx",)}.get(name, ()):
+    packages = {"mixed": "onnxscript", "openvino": "openvino", "qonnx": "qonnx", "tflite": "ai_edge_litert"}
+    if (package := packages.get(name.removesuffix("4"))) is not None:
         pytest.importorskip(package)
     report = export(network, folder / NAMES[name], [(X, LABELS)], about={"by": name}, **options)
     return report, load(folder / NAMES[name], small() if name == "packed" else None)
@@ -157,7 +158,7 @@ def test_images_as_they_are(name, tmp_path):
     [
         ("net", {}, r"net', .*ending of no format.*\.onnx \(onnx\)"),
         ("net.xml", {"format": "onnx"}, r"net\.xml'; for --to onnx"),
-        ("net.onnx", {"format": "tflite"}, "format is 'tflite'; expected one of packed, onnx"),
+        ("net.onnx", {"format": "tensorrt"}, "format is 'tensorrt'; expected one of packed, onnx"),
         ("net.packed", {"preprocessing": ((0.5,), (0.5,))}, "preprocessing is given; .*packed"),
         ("net.qonnx.onnx", {"preprocessing": ((0.5,), (0.5,))}, "preprocessing is given; .*qonnx"),
     ],

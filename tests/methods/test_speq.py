@@ -117,7 +117,7 @@ def test_instance_norm_does_not_change_in_the_teachers_pass():
     )
     x = torch.randn(8, 2, 9)
     model(x)
-    model = spequant.prepare(model, weight=SAWB(2), act=PACT(2))
+    model = spequant.prepare(model, weight=SAWB(2), act=PACT(2), ends=2)
     spequant.calibrate(model, [x], samples=8)
     before = model[1].running_mean.clone()
     SPEQ().teach(model, (x, torch.zeros(8, dtype=torch.long)))
@@ -201,6 +201,8 @@ def test_quantizer_loss_policy_and_task_that_a_user_defines(floating, batch):
     [
         ({"temperature": 0}, "temperature is 0"),
         ({"weight": -1}, "weight is -1"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"weight": float("inf")}, "weight is inf"),
         ({"passes": 0}, "passes is 0"),
         ({"batch_norm": "off"}, "batch_norm is 'off'.* 'leave', 'update', 'eval'"),
         ({"high_bits": 0}, "high_bits is 0"),
@@ -209,3 +211,16 @@ def test_quantizer_loss_policy_and_task_that_a_user_defines(floating, batch):
 def test_bad_settings_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         SPEQ(**options)
+
+
+@pytest.mark.parametrize(
+    ("method", "bits"), [(SPEQ(), 8), (SPEQ(high_bits=4), 4), (SPEQ(policy=Mix((2, 3))), 3), (SPEQ(high_bits=2), 6)]
+)
+def test_a_network_that_no_draw_changes_is_refused(method, bits, floating, batch):
+    model = calibrated(spequant.prepare(floating, weight=SAWB(2), act=PACT(bits)), batch)
+    with pytest.raises(ValueError, match=rf"at most {method.policy.highest} bits.* {bits} or more"):
+        method(model, batch)
+    one_lower = calibrated(
+        spequant.prepare(floating, weight=SAWB(2), act=PACT(bits), overrides={"layer1.0.conv2": 1}), batch
+    )
+    assert method(one_lower, batch).total.isfinite()

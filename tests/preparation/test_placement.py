@@ -194,3 +194,58 @@ def test_bits_out_of_range_for_single_layers_are_refused_with_their_pattern(valu
         spequant.prepare(mlp(), weight=SAWB(2), act=PACT(2), overrides={"2": value})
     with pytest.raises(ValueError, match=r"^overrides is \['2'\]"):
         spequant.prepare(mlp(), weight=SAWB(2), act=PACT(2), overrides=["2"])
+
+
+def test_a_state_of_other_bits_writes_nothing():
+    x = torch.randn(64, 3, 4, 4)
+    saved = calibrated(Residual(), x, act=PACT(2), ends=8).state_dict()
+    model = calibrated(Residual(), x, act=PACT(2), ends=8, overrides={"b": 4})
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for place, state in (
+        (model, saved),
+        (nn.Sequential(model), {f"0.{name}": v for name, v in saved.items()}),
+        (copy.deepcopy(model), saved),
+    ):
+        with pytest.raises(ValueError, match=r"b\.\w+_quantizer: .* 2 bits, .* 4"):
+            place.load_state_dict(state)
+        after = place.state_dict().values()
+        assert all(torch.equal(a, b) for a, b in zip(before.values(), after, strict=True))
+
+
+def halved(module, args):
+    return (args[0] / 2,)
+
+
+def test_what_a_hook_makes_of_an_input_is_quantized():
+    network, x = mlp(), torch.rand(64, 4)
+    network[2].register_forward_pre_hook(halved)
+    network[2].register_forward_pre_hook(lambda module, args, kwargs: (args, kwargs), with_kwargs=True)
+    model = calibrated(network, x, weight=None, act=PACT(2), ends=None).eval()
+    read = []
+    model[2].layer.register_forward_pre_hook(lambda module, args: read.append(args[0]))
+    model(x)
+    assert len(read[0].unique()) <= 4
+    hidden = torch.relu(network[0](x))
+    assert torch.equal(read[0], model[2].act_quantizer(hidden / 2))
+    back = spequant.unprepare(model)
+    assert torch.equal(back(x), network(x)) and halved in back[2]._forward_pre_hooks.values()
+
+
+def test_attentions_that_share_a_joint_weight_are_refused_by_name():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.MultiheadAttention(4, 2), nn.MultiheadAttention(4, 2)
+
+        def forward(self, x):
+            for attend in (self.a, self.b):
+                x = attend(x, x, x)[0]
+            return x
+
+    network = Twice()
+    network.b.in_proj_weight = network.a.in_proj_weight
+    with pytest.raises(ValueError, match=r"a\.in_proj_weight and b\.in_proj_weight"):
+        spequant.prepare(network, weight=SAWB(2), act=PACT(2))
+    network.b = network.a  # the same module twice stays one
+    model = spequant.prepare(network, weight=SAWB(2), act=PACT(2))
+    assert model.a is model.b

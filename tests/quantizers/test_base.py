@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import spequant
-from spequant.quantizers import LSQ, PACT, SAWB, DoReFa, LeastSquares, MinMax, Quantizer, least_squares
+from spequant.quantizers import LSQ, PACT, SAWB, APoT, DoReFa, LeastSquares, MinMax, Quantizer, least_squares
 from spequant.quantizers.base import level_tensor
 from spequant.quantizers.held import Held
 from support.quantizing import ready
@@ -200,6 +200,8 @@ def test_a_network_made_without_values_has_its_grids():
     """`to_empty` gives tensors of any values; weights are then loaded or drawn."""
     with torch.device("meta"):
         network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    tables = spequant.prepare(network, weight=APoT(4), act=None, ends=4).to_empty(device="cpu").modules()
+    assert [q.points.tolist() for q in tables if isinstance(q, APoT)] == [APoT(4).points.tolist()] * 2
     model = spequant.prepare(network, weight=LSQ(2), act=PACT(3, signed=False)).to_empty(device="cpu")
     quantizers = [m for m in model.modules() if isinstance(m, Quantizer)]
     assert [int(q.home_levels) for q in quantizers] == [256, 256, 256, 256]

@@ -11,9 +11,10 @@ from importlib.util import find_spec
 import pytest
 
 PACKAGES = (
-    *("accelerate", "brevitas", "build", "datasets", "hatch_fancy_pypi_readme", "hatchling", "importlinter"),
-    *("matplotlib", "onnx", "onnxruntime", "onnxscript", "openvino", "optuna", "PIL", "qonnx", "rich", "scipy"),
-    *("sklearn", "tensorboard", "timm", "tokenizers", "torchmetrics", "torchvision", "transformers", "tyro"),
+    *("accelerate", "ai_edge_litert", "brevitas", "build", "datasets", "hatch_fancy_pypi_readme", "hatchling"),
+    *("importlinter", "matplotlib", "onnx", "onnxruntime", "onnxscript", "openvino", "optuna", "PIL", "qonnx", "rich"),
+    *("scipy", "sklearn", "tensorboard", "tflite_micro", "timm", "tokenizers", "torchmetrics", "torchvision"),
+    *("transformers", "tyro"),
 )
 ABSENT = {name for name in PACKAGES if find_spec(name) is None}
 SAID = re.compile(r"(?:No module named '|line needs )(\w+)|(\w+)[\w.]* is not installed: pip")
@@ -30,7 +31,7 @@ def skipping() -> Iterator[None]:
     """Inside, an error that names an absent package skips the test."""
     try:
         yield
-    except (ModuleNotFoundError, AssertionError) as error:  # the latter: what a process said that a test started
+    except (ModuleNotFoundError, AssertionError, SystemExit) as error:  # assertions: what a process said
         if name := lacks(str(error)):
             pytest.skip(f"needs {name}")
         raise
@@ -50,12 +51,7 @@ def pytest_runtest_call(item):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector):
-    try:
-        report = yield
-    except SystemExit as error:  # of `spequant.app.cli` as it is imported
-        if (name := lacks(str(error))) is None:
-            raise
-    else:
-        if not report.failed or (name := lacks(str(report.longrepr))) is None:
-            return report
+    report = yield
+    if not report.failed or (name := lacks(str(report.longrepr))) is None:
+        return report
     return pytest.CollectReport(collector.nodeid, "skipped", (str(collector.path), 0, f"Skipped: needs {name}"), [])

@@ -9,11 +9,13 @@ from spequant.layers import QuantizedLayer, act_quantizers, weight_quantizers
 from spequant.quantizers.held import Held
 
 ACT, WEIGHT = Held(4, levels=9), Held(8, levels=129, signed=True)
+BETWEEN = Held(8, levels=65)
 
 
-def exact(network: nn.Module, x: Tensor, residual: bool = False) -> nn.Module:
+def exact(network: nn.Module, x: Tensor, residual: bool = False, between: bool = False) -> nn.Module:
     """`network` prepared, its weights and biases on their grids; x: what it is calibrated on."""
-    model = spequant.prepare(network, weight=WEIGHT, act=ACT, ends=(WEIGHT, ACT), residual=ACT if residual else None)
+    options = {"residual": ACT if residual else None, "between": BETWEEN if between else None}
+    model = spequant.prepare(network, weight=WEIGHT, act=ACT, ends=(WEIGHT, ACT), **options)
     spequant.calibrate(model, [x], samples=len(x), reestimate=False)
     with torch.no_grad():
         for q in act_quantizers(model).values():

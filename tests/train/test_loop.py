@@ -71,6 +71,9 @@ def test_bf16_trains_under_autocast_and_evaluates_in_fp32(prepared):
     assert seen[-1] < seen[0] and set(kinds) == {torch.bfloat16}
     kinds.clear()
     evaluate(model, eval_batches(train, 500))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        evaluate(model, eval_batches(train, 500))
+        assert torch.is_autocast_enabled("cpu")
     hook.remove()
     losses_of(
         prepared, spequant.Retrain(), epochs=1, accelerator=make_accelerator("fp32")

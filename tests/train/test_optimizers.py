@@ -44,7 +44,7 @@ def test_unknown_names_are_refused():
 
 
 @pytest.mark.parametrize("argument", ["lr", "weight_decay", "range_lr"])
-def test_a_negative_rate_is_refused(argument):
-    for value in (-0.1, float("nan")):
+def test_a_rate_that_is_negative_or_not_finite_is_refused(argument):
+    for value in (-0.1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=f"^{argument} is {value!r}"):
             parameter_groups(small_network(), **{"lr": 0.1, "weight_decay": 0.0, argument: value})

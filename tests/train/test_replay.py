@@ -19,6 +19,7 @@ from spequant.train import (
     make_accelerator,
 )
 from support.breaking import STEPS, Breaks, a_state, gone, gradient_of_a_range, gradient_of_a_weight
+from support.reporters import Said
 
 
 def named(method, **settings):
@@ -149,20 +150,15 @@ def test_a_loss_that_is_finite_when_repeated_is_reported():
         first_to_go(state, batches, error, steps=STEPS)
 
 
-class Listens:
-    """A reporter that stores each line and then calls `heard`."""
+class Listens(Said):
+    """It calls `heard` after each line."""
 
     def __init__(self, heard=lambda: None):
-        self.lines, self.heard = [], heard
-
-    def step(self, progress):
-        pass
-
-    def epoch(self, row):
-        pass
+        super().__init__()
+        self.heard = heard
 
     def say(self, line):
-        self.lines.append(line)
+        super().say(line)
         self.heard()
 
 

@@ -69,19 +69,19 @@ def test_image_folder(tmp_path):
 
 @pytest.mark.slow
 def test_text_classification(tmp_path):
-    said = run("text_classification.py", tmp_path, "--steps", "150").splitlines()[-1]
-    floating, _, trained = numbers(said)
+    *_, figures, answer = run("text_classification.py", tmp_path, "--steps", "150").splitlines()
+    floating, _, trained = numbers(figures)
     assert floating > 80 and trained > 75
+    assert re.fullmatch(r"text-classification.low-bit: 'the \w+ was [\w ]+' is (good|bad) \(\d+%\)", answer), answer
     file = tmp_path / "own.tsv"
     file.write_text(
         "".join(
             f"{'warm' if i % 2 else 'cold'}\tit is {'hot' if i % 2 else 'icy'} on day {i % 7}\n" for i in range(400)
         )
     )
-    floating, _, trained = numbers(
-        run("text_classification.py", tmp_path, "--text", str(file), "--steps", "60").splitlines()[-1]
-    )
-    assert floating > 90 and trained > 90
+    *_, figures, answer = run("text_classification.py", tmp_path, "--text", str(file), "--steps", "60").splitlines()
+    floating, _, trained = numbers(figures)
+    assert floating > 90 and trained > 90 and "'it is icy on day 0' is cold" in answer
 
 
 @pytest.mark.slow

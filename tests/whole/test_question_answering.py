@@ -329,9 +329,6 @@ def test_what_an_export_cannot_be_given_is_named(tmp_path):
     model = quantized(answering(), batch | {"start_positions": torch.zeros(8)})
     with pytest.raises(ValueError, match="preprocessing is given"):
         export_mixed(model, tmp_path / "model.onnx", [batch], preprocessing=((0.5,), (0.5,)))
-    model.config.return_dict = False
-    with pytest.raises(ValueError, match="the network gives tuple"):
-        export_mixed(model, tmp_path / "model.onnx", [batch])
     assert not list(tmp_path.iterdir())
 
 

@@ -1,95 +1,94 @@
 """What the commands export, evaluate and inspect take and print; no arithmetic."""
 
-from dataclasses import dataclass
+import shlex
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any
 
-import tyro
 from rich.table import Table
-from tyro.conf import FlagCreatePairsOff, Positional
 
+from spequant.app.commands.files import Evaluate, Export, Inspect
 from spequant.app.runs import evaluate_source, export_source, open_source
 from spequant.app.runs.sources import Source, example_of
-from spequant.app.terminal import in_words, print_table
-from spequant.deploy import FORMATS, LayerCost, Parity, model_costs, packed_costs, program_costs, totals
-from spequant.deploy.engines import ENGINES
+from spequant.app.terminal import Terminal, in_words, print_table
+from spequant.deploy import (
+    FORMATS,
+    Exported,
+    LayerCost,
+    Parity,
+    model_costs,
+    packed_costs,
+    program_costs,
+    tflite_costs,
+    totals,
+)
+from spequant.deploy.running import TORCH
+from spequant.deploy.tflite_engines import arena_size
+from spequant.deploy.tflite_file import read_head
 from spequant.files import destination, write_json
 from spequant.names import some_of
-
-__all__ = ["Evaluate", "Export", "Inspect", "print_evaluation", "print_export"]
+from spequant.train import keep_freed_memory
 
 NO_FIGURES = ("source", "recipe", "seed", "engine", "act_bits", "loss", "samples", "seconds")
 """Entries of a row of an evaluation that are no figures of the task."""
-NETWORK = "of a packed file made in Python: what makes its float network, package.module:Object or file.py:Object"
-DATA = (
-    "an .npz with the arrays inputs, as the file takes them, or inputs by name, e.g. input_ids and attention_mask; and "
-    "labels; None: the recipe's test set"
-)
-Network = Annotated[str | None, tyro.conf.arg(help=NETWORK)]
-Data = Annotated[Path | None, tyro.conf.arg(help=DATA)]
-
-
-@dataclass(frozen=True)
-class Export:
-    """Write what a run or a packed file holds as a file to ship, verified against the run on its test set."""
-
-    source: Positional[Path]
-    """a run's folder, or a packed file"""
-    to: Annotated[
-        Literal[tuple(FORMATS)],  # type: ignore[valid-type]
-        tyro.conf.arg(help="; ".join(f"{name}: {form.help}" for name, form in FORMATS.items())),
-    ]
-    out: Annotated[
-        Path | None,
-        tyro.conf.arg(
-            help=f"None: model{', '.join(form.suffix for form in FORMATS.values())} in the run's folder, or next to "
-            "the packed file"
-        ),
-    ] = None
-    act_bits: int | None = None
-    """width of the activations that were trained at the recipe's act_bits; None: as trained"""
-    round_biases: FlagCreatePairsOff[bool] = False
-    """put biases on integer arithmetic's grid first; a recipe's run has done that at its end"""
-    preprocessing: FlagCreatePairsOff[bool] = False
-    """the graph takes uint8 images, and scales and normalises them itself"""
-    images: int | None = None
-    """verify on the first so many test images; None: on all"""
-    root: Path | None = None
-    """folder of the data set; None: the recipe's, or SPEQUANT_DATA"""
-    network: Network = None
-    data: Data = None
 
 
 def print_export(settings: Export) -> None:
-    report = export_source(
-        settings.source,
-        settings.to,
-        settings.out,
-        act_bits=settings.act_bits,
-        round_biases=settings.round_biases,
-        preprocessing=settings.preprocessing,
-        images=settings.images,
-        root=settings.root,
-        network=settings.network,
-        data=settings.data,
-        show=_print_parity,
-    )
+    """Export, and print the verdict of the comparison, the file, and how to run it; if `verbose`, the rest as well."""
+    keep_freed_memory()
+    with Terminal(settings.source.name) as reporter:
+        report = export_source(
+            settings.source,
+            settings.to,
+            settings.out,
+            act_bits=settings.act_bits,
+            round_biases=settings.round_biases,
+            preprocessing=settings.preprocessing,
+            images=settings.images,
+            root=settings.root,
+            network=settings.network,
+            data=settings.data,
+            show=partial(_print_parity, verbose=settings.verbose),
+            reporter=reporter,
+        )
     exported = report.exported
     if not FORMATS[settings.to].engines:
         print(f"verified: loaded again, the logits of {report.images} {report.what} are equal, bit for bit")
-    for name, (network, other) in report.figures.items():
-        print(f"onnxruntime: {name} {other:.2f} %, torch {network:.2f} %")
+    if report.figures:
+        pairs = (f"{name} {other:.2f} %, torch {network:.2f} %" for name, (network, other) in report.figures.items())
+        print(f"onnxruntime: {'; '.join(pairs)}")
+    if settings.verbose:
+        _print_details(exported)
+    times = exported.float_size / exported.size
+    print(f"{exported.path}  {exported.size:,} bytes, {times:.1f} times smaller than in fp32 ({exported.float_size:,})")
+    print(f"to run it: {_command(settings, exported)}, or spequant.load in Python{_limits(exported)}")
+
+
+def _limits(exported: Exported) -> str:
+    """Return what is to be known before the file runs elsewhere."""
+    batch = "" if exported.batch is None else f"; takes {exported.batch} image at a time"
+    return batch + ("; processors without VNNI may answer otherwise (--verbose)" if exported.saturating else "")
+
+
+def _print_details(exported: Exported) -> None:
+    """Print what is computed in float, and which layers some processors compute otherwise."""
     if exported.islands:
         print(f"in float: {'; '.join(_by_operation(exported.islands))}")
-    if exported.batch is not None:
-        print(f"takes {exported.batch} image at a time: the network itself counts with the number of images")
     if exported.saturating:
         print(
             f"processors without VNNI or dot products may clip sums in {some_of(exported.saturating)} "
             "(7 bits in training, of the ends --quant.end-bits 7, avoid it)"
         )
-    times = exported.float_size / exported.size
-    print(f"{exported.path}  {exported.size:,} bytes, {times:.1f} times smaller than in fp32 ({exported.float_size:,})")
+
+
+def _command(settings: Export, exported: Exported) -> str:
+    """Return the command that runs the file."""
+    options: dict[str, object] = {"root": settings.root, "data": settings.data}
+    if not FORMATS[settings.to].engines:
+        options["network"] = settings.network
+    words = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+    return shlex.join(["spequant", "evaluate", str(exported.path), *words])
 
 
 def _by_operation(islands: list[str]) -> list[str]:
@@ -101,66 +100,57 @@ def _by_operation(islands: list[str]) -> list[str]:
     return [f"{operation} in {some_of(names)}" for operation, names in modules.items()]
 
 
-def _print_parity(parity: Parity, engine: str) -> None:
-    if engine == "torch":
+def _print_parity(parity: Parity, engine: str, *, verbose: bool) -> None:
+    """Print how an engine's answers compare with the network's; if `verbose`, codes and values as well."""
+    if engine == TORCH:
         return  # all answers are equal, or there is an error
-    if parity.codes:
-        table = Table("codes", "number", f"{engine} / torch", f"{engine} / twin", "forced", "of them ties")
-        for c in parity.codes:
-            numbers = c.count, c.torch, c.twin, c.forced, c.ties
-            table.add_row(c.name, *("-" if n is None else f"{n:,}" for n in numbers))
-        print_table(table)
-        print(
-            "unequal codes, end to end, against the network and against its integer twin; "
-            "forced: each layer on the twin's inputs"
-        )
+    if verbose and parity.codes:
+        _print_codes(parity, engine)
     network, other = parity.accuracy
     right = f"; accuracy {other:.2f} %, torch {network:.2f} %" if parity.labelled else ""
     what = "images" if parity.labelled else "answers"
     bits = f"; torch's own with other last bits differs on {parity.own}" if parity.own else ""
     same = f"arg-max equal on {100 * parity.agreement:.2f} % of {parity.images} {what}"
     print(f"{engine}: {same if parity.of_choices else parity.answers}{right}{bits}")
-    for values in parity.values:
-        print(f"{engine}: {values}")
+    if verbose:
+        for values in parity.values:
+            print(f"{engine}: {values}")
 
 
-@dataclass(frozen=True)
-class Evaluate:
-    """Accuracy of a run or an exported file on its test set."""
-
-    source: Positional[Path]
-    """a run's folder, or an exported file"""
-    engines: Annotated[tuple[str, ...], tyro.conf.arg(help=f"torch, {', '.join(ENGINES)}; none: the file's own")] = ()
-    act_bits: tuple[int, ...] = ()
-    """widths of the activations that were trained at the recipe's act_bits; none: as trained"""
-    images: int | None = None
-    """the first so many test images; None: all"""
-    root: Path | None = None
-    """folder of the data set; None: the recipe's, or SPEQUANT_DATA"""
-    threads: int | None = None
-    json: Path | None = None
-    """rows as JSON"""
-    network: Network = None
-    data: Data = None
+def _print_codes(parity: Parity, engine: str) -> None:
+    """Print a table with the codes of each layer, and how many the engine computes otherwise."""
+    table = Table("codes", "number", f"{engine} / torch", f"{engine} / twin", "forced", "of them ties")
+    for c in parity.codes:
+        numbers = c.count, c.torch, c.twin, c.forced, c.ties
+        table.add_row(c.name, *("-" if n is None else f"{n:,}" for n in numbers))
+    print_table(table)
+    print(
+        "unequal codes, end to end, against the network and against its integer twin; "
+        "forced: each layer on the twin's inputs"
+    )
 
 
 def print_evaluation(settings: Evaluate) -> None:
+    """Evaluate, and print a line per engine and width."""
+    keep_freed_memory()
     if settings.json is not None:
         destination(settings.json)
-    rows = [
-        row
-        for engine in settings.engines or (None,)
-        for row in evaluate_source(
-            settings.source,
-            engine=engine,
-            act_bits=settings.act_bits,
-            images=settings.images,
-            root=settings.root,
-            threads=settings.threads,
-            network=settings.network,
-            data=settings.data,
-        )
-    ]
+    with Terminal(settings.source.name) as reporter:
+        rows = [
+            row
+            for engine in settings.engines or (None,)
+            for row in evaluate_source(
+                settings.source,
+                engine=engine,
+                act_bits=settings.act_bits,
+                images=settings.images,
+                root=settings.root,
+                threads=settings.threads,
+                network=settings.network,
+                data=settings.data,
+                reporter=reporter,
+            )
+        ]
     for row in rows:
         width = "float activations" if row["act_bits"] is None else f"A{row['act_bits']}"
         head = f"{row['recipe']}  {row['engine']}  {width}"
@@ -171,38 +161,17 @@ def print_evaluation(settings: Evaluate) -> None:
     write_json(settings.json, rows)
 
 
-@dataclass(frozen=True)
-class Inspect:
-    """Bits, ranges, bytes, multiply-accumulates and bit operations, layer by layer."""
-
-    source: Positional[Path]
-    """a run's folder, a packed file or one of --to onnx"""
-    root: Path | None = None
-    """folder of the data set, for a run; None: the recipe's, or SPEQUANT_DATA"""
-    json: Annotated[Path | None, tyro.conf.arg(help="layers and totals as JSON")] = None
-    network: Network = None
-    data: Annotated[
-        Path | None, tyro.conf.arg(help="with --network: an .npz with the array inputs, or inputs by name")
-    ] = None
-
-
 def print_inspection(settings: Inspect) -> None:
+    """Print what each layer holds and costs, and the total against fp32."""
     if settings.json is not None:
         destination(settings.json)
-    source = open_source(settings.source, settings.root, network=settings.network, data=settings.data)
-    costs = _costs(source)
-    table = Table("layer", "kind", "W", "A", "weights", "activations", "bytes", "MACs", "bit operations")
-    for c in costs:
-        row = c.row()
-        numbers = (_number(row[name]) for name in ("size", "macs", "bit_operations"))
-        table.add_row(
-            c.name, c.kind, str(c.weight_bits), str(c.act_bits), _range(c.weight_range), _range(c.act_range), *numbers
-        )
+    with Terminal(settings.source.name) as reporter:
+        reporter.phase("loading network and data")
+        source = open_source(settings.source, settings.root, network=settings.network, data=settings.data)
+        reporter.phase("counting operations")
+        costs = _costs(source)
     total = totals(costs)
-    table.add_section()
-    numbers = (_number(total[name]) for name in ("size", "macs", "bit_operations"))
-    table.add_row("total", "", "", "", f"{total['weights']:,}", "", *numbers)
-    print_table(table)
+    print_table(_table_of_costs(costs, total))
     if total["macs"] is None:
         print(
             f"of the quantized layers what the file says, {total['times_smaller_than_fp32'] or 1:.1f} times smaller "
@@ -217,16 +186,43 @@ def print_inspection(settings: Inspect) -> None:
     names = source.loaded.classes
     if names is not None:
         print(f"classes: {len(names)}: {some_of(names, separator='; ')}")
+    if source.kind.startswith("tflite"):
+        _print_tflite(source.path)
     facts = {"source": str(settings.source), "classes": names, "layers": [c.row() for c in costs], "total": total}
     write_json(settings.json, facts)
 
 
+def _table_of_costs(costs: Sequence[LayerCost], total: Mapping[str, Any]) -> Table:
+    table = Table("layer", "kind", "W", "A", "weights", "activations", "bytes", "MACs", "bit operations")
+    for c in costs:
+        numbers = _numbers(c.row())
+        table.add_row(
+            c.name, c.kind, str(c.weight_bits), str(c.act_bits), _range(c.weight_range), _range(c.act_range), *numbers
+        )
+    table.add_section()
+    table.add_row("total", "", "", "", f"{total['weights']:,}", "", *_numbers(total))
+    return table
+
+
+def _numbers(row: Mapping[str, Any]) -> list[str]:
+    values = (row[name] for name in ("size", "macs", "bit_operations"))
+    return ["-" if value is None else f"{value:,}" for value in values]
+
+
+def _print_tflite(path: Path) -> None:
+    """What a microcontroller needs for it, and where its engines give other codes than training."""
+    flash = f"{path.stat().st_size:,} bytes of flash"
+    try:
+        print(f"TensorFlow Lite Micro: {flash}, {arena_size(path):,} bytes of memory for tensors and the graph's data")
+    except ModuleNotFoundError as error:
+        print(f"TensorFlow Lite Micro: {flash}; its memory is not known: {error}")
+    for name, counts in read_head(path)["unequal"].items():
+        said = ", ".join(f"{count:,} in {engine}" for engine, count in counts.items() if count)
+        print(f"{name}: sums that get another code than in training: {said}")
+
+
 def _range(ends: tuple[float, float] | None) -> str:
     return "float" if ends is None else f"{ends[0]:.3g} .. {ends[1]:.3g}"
-
-
-def _number(value: int | None) -> str:
-    return "-" if value is None else f"{value:,}"
 
 
 def _costs(source: Source) -> list[LayerCost]:
@@ -234,8 +230,10 @@ def _costs(source: Source) -> list[LayerCost]:
         return program_costs(source.program)
     if source.model is not None:
         return model_costs(source.model, example_of(source))
+    if source.kind.startswith("tflite"):
+        return tflite_costs(source.path)
     if source.loaded.engines:
         raise ValueError(
-            f"{source.path} is a file of --to {source.kind}; expected a run, a packed file or one of --to onnx"
+            f"{source.path} is a file of --to {source.kind}; expected a run or a file of --to packed, onnx or tflite"
         )
     return packed_costs(source.path)

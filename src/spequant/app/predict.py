@@ -1,20 +1,14 @@
-"""What the command predict takes and prints; no arithmetic."""
+"""What the command predict prints; no arithmetic."""
 
 import csv
 import io
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal
 
-import tyro
 from rich.table import Table
-from tyro.conf import Positional
 
+from spequant.app.commands.files import Predict
 from spequant.app.runs import predict_source
 from spequant.app.runs.prediction import Answers
 from spequant.app.terminal import print_table
-from spequant.data.image_files import INTERPOLATIONS
-from spequant.deploy.engines import ENGINES
 from spequant.files import destination, write_whole
 from spequant.names import some_of
 
@@ -24,37 +18,6 @@ FAULTS = 5
 """Images without an answer that the error names."""
 
 
-@dataclass(frozen=True)
-class Predict:
-    """The most probable classes of images of your own. Images without an answer are named, and the exit status is 1."""
-
-    source: Positional[Path]
-    """a run's folder, or an exported file"""
-    images: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE ...")]
-    """files; folders, which stand for all images in them; patterns, e.g. 'photos/*.jpg'"""
-    top: int = 3
-    """classes per image"""
-    csv: Path | None = None
-    """the answers as CSV: image, rank, class (its number), name, probability, error"""
-    engine: Annotated[str | None, tyro.conf.arg(help=f"torch, {', '.join(ENGINES)}; None: the file's own")] = None
-    network: Annotated[
-        str | None,
-        tyro.conf.arg(
-            help="of a packed file made in Python: its float network, package.module:Object or file.py:Object"
-        ),
-    ] = None
-    mean: tuple[float, ...] | None = None
-    """per channel, or one for all, of images scaled to [0, 1]; None, also for all below: as the file says"""
-    std: tuple[float, ...] | None = None
-    """deviation, alike"""
-    size: int | None = None
-    """side of the network's inputs, pixels"""
-    crop_pct: float | None = None
-    """share of the scaled image that the crop takes: the shorter side is scaled to size / crop_pct"""
-    interpolation: Literal[INTERPOLATIONS] | None = None  # type: ignore[valid-type]
-    """of scaling"""
-
-
 def print_predictions(settings: Predict) -> None:
     """Print a table, write the CSV, and raise a ValueError that names the images without an answer."""
     if settings.csv is not None:
@@ -62,7 +25,7 @@ def print_predictions(settings: Predict) -> None:
     reading = {name: getattr(settings, name) for name in ("mean", "std", "size", "crop_pct", "interpolation")}
     answers = predict_source(
         settings.source,
-        settings.images,
+        settings.files,
         top=settings.top,
         engine=settings.engine,
         network=settings.network,

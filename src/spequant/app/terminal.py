@@ -1,66 +1,156 @@
-"""What the commands say, on a terminal (one line that moves) or in a log (plain lines)."""
+"""What the commands say: on a terminal, lines that move; in a log, a pipe or a notebook, plain lines."""
 
+import os
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from spequant.app.runs.folder import figures
+from spequant.app.runs.reporter import Batch
 from spequant.train import Progress as State
 
 
-class Terminal:
-    """A reporter: a bar with time left, loss (on the labels), accuracy and images a second; one line an epoch."""
+def moves() -> bool:
+    """Return whether lines of the standard output can move: not those in a file, a pipe or a cell of a notebook."""
+    notebook = "JPY_PARENT_PID" in os.environ  # where `!spequant ...` has a terminal that shows each line it is sent
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not notebook
 
-    def __init__(self, name: str):
-        self.name, self.console, self.read = name, Console(), 0.0
-        columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[now]}")
-        self.bar = Progress(*columns, console=self.console, disable=not sys.stdout.isatty(), transient=True)
-        self.task = self.bar.add_task(name, total=1.0, now="")
+
+class Terminal:
+    """A reporter: a bar with time left, loss (on the labels), accuracy and images a second; one line an epoch.
+
+    Where lines do not move, each phase is one line, and has none the next time.
+
+    Args:
+        name: Of what is done, e.g. a run.
+        number, of: The number of this run among those that are to be done, from 1 on, and how many these are.
+    """
+
+    def __init__(self, name: str, number: int = 1, of: int = 1):
+        self.name = name if of == 1 else f"[{number}/{of}] {name}"
+        self.after = of - number
+        """runs that follow"""
+        self.live, self.read, self.last_epoch = moves(), 0.0, 0.0
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(20),
+            _Clock(),
+            TextColumn("{task.fields[now]}"),
+        )
+        self.bar = Progress(*columns, console=Console(), disable=not self.live, transient=True, refresh_per_second=4)
+        self.training = self.bar.add_task(self.name, total=1.0, start=False, now="", visible=False)
+        self.other = self.bar.add_task("", total=None, now="", visible=False)
+        self.said: set[str] = set()
+        self.in_phase = False
 
     def __enter__(self) -> "Terminal":
-        return self  # the bar starts with the first step: of several processes one alone is told of steps
+        return self  # the bar starts with the first phase: of several processes one alone is told of phases
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
+    def phase(self, text: str) -> None:
+        if self.live:
+            self.in_phase = True
+            self.bar.update(self.training, visible=False)
+            self.bar.remove_task(self.other)
+            self.other = self.bar.add_task(f"{self.name}  {text}", total=None, now="")
+            self.bar.start()
+        elif text not in self.said:
+            self.said.add(text)
+            print(f"{self.name}  {text}", file=sys.stderr, flush=True)  # results alone are on the standard output
+
+    def track(self, batches: Iterable[Batch], count: int) -> Iterator[Batch]:
+        self.bar.update(self.other, total=count)
+        for batch in batches:
+            yield batch
+            self.bar.advance(self.other)
+
     def step(self, progress: State) -> None:
         """Reading the losses waits for the device, so at most once a second."""
-        if self.bar.disable or time.monotonic() - self.read < 1:
+        if not self.live:
             return
-        self.bar.start()
+        if self.in_phase:
+            self.in_phase = False
+            self.bar.update(self.other, visible=False)
+            self.bar.update(self.training, visible=self.read > 0)
+        if time.monotonic() - self.read < 1:
+            return
         row = progress.row()
         self.read = time.monotonic()
-        parts = [f"loss {row['task']:.3f}", _right(row, "acc", 1), f"{row['images_per_second']:.0f} a second"]
-        now = "  ".join(filter(None, parts))
-        self.bar.update(self.task, completed=progress.done, now=now)
+        self.bar.start_task(self.training)
+        task = next(task for task in self.bar.tasks if task.id == self.training)
+        left = task.time_remaining or 0.0
+        every = left + self.after * left / max(1e-9, 1 - progress.done)
+        parts = [
+            f"about {in_time(every)} of all runs" if self.after and left else "",
+            f"loss {row['task']:.3f}",
+            _right(row, "acc", 1),
+            f"{row['images_per_second']:.0f} a second",
+        ]
+        self.bar.update(
+            self.training,
+            description=f"{self.name}  epoch {row['epoch']}/{progress.epochs}",
+            completed=progress.done,
+            now="  ".join(filter(None, parts)),
+            visible=True,
+        )
+        self.bar.start()
 
     def say(self, line: str) -> None:
-        if self.bar.disable:
-            print(f"{self.name}  {line}", flush=True)
+        if self.live:
+            self.bar.print(f"{self.name}  {line}", markup=False, highlight=False)
         else:
-            self.bar.print(f"{self.name}  {line}")
+            print(f"{self.name}  {line}", flush=True)
 
     def epoch(self, row: dict[str, Any]) -> None:
-        left = row["seconds"] * (row["epochs"] - row["epoch"])
+        now = time.monotonic()
+        seconds = max(row["seconds"], now - self.last_epoch if self.last_epoch else 0)  # with what is measured
+        self.last_epoch = now
+        left = seconds * (row["epochs"] - row["epoch"])
+        whole = f", about {in_time(left + self.after * seconds * row['epochs'])} of all runs" if self.after else ""
         parts = [
             f"epoch {row['epoch']}/{row['epochs']}  loss {row['task']:.4f}  distill {row['distill']:.4f}",
             _right(row, "train", 2),
             in_words(figures(row, "held_out_")),
-            f"{row['images_per_second']:.0f} a second  {left:.0f} s left",
+            f"{row['images_per_second']:.0f} a second  {in_time(left)} left{whole}",
         ]
-        line = "  ".join(filter(None, parts))
-        self.say(line)
+        self.say("  ".join(filter(None, parts)))
 
 
-def in_words(found: dict[str, float]) -> str:
+class _Clock(ProgressColumn):
+    """The time that is left, or the time that has passed where the work is not counted."""
+
+    def render(self, task: Task) -> Text:
+        left = task.time_remaining
+        return Text(in_time(task.elapsed or 0) if left is None else f"{in_time(left)} left", no_wrap=True)
+
+
+def title_of(name: str, seed: int) -> str:
+    """Return what lines about a run begin with; `name`: of its recipe, arm or folder."""
+    return name if name.endswith(f"-seed{seed}") else f"{name}, seed {seed}"
+
+
+def in_time(seconds: float) -> str:
+    """Return "21 s", "12 min" or "3 h 20 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def in_words(numbers: dict[str, float]) -> str:
     """Figures with their names: "test accuracy 91.20 %"."""
     return "  ".join(
         f"{name.replace('held_out', 'held-out').replace('_', ' ')} {figure_in_words(name, x)}"
-        for name, x in found.items()
+        for name, x in numbers.items()
     )
 
 
@@ -76,4 +166,4 @@ def _right(row: dict[str, Any], name: str, digits: int) -> str:
 
 def print_table(table: Table) -> None:
     """In a log as wide as it needs: nothing is cut off there."""
-    Console(width=None if sys.stdout.isatty() else 240).print(table)
+    Console(width=None if moves() else 240).print(table)

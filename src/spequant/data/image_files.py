@@ -3,6 +3,7 @@
 Random crops depend only on (seed, epoch, position in the epoch), not on the process that decodes the image.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -94,8 +95,8 @@ class RandomCrop:
     def __post_init__(self) -> None:
         if not 0 < self.scale <= 1:
             raise ValueError(f"crop_scale is {self.scale!r}; expected above 0 and at most 1")
-        if self.color_jitter is not None and not self.color_jitter >= 0:
-            raise ValueError(f"color_jitter is {self.color_jitter!r}; expected 0 or more, or None")
+        if self.color_jitter is not None and not 0 <= self.color_jitter < math.inf:
+            raise ValueError(f"color_jitter is {self.color_jitter!r}; expected a finite number of 0 or more, or None")
 
     def transform(self, crop: Crop) -> Transform:
         """Return the function that augments an image and scales it to the size of `crop`.

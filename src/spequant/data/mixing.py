@@ -1,5 +1,6 @@
 """mixup (arXiv 1710.09412), CutMix (arXiv 1905.04899) and label smoothing (arXiv 1512.00567) of a batch."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -31,8 +32,8 @@ class Mixing:
 
     def __post_init__(self) -> None:
         for argument, value in (("mixup", self.mixup), ("cutmix", self.cutmix)):
-            if not value >= 0:
-                raise ValueError(f"{argument} is {value!r}; expected an alpha of 0 or more, e.g. .2; 0: none")
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{argument} is {value!r}; expected a finite alpha of 0 or more, e.g. .2; 0: none")
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"label smoothing is {self.smoothing!r}; expected 0 or more, below 1")
 

@@ -5,7 +5,7 @@ Needs the extra `deploy` where a function writes or runs a graph; importing it h
 
 from spequant.deploy.biases import quantize_biases
 from spequant.deploy.compare import compare
-from spequant.deploy.cost import LayerCost, model_costs, packed_costs, program_costs, totals
+from spequant.deploy.cost import LayerCost, model_costs, packed_costs, program_costs, tflite_costs, totals
 from spequant.deploy.export import Exported, export, export_mixed, export_onnx, load
 from spequant.deploy.formats import FORMATS, Format
 from spequant.deploy.formats.mixed import Mixed, mixed_graph
@@ -13,16 +13,19 @@ from spequant.deploy.formats.onnx import integer_graph
 from spequant.deploy.formats.openvino import read_openvino, write_openvino
 from spequant.deploy.formats.packed import check_packed, load_packed, pack, packed_about
 from spequant.deploy.formats.qonnx import quant_graph
+from spequant.deploy.formats.tflite import tflite_graph
 from spequant.deploy.loaded import Loaded
 from spequant.deploy.lower import lower
 from spequant.deploy.onnx_file import read_onnx, read_program, write_onnx
 from spequant.deploy.parity import Parity
 from spequant.deploy.program import Program
+from spequant.deploy.readiness import ExportCheck, check_export
 from spequant.deploy.twin import Twin
 from spequant.deploy.width import at_width
 
 __all__ = [
     "FORMATS",
+    "ExportCheck",
     "Exported",
     "Format",
     "LayerCost",
@@ -32,6 +35,7 @@ __all__ = [
     "Program",
     "Twin",
     "at_width",
+    "check_export",
     "check_packed",
     "compare",
     "export",
@@ -52,6 +56,8 @@ __all__ = [
     "read_onnx",
     "read_openvino",
     "read_program",
+    "tflite_costs",
+    "tflite_graph",
     "totals",
     "write_onnx",
     "write_openvino",

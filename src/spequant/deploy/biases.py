@@ -28,7 +28,7 @@ def quantize_biases(model: nn.Module, example: Tensor) -> None:
     layers = [op for op in lower(model, example).weighted if op.bias is not None]
     for op in {id(op.bias): op for op in layers}.values():  # a layer that two quantizers read is there twice
         assert op.bias is not None
-        move(op.bias, _exact(op) - op.offset)
+        move(op.bias, (_exact(op) - op.offset).view(len(op.bias), -1)[:, 0])  # phases of one channel have one bias
 
 
 @torch.no_grad()

@@ -14,6 +14,11 @@ from spequant.quantizers import Quantizer
 KNOWN = ("spequant.layers", "torch.nn.utils.")
 """Where hooks come from that graphs have: quantizers of outputs; what makes a layer's weight (pruning, weight norm)."""
 
+
+class Refused(ValueError):
+    """What no format with integers takes."""
+
+
 Named = Iterable[tuple[str, nn.Module]]
 
 
@@ -21,15 +26,15 @@ def check_dtype(model: nn.Module) -> None:
     """ValueError: parameters that are not fp32."""
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
-            raise ValueError(f"{name} is {parameter.dtype}; expected torch.float32: call model.float() before")
+            raise Refused(f"{name} is {parameter.dtype}; expected torch.float32: call model.float() before")
 
 
-def on_no_integers(model: nn.Module) -> ValueError:
+def on_no_integers(model: nn.Module) -> Refused:
     """What to raise where nothing that the answer of `model` depends on computes on integers."""
     name, layers = type(model).__name__, sum(isinstance(m, QuantizedLayer) for m in model.modules())
     if not layers:
-        return ValueError(f"{name} is a float network: no layer of it is quantized; call spequant.prepare before")
-    return ValueError(
+        return Refused(f"{name} is a float network: no layer of it is quantized; call spequant.prepare before")
+    return Refused(
         f"{name} computes nothing on integers, though {layers} of its layers are quantized: that takes a layer whose "
         "weight and input both are, prepare(weight=..., act=...), and on which the output depends"
     )
@@ -59,9 +64,9 @@ def quantized_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield from module.named_modules(prefix=name)
 
 
-def _left_out(name: str, what: str, function: Any) -> ValueError:
+def _left_out(name: str, what: str, function: Any) -> Refused:
     called = getattr(function, "__qualname__", type(function).__qualname__)
-    return ValueError(
+    return Refused(
         f"{name}: the {what} {called} would not be in the exported file; remove it before (a hook by its handle: "
         "handle.remove()), or write what it does into the network's forward"
     )

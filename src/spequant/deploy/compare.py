@@ -16,17 +16,17 @@ from torch import Tensor, nn
 
 from spequant.calibration.batch_norm import modes_kept
 from spequant.calibration.batches import cloned
-from spequant.deploy.autocast import without_autocast
 from spequant.deploy.biases import off_grid
+from spequant.deploy.code_graphs import CodeGraphs
 from spequant.deploy.engines import Run
-from spequant.deploy.formats.onnx import integer_graph, op_graph
-from spequant.deploy.grids import Grid, stored
+from spequant.deploy.formats.onnx import GRAPHS
 from spequant.deploy.loaded import Preprocessing
 from spequant.deploy.operations import Add, Operation, Weighted
+from spequant.deploy.outputs import by_name
 from spequant.deploy.parity import Batch, Codes, Parity
 from spequant.deploy.program import Program
 from spequant.deploy.twin import Twin
-from spequant.functional import zero_point
+from spequant.functional import without_autocast, zero_point
 from spequant.layers import QuantizedAdd, QuantizedLayer
 from spequant.quantizers.base import Quantizer
 
@@ -44,16 +44,19 @@ class Forced:
 
 
 @torch.no_grad()
-def forced(program: Program, x: Tensor, start: Callable[[bytes], Run]) -> dict[Operation, Forced]:
+def forced(
+    program: Program, x: Tensor, start: Callable[[bytes], Run], graphs: CodeGraphs = GRAPHS
+) -> dict[Operation, Forced]:
     """Each operation on its own, on what the twin has before it for the input `x`. start: of `engines.ENGINES`."""
     twin = Twin(program)
     values = twin.everything(x)
     wrong = {}
     for op in program.integer_ops:
         assert op.grid is not None
-        feed = {f"in{i}": _as_stored(values[s], s.grid) for i, s in enumerate(dict.fromkeys(op.inputs))}
-        (got,) = start(op_graph(op).SerializeToString())(feed)
-        off = torch.from_numpy(got.astype(np.int32) - stored(values[op], op.grid))
+        graph = graphs.one(op)
+        feed = {f"in{i}": graph.stored(values[s], s) for i, s in enumerate(dict.fromkeys(op.inputs))}
+        (got,) = start(graph.data)(feed)
+        off = torch.from_numpy(got.astype(np.int32) - graph.stored(values[op], op))
         exact = op.compute([values[i] for i in op.inputs])
         tie = ((exact - exact.floor() - 0.5).abs() < TIE) & (off.abs() == 1)
         wrong[op] = Forced(int((off != 0).sum()), int(tie.sum()))
@@ -68,6 +71,7 @@ def compare(
     batches: Iterable[Batch],
     start: Callable[[bytes], Run] | None = None,
     preprocessing: Preprocessing | None = None,
+    graphs: CodeGraphs = GRAPHS,
 ) -> Parity:
     """The network `model` and an engine's `run` on the same images, end to end.
 
@@ -79,50 +83,44 @@ def compare(
         start: of `engines.ENGINES`; with it, the codes of every operation are compared too, forced on the first batch
             and end to end.
         preprocessing: as the engine's graph has it.
+        graphs: what `start` is given; those of the format of `run`.
 
     Returns:
         What came of it; `Parity.check` judges it.
     """
     parity = Parity(saturating=program.saturating(), off_grid=off_grid(program))
     twin, ops = Twin(program), program.integer_ops
-    tapped = None
+    tapped = coded = None
     if start is not None:
-        graph = integer_graph(program, preprocessing=preprocessing, taps=ops)
-        tapped = start(graph.SerializeToString())
+        coded = graphs.whole(program, preprocessing=preprocessing, taps=ops)
+        tapped = start(coded.data)
         parity.codes = [Codes(_label(op)) for op in ops]
     first = True
     for x, feed, labels in batches:
         with torch.no_grad(), modes_kept(model), _codes_read(model, program) as read:
-            logits = model.eval()(cloned(x))
-        parity.add(logits, run({"input": feed})[0], labels)
-        if tapped is None or start is None:
+            out = model.eval()(cloned(x))
+        expected = by_name(out, ("input",))
+        for (name, value), got in zip(expected.items(), run({"input": feed}), strict=True):
+            parity.add(value, got, labels, output=name)
+        if tapped is None or coded is None or start is None:
             continue
         values = twin.everything(x.cpu())
         if first:
             first = False
-            wrong = forced(program, x[:FORCED].cpu(), start)
+            wrong = forced(program, x[:FORCED].cpu(), start, graphs)
             for op, codes in zip(ops, parity.codes, strict=True):
                 codes.forced, codes.ties = wrong[op].unequal, wrong[op].ties
-        for op, codes, got in zip(ops, parity.codes, tapped({"input": feed})[1:], strict=True):
+        for op, codes, got in zip(ops, parity.codes, tapped({"input": feed})[len(program.outputs) :], strict=True):
             codes.count += got.size
-            codes.twin += _unequal(got, values[op], op)
+            codes.twin += int((got != coded.stored(values[op], op)).sum())
             if op in read:
-                codes.torch = (codes.torch or 0) + _unequal(got, read[op], op)
+                codes.torch = (codes.torch or 0) + int((got != coded.stored(read[op], op)).sum())
     return parity
 
 
 def _label(op: Operation) -> str:
     assert op.grid is not None
     return f"{op.name} [{op.grid.low}, {op.grid.high}]"
-
-
-def _as_stored(value: Tensor, grid: Grid | None) -> np.ndarray:
-    return value.numpy() if grid is None else stored(value, grid)
-
-
-def _unequal(got: np.ndarray, expected: Tensor, op: Operation) -> int:
-    assert op.grid is not None
-    return int((got != stored(expected, op.grid)).sum())
 
 
 @contextmanager

@@ -15,10 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spequant.calibration.batch_norm import modes_kept
 from spequant.calibration.batches import cloned, run_model
-from spequant.deploy.formats.qonnx import weight_codes
+from spequant.deploy.integers import smallest_codes
 from spequant.deploy.operations import FloatLayer, Weighted
 from spequant.deploy.packed_file import layer_facts
 from spequant.deploy.program import Program
+from spequant.deploy.tflite_file import read_head
 from spequant.layers import QuantizedLayer
 from spequant.networks import EMBEDDINGS, QUANTIZABLE
 from spequant.quantizers.base import Quantizer
@@ -150,7 +151,7 @@ def program_costs(program: Program) -> list[LayerCost]:
     costs = []
     for op in program.ops:
         if isinstance(op, Weighted):
-            codes, scale = weight_codes(op)
+            codes, scale = smallest_codes(op.weight, op.scale)
             low, high = int(codes.min()), int(codes.max())
             values = codes * scale.reshape(-1, *[1] * (codes.ndim - 1))
             apart = max(1, int(np.gcd.reduce(codes - low, axis=None)))  # 2 of SAWB's odd codes
@@ -198,6 +199,11 @@ def packed_costs(path: str | Path) -> list[LayerCost]:
         )
         for row in layer_facts(Path(path))
     ]
+
+
+def tflite_costs(path: str | Path) -> list[LayerCost]:
+    """Of every layer of a file of --to tflite, as `program_costs` of what it was made of. Errors as `read_head`'s."""
+    return [LayerCost(**row) for row in read_head(Path(path))["layers"]]
 
 
 def _macs(weight: Tensor, shape: tuple[int, ...]) -> int:

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from spequant.calibration.batch_norm import modes_kept
 from spequant.calibration.batches import cloned, run_model
+from spequant.deploy.checks import Refused
 from spequant.names import some_of
 
 
@@ -27,7 +28,7 @@ def run_without_draws(model: nn.Module, example: Tensor | Mapping[str, Tensor]) 
             out = run_model(model, cloned(example))
         if draws.places and not _same(out, _turned(model, example, draws)):
             where = some_of(list(dict.fromkeys(draws.places)))
-            raise ValueError(
+            raise Refused(
                 f"{where}: random numbers in eval mode, on which the answer depends; no file can give it. Dropout by "
                 "F.dropout(x, p) is always active: write F.dropout(x, p, training=self.training), or use nn.Dropout"
             )

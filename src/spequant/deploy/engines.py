@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from spequant.deploy.tflite_engines import litert, tflm
 from spequant.extras import needs
 
 Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
@@ -84,7 +85,15 @@ def qonnx(model: bytes | Path, threads: int | None = None) -> Run:
     return run
 
 
-ENGINES: dict[str, Callable[..., Run]] = {"onnxruntime": onnxruntime, "openvino": openvino, "qonnx": qonnx}
+ENGINES: dict[str, Callable[..., Run]] = {
+    "onnxruntime": onnxruntime,
+    "openvino": openvino,
+    "qonnx": qonnx,
+    "litert": litert,
+    "tflm": tflm,
+}
+PACKAGES = {"litert": "ai-edge-litert", "tflm": "tflite-micro"}
+"""Those that have another name than the engine."""
 
 
 def versions() -> dict[str, str]:
@@ -92,7 +101,7 @@ def versions() -> dict[str, str]:
     installed = {}
     for name in ENGINES:
         try:
-            installed[name] = version(name)
+            installed[name] = version(PACKAGES.get(name, name))
         except PackageNotFoundError:
             continue
     return installed

@@ -7,16 +7,17 @@ from typing import Any
 
 from torch import nn
 
-from spequant.deploy.autocast import without_autocast
 from spequant.deploy.classes import with_classes
 from spequant.deploy.compare import compare
 from spequant.deploy.engines import ENGINES
 from spequant.deploy.formats import Draft, Format, format_named, format_of_file, format_to_write
 from spequant.deploy.formats.mixed import Mixed
+from spequant.deploy.formats.onnx import GRAPHS
 from spequant.deploy.inputs import Images, Inputs, checked_preprocessing, with_example
 from spequant.deploy.loaded import Loaded, Preprocessing
 from spequant.deploy.parity import Parity
 from spequant.files import destination
+from spequant.functional import without_autocast
 from spequant.processes import innermost
 from spequant.quantizers import Quantizer
 
@@ -118,8 +119,8 @@ def _export(
         if draft.program is None or run is None:
             parity = form.answers(model, draft, temporary, run, batches)
         else:
-            by_codes = start if form.codes else None
-            parity = compare(model, draft.program, run, batches, by_codes, preprocessing)
+            by_codes = None if form.graphs is None else start
+            parity = compare(model, draft.program, run, batches, by_codes, preprocessing, form.graphs or GRAPHS)
         parity.choices = True if classes is not None else None
         check(parity)
         if form.engines:

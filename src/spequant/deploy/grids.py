@@ -4,6 +4,7 @@ Codes are whole numbers around zero: code c stands for c * step, so that zero is
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from spequant.functional import dequantize, zero_point
 from spequant.layers import QuantizedLayer
+from spequant.networks import TRANSPOSED
 from spequant.quantizers.base import Quantizer
 
 
@@ -70,10 +72,15 @@ class Grid:
     def clamped(self, low: float, high: float) -> "Grid":
         """The grid of clamp(x, low, high): rounding and clamping to codes may change places, both being monotone."""
         clamp = (min(max(end, low), high) for end in self.clamp)
-        first, last = self._nearest(low), self._nearest(high)
+        first, last = self.nearest(low), self.nearest(high)
         return replace(self, low=first, high=last, clamp=tuple(clamp))
 
-    def _nearest(self, value: float) -> int:
+    def lies_in(self, other: "Grid") -> bool:
+        """Whether this is `other`, or what clamps leave of it: then rounding to `other` before changes nothing."""
+        return other.clamped(*self.clamp) == self
+
+    def nearest(self, value: float) -> int:
+        """The code of `value`, which may be infinite."""
         code = torch.round(torch.tensor(value, dtype=torch.float32) / self.step)
         return int(code.clamp(self.low, self.high))
 
@@ -108,7 +115,8 @@ def grid_of(home: Home, levels: int) -> Grid:
 
 
 def weight_grid(layer: QuantizedLayer) -> tuple[Tensor, Tensor]:
-    """(codes, scale): int16 codes around zero and float64 scales, one row per output; value = code * scale.
+    """(codes, scale): int16 codes around zero, of the weight's shape, and float64 scales, one per output; value is code
+    * scale. Transposed convolutions have their outputs in the second dimension.
 
     A grid that leaves zero out (SAWB's -a, -a/3, a/3, a) gets odd codes of half its step (-3, -1, 1, 3). ValueError:
     codes that do not fit int8.
@@ -126,7 +134,10 @@ def weight_grid(layer: QuantizedLayer) -> tuple[Tensor, Tensor]:
             "cannot hold; use fewer bits or a grid with zero"
         )
     scale = (high.double() - low.double()) / (float(q.levels) - 1) / factor
-    return around.cpu(), scale.reshape(-1).expand(len(around)).cpu()
+    own: Any = layer.layer
+    outputs = around.shape[1] * own.groups if isinstance(own, TRANSPOSED) else len(around)
+    scale = scale.reshape(-1).cpu()
+    return around.cpu(), scale.repeat_interleave(outputs // len(scale))
 
 
 def weight_codes(layer: QuantizedLayer) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from spequant.deploy.grids import Grid, act_grid, weight_grid
 from spequant.deploy.integers import PAIR, check_sum, largest_sums
 from spequant.deploy.onnx_versions import TRACED
-from spequant.deploy.operations.layer import layer_attributes
+from spequant.deploy.operations.torch_layer import layer_attributes
 from spequant.layers import OUTPUT, QuantizedLayer, QuantizedProduct, quantize_output, run_with
 from spequant.preparation.adapters.products import Product
 from spequant.quantizers import Quantizer

@@ -6,6 +6,7 @@ an int32 bias, and one fp32 factor per output, M = input step * scale / output s
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,6 +61,15 @@ def check_sum(name: str, largest: int) -> None:
             f"{name}: its sums of products may reach {largest:,}, by its weights and its input's range; expected at "
             f"most {SUM:,}, an int32. Give it fewer bits or inputs; of export_mixed it may be float: skip=[{name!r}]"
         )
+
+
+def smallest_codes(weight: Tensor, scale: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """(codes, fp32 scale per output): the smallest whole numbers that do, and scales above zero."""
+    codes = weight.numpy().astype(np.int64)
+    divisor = max(1, int(np.gcd.reduce(codes, axis=None)))
+    scales = scale.numpy() * divisor
+    codes = codes // divisor * np.sign(scales).astype(np.int64).reshape(-1, *[1] * (codes.ndim - 1))
+    return codes, np.where(scales == 0, 1.0, np.abs(scales)).astype(np.float32)
 
 
 def int8_form(name: str, weight: Tensor, scale: Tensor, offset: Tensor, grid: Grid) -> Integers:

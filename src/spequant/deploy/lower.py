@@ -1,22 +1,24 @@
 """From a prepared network to a `Program`: its steps, read backwards from the output.
 
 Where a quantizer reads a tensor, its grid is carried back through everything that commutes with rounding (ReLU and
-other clamps, max pooling, flattening, concatenation, slicing and padding with zeros) to where the numbers arise: there
-the sums of a layer, or of an addition, are rounded to that grid at once. A tensor that two quantizers read arises
-twice. So the integers are those of the fake-quantized network, and nothing is rounded twice. What each operation does
-with a grid stands in its class (`operations/`).
+other clamps, max pooling, reshaping, concatenation, slicing, padding) to where the numbers arise: there the sums of a
+layer, of an addition or of a mean of codes, or a product of codes, are rounded to that grid at once. A tensor that two
+quantizers read arises twice. So the integers are those of the fake-quantized network, and nothing is rounded twice but
+what the network itself rounds twice. What each operation does with a grid stands in its class (`operations/`).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-from spequant.deploy.autocast import without_autocast
 from spequant.deploy.checks import on_no_integers
 from spequant.deploy.grids import Grid, act_grid
-from spequant.deploy.operations import Add, Input, Operation, Quantize, Step, Weighted
+from spequant.deploy.operations import Add, Function, Input, Operation, Quantize, Step, Unread, Weighted
 from spequant.deploy.program import Program
-from spequant.deploy.trace import trace
+from spequant.deploy.trace import Trace, trace
+from spequant.functional import without_autocast
+from spequant.quantizers import Quantizer
 
 
 @without_autocast
@@ -34,18 +36,36 @@ def lower(model: nn.Module, example: Tensor) -> Program:
             hook, random numbers in eval mode, a view of a tensor that is written to in place; a network no layer of
             which computes on integers.
     """
-    steps = trace(model, example)
-    program = _Lowering(steps).program()
-    if not any(isinstance(op, Weighted) or (isinstance(op, Add) and op.of_codes) for op in program.ops):
+    program = _Lowering(trace(model, example)).program()
+    if not any(on_integers(op) for op in program.ops):
         raise on_no_integers(model)
+    for op in program.ops:  # read off two samples, to see what mixes them
+        op.shape = (1, *op.shape[1:])
     return program
 
 
-class _Lowering:
-    """ops: of the program, as far as it is made. done: what stands for a step in float, or for (a step, on a grid)."""
+def lower_all(model: nn.Module, example: Tensor) -> tuple[list[Operation], list[tuple[str, str]]]:
+    """As much of the program of `model` as there is, and (name, why not) of each step that has no form. Arguments and
+    errors as `lower`'s; errors are those of the network as a whole."""
+    problems: list[tuple[str, str]] = []
+    lowering = _Lowering(trace(model, example, problems), problems)
+    lowering.program()
+    if not problems and not any(on_integers(op) for op in lowering.ops):
+        raise on_no_integers(model)
+    return lowering.ops, list(dict.fromkeys(problems))
 
-    def __init__(self, steps: list[Step]):
-        self.steps = steps
+
+def on_integers(op: Operation) -> bool:
+    """Whether it is a layer or an addition on codes, at least one of which a program has."""
+    return isinstance(op, Weighted) or (isinstance(op, Add) and op.of_codes)
+
+
+class _Lowering:
+    """ops: of the program, as far as it is made. done: what stands for a step in float, or for (a step, on a grid).
+    problems: (name, why not) of steps without a form, in whose place stands one of no kind; None: they are errors."""
+
+    def __init__(self, trace: Trace, problems: list[tuple[str, str]] | None = None):
+        self.steps, self.outputs, self.problems = trace.steps, trace.outputs, problems
         self.ops: list[Operation] = []
         self.done: dict[Any, Operation] = {}
 
@@ -53,9 +73,10 @@ class _Lowering:
         self.value(next(step for step in self.steps if step.kind is Input))
         for step in self.steps:  # in order, so that no read goes back farther than to the quantizers before it
             for source, quantizer in step.kind.reads(step):
-                self.codes(source, act_grid(quantizer))
-        output = self.value(self.steps[-1])
-        return Program(self.ops, output)
+                if (grid := self._grid(step, quantizer)) is not None:
+                    self.codes(source, grid)
+        outputs = {name: self.value(step) for name, step in self.outputs.items()}
+        return Program(self.ops, next(iter(outputs.values())), outputs)
 
     def add(self, op: Operation) -> Operation:
         self.ops.append(op)
@@ -64,17 +85,43 @@ class _Lowering:
     def value(self, step: Step) -> Operation:
         """`step` in float; of a quantizer, its codes."""
         if step not in self.done:
-            kind, grid = step.kind, step.own_grid
-            if grid is None:
-                self.done[step] = kind.arising(step, None, self) or kind.floating(step, self)
-            else:
-                self.done[step] = self.codes(step, grid)
+            self.done[step] = self._tried(step, None, lambda: self._value(step))
         return self.done[step]
+
+    def _value(self, step: Step) -> Operation:
+        kind, grid = step.kind, step.own_grid
+        if grid is not None:
+            return self.codes(step, grid)
+        return kind.arising(step, None, self) or kind.floating(step, self)
 
     def codes(self, step: Step, grid: Grid) -> Operation:
         """`step` on `grid`."""
-        key, kind = (step, grid), step.kind
+        key = step, grid
         if key not in self.done:
-            carried = kind.carried(step, grid, self) or kind.arising(step, grid, self)
-            self.done[key] = carried or self.add(Quantize(step.name, (self.value(step),), grid, step.shape))
+            self.done[key] = self._tried(step, grid, lambda: self._codes(step, grid))
         return self.done[key]
+
+    def _codes(self, step: Step, grid: Grid) -> Operation:
+        kind = step.kind
+        made = kind.carried(step, grid, self) or Function.of(step, grid, self) or kind.arising(step, grid, self)
+        return made or self.add(Quantize(step.name, (self.value(step),), grid, step.shape))
+
+    def _grid(self, step: Step, quantizer: Quantizer) -> Grid | None:
+        try:
+            return act_grid(quantizer)
+        except ValueError as error:
+            self._noted(step, error)
+            return None
+
+    def _tried(self, step: Step, grid: Grid | None, make: Callable[[], Operation]) -> Operation:
+        try:
+            return make()
+        except ValueError as error:
+            self._noted(step, error)
+            return self.add(Unread(step.name, (), grid, step.shape))
+
+    def _noted(self, step: Step, error: ValueError) -> None:
+        if self.problems is None:
+            raise error
+        text = str(error)
+        self.problems.append((step.name, text.removeprefix(f"{step.name}: ")))

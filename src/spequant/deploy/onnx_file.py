@@ -22,7 +22,7 @@ from torch import Tensor
 
 from spequant.deploy.grids import Grid, Home
 from spequant.deploy.loaded import Loaded, Preprocessing
-from spequant.deploy.operations import OPERATIONS, Operation
+from spequant.deploy.operations import OPERATIONS, Function, Operation
 from spequant.deploy.program import Program
 from spequant.deploy.seal import OPEN, check_seal, sealed
 from spequant.extras import needs
@@ -41,10 +41,11 @@ def metadata(kind: str, content: Mapping[str, Any], about: Mapping[str, Any] | N
 
 
 def describe(program: Program, tensors: Mapping[Operation, Sequence[str]]) -> list[dict[str, Any]]:
-    """The operations as JSON; `tensors`: names of their constants."""
-    numbers = {op: i for i, op in enumerate(program.ops)}
+    """The operations as JSON, those that a function is made of before it; `tensors`: names of their constants."""
+    ops = [one for op in program.ops for one in (*_parts(op), op)]
+    numbers = {op: i for i, op in enumerate(ops)}
     rows = []
-    for op in program.ops:
+    for op in ops:
         row: dict[str, Any] = {"op": type(op).__name__, "name": op.name, "shape": list(op.shape)}
         row["inputs"] = [numbers[i] for i in op.inputs]
         if op.grid is not None:
@@ -54,8 +55,17 @@ def describe(program: Program, tensors: Mapping[Operation, Sequence[str]]) -> li
             row["home"] = None if home is None else [home.bits, home.levels, home.low, home.high]
         if op in tensors:
             row["tensors"] = list(tensors[op])
+        elif constants := [v.tolist() for v in vars(op).values() if isinstance(v, Tensor)]:
+            row["values"] = constants  # of a part that is written as a table
+        if parts := _parts(op):
+            row["parts"] = [numbers[part] for part in parts]
         rows.append(row | {"attributes": op.attributes()})
-    return [*rows, {"output": numbers[program.output]}]
+    ends = {"outputs": {name: numbers[op] for name, op in program.outputs.items()}}
+    return [*rows, {"output": numbers[program.output], **(ends if len(program.outputs) > 1 else {})}]
+
+
+def _parts(op: Operation) -> tuple[Operation, ...]:
+    return op.parts if isinstance(op, Function) else ()
 
 
 def check_size(weights: int) -> None:
@@ -118,7 +128,9 @@ def program_in(path: Path, model: Any, head: Mapping[str, Any]) -> Program:
         ops: list[Operation] = []
         for row in rows:
             ops.append(_operation(_of_format_1(row) if head["format"] == 1 else row, ops, constants))
-        return Program(ops, ops[last["output"]])
+        outputs = {name: ops[number] for name, number in last.get("outputs", {}).items()}
+        parts = {part for op in ops for part in _parts(op)}
+        return Program([op for op in ops if op not in parts], ops[last["output"]], outputs)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ValueError(f"{path} contradicts itself: {error!r}") from error
 
@@ -172,7 +184,10 @@ def _operation(row: Mapping[str, Any], ops: Sequence[Operation], constants: Mapp
     fields = {name: _frozen(value) for name, value in row["attributes"].items()}
     fields |= {"name": row["name"], "grid": grid, "shape": tuple(row["shape"])}
     fields["inputs"] = tuple(ops[i] for i in row["inputs"])
-    return NAMES[row["op"]].restored(fields, [constants[name] for name in row.get("tensors", ())])
+    if "parts" in row:
+        fields["parts"] = tuple(ops[i] for i in row["parts"])
+    tensors = [constants[name] for name in row.get("tensors", ())]
+    return NAMES[row["op"]].restored(fields, tensors or [torch.tensor(values) for values in row.get("values", ())])
 
 
 def _frozen(value: Any) -> Any:

@@ -94,8 +94,11 @@ class Parity:
         """In words: the share of equal answers, or of values how far they are off."""
         if self.of_choices:
             return f"{100 * self.agreement:.2f} % of {self.images:,} images with the same answer"
-        off = (f"{v.output} by at most {v.largest:.3g}, {v.mean:.3g} in the mean" for v in self.values)
-        return f"values of {self.images:,} samples are off: {'; '.join(off)}"
+        differ = "; ".join(f"{v.output} by at most {v.largest:.3g}, {v.mean:.3g} in the mean" for v in self.values)
+        if self.choices is None:  # classes or values: who called knows
+            share = f"{100 * self.agreement:.2f} % of {self.images:,} samples with the same largest output"
+            return f"{share}; values differ: {differ}"
+        return f"values of {self.images:,} samples differ: {differ}"
 
     def add(
         self,

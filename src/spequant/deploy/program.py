@@ -1,17 +1,21 @@
 """A network as integer operations: what is computed, not by whom. Made in `lower.py`, run by `twin.py`, written by
 formats."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from spequant.deploy.operations import Input, Operation, Weighted
 
 
 @dataclass
 class Program:
-    """ops: in the order of computing, the first the input; output: the last."""
+    """ops: in the order of computing, the first the input; outputs: by name; output: the first of them."""
 
     ops: list[Operation]
     output: Operation
+    outputs: dict[str, Operation] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.outputs = self.outputs or {"output": self.output}
 
     @property
     def input(self) -> Operation:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from spequant.deploy.engines import ENGINES, Run
 from spequant.deploy.formats.onnx import integer_graph
 from spequant.deploy.formats.qonnx import quant_graph
+from spequant.deploy.formats.tflite import tflite_graph
 from spequant.deploy.loaded import Loaded, outputs_of
 from spequant.deploy.lower import lower
 from spequant.deploy.program import Program
@@ -61,9 +62,9 @@ class _Lowered:
     def __init__(self, loaded: Loaded, engine: str, act_bits: int | None, threads: int | None, trained: int | None):
         self.loaded, self.engine, self.act_bits = loaded, engine, act_bits
         self.threads, self.trained = threads, trained
-        self.run: Callable[[Tensor], Tensor] | None = None
+        self.run: Callable[[Tensor], Any] | None = None
 
-    def __call__(self, x: Any) -> Tensor:
+    def __call__(self, x: Any) -> Any:
         if isinstance(x, Mapping):
             raise ValueError(
                 f"engine is {self.engine!r}; a network on tokens, whose inputs have names, runs in torch, and exported "
@@ -75,10 +76,30 @@ class _Lowered:
             self.run = Twin(program) if self.engine == TORCH else self._in_engine(program)
         return self.run(x)
 
-    def _in_engine(self, program: Program) -> Callable[[Tensor], Tensor]:
-        graph = quant_graph(program) if self.engine == "qonnx" else integer_graph(program)
-        run: Run = ENGINES[self.engine](graph.SerializeToString(), self.threads)
-        return lambda x: torch.from_numpy(run({"input": x.cpu().numpy()})[0])
+    def _in_engine(self, program: Program) -> Callable[[Tensor], Any]:
+        run: Run = ENGINES[self.engine](GRAPHS.get(self.engine, _onnx)(program), self.threads)
+
+        def answer(x: Tensor) -> Any:
+            tensors = [torch.from_numpy(out) for out in run({"input": x.cpu().numpy()})]
+            return tensors[0] if len(tensors) == 1 else dict(zip(program.outputs, tensors, strict=True))
+
+        return answer
+
+
+def _onnx(program: Program) -> bytes:
+    return integer_graph(program).SerializeToString()
+
+
+def _tflite(program: Program) -> bytes:
+    return tflite_graph(program).data
+
+
+GRAPHS = {
+    "qonnx": lambda program: quant_graph(program).SerializeToString(),
+    "litert": _tflite,
+    "tflm": _tflite,
+}
+"""{engine: the graph of a program that it runs}; others run integer ONNX."""
 
 
 def program_of(loaded: Loaded, example: Tensor, act_bits: int | None = None, trained: int | None = None) -> Program:

@@ -16,6 +16,7 @@ from spequant.calibration.batches import cloned, run_model
 from spequant.deploy import engines
 from spequant.deploy.loaded import Preprocessing
 from spequant.deploy.onnx_versions import TRACED
+from spequant.deploy.outputs import by_name, output_names
 
 MOVES = set(
     """
@@ -52,8 +53,8 @@ def traced(
     preprocessing: Preprocessing | None = None,
 ) -> Traced:
     """`network` as ONNX. out: what it gives for `example`. ValueError: what torch cannot export, or other outputs than
-    one tensor or tensors by name."""
-    outputs = _output_names(out, ("input",) if isinstance(example, Tensor) else tuple(example))
+    tensors."""
+    outputs = output_names(out, ("input",) if isinstance(example, Tensor) else tuple(example))
     if isinstance(example, Tensor):
         network = _Whole(network, preprocessing)
         inputs = {"input": torch.zeros(2, *example.shape[1:], dtype=torch.uint8 if preprocessing else example.dtype)}
@@ -65,15 +66,6 @@ def traced(
         exported, batch = _exported(network, {name: x[:1] for name, x in inputs.items()}, outputs), 1
     graph = _named(exported.model_proto, batch)
     return Traced(graph, exported.exported_program.graph, tuple(inputs), outputs, batch)
-
-
-def _output_names(out: Any, inputs: tuple[str, ...]) -> tuple[str, ...]:
-    """Of the graph; one that an input has, too, with "_output" behind it."""
-    if isinstance(out, Tensor):
-        return ("output",) if "output" not in inputs else ("output_output",)
-    if isinstance(out, Mapping) and out and all(isinstance(value, Tensor) for value in out.values()):
-        return tuple(f"{name}_output" if name in inputs else str(name) for name in out)
-    raise ValueError(f"the network gives {type(out).__name__}; expected one tensor, or tensors by name: wrap it")
 
 
 class _Whole(nn.Module):
@@ -90,8 +82,9 @@ class _Whole(nn.Module):
             for name, values in zip(("mean", "std"), preprocessing, strict=True):
                 self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1))
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self.network((input.float() / 255 - self.mean) / self.std if self.normalises else input)
+    def forward(self, input: Tensor) -> tuple[Tensor, ...]:
+        out = self.network((input.float() / 255 - self.mean) / self.std if self.normalises else input)
+        return tuple(by_name(out).values())
 
 
 class _Named(nn.Module):
@@ -102,8 +95,7 @@ class _Named(nn.Module):
         self.network, self.names = network, names
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        out = self.network(**dict(zip(self.names, inputs, strict=True)))
-        return (out,) if isinstance(out, Tensor) else tuple(out.values())
+        return tuple(by_name(self.network(**dict(zip(self.names, inputs, strict=True)))).values())
 
 
 def _exported(network: nn.Module, inputs: Mapping[str, Tensor], outputs: tuple[str, ...]) -> Any:

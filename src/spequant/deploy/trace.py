@@ -1,23 +1,31 @@
 """From a network to the steps that it computes: traced once, each operation read by the tables of `operations/`.
 
 Each way of writing an operation (module, function, method) has one entry there. An operation in place is read as the
-same one that is not: `writes.py` has seen to who reads its result.
+same one that is not: `writes.py` has seen to who reads its result. The network runs beside the trace on two samples, so
+that shapes are numbers: what follows from them is no operation, and what mixes samples is seen.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
 
 from spequant.calibration.batch_norm import PLAIN, modes_kept
+from spequant.calibration.batches import cloned
 from spequant.deploy.checks import check_dtype, check_forwards, check_hooks
 from spequant.deploy.draws import run_without_draws
-from spequant.deploy.operations import READ, Add, Concat, Input, Mul, Operation, Step
-from spequant.deploy.writes import WritingProxy, propagate
+from spequant.deploy.operations import READ, Input, Operation, Parts, Step, Unread
+from spequant.deploy.outputs import output_names
+from spequant.deploy.writes import ShapedProxy, propagate
 from spequant.layers import OUTPUT, QuantizedAdd, QuantizedLayer
 from spequant.networks import QUANTIZABLE
-from spequant.preparation.tracing import defaults_of, shapes_unchecked
+from spequant.preparation.tracing import DROPOUTS, defaults_of, shapes_unchecked
 from spequant.quantizers import Quantizer
 
 FUNCTIONS = {function: (kind, read) for kind in READ for function, read in kind.FUNCTIONS.items()}
@@ -25,12 +33,50 @@ METHODS = {method: (kind, read) for kind in READ for method, read in kind.METHOD
 MODULES = [(module, kind, read) for kind in READ for module, read in kind.MODULES.items()]
 
 
+CALL, GETATTR = nn.Module.__call__, nn.Module.__getattr__
+"""As they are while nothing is traced."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """steps: in the order of computing, those on which an output depends. outputs: which of them, by name."""
+
+    steps: list[Step]
+    outputs: Mapping[str, Step]
+
+
 class _Tracer(fx.Tracer):
     """Sees quantizers of outputs, and the activation that timm's batch norm has inside, as steps of their own; and
-    x += h as written in place, where fx would write x = x + h."""
+    x += h as written in place, where fx would write x = x + h. It runs what it traces on `example`; what the input does
+    not decide, and numbers, are what they are there. decided: the nodes that the input decides."""
 
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return WritingProxy(node, self)
+    def __init__(self, example: Tensor):
+        super().__init__()
+        self.example = example
+        self.decided = set[fx.Node]()
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
+        if kind == "output":
+            return proxy
+        with _untraced():
+            value = self._run(kind, target, *(map_aggregate(a, _value) for a in (args, kwargs)))
+        if kind == "placeholder" or any(node in self.decided for node in proxy.node.all_input_nodes):
+            self.decided.add(proxy.node)
+            if any(isinstance(x, Tensor) for x in tree_leaves(value)):
+                return ShapedProxy(proxy.node, self, value)
+        return value
+
+    def _run(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+        if kind == "placeholder":
+            return args[0] if args else self.example
+        if kind == "get_attr":
+            return _attribute(self.root, target)
+        if kind == "call_module":
+            return self.root.get_submodule(target).forward(*args, **kwargs)  # without its hooks
+        if kind == "call_method":
+            return getattr(args[0], target)(*args[1:], **kwargs)
+        return target(*args, **kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         quantized = isinstance(m, (QuantizedLayer, QuantizedAdd, Quantizer, *QUANTIZABLE))
@@ -40,6 +86,8 @@ class _Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        if type(m).__name__ in DROPOUTS and args and OUTPUT not in m._modules:
+            return args[0]  # in eval mode
         out = super().call_module(m, forward, args, kwargs)
         if not self.is_leaf_module(m, name := self.path_of_module(m)):
             return out
@@ -49,54 +97,99 @@ class _Tracer(fx.Tracer):
         return self.create_proxy("call_module", f"{name}.{OUTPUT}", (out,), {}) if OUTPUT in m._modules else out
 
 
-def trace(model: nn.Module, example: Tensor) -> list[Step]:
-    """The steps on which the output of `model` depends, in the order of computing: the last gives the output.
+@contextmanager
+def _untraced() -> Iterator[None]:
+    """Inside a trace, modules that run leave no steps."""
+    traced = nn.Module.__call__, nn.Module.__getattr__
+    nn.Module.__call__, nn.Module.__getattr__ = CALL, GETATTR
+    try:
+        yield
+    finally:
+        nn.Module.__call__, nn.Module.__getattr__ = traced
+
+
+def _attribute(model: Any, path: str) -> Any:
+    for part in path.split("."):
+        model = getattr(model, part)
+    return model
+
+
+def _value(x: Any) -> Any:
+    return x.value if isinstance(x, ShapedProxy) else x
+
+
+def trace(model: nn.Module, example: Tensor, problems: list[tuple[str, str]] | None = None) -> Trace:
+    """The steps on which the outputs of `model` depend. problems: where (name, why not) of each step goes that cannot
+    be read, in whose place stands one of no kind; None: the first is an error.
 
     ValueError names what cannot be read: see `lower`.
     """
     check_dtype(model)
     check_hooks(model.named_modules())
-    leaf = _Tracer().is_leaf_module  # whatever is none runs while it is traced
+    example = example.detach()
+    two = torch.cat([example, example]) if len(example) == 1 else example
+    leaf = _Tracer(two).is_leaf_module  # whatever is none runs while it is traced
     check_forwards((n, m) for n, m in model.named_modules() if m is model or leaf(m, n))
-    run_without_draws(model, example)  # what is wrong with the network itself, it says itself
-    with modes_kept(model):
+    out = run_without_draws(model, example)  # what is wrong with the network itself, it says itself
+    with modes_kept(model), _attributes_kept(model):
         model.eval()
-        try:
-            with shapes_unchecked():
-                graph = _Tracer().trace(model, concrete_args=defaults_of(model))
-        except Exception as error:
-            raise ValueError(
-                f"{type(model).__name__} cannot be traced for export ({error}): its forward decides by the values of "
-                "tensors, or by what torch.fx does not follow; move that out of the network"
-            ) from error
-        propagate(fx.GraphModule(model, graph), example.detach())
-    return _steps(model, graph)
+        graph = _graph(model, cloned(two))
+        propagate(fx.GraphModule(model, graph), two)
+        return _steps(model, graph, output_names(out, ("input",)), problems)
 
 
-def _steps(model: nn.Module, graph: fx.Graph) -> list[Step]:
+@torch.inference_mode(False)
+@torch.no_grad()
+def _graph(model: nn.Module, example: Tensor) -> fx.Graph:
+    try:
+        with shapes_unchecked():
+            return _Tracer(example).trace(model, concrete_args=defaults_of(model))
+    except Exception as error:
+        raise ValueError(
+            f"{type(model).__name__} cannot be traced for export ({error}): its forward decides by the values of "
+            "tensors, or by what torch.fx does not follow; move that out of the network"
+        ) from error
+
+
+@contextmanager
+def _attributes_kept(model: nn.Module) -> Iterator[None]:
+    """At the end, the constants that a trace leaves in `model` are gone."""
+    before = set(vars(model))
+    try:
+        yield
+    finally:
+        for name in set(vars(model)) - before:
+            delattr(model, name)
+
+
+def _steps(model: nn.Module, graph: fx.Graph, names: tuple[str, ...], problems: list[tuple[str, str]] | None) -> Trace:
     (out,) = next(node for node in graph.nodes if node.op == "output").args
-    if not isinstance(out, fx.Node):
-        raise ValueError(f"the network gives {type(out).__name__}; expected one tensor: wrap it")
-    needed = _needed(out)
+    outputs = tree_leaves(out)
+    needed = _needed(outputs)
     steps: dict[fx.Node, Step] = {}
     for node in graph.nodes:
-        if node in needed:
-            steps[node] = _read(node, model, steps)
-    inputs = [step for step in steps.values() if step.kind is Input]
-    for step in steps.values():
-        if step.kind.IMAGES and len(step.inputs[0].shape) != 4:
-            raise ValueError(
-                f"{step.name}: {step.kind.WORD} on {len(step.inputs[0].shape)} dimensions has no form here; "
-                "expected 4, (batch, channels, height, width)"
-            )
-    if len(inputs) != 1:
-        raise ValueError(f"the network reads {len(inputs)} inputs; expected one tensor")
-    return list(steps.values())
+        if node in needed and node.op != "get_attr":
+            try:
+                steps[node] = _read(node, model, steps)
+            except ValueError as error:
+                if problems is None:
+                    raise ValueError(f"{_name(node)}: {error}") from error.__cause__
+                problems.append((_name(node), str(error)))
+                steps[node] = Step(_name(node), Unread, shape=_shape_or_none(node))
+    count = sum(step.kind is Input for step in steps.values())
+    if count != 1:
+        raise ValueError(f"the network reads {count} inputs; expected one tensor")
+    by_name = dict(zip(names, (steps[o] for o in outputs), strict=True))
+    return Trace([step for step in dict.fromkeys(steps.values()) if step.kind is not Parts], by_name)
 
 
-def _needed(out: fx.Node) -> set[fx.Node]:
-    """`out` and the nodes that it depends on."""
-    needed, unseen = {out}, [out]
+def _needed(outputs: list[Any]) -> set[fx.Node]:
+    """The nodes among `outputs` and those that they depend on. ValueError: an output that is no tensor of the
+    trace."""
+    for out in outputs:
+        if not isinstance(out, fx.Node):
+            raise ValueError(f"the network gives {out!r}, which no input decides; expected tensors: leave it out")
+    needed, unseen = set(outputs), list(outputs)
     while unseen:
         new = set(unseen.pop().all_input_nodes) - needed
         needed |= new
@@ -105,61 +198,68 @@ def _needed(out: fx.Node) -> set[fx.Node]:
 
 
 def _name(node: fx.Node) -> str:
-    """The name of `node` behind that of the module whose forward it stands in: "layer1.0.add"."""
+    """Of a module its own; else that of `node` behind that of the module whose forward it stands in: "layer1.0.add"."""
+    if node.op == "call_module":
+        return str(node.target)
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     inside = next((path for path, _ in reversed(stack) if path), "")
     return f"{inside}.{node.name}" if inside and node.op != "placeholder" else node.name
 
 
 def _read(node: fx.Node, model: nn.Module, steps: dict[fx.Node, Step]) -> Step:
-    """ValueError: an operation that no table has."""
+    """ValueError: an operation that no table has, or of a form that has no place."""
     name = _name(node)
     if node.op == "placeholder":
         return Step(name, Input, shape=_shape(node))
-    inputs = tuple(a for a in (*node.args, *node.kwargs.values()) if isinstance(a, fx.Node))  # one may be there twice
-    module = None
-    if node.op == "call_module":
-        name, module = str(node.target), model.get_submodule(str(node.target))
-        kind, attributes = _of_module(module, name)
-    else:
-        kind, attributes = _of_call(node, name)
-    if kind in (Add, Mul) and module is None and len(inputs) != 2:
-        raise ValueError(f"{name}: an addition or product with a number has no form here; expected two tensors")
-    if kind is Concat:
-        inputs = tuple(node.args[0])  # type: ignore[arg-type]
-    return Step(name, kind, tuple(steps[i] for i in inputs), _shape(node), attributes, module)
+    arguments = map_aggregate((node.args, node.kwargs), lambda a: _constant(a, model))
+    inputs = tuple(steps[a] for a in tree_leaves(arguments) if isinstance(a, fx.Node))  # one may be there twice
+    module = model.get_submodule(name) if node.op == "call_module" else None
+    kind, attributes = _of_call(node, *arguments) if module is None else _of_module(module)
+    if kind is Parts:
+        attributes["shapes"] = [tuple(meta.shape) for meta in node.meta["tensor_meta"]]
+        return Step(name, kind, inputs, (), attributes)
+    return kind.settled(Step(name, kind, inputs, _shape(node), attributes, module))
+
+
+def _constant(argument: Any, model: nn.Module) -> Any:
+    """The tensor that an argument stands for which is the network's own."""
+    if not isinstance(argument, fx.Node) or argument.op != "get_attr":
+        return argument
+    return _attribute(model, str(argument.target))
+
+
+def _shape_or_none(node: fx.Node) -> tuple[int, ...]:
+    meta: Any = node.meta.get("tensor_meta")
+    return tuple(meta.shape) if hasattr(meta, "shape") else ()
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
-    return tuple(node.meta["tensor_meta"].shape)
+    meta: Any = node.meta.get("tensor_meta")
+    if not hasattr(meta, "shape"):
+        raise ValueError(f"it gives {type(meta).__name__}; expected a tensor")
+    return tuple(meta.shape)
 
 
-def _of_module(module: nn.Module, name: str) -> tuple[type[Operation], dict[str, Any]]:
+def _of_module(module: nn.Module) -> tuple[type[Operation], dict[str, Any]]:
     for known, kind, read in MODULES:
         if isinstance(module, known):
-            try:
-                return kind, read(module)
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
-    raise ValueError(f"{name}: {type(module).__name__} has no integer form")
+            return kind, read(module)
+    raise ValueError(f"{type(module).__name__} has no integer form")
 
 
-def _of_call(node: fx.Node, name: str) -> tuple[type[Operation], dict[str, Any]]:
+def _of_call(node: fx.Node, args: Any, kwargs: Any) -> tuple[type[Operation], dict[str, Any]]:
     table: dict[Any, Any] = METHODS if node.op == "call_method" else FUNCTIONS
-    if node.op == "get_attr" or node.target not in table:
+    if node.target not in table:
         what = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
         raise ValueError(
-            f"{name}: the operation {what} has no integer form; known are convolutions and linear layers, batch "
-            "norm, ReLU and clamps, max pooling, the mean and maximum of all positions, additions, flattening, "
-            "concatenation, slicing with a step and padding"
-            f"{': write torch.flatten(x, 1)' if what in ('size', 'view', 'reshape') else ''}"
+            f"the operation {what} has no integer form; known are convolutions and linear layers, batch norm, ReLU and "
+            "clamps, functions of single numbers, pooling, sums and products, reshaping, slicing, padding, "
+            "concatenation and upsampling"
         )
     if "out" in node.kwargs:
-        raise ValueError(f"{name}: out= has no integer form; expected the result that the operation returns")
+        raise ValueError("out= has no integer form; expected the result that the operation returns")
     kind, read = table[node.target]
     try:
-        return kind, read(*node.args[1:], **node.kwargs)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+        return kind, read(*args[0 if kind.OPERANDS else 1 :], **kwargs)
     except TypeError as error:  # arguments that the reading does not know, or that are tensors
-        raise ValueError(f"{name}: called so it has no integer form ({error})") from error
+        raise ValueError(f"called so it has no integer form ({error})") from error

@@ -1,6 +1,7 @@
 """The integer twin: a program run in torch, codes as whole numbers, every sum exact; what exports are compared with."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from spequant.deploy.program import Program
 
 
 class Twin:
-    """`program` on integer codes; call it with a float input (batch first) for the float output.
+    """`program` on integer codes; call it with a float input (batch first) for the float output, several by name.
 
     Rounding is fp32's in the order in which onnxruntime computes: M = (input step * scale) / output step, one product,
     to the nearest, ties to the even code. So a code that differs elsewhere is a rounding tie or a bug.
@@ -20,9 +21,14 @@ class Twin:
     def __init__(self, program: Program):
         self.program = program
 
-    def __call__(self, x: Tensor) -> Tensor:
-        output = self.program.output
-        return as_float(self.everything(x)[output], output.grid)
+    def __call__(self, x: Tensor) -> Any:
+        outputs = self.outputs(x)
+        return outputs if len(outputs) > 1 else next(iter(outputs.values()))
+
+    def outputs(self, x: Tensor) -> dict[str, Tensor]:
+        """All outputs by name, float."""
+        results = self.everything(x)
+        return {name: as_float(results[op], op.grid) for name, op in self.program.outputs.items()}
 
     @torch.no_grad()
     def everything(self, x: Tensor) -> dict[Operation, Tensor]:

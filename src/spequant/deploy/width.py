@@ -1,7 +1,5 @@
 """A program at another activation width than the one it was trained for: bounds held, steps and codes anew."""
 
-from dataclasses import replace
-
 from spequant.deploy.grids import Grid, grid_of
 from spequant.deploy.operations import Operation
 from spequant.deploy.program import Program
@@ -32,8 +30,9 @@ def at_width(program: Program, bits: int, trained: int | None = None) -> Program
         grid = op.grid
         if grid is not None and grid.home is not None and grid.home.bits == trained:
             grid = _at(grid, bits)
-        ops[op] = replace(op, inputs=tuple(ops[i] for i in op.inputs), grid=grid)
-    return Program(list(ops.values()), ops[program.output])
+        ops[op] = op.on(tuple(ops[i] for i in op.inputs), grid)
+    outputs = {name: ops[op] for name, op in program.outputs.items()}
+    return Program(list(ops.values()), ops[program.output], outputs)
 
 
 def _at(grid: Grid, bits: int) -> Grid:

@@ -6,7 +6,7 @@ views of one tensor share memory and count.
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,16 +18,35 @@ from torch.utils._pytree import tree_leaves
 from spequant.calibration.batches import cloned
 
 
-class WritingProxy(fx.Proxy):
-    """A traced tensor that keeps x += h in place, and its kin."""
+class ShapedProxy(fx.Proxy):
+    """A traced tensor that knows its shape, type and device, and those of its parts; it keeps x += h in place, and its
+    kin. value: the tensor of a run beside the trace, or several in a tuple or list."""
+
+    def __init__(self, node: fx.Node, tracer: fx.Tracer, value: Any):
+        super().__init__(node, tracer)
+        self.value = value
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.__dict__.get("value"), name, None)
+        return value if isinstance(value, KNOWN) else super().__getattr__(name)
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (operator.getitem(self, i) for i in range(len(self.value)))  # type: ignore[index]
 
 
-def _in_place(name: str) -> Callable[[WritingProxy, Any], Any]:
+KNOWN = (bool, int, torch.Size, torch.dtype, torch.device)
+"""Attributes of tensors that no number in them decides."""
+
+
+def _in_place(name: str) -> Callable[[ShapedProxy, Any], Any]:
     return lambda own, other: own.tracer.create_proxy("call_function", getattr(operator, name), (own, other), {})
 
 
 for _name in inplace_methods:  # iadd, isub ...
-    setattr(WritingProxy, f"__{_name}__", _in_place(_name))
+    setattr(ShapedProxy, f"__{_name}__", _in_place(_name))
 
 
 @torch.inference_mode(False)  # inside, torch counts no writes

@@ -5,31 +5,31 @@ optimizer group of the quantizers' ranges, and checkpoints with every tensor of 
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from spequant.files import placed, write_whole
+from spequant.integrations.checkpoints import WEIGHTS, load_checkpoint
 from spequant.layers import act_quantizers
 from spequant.methods import SPEQ, Losses, Method, SPEQDistill
 from spequant.methods.base import trained_by
 from spequant.methods.tasks import Task
-from spequant.networks import versioned
 from spequant.processes import sum_over_processes
 from spequant.quantizers import Quantizer
 
 try:
-    from transformers import Trainer, TrainingArguments
+    from transformers import PreTrainedModel, Trainer, TrainingArguments
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(f"{error.name} is not installed: pip install 'spequant[text,train]'") from error
 
-WEIGHTS, METHOD = "model.safetensors", "method.json"
+METHOD = "method.json"
 
 
 class QATTrainer(Trainer):
@@ -39,8 +39,8 @@ class QATTrainer(Trainer):
     `distill` in addition to `loss`.
 
     Checkpoints have every tensor of the prepared network, and the state of the method in method.json, so that a resumed
-    run on the CPU ends with the weights of an uninterrupted one. `from_pretrained` cannot read them, because it makes
-    no quantizers: prepare the float network as before, then call `load_checkpoint`.
+    run on the CPU ends with the weights of an uninterrupted one. Those of transformers' networks are loaded by
+    `from_pretrained`, too; others, and a network that is there already, by `load_checkpoint`.
 
     With `bf16` the network stays under autocast in evaluation and after training, as in any Trainer. Call
     `accelerator.unwrap_model(model, keep_fp32_wrapper=False)` for fp32 results and for exports.
@@ -72,8 +72,8 @@ class QATTrainer(Trainer):
         **trainer: Any,
     ):
         _check_method(method)
-        if range_lr is not None and not range_lr >= 0:
-            raise ValueError(f"range_lr is {range_lr!r}; expected a learning rate of 0 or more, or None")
+        if range_lr is not None and not 0 <= range_lr < math.inf:
+            raise ValueError(f"range_lr is {range_lr!r}; expected a finite learning rate of 0 or more, or None")
         super().__init__(model, args, **trainer)  # type: ignore[arg-type]
         self.method, self.range_lr = method, range_lr
         self.model_accepts_loss_kwargs = False  # versions without loss_is_scaled_for_ga ask this
@@ -173,13 +173,19 @@ class QATTrainer(Trainer):
     # --- checkpoints -------------------------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save each tensor under each of its names, because the Trainer refuses networks whose layers share tensors."""
-        super()._save(output_dir, state_dict={})
+        """Save the network and the method's state.
+
+        A network that does not save itself (`save_pretrained`) is saved with each tensor under each of its names,
+        because the Trainer refuses networks whose layers share tensors.
+        """
+        network, saves_itself = self.model, isinstance(self.model, PreTrainedModel)
+        super()._save(output_dir, state_dict=None if saves_itself else {})
         if self.args.should_save:
-            folder, network = Path(output_dir or str(self.args.output_dir)), self.model
-            state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}  # type: ignore[union-attr]
-            with placed(folder / WEIGHTS) as path:
-                save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, {"format": "pt"})
+            folder = Path(output_dir or str(self.args.output_dir))
+            if not saves_itself:
+                state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}  # type: ignore[union-attr]
+                with placed(folder / WEIGHTS) as path:
+                    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, {"format": "pt"})
             if hasattr(self.method, "state_dict"):
                 write_whole(folder / METHOD, json.dumps(self.method.state_dict()))  # type: ignore[attr-defined]
 
@@ -196,43 +202,6 @@ class QATTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         load_checkpoint(self.model, self.state.best_model_checkpoint)  # type: ignore[arg-type]
-
-
-def load_checkpoint(model: nn.Module, folder: str | Path) -> None:
-    """Load the weights and ranges that a QATTrainer saved; the model then needs no calibration.
-
-    Args:
-        model: The prepared network, with the same arguments of `prepare` as in the run that saved it.
-        folder: A checkpoint folder of a QATTrainer.
-
-    Raises:
-        ValueError: The file is missing, damaged or of another network, or `model` cannot store each tensor as saved.
-    """
-    file = Path(folder) / WEIGHTS
-    if not file.is_file():
-        raise ValueError(f"{file} does not exist; expected a checkpoint folder that a QATTrainer saved")
-    try:
-        state = load_file(file)
-        model.load_state_dict(versioned(model, state))
-    except SafetensorError as error:
-        raise ValueError(f"{file} is damaged ({error}); take an earlier checkpoint") from error
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"{file} is of another network than model ({reason}); prepare the float one as for the run that saved it"
-        ) from error
-    loaded = model.state_dict()
-    differing = [name for name, saved in state.items() if not _equal(loaded[name], saved)]
-    if differing:
-        raise ValueError(
-            f"{file}: model does not hold {differing[0]} as saved ({len(differing)} such tensors), because its layers "
-            "share a quantizer or a weight that were separate in the run that saved it; prepare the float network as "
-            "for that run"
-        )
-
-
-def _equal(loaded: Tensor, saved: Tensor) -> bool:
-    return torch.allclose(loaded, saved.to(loaded.device, loaded.dtype), rtol=0, atol=0, equal_nan=True)
 
 
 def _check_method(method: Any) -> None:

@@ -15,9 +15,19 @@ from spequant.layers.slots import (
     weight_bits,
     weight_quantizers,
 )
-from spequant.layers.wrapper import QuantizedAdd, QuantizedProduct, Wrapper
+from spequant.layers.wrapper import (
+    HOOKS,
+    HOOKS_BEFORE,
+    QuantizedAdd,
+    QuantizedProduct,
+    Wrapper,
+    inner_module,
+    move_hooks,
+)
 
 __all__ = [
+    "HOOKS",
+    "HOOKS_BEFORE",
     "LEAVES",
     "OUTPUT",
     "QuantizedAdd",
@@ -27,7 +37,9 @@ __all__ = [
     "act_quantizers",
     "act_slots",
     "effective_weight",
+    "inner_module",
     "leave_output",
+    "move_hooks",
     "quantize_output",
     "run_with",
     "slots_of",

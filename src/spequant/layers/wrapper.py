@@ -1,10 +1,22 @@
 """A module with quantizers around it: what all wrappers share, and those of marked additions and products."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from spequant.quantizers.base import Quantizer
+
+HOOKS_BEFORE = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
+HOOKS = (*HOOKS_BEFORE, "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+"""Where torch keeps the hooks that run before a module's forward, and all those around it."""
+
+
+def move_hooks(source: nn.Module, target: nn.Module, places: Sequence[str]) -> None:
+    """Move the hooks in `places`, some of `HOOKS`, from one module to another."""
+    for place in places:
+        getattr(target, place).update(getattr(source, place))
+        getattr(source, place).clear()
 
 
 class Wrapper(nn.Module):
@@ -54,6 +66,11 @@ class Wrapper(nn.Module):
             super().register_parameter(name, param)
         else:
             inner.register_parameter(name, param)
+
+
+def inner_module(wrapper: Wrapper) -> nn.Module:
+    """Return the float module inside `wrapper`. A function, since attributes of a wrapper are those of that module."""
+    return wrapper._modules[wrapper.INNER]  # type: ignore[return-value]
 
 
 class QuantizedPair(Wrapper):

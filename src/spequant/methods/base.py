@@ -1,5 +1,6 @@
 """The interface of methods, and what several of them share. Each method has its own file."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -184,8 +185,8 @@ def penalties(model: nn.Module) -> Tensor | float:
 
 def check_weight(value: float, argument: str) -> None:
     """Raise a ValueError unless the weight of a loss is 0 or more."""
-    if not value >= 0:
-        raise ValueError(f"{argument} is {value!r}; expected a number of 0 or more")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{argument} is {value!r}; expected a finite number of 0 or more")
 
 
 def check_steps(value: int) -> None:
@@ -196,5 +197,5 @@ def check_steps(value: int) -> None:
 
 def check_temperature(value: float, argument: str = "temperature") -> None:
     """Raise a ValueError unless the temperature of a softmax is above 0."""
-    if not value > 0:
-        raise ValueError(f"{argument} is {value!r}; expected a number above 0, e.g. 1 to 4")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{argument} is {value!r}; expected a finite number above 0, e.g. 1 to 4")

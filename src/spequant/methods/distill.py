@@ -108,7 +108,9 @@ class SPEQDistill:
         """SPEQ and distillation from a float teacher together."""
 
         speq: SPEQ.Settings = field(default_factory=SPEQ.Settings)
+        """SPEQ's part"""
         distill: Distill.Settings = field(default_factory=Distill.Settings)
+        """the float teacher's part"""
 
         def build(self, start: Start) -> "SPEQDistill":
             return SPEQDistill(self.speq.build(start), self.distill.build(start))

@@ -71,6 +71,7 @@ class ExtendedSPEQ:
         """SPEQ with additions: T and u that change, averaged weights as the teacher, a loss of features."""
 
         speq: SPEQ.Settings = field(default_factory=SPEQ.Settings)
+        """SPEQ itself"""
         probability_end: float | None = None
         """u at the end of training, reached on a straight line from speq.probability; None: constant"""
         temperature_end: float | None = None

@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from spequant.calibration.batch_norm import MODES, Mode, batch_norm_mode
+from spequant.layers import act_quantizers
 from spequant.methods.base import (
     CountsCalls,
     Losses,
@@ -54,7 +55,7 @@ class SPEQ(CountsCalls):
         seed: 0 or more; draws depend on (seed, step, rank); `step` counts calls and can be set to resume training.
 
     Raises:
-        ValueError: An argument is out of range.
+        ValueError: An argument is out of range; when called, if all activations of the model have the teacher's bits.
 
     Example:
         losses = SPEQ()(model, (images, labels))
@@ -157,8 +158,13 @@ class SPEQ(CountsCalls):
         Args:
             model: The prepared network.
             batch: A batch in the form that the task reads.
+
+        Raises:
+            ValueError: In the first call, if no activation has fewer bits than the policy can draw.
         """
         model = unwrapped(model)
+        if self.step == 0:
+            self._check_student(model)
         logits = []
         with batch_norm_mode(model, self.batch_norm):
             for i in range(self.passes):
@@ -167,6 +173,16 @@ class SPEQ(CountsCalls):
                     logits.append(self.task.logits(model, batch).detach())
         self.step += 1
         return pooled(self.task, logits, self.temperature)
+
+    def _check_student(self, model: nn.Module) -> None:
+        """Refuse a network that no draw changes: the teacher would be the student, and nothing be distilled."""
+        highest = getattr(self.policy, "highest", None)
+        bits = sorted({q.bits for q in act_quantizers(model).values() if q.bits is not None})
+        if bits and highest is not None and highest <= bits[0]:
+            raise ValueError(
+                f"the teacher draws at most {highest} bits, and all activations of the model have {bits[0]} or more: "
+                "it would be the student; prepare(act=...) with fewer bits, or use Retrain"
+            )
 
     def __call__(self, model: nn.Module, batch: Any) -> Losses:
         teacher = self.teach(model, batch)

@@ -47,7 +47,7 @@ def find_additions(model: nn.Module) -> Additions:
     tracer, graph = traced(copied(model).eval())
     pairs: list[tuple[str, str]] = []
     missed: list[str] = []
-    activations = _activations(graph)
+    activations = activations_of(graph)
     for node in graph.nodes:
         if node.op in ("call_function", "call_method") and node.target in ADD:
             sides = *node.args, node.kwargs.get("input"), node.kwargs.get("other")
@@ -76,7 +76,7 @@ def _described(node: fx.Node) -> str:
     return f"the result of {getattr(node.target, '__name__', str(node.target))}"
 
 
-def _activations(graph: fx.Graph) -> set[fx.Node]:
+def activations_of(graph: fx.Graph) -> set[fx.Node]:
     """Return the nodes that depend on the network's input."""
     activations: set[fx.Node] = set()
     for node in graph.nodes:

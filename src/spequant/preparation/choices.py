@@ -14,6 +14,7 @@ from spequant.layers import QuantizedAdd, QuantizedLayer, QuantizedProduct
 from spequant.networks import EMBEDDINGS, TRANSPOSED
 from spequant.preparation.adapters.encoder import Addition
 from spequant.preparation.additions import find_additions
+from spequant.preparation.between import groups_between
 from spequant.quantizers import LeastSquares, Quantizer
 from spequant.quantizers.pruned import tell_lost_zeros
 
@@ -78,31 +79,33 @@ def quantized_layers(layers: Mapping[str, nn.Module], choices: LayerChoices) -> 
 
 
 def quantized_activations(
-    model: nn.Module, residual: Choice, products: Choice, act: Quantizer | None
+    model: nn.Module, residual: Choice, products: Choice, between: Choice, act: Quantizer | None
 ) -> tuple[dict[int, nn.Module], dict[str, Quantizer]]:
-    """Make the quantizers of residual additions and attention products in the float network `model`.
+    """Make the quantizers of what stands between the layers of the float network `model`.
 
     Args:
         model: The float network, adapted.
         residual: What the addends of residual additions get.
         products: What both factors of attention products get.
-        act: The quantizer whose kind is used where `residual` or `products` are bits; None: all activations are float.
+        between: What the tensors that `groups_between` finds get.
+        act: The quantizer whose kind is used where the others are bits; None: all activations are float.
 
     Returns:
-        ({id of a marked module: its quantized module}, {name of a module: the quantizer of its output}). Outputs are
-        quantized where the network marks no residual addition and tracing finds some.
+        ({id of a marked module: its quantized module}, {name of a module: the quantizer of its output}). Addends are
+        quantized as outputs where the network marks no residual addition and tracing finds some.
 
     Raises:
         ValueError: `products` is given, but the network has no product that is known or marked.
 
     Warns:
-        UserWarning: The network marks no residual addition and cannot be traced.
+        UserWarning: The network has to be traced, which is impossible.
     """
     if act is None:
         return {}, {}
     additions = _quantized_pairs(model, "residual_addition", residual, act)
     marked_by_network = [q for q in additions.values() if type(q.add) is not Addition]
     outputs = {} if marked_by_network else _quantized_outputs(model, residual, act)
+    outputs = _quantized_between(model, between, act, outputs)
     return additions | _quantized_pairs(model, "attention_product", products, act), outputs
 
 
@@ -207,6 +210,31 @@ def _quantized_outputs(model: nn.Module, residual: Choice, act: Quantizer) -> di
     names = dict.fromkeys(name for pair in pairs for name in pair)
     quantizers = {n: _make(residual, act, f"{n}.output", of_weight=False, shape=()) for n in names}
     return {name: q for name, q in quantizers.items() if q is not None}
+
+
+def _quantized_between(
+    model: nn.Module, between: Choice, act: Quantizer, outputs: Mapping[str, Quantizer]
+) -> dict[str, Quantizer]:
+    """Return `outputs` with the quantizers of what stands between the layers. A tensor that has one keeps it, unless
+    several have to share one."""
+    found = dict(outputs)
+    if between is None:
+        return found
+    try:
+        groups = groups_between(model)
+    except ValueError as error:
+        warnings.warn(
+            f"what stands between the layers of {type(model).__name__} stays float: it cannot be traced ({error}). "
+            "Pass between=None to say that this is meant",
+            stacklevel=4,  # the call of `prepare`
+        )
+        return found
+    for names in groups:
+        if len(names) > 1 or names[0] not in found:
+            quantizer = _make(between, act, f"{names[0]}.output", of_weight=False, shape=())
+            assert quantizer is not None
+            found |= dict.fromkeys(names, quantizer)
+    return found
 
 
 def _make(choice: Choice, template: Quantizer | None, name: str, *, of_weight: bool, shape: tuple[int, ...]):

@@ -12,19 +12,22 @@ their outputs. The attention modules of `adapters/` mark their products themselv
 import warnings
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from spequant.layers import (
+    HOOKS,
+    HOOKS_BEFORE,
     OUTPUT,
-    QuantizedAdd,
     QuantizedLayer,
-    QuantizedProduct,
     Wrapper,
     act_slots,
+    inner_module,
     leave_output,
+    move_hooks,
     quantize_output,
 )
 from spequant.names import some_of
@@ -46,6 +49,7 @@ def prepare(
     embeddings: Choice = 8,
     residual: Choice = 8,
     products: Choice = None,
+    between: Choice = None,
     overrides: Mapping[str, Override] | None = None,
     skip: Sequence[str] = (),
     per_channel: bool = False,
@@ -66,6 +70,9 @@ def prepare(
         embeddings: Bits, a quantizer or None (float) for the weights of embeddings. Float if `weight` is None.
         residual: Bits, a quantizer or None (float) for addends of residual additions. Float if `act` is None.
         products: Bits, a quantizer or None (float) for both factors of attention's products q k and p v.
+        between: Bits, a quantizer or None (float) for what stands between layers: what goes into activation functions
+            other than ReLU and its kin, factors of products, inputs of means and of batch norm that follows no layer,
+            tensors that are concatenated again (one range together). With it, exports compute these on integers.
         overrides: {pattern of layer names, as in a shell ("layer1.*"): bits, (weight, act) or None}. The last match
             counts, also against `ends` and `depthwise`.
         skip: Patterns of layers to leave float. Modules that are left float in any case, with a warning (recurrent
@@ -77,22 +84,20 @@ def prepare(
             already, or it has no products although `products` is given.
 
     Warns:
-        UserWarning: Modules with weights stay float, additions cannot be looked for, or pruned weights would come back.
+        UserWarning: Modules with weights stay float, a network cannot be traced, or pruned weights would come back.
     """
     choices = LayerChoices(weight, act, depthwise, ends, embeddings, overrides or {}, per_channel)
-    _check_arguments(model, choices, skip, residual, products)
+    _check_arguments(model, choices, skip, {"residual": residual, "products": products, "between": between})
     model, layers = _adapted_copy(model, [*choices.overrides], skip, products is not None)
-    replacements: dict[int, nn.Module] = {**quantized_layers(layers, choices)}
-    pairs, outputs = quantized_activations(model, residual, products, act)
-    replacements |= pairs
-    if not replacements:
+    wrappers: dict[int, nn.Module] = {**quantized_layers(layers, choices)}
+    pairs, outputs = quantized_activations(model, residual, products, between, act)
+    wrappers |= pairs
+    if not wrappers:
         raise ValueError("nothing to quantize: ends and overrides leave every layer float; give one of them bits")
     groups = [] if act is None else readers_together(model)
-    model = replace_modules(model, replacements)
-    for name, quantizer in outputs.items():
-        quantize_output(model.get_submodule(name), quantizer)
+    model = insert(model, wrappers, outputs)
     _share_quantizers(model, groups)
-    _place_quantizers(model, next(iter(layers.values())).weight.device)  # type: ignore[arg-type]
+    move_quantizers(model, next(iter(layers.values())).weight.device)  # type: ignore[arg-type]
     return model
 
 
@@ -110,22 +115,54 @@ def unprepare(model: nn.Module) -> nn.Module:
     return model
 
 
-def without_quantizers(model: nn.Module) -> nn.Module:
-    """Return what `unprepare` returns, except that adapted modules (`spequant.preparation.adapters`) stay adapted."""
-    model = copied(model)
+def without_quantizers(model: nn.Module, *, share: bool = False) -> nn.Module:
+    """Return what `unprepare` returns, except that adapted modules (`spequant.preparation.adapters`) stay adapted.
+
+    Args:
+        model: What `prepare` returned.
+        share: Whether the result has the parameters and buffers of `model` itself instead of copies.
+    """
+    model = copied(model, share=share)
+    for key in [k for k, wrapped in model._load_state_dict_pre_hooks.items() if wrapped.hook is check_states]:
+        del model._load_state_dict_pre_hooks[key]
     replacements: dict[int, nn.Module] = {}
     for module in list(model.modules()):
         if OUTPUT in module._modules:
             leave_output(module)
-        if isinstance(module, QuantizedLayer):
-            replacements[id(module)] = module.layer
-        elif isinstance(module, QuantizedAdd):
-            replacements[id(module)] = module.add
-        elif isinstance(module, QuantizedProduct):
-            replacements[id(module)] = module.product
+        if isinstance(module, Wrapper):
+            inner = replacements[id(module)] = inner_module(module)
+            move_hooks(module, inner, HOOKS)
     if not replacements:
         raise ValueError("model is not prepared: it holds no quantized layer")
     return replace_modules(model, replacements)
+
+
+def insert(model: nn.Module, wrappers: Mapping[int, nn.Module], outputs: Mapping[str, Quantizer]) -> nn.Module:
+    """Put quantizers into `model`, in place.
+
+    Args:
+        model: A float network.
+        wrappers: {id of a module: the quantized module around it}.
+        outputs: {name of a module: the quantizer of its output}.
+
+    Returns:
+        `model`, or what replaces `model` itself.
+    """
+    model = replace_modules(model, wrappers)
+    for wrapper in wrappers.values():
+        assert isinstance(wrapper, Wrapper)
+        move_hooks(inner_module(wrapper), wrapper, HOOKS_BEFORE)  # what a hook makes of an input is quantized, too
+    for name, quantizer in outputs.items():
+        quantize_output(model.get_submodule(name), quantizer)
+    model.register_load_state_dict_pre_hook(check_states)
+    return model
+
+
+def check_states(model: nn.Module, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
+    """Hook of `load_state_dict`: refuse a state of other quantizers before the first of its tensors is loaded."""
+    for name, module in model.named_modules():
+        if isinstance(module, Quantizer):
+            module.check_state(state_dict, f"{prefix}{name}.")
 
 
 def replace_modules(model: nn.Module, replacements: Mapping[int, nn.Module]) -> nn.Module:
@@ -141,7 +178,7 @@ def replace_modules(model: nn.Module, replacements: Mapping[int, nn.Module]) -> 
     if id(model) in replacements:
         return replacements[id(model)]
     for parent in list(model.modules()):
-        if isinstance(parent, QuantizedLayer | QuantizedAdd | QuantizedProduct) and id(parent) not in replacements:
+        if isinstance(parent, Wrapper) and id(parent) not in replacements:
             continue
         for name, child in list(parent._modules.items()):  # named_children omits a module that occurs a second time
             if id(child) in replacements:
@@ -155,7 +192,9 @@ def _adapted_copy(
     """Return a copy of `model` whose modules call their layers, and the layers to quantize by name, without `skip`."""
     _check_weights({n: m for n, m in _quantizable_layers(model).items() if not _matches(n, skip)})
     model = copied(model)
+    shared = _shared_parameters(model)
     adapt(model, products=products)
+    _check_shared(shared)
     layers = _quantizable_layers(model)
     others = {n: m for n, m in model.named_modules() if isinstance(m, LEFT_FLOAT)}
     _check_patterns([*skip, *patterns], layers, others)
@@ -170,6 +209,32 @@ def _adapted_copy(
     if not layers:
         raise ValueError("nothing to quantize: the model has no Linear, convolution or embedding outside skip")
     return model, layers
+
+
+Places = dict[str, tuple[nn.Module, str]]
+"""Where a model holds a parameter: {name in the model: (module, attribute)}."""
+
+
+def _shared_parameters(model: nn.Module) -> list[Places]:
+    """Return the places of each parameter of `model` that several modules hold."""
+    places: dict[int, Places] = {}
+    for name, module in model.named_modules():
+        for attribute, parameter in module._parameters.items():
+            if parameter is not None:
+                places.setdefault(id(parameter), {})[f"{name}.{attribute}"] = module, attribute
+    return [group for group in places.values() if len(group) > 1]
+
+
+def _check_shared(shared: Sequence[Places]) -> None:
+    """Refuse parameters that adapting has replaced in a module, where other modules hold them, too."""
+    for group in shared:
+        if len({id(module._parameters.get(attribute)) for module, attribute in group.values()}) > 1 or any(
+            module._parameters.get(attribute) is None for module, attribute in group.values()
+        ):
+            raise ValueError(
+                f"{' and '.join(group)} are one tensor, which would become several: attention with a joint weight is "
+                "split into layers; give each module a weight of its own in the float network"
+            )
 
 
 def _quantizable_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -190,7 +255,7 @@ def _share_quantizers(model: nn.Module, groups: Sequence[Sequence[Reader]]) -> N
             setattr(module, attribute, first.setdefault(settings, quantizer))
 
 
-def _place_quantizers(model: nn.Module, device: torch.device) -> None:
+def move_quantizers(model: nn.Module, device: torch.device) -> None:
     """Move quantizers of layers to the device of their layer's weight, and the others to `device`."""
     for module in model.modules():
         place = module.float_weight.device if isinstance(module, QuantizedLayer) else device
@@ -212,17 +277,17 @@ def _check_patterns(patterns: Sequence[str], layers: Mapping[str, nn.Module], ot
 
 
 def _check_arguments(
-    model: nn.Module, choices: LayerChoices, skip: Sequence[str], residual: Choice, products: Choice
+    model: nn.Module, choices: LayerChoices, skip: Sequence[str], others: Mapping[str, Choice]
 ) -> None:
     if isinstance(skip, str):
         raise ValueError(f"skip is {skip!r}; expected a list of patterns, e.g. skip=[{skip!r}]")
-    if any(isinstance(m, QuantizedLayer | QuantizedAdd | QuantizedProduct) for m in model.modules()):
+    if any(isinstance(m, Wrapper) for m in model.modules()):
         raise ValueError("model is prepared already; unprepare it first, or prepare the float model")
     for argument in ("weight", "act", "depthwise"):
         template = getattr(choices, argument)
         if template is not None and not isinstance(template, Quantizer):
             raise ValueError(f"{argument} is {template!r}; expected a quantizer such as PACT(2), or None")
-    for argument, value in {"embeddings": choices.embeddings, "residual": residual, "products": products}.items():
+    for argument, value in {"embeddings": choices.embeddings, **others}.items():
         if not isinstance(value, Quantizer):
             check_bits(value, f"{argument}: bits", or_float=True)
     if not isinstance(choices.overrides, Mapping):

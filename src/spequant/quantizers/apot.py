@@ -1,5 +1,8 @@
 """APoT: weights as sums of powers of two (Li, Dong and Wang, ICLR 2020, arXiv 1909.13144)."""
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
 from torch import Tensor
 
@@ -30,6 +33,12 @@ def magnitudes(bits: int) -> list[int]:
 
 def _start(quantizer: Quantizer, values: Tensor) -> Tensor:
     return torch.full(quantizer.shape, 3.0)
+
+
+def _tables(bits: int) -> dict[str, Tensor]:
+    """Return the levels' magnitudes in units, and the middles between them as shares of the largest."""
+    points = torch.tensor(magnitudes(bits)).float()
+    return {"points": points, "middles": (points[1:] + points[:-1]) / 2 / points[-1]}
 
 
 class APoT(Quantizer):
@@ -73,9 +82,8 @@ class APoT(Quantizer):
         if isinstance(bits, int) and bits - 1 not in TERMS:
             raise ValueError(f"bits is {bits!r}; expected 2 to 6 for APoT: beyond, the levels' codes leave int8")
         super().__init__(bits, signed=True, shape=shape, of_weight=of_weight)
-        points = torch.tensor(magnitudes(bits or 2)).float()
-        self.register_buffer("points", points, persistent=False)
-        self.register_buffer("middles", (points[1:] + points[:-1]) / 2 / points[-1], persistent=False)
+        for name, table in _tables(bits or 2).items():
+            self.register_buffer(name, table, persistent=False)
         self.clip = self.new_range()
 
     def level_count(self, bits: int | None = None) -> int:
@@ -121,6 +129,12 @@ class APoT(Quantizer):
         differ = variance > ROUNDING**2 * self.reduce(w.detach().square(), torch.mean)
         normalised = centred / torch.where(differ, variance, 1.0).sqrt()
         return normalised if self.padding is None else torch.where(self.nonzero(w), normalised, w)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        for name, table in _tables(self.bits or 2).items():  # `to_empty` moves tensors without their values
+            setattr(self, name, table.to(self.clip.device))
+        return self
 
     def _units(self, v: Tensor) -> Tensor:
         """Return the level nearest to `v`, which is in [-1, 1], as a signed whole number of units."""

@@ -5,7 +5,7 @@ The formula of a paper does not belong here: each has its own file in this folde
 
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 import torch
@@ -346,8 +346,6 @@ class Quantizer(nn.Module):
             return how(x)
         return how(x, dim=[d for d, size in enumerate(self.shape) if size == 1], keepdim=True)
 
-    # --- state: `levels` is an attribute outside the state_dict; the settings are compared when a state is loaded ---
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move parameters, buffers and levels between devices; a change of dtype leaves all of them in fp32."""
 
@@ -363,17 +361,21 @@ class Quantizer(nn.Module):
         return self
 
     def get_extra_state(self) -> Tensor:
-        flags = self.calibrated, self.sign_open
-        return encode_settings(self.bits, self.signed, *flags, type(self), self.shape, self.grid_options())
+        kind = type(self), self.shape, self.grid_options()
+        return encode_settings(self.bits, self.signed, self.calibrated, self.sign_open, *kind)
 
     def set_extra_state(self, state: Tensor) -> None:
         signed, self.calibrated, self.sign_open = decode_flags(state)
         if signed is not None:
             self.set_signed(signed)
 
+    def check_state(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """Raise a ValueError if the state below `prefix` is that of a quantizer with other settings than this one's."""
+        kind = type(self), self.shape, self.grid_options()
+        check_settings(state_dict.get(prefix + "_extra_state"), prefix[:-1], self.bits, *kind)
+
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        if (settings := state_dict.get(prefix + "_extra_state")) is not None:
-            check_settings(settings, prefix[:-1], self.bits, type(self), self.shape, self.grid_options())
+        self.check_state(state_dict, prefix)
         reshape_older(state_dict, prefix, self._parameters)
         if prefix + "frozen" in state_dict and self.frozen is None:
             self.hold_codes(state_dict[prefix + "frozen_codes"].to(self.home_levels.device))

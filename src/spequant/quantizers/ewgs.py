@@ -5,6 +5,8 @@
 x_in is the clipped value as a share of the range, x_out its level. d = 0 is the straight-through gradient.
 """
 
+import math
+
 from torch import nn
 
 from spequant.quantizers.base import Quantizer
@@ -20,8 +22,8 @@ def set_ewgs(model: nn.Module, scaling: float) -> None:
     Raises:
         ValueError: `scaling` is negative, or the model has no quantizer, or one without equal steps (APoT).
     """
-    if not scaling >= 0:
-        raise ValueError(f"scaling is {scaling!r}; expected a number of 0 or more, e.g. .001")
+    if not 0 <= scaling < math.inf:
+        raise ValueError(f"scaling is {scaling!r}; expected a finite number of 0 or more, e.g. .001")
     quantizers = [m for m in model.modules() if isinstance(m, Quantizer)]
     if not quantizers:
         raise ValueError("model has no quantizer; prepare it first")

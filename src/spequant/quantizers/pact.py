@@ -1,5 +1,6 @@
 """PACT: activations clipped at a trained value (Choi et al. 2018, arXiv 1805.06085)."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -48,8 +49,10 @@ class PACT(Quantizer):
         of_weight: bool = False,
     ):
         super().__init__(bits, signed=signed, shape=shape, of_weight=of_weight)
-        if not decay >= 0:
-            raise ValueError(f"decay is {decay!r}; expected 0 or more, the factor of the L2 penalty on the clip")
+        if not 0 <= decay < math.inf:
+            raise ValueError(
+                f"decay is {decay!r}; expected a finite number of 0 or more, the factor of the clip's L2 penalty"
+            )
         self.decay = decay
         self.clip = self.new_range()
 

@@ -34,18 +34,20 @@ def decode_flags(settings: Tensor) -> tuple[bool | None, bool, bool]:
 
 
 def check_settings(
-    settings: Tensor, place: str, bits: int | None, kind: type, shape: tuple[int, ...], options: str = ""
+    settings: Tensor | None, place: str, bits: int | None, kind: type, shape: tuple[int, ...], options: str = ""
 ) -> None:
     """Check that saved settings are those of the quantizer that they are loaded into.
 
     Args:
-        settings: tensor of `encode_settings`, from the state.
+        settings: tensor of `encode_settings`, from the state; None, where the state lacks it, is not checked.
         place: name of the quantizer in the model, for the message.
         bits, kind, shape, options: those of the model's quantizer. States of older versions lack the options.
 
     Raises:
         ValueError: another number of bits, another kind, other options, or ranges of another shape.
     """
+    if settings is None:
+        return
     if int(settings[0]) != (bits or 0):
         raise ValueError(
             f"{place}: the state holds a quantizer of {int(settings[0]) or 'no'} bits, the model one of "

@@ -19,6 +19,9 @@ class Compiled(nn.Module):
         cuda_graphs: Whether a GPU replays recorded kernels instead of launching them one by one.
     """
 
+    passes_on = True
+    """For `spequant.processes.innermost`, which finds the network inside."""
+
     def __init__(self, model: nn.Module, *, cuda_graphs: bool = False):
         super().__init__()
         self.model, self.cuda_graphs = model, cuda_graphs

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from spequant.calibration.batch_norm import modes_kept
+from spequant.functional import without_autocast
 from spequant.methods.tasks import AnyTask, Classification
 from spequant.processes import anyone, rank, sum_over_processes, world
 from spequant.train.guard import FiniteGuard
@@ -221,8 +222,9 @@ def parts_of(batch: Any, parts: int) -> list[Any]:
 
 
 @torch.no_grad()
+@without_autocast
 def evaluate(model: nn.Module, batches: Iterable[Any], task: AnyTask | None = None) -> Evaluation:
-    """Evaluate `model` in eval mode, in fp32; the mode of each module is restored.
+    """Evaluate `model` in eval mode, in fp32 also under autocast; the mode of each module is restored.
 
     Args:
         model: Any network that `task` understands.

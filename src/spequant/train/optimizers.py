@@ -1,5 +1,6 @@
 """Optimisers and schedules from torch, with a group of their own for the quantizers' ranges."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,8 +28,8 @@ def parameter_groups(
     """
     numbers = {"lr": lr, "weight_decay": weight_decay, "range_lr": 0.0 if range_lr is None else range_lr}
     for argument, value in numbers.items():
-        if not value >= 0:
-            raise ValueError(f"{argument} is {value!r}; expected a number of 0 or more")
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{argument} is {value!r}; expected a finite number of 0 or more")
     ranges = {id(p) for m in model.modules() if isinstance(m, Quantizer) for p in m.parameters()}
     parameters = [p for p in model.parameters() if p.requires_grad]
     range_lr = lr if range_lr is None else range_lr
@@ -53,6 +54,7 @@ class SGD(OptimizerSettings):
     """torch's SGD."""
 
     momentum: float = 0.9
+    """share of the last step that the next one keeps, 0 or more, below 1"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.momentum < 1:

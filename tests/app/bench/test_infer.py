@@ -38,11 +38,6 @@ def test_rows_at_the_trained_width_and_of_random_weights(digits_run, tmp_path):
     assert [(r["name"], r["batch"]) for r in rows] == [("fp32", 3), ("W2A2", 3)]
 
 
-def test_help(capsys):
-    main(["bench", "--help"])
-    assert "usage: spequant bench train|infer" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -11,6 +11,7 @@ import pytest
 from spequant.app.bench.train import STEPS, BenchTrain, bench_train, ready
 from spequant.app.cli import main
 from support.bench_workers import Worker, answering
+from support.reporters import Said
 
 FIELDS = {"name", "step_ms", "ratio_to_float", "peak_mib", "graphs", "threads", "device", "dtype"}
 TINY = ["--network", "resnet8", "--batch", "4", "--image", "8", "--rounds", "2", "--threads", "1", "--device", "cpu"]
@@ -49,13 +50,13 @@ def test_processes_at_once_are_a_row(monkeypatch, tmp_path, capsys):
 
 
 def test_a_row_that_does_not_run_costs_no_other(monkeypatch):
-    said: list[str] = []
     seconds = {"float": [3.0, 0.010], "lsq": ["ValueError: bits is 9"], "speq": [3.0, 0.020]}
     answering(monkeypatch, seconds)
     settings = replace(SETTINGS, rows=("lsq", "speq"))
-    rows = bench_train(settings, said.append)
+    rows = bench_train(settings, said := Said())
     assert [row["name"] for row in rows] == ["float", "speq", "input"]
-    assert said == ["lsq: not measured, ValueError: bits is 9"]
+    assert said.lines == ["lsq: not measured, ValueError: bits is 9"]
+    assert said.phases == [*(f"{name}: warming up" for name in ("float", "speq", "lsq")), "timing, 1 rounds"]
     seconds["float"] = ["OSError: x"]
     with pytest.raises(ChildProcessError, match=r"float .*OSError: x"):
         bench_train(settings)
@@ -102,10 +103,9 @@ def test_processes_at_once(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_process_that_does_not_run_says_why():
-    said: list[str] = []
-    rows = bench_train(replace(SETTINGS, bits=9, rows=("lsq",)), said.append)
+    rows = bench_train(replace(SETTINGS, bits=9, rows=("lsq",)), said := Said())
     assert [row["name"] for row in rows] == ["float", "input"]
-    assert len(said) == 1 and said[0].startswith("lsq: not measured, ValueError: bits is 9; expected")
+    assert len(said.lines) == 1 and said.lines[0].startswith("lsq: not measured, ValueError: bits is 9; expected")
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import pytest
 from spequant.app.runs import evaluate_source, export_source
 from support.exported_run import exported
 from support.integer_networks import NEEDS_ONNXRUNTIME
+from support.reporters import Said
 
 pytestmark = NEEDS_ONNXRUNTIME
 WIDTHS = (1, 2, 3, 4, 8)
@@ -21,7 +22,10 @@ def test_any_activation_width_from_one_file(digits_run, tmp_path):
     export_source(packed, "onnx", tmp_path / "four.onnx", act_bits=4)
     (row,) = evaluate_source(tmp_path / "four.onnx")
     assert row["act_bits"] == 4 and row["accuracy"] == pytest.approx(rows[integer][3]["accuracy"], abs=1.0)
-    (row,) = evaluate_source(tmp_path / "four.onnx", act_bits=[2])  # and back: the file knows its trained width
+    said = Said()
+    (row,) = evaluate_source(tmp_path / "four.onnx", act_bits=[2], reporter=said)  # the file knows its trained width
+    assert said.phases == ["loading network and data", (testing := "testing 500 samples in onnxruntime at A2")]
+    assert said.counts == {testing: (1, 1)}
     assert row["accuracy"] == pytest.approx(rows[integer][1]["accuracy"], abs=1.0)
 
 

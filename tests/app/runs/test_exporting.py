@@ -23,6 +23,7 @@ from support.clipping import clips
 from support.exported_run import accuracy, exported
 from support.image_folders import fill
 from support.integer_networks import NEEDS_ONNXRUNTIME
+from support.reporters import Said
 from support.special_files import PLACES, STREAMS, nodes
 
 pytestmark = NEEDS_ONNXRUNTIME
@@ -47,7 +48,8 @@ def expected(digits_run) -> float:
 
 def test_every_file_answers_as_the_run(digits_run, packed, integer, expected, tmp_path):
     assert accuracy(digits_run) == accuracy(packed) == expected
-    report = export_source(packed, "packed", tmp_path / "again.packed")
+    report = export_source(packed, "packed", tmp_path / "again.packed", reporter=(said := Said()))
+    assert said.phases == ["loading network and data", "writing packed", "verifying on 500 samples in torch"]
     assert (report.images, report.exported.parity.agreement) == (500, 1)
     assert (tmp_path / "again.packed").read_bytes() == packed.read_bytes()
     for engine in ("torch", "onnxruntime"):
@@ -221,7 +223,7 @@ def test_what_has_no_integer_form_is_exported_mixed(packed, tmp_path, capsys):
     with pytest.raises(SystemExit, match=r"layer1\.0\.conv1: .*`--to mixed`"):
         main(["export", str(path), "--to", "onnx"])
     capsys.readouterr()
-    main(["export", str(path), "--to", "mixed", "--preprocessing"])
+    main(["export", str(path), "--to", "mixed", "--preprocessing", "--verbose"])
     printed = capsys.readouterr().out
     assert "in float: " in printed and "conv2d in conv1.layer, layer1.0.conv1.layer" in printed
     (row,) = evaluate_source(target)
@@ -248,7 +250,7 @@ def test_a_run_of_a_transformer(tmp_path, capsys):
     with pytest.raises(SystemExit, match="`--to mixed`"):
         main(["export", str(tmp_path / "run"), "--to", "onnx"])
     capsys.readouterr()
-    main(["export", str(tmp_path / "run"), "--to", "mixed", "--preprocessing"])
+    main(["export", str(tmp_path / "run"), "--to", "mixed", "--preprocessing", "--verbose"])
     printed = capsys.readouterr().out
     assert "in float: " in printed and "softmax in blocks.0.attn, blocks.1.attn" in printed
     path = tmp_path / "run" / "model.mixed.onnx"

@@ -61,7 +61,7 @@ def test_a_file_that_was_made_in_python_is_told_how_images_become_inputs(digits,
     spequant.export(case.model, tmp_path / "bare.packed", [case.x])
     with pytest.raises(ValueError, match=r"bare\.packed .*give --mean, --std, --size, --crop-pct, or .*about="):
         predict_source(tmp_path / "bare.packed", [image], network=NETWORK)
-    with pytest.raises(ValueError, match=r"bare\.packed .*predict with it, .*--network"):
+    with pytest.raises(ValueError, match=r"bare\.packed .*give --network"):
         predict_source(tmp_path / "bare.packed", [image])
     told = predict_source(
         tmp_path / "bare.packed", [image], network=NETWORK, size=8, mean=(0.3,), std=(0.4,), crop_pct=1.0

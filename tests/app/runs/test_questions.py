@@ -17,7 +17,7 @@ from spequant.app.recipes.quantization import Quantization
 from spequant.app.recipes.recipe import Network, Recipe
 from spequant.app.recipes.serial import from_json, to_json
 from spequant.app.recipes.training import Training
-from spequant.app.runs import evaluate_source, export_source, run
+from spequant.app.runs import Quiet, evaluate_source, export_source, run
 from spequant.app.runs.evaluation import at_bits
 from spequant.app.runs.questions import Questions, divided
 from spequant.app.runs.sources import about_run, load_run, open_source
@@ -183,13 +183,10 @@ def test_a_run_does_not_need_the_folder_that_its_network_came_from(finished, tmp
 def test_an_interrupted_run_ends_with_the_same_weights(place, tmp_path):
     from spequant.train import Interrupted
 
-    class Stop:
+    class Stop(Quiet):
         def step(self, progress):
             if progress.epoch == 1 and progress.step == 2:
                 raise KeyboardInterrupt
-
-        def epoch(self, row):
-            pass
 
     made = recipe(
         place, data=replace(recipe(place).data, images=60), quant=replace(recipe(place).quant, act=LSQ.Settings())

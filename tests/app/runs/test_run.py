@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from spequant.app import cli, terminal
+from spequant.app import terminal
 from spequant.app.cli import main
 from spequant.app.recipes import RECIPES
 from spequant.app.recipes.serial import from_json
@@ -87,14 +87,13 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from spequant.app.recipes import RECIPES
-from spequant.app.runs import run
+from spequant.app.runs import Quiet, run
 from spequant.app.runs import folder as run_folder
 from spequant.train import loop
 recipe = RECIPES["digits-w2a2-speq"]()
 recipe = replace(recipe, network=replace(recipe.network, weights=None))
 recipe = replace(recipe, train=replace(recipe.train, epochs=1, checkpoint_every=4, device="cpu"))
-class Full:
-    def epoch(self, row): pass
+class Full(Quiet):
     def step(self, progress):
         if progress.step == 10:
             resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
@@ -171,7 +170,7 @@ def test_ctrl_c_beside_the_loop_says_how_to_go_on_as_well(stopped_by, said, monk
     def stop(*_, **__):
         raise stopped_by
 
-    monkeypatch.setattr(cli, "run", stop)
+    monkeypatch.setattr("spequant.app.train.run", stop)
     with pytest.raises(SystemExit) as stopped:
         main(["train", "digits-float", "--out", "a b"])
     assert stopped.value.code == 130

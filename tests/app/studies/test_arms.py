@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from spequant.app.cli import parsed_train
 from spequant.app.recipes import RECIPES, Recipe
 from spequant.app.runs.folder import listing
 from spequant.app.studies.arms import (
@@ -26,9 +25,10 @@ from spequant.app.studies.arms import (
     train_at_once,
 )
 from spequant.app.studies.page import write_report
-from spequant.app.studies.pictures import blank
 from spequant.app.studies.tables import CIFAR, IMAGENET, table4, table5
 from spequant.app.studies.tiny import tiny
+from spequant.app.train import parsed_train
+from spequant.comparison.pictures import blank
 from spequant.data import CIFAR10, Folder
 from spequant.methods import Distill
 from support.made_up_runs import Run, in_this_process, written
@@ -88,7 +88,7 @@ def test_runs_at_once_are_told_from_the_ones_that_failed(tmp_path, monkeypatch):
     """By what is in their folders: here each command is carried out in this process, nothing is trained."""
     run = Run(lambda recipe: math.nan if recipe.train.lr == 1e30 else 70.0)
     monkeypatch.setattr("spequant.app.studies.arms.run", run)
-    monkeypatch.setattr("spequant.app.cli.run", run)
+    monkeypatch.setattr("spequant.app.train.run", run)
     monkeypatch.setattr("spequant.app.studies.arms.side_by_side", in_this_process)
     arms, runs = arms_of(short(tmp_path)), tmp_path / "runs"
     done = train_arms(arms, [0, 1], runs, 2)
@@ -221,7 +221,7 @@ def test_a_difference_of_one_seed_has_no_interval(tmp_path):
     assert "sha256 of 90.0/metrics.jsonl" in report.facts
 
 
-@pytest.mark.parametrize(("families", "table", "panels"), [(CIFAR, table4, 8), (IMAGENET, table5, 4)])
+@pytest.mark.parametrize(("families", "table", "panels"), [(CIFAR, table4, 16), (IMAGENET, table5, 8)])
 def test_a_picture_of_many_networks_has_room_for_each(families, table, panels, tmp_path):
     folder = written(tmp_path / "run", RECIPES["digits-w2a2-speq"]())
     arms = [a for family in families for a in table(family, lambda recipe: recipe)]

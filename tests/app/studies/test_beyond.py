@@ -86,7 +86,7 @@ def test_trials_at_once_are_as_many(shop, monkeypatch):
     """And each trained once, by the commands that processes of their own would be given."""
     run = Run()
     monkeypatch.setattr("spequant.app.studies.arms.run", run)
-    monkeypatch.setattr("spequant.app.cli.run", run)
+    monkeypatch.setattr("spequant.app.train.run", run)
     monkeypatch.setattr("spequant.app.studies.arms.side_by_side", in_this_process)
     shop.settings = replace(shop.settings, trials=4, at_once=2)
     assert len(search("SPEQ", BASE, shop)) == 4 and len(run.trained) == len(set(run.trained))

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from spequant.app.cli import main, parsed_train
+from spequant.app.cli import main
 from spequant.app.runs import load_run
 from spequant.app.studies import mixed
 from spequant.app.studies.mixed import LayerMeasures, measured
 from spequant.app.studies.workshop import Workshop
+from spequant.app.train import parsed_train
 from spequant.deploy import LayerCost, model_costs
 from support.made_up_runs import Run
 from support.study_files import SMALL, rows_of, smoke

@@ -15,10 +15,11 @@ from support.study_files import rows_of
 class Outside(HTMLParser):
     def __init__(self):
         super().__init__()
-        self.addresses, self.tags = [], []
+        self.addresses, self.tags, self.attributes = [], [], []
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
+        self.attributes += [k for k, _ in attrs]
         self.addresses += [v for k, v in attrs if k in ("src", "href")]
 
 
@@ -38,6 +39,7 @@ def test_a_page_stands_alone_and_escapes(tmp_path):
     page.feed((tmp_path / "a.html").read_text())
     assert page.addresses and all(a.startswith("data:") for a in page.addresses)
     assert "script" not in page.tags and {"table", "img", "ul"} <= set(page.tags)
+    assert page.tags.count("details") == 2 and "open" not in page.attributes  # the command, and the facts, are folded
     assert "1.23" in (tmp_path / "a.html").read_text() and "\\|" in (tmp_path / "a.md").read_text()
     assert rows_of(tmp_path, "a") == [{"arm": rows[0]["arm"], "x": "1.234", "n": "", "command": "a 'b|c'"}]
 
@@ -45,13 +47,13 @@ def test_a_page_stands_alone_and_escapes(tmp_path):
 def test_names_of_columns_are_shown_as_they_are(tmp_path):
     """Also those that a table of a page, or a template, would read otherwise; a table without rows is left out."""
     names = ["a|b", "mixed, 1.5", "<i>", "{{ x }}", "length", "items"]
-    write_report(StudyReport("t", "a", [dict.fromkeys(names, 0.25)], more={"none": []}), tmp_path, "a")
+    write_report(StudyReport("t", "a", [dict.fromkeys(names, 0.25)], more={"without rows": []}), tmp_path, "a")
     shown = " | ".join(names).replace("a|b", "a\\|b")
     assert f"| {shown} |\n|{'---|' * 6}\n|{' 0.25 |' * 6}\n" in (tmp_path / "a.md").read_text()
     page = (tmp_path / "a.html").read_text()
     for name in names:
         assert f'<th class="number">{html.escape(name)}</th>' in page
-    assert "none" not in page and not (tmp_path / "a.png").exists() and "<img" not in page
+    assert "without rows" not in page and not (tmp_path / "a.png").exists() and "<img" not in page
     assert rows_of(tmp_path, "a") == [dict.fromkeys(names, "0.25")]
 
 
@@ -64,10 +66,12 @@ def test_a_page_without_jinja_names_the_extra_and_writes_nothing(tmp_path, monke
 
 @pytest.mark.skipif(chromium() is None, reason="no Chromium is installed")
 def test_a_page_opens_in_chromium_without_an_error(tmp_path):
-    write_report(StudyReport("A", "B", [{"x": 1}], lambda f: f.subplots().plot([1, 2])), tmp_path, "a")
-    read = "[document.querySelector('h1').textContent, document.images.length, document.images[0].naturalWidth > 0]"
+    wide = {f"column {i}": "a long text " * 5 for i in range(30)}
+    write_report(StudyReport("A", "B", [wide] * 60, lambda f: f.subplots().plot([1, 2])), tmp_path, "a")
+    read = """[document.querySelector('h1').textContent, document.images.length, document.images[0].naturalWidth > 0,
+    document.documentElement.scrollWidth <= innerWidth, document.body.scrollHeight < 3000]"""
     page = opened(tmp_path / "a.html", read)
-    assert page.found == ["A", 1, True] and page.console == []
+    assert page.found == ["A", 1, True, True, True] and page.console == []
     assert [address for address in page.requests if not address.startswith("data:")] == [(tmp_path / "a.html").as_uri()]
     (tmp_path / "b.html").write_text("<script>console.error('no'); absent()</script><img src='b.png'>")
     assert len(opened(tmp_path / "b.html", "1").console) == 3  # a page that is not in order is told from one that is

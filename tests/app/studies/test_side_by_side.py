@@ -61,7 +61,19 @@ def when(path: Path, *signals: int) -> threading.Thread:
 def test_each_line_has_the_name_of_its_run_and_each_run_its_exit_status(capfd):
     capfd.readouterr()  # what a plugin has printed
     assert side_by_side(jobs(one="echo 'one  epoch 1'; echo error >&2; exit 3", two="printf 'a\\nb'"), 1) == [3, 0]
-    assert capfd.readouterr().out.splitlines() == ["one  epoch 1", "one  error", "two  a", "two  b"]
+    assert [line for line in capfd.readouterr().out.splitlines() if " ended" not in line] == [
+        *("[1/2] one  started", "[1/2] one  epoch 1", "[1/2] one  error"),
+        *("[2/2] two  started", "[2/2] two  a", "[2/2] two  b"),
+    ]
+
+
+def test_a_line_names_the_arm_its_place_and_what_is_left(capfd):
+    capfd.readouterr()
+    echo = "echo 'run-1a2b, seed 3  epoch 1/2  loss 1'; exit 4"
+    assert side_by_side([Job("r", Path("run-1a2b"), (echo,), "SPEQ, seed 3")], 1) == [4]
+    started, epoch, ended = capfd.readouterr().out.splitlines()
+    assert started == "[1/1] SPEQ, seed 3  started" and epoch == "[1/1] SPEQ, seed 3  epoch 1/2  loss 1"
+    assert ended == "[1/1] SPEQ, seed 3  ended (exit 4); 1 of 1 runs done, about 0 s left"
 
 
 def test_so_many_at_a_time(tmp_path):

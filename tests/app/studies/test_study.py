@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from spequant.app.cli import main, parsed_train
+from spequant.app.cli import main
 from spequant.app.recipes.serial import from_json
 from spequant.app.runs import load_run
 from spequant.app.studies.arms import folder_of
@@ -22,6 +22,7 @@ from spequant.app.studies.page import StudyReport
 from spequant.app.studies.study import STUDIES, run_study, study_command
 from spequant.app.studies.tables import CIFAR
 from spequant.app.studies.workshop import Study, Workshop, about
+from spequant.app.train import parsed_train
 from spequant.methods import SPEQ, JointBits, Retrain
 from support.made_up_runs import Run, in_this_process
 from support.study_files import SMALL, rows_of, smoke
@@ -32,7 +33,7 @@ def made_up(monkeypatch) -> Run:
     """In place of training."""
     run = Run()
     monkeypatch.setattr("spequant.app.studies.arms.run", run)
-    monkeypatch.setattr("spequant.app.cli.run", run)
+    monkeypatch.setattr("spequant.app.train.run", run)
     return run
 
 
@@ -203,7 +204,9 @@ def test_fig2_raises_layers_of_a_run_that_another_study_made(tmp_path, made_up, 
 
 def test_a_page_says_what_was_run(tmp_path, monkeypatch):
     monkeypatch.setitem(STUDIES, "table2", lambda shop: StudyReport("t", about(shop), [{"x": 1}]))
-    settings = Study(out=tmp_path / "study", resume=True, epochs=11, images=99, seeds=(3, 4), recipe="digits-w2a2-speq")
+    settings = Study(
+        out=tmp_path / "study", resume=True, epochs=11, train_images=99, seeds=(3, 4), recipe="digits-w2a2-speq"
+    )
     run_study("table2", settings)
     page = (tmp_path / "study" / "table2.md").read_text()
     assert "NOT AT FULL LENGTH: 11 of 12 epochs, 99 training images" in page
@@ -211,7 +214,7 @@ def test_a_page_says_what_was_run(tmp_path, monkeypatch):
     assert words[:3] == ["spequant", "study", "table2"] and tyro.cli(Study, args=words[3:]) == settings
     assert study_command("sensitivity", Study(run=Path("a b"))) == "spequant study sensitivity 'a b'"
     for epochs in (None, 12, 40):  # the recipe has 12
-        assert "NOT AT" not in about(Workshop("table2", replace(settings, epochs=epochs, images=None)))
+        assert "NOT AT" not in about(Workshop("table2", replace(settings, epochs=epochs, train_images=None)))
     short = Workshop("table4", Study(out=tmp_path / "a", epochs=40))
     assert "NOT AT FULL LENGTH: 40 of 200 epochs." in about(short, *(family.speq for family in CIFAR))
     assert "NOT AT FULL LENGTH: 6 of 200 epochs." in about(Workshop("table2", Study(out=tmp_path / "a")))
@@ -228,7 +231,7 @@ def test_a_page_says_what_was_run(tmp_path, monkeypatch):
         ("table2", Study(seeds=(0, -1)), "seeds is (0, -1)", "from 0 on"),
         ("table2", Study(seeds=(1, 1)), "seeds is (1, 1)", "each once"),
         ("table2", Study(epochs=0), "train.epochs is 0", "1 or more"),
-        ("table2", Study(images=0), "data.images is 0", "1 or more, or None"),
+        ("table2", Study(train_images=0), "data.images is 0", "1 or more, or None"),
         ("table2", Study(held_out=-1), "data.held_out is -1", "0 or more"),
         ("table2", Study(at_once=0), "at_once is 0", "1 or more"),
         ("fig2", Study(at_once=2), "at_once is 2", "fig2; expected 1"),

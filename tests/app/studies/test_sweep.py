@@ -23,7 +23,7 @@ def test_a_sweep_trains_every_recipe_with_every_seed_and_compares_them(tmp_path,
     """Carried out in this process, nothing is trained."""
     run = Run(lambda recipe: 70.0 + recipe.train.seed + recipe.quantized)
     monkeypatch.setattr("spequant.app.studies.sweep.side_by_side", in_this_process)
-    monkeypatch.setattr("spequant.app.cli.run", run)
+    monkeypatch.setattr("spequant.app.train.run", run)
     command = ["sweep", "digits-float", "digits-w2a2-retrain", "--seeds", "0", "3", "--out", str(tmp_path)]
     main([*command, "--at-once", "8", *QUICK])
     names = ("digits-float", "digits-w2a2-retrain", "digits-float-seed3", "digits-w2a2-retrain-seed3")
@@ -39,8 +39,9 @@ def test_runs_side_by_side_are_the_runs_alone(tmp_path, capfd):
     out = tmp_path / "runs"
     main(["sweep", "digits-float", "digits-w2a2-retrain", "--seeds", "0", "3", "--out", str(out), *QUICK])
     printed = capfd.readouterr().out
-    for name in ("digits-float", "digits-float-seed3", "digits-w2a2-retrain", "digits-w2a2-retrain-seed3"):
-        assert f"{name}  epoch 1/1" in printed and (out / name / "result.json").exists()
+    for i, name in enumerate(("digits-float", "digits-w2a2-retrain"), 1):
+        assert f"[{i}/4] {name}, seed 0  epoch 1/1" in printed and (out / name / "result.json").exists()
+        assert f"[{i + 2}/4] {name}, seed 3  epoch 1/1" in printed and (out / f"{name}-seed3/result.json").exists()
     assert "(2 pairs)" in printed
     seen = (out / "digits-float-seed3/result.json").stat().st_mtime_ns
     main(["train", "digits-float", *QUICK, "--train.seed", "3", "--out", str(tmp_path / "alone")])

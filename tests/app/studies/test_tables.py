@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from spequant.app.cli import parsed_train
 from spequant.app.recipes import RECIPES
 from spequant.app.studies.arms import Arm, command_of, digest, equal_terms
 from spequant.app.studies.tables import CIFAR, IMAGENET, Family, longer, table2, table3, table4, table5
 from spequant.app.studies.workshop import Study, Workshop
+from spequant.app.train import parsed_train
 
 TABLES = [(family, table) for family in CIFAR for table in (table2, table3, table4)]
 TABLES += [(family, table5) for family in IMAGENET]

@@ -52,7 +52,7 @@ def test_given_weights_may_have_seen_what_is_held_out(tmp_path):
     everything = {"images": None}
     assert told(everything, held_out=5000) and not told(everything) and not told(everything | {"held_out": 5000})
     assert not told(everything | {"held_out": 5000}, held_out=4000) and told({"images": 5120}, held_out=5000)
-    assert not told({"images": 5120}, held_out=5000, images=5120) and told({}, held_out=5000, images=5119)
+    assert not told({"images": 5120}, held_out=5000, train_images=5120) and told({}, held_out=5000, train_images=5119)
     shop = Workshop("x", Study(out=tmp_path / "study", weights=tmp_path / "file.pt", held_out=1))
     shop.shared()(RECIPES["cifar10-resnet20-w2a2-speq"]())
     assert shop.seen

@@ -64,6 +64,7 @@ def test_a_format_says_what_it_is(name):
         ("net.qonnx.onnx", "qonnx"),
         ("a.mixed.onnx/net.onnx", "onnx"),
         ("net.xml", "openvino"),
+        ("net.tflite", "tflite"),
     ],
 )
 def test_the_ending_says_the_format(path, name):
@@ -72,7 +73,7 @@ def test_the_ending_says_the_format(path, name):
 
 @pytest.mark.parametrize("path", ["net", "net.tar", "onnx", "net.packed.gz"])
 def test_an_ending_of_no_format_is_an_error_that_lists_them(path):
-    with pytest.raises(ValueError, match=rf"path is '{path}'.*\.packed \(packed\), .*\.qonnx\.onnx \(qonnx\)"):
+    with pytest.raises(ValueError, match=rf"path is '{path}'.*\.packed \(packed\), .*\.tflite \(tflite\)"):
         format_to_write(Path(path), None)
 
 
@@ -95,8 +96,8 @@ def test_a_file_has_an_ending_by_which_it_is_known_again(name, path):
 
 
 def test_an_unknown_format_is_named():
-    with pytest.raises(ValueError, match=r"format is 'tflite'; .*packed, .*qonnx"):
-        format_named("tflite")
+    with pytest.raises(ValueError, match=r"format is 'coreml'; .*packed, .*tflite"):
+        format_named("coreml")
 
 
 class Listing(ProgramFormat):

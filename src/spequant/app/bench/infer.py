@@ -6,21 +6,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from tyro.conf import Positional
 
 from spequant import models
 from spequant.app.bench.subjects import check_name, checked_logits
 from spequant.app.bench.workers import seconds_of
+from spequant.app.commands.bench import Infer
 from spequant.app.runs.evaluation import at_bits
+from spequant.app.runs.reporter import Quiet, Reporter
 from spequant.app.runs.samples import Samples
 from spequant.app.runs.sources import Source, example_of, float_network, open_source
 from spequant.calibration.ranges import calibrate
 from spequant.deploy import Program, at_width, integer_graph, lower, mixed_graph
 from spequant.deploy.engines import ENGINES, versions
+from spequant.deploy.float_program import float_program
+from spequant.deploy.formats.tflite import tflite_graph
 from spequant.deploy.processor import instruction_sets
 from spequant.deploy.torch_graph import float_graph
 from spequant.extras import needs
@@ -28,56 +32,27 @@ from spequant.models.named import BUILDERS
 from spequant.preparation.placement import prepare, unprepare
 from spequant.quantizers import PACT, SAWB
 
-EngineName = Literal["onnxruntime", "openvino"]
+ONNX_ENGINES, LITERT = ("onnxruntime", "openvino"), "litert"
 Form = TypeVar("Form")
 
 
 @dataclass(frozen=True)
-class Infer:
-    """Time inference of a run, a packed file or an integer ONNX file; without one, of a network with random weights.
-
-    Each round runs every graph once; the median over the rounds is printed. Networks for questions are timed in their
-    mixed form (export --to mixed).
-    """
-
-    source: Positional[Path | None] = None
-    """a run's folder, a packed file or one of --to onnx"""
-    network: str | None = None
-    """without a source: a network of the recipes, or one of your own, package.module:Object or file.py:Object; None:
-    resnet18. With a file made in Python: what makes its float network"""
-    data: Path | None = None
-    """of a packed file made in Python: an .npz with the array inputs, as its network takes them, or inputs by name"""
-    image: int = 224
-    """without a source: height and width of the images"""
-    bits: tuple[int, ...] = ()
-    """without a source: widths of weights and activations of that network; none: 2"""
-    act_bits: tuple[int, ...] = ()
-    """widths of the activations that a source was trained with at its recipe's act_bits; none: as trained"""
-    engines: tuple[EngineName, ...] = ("onnxruntime", "openvino")
-    length: int | None = None
-    """tokens of a window, of a source for questions; None: its data.max_length"""
-    batch: int = 1
-    threads: int = 1
-    rounds: int = 30
-    root: Path | None = None
-    """folder of the data set, for a run; None: the recipe's, or SPEQUANT_DATA"""
-    json: Path | None = None
-    """rows as JSON"""
-
-
-@dataclass(frozen=True)
 class OnnxNetwork:
-    """A network as ONNX.
+    """A network as ONNX, and for LiteRT as .tflite.
 
     Args:
-        float_graph: of the float network.
+        float_graph: of the float network; None: no engine asks for ONNX.
         graphs: {name: graph} of the low-bit network, one per width.
         inputs: {name: tensor}, a batch.
+        tflite: {name: file's bytes}, the float network first; empty: it has no such form, or LiteRT is not asked for.
+        pixels: the names among these of files that take uint8 images.
     """
 
     float_graph: Any
     graphs: dict[str, Any]
     inputs: Mapping[str, Tensor]
+    tflite: Mapping[str, bytes] = field(default_factory=dict)
+    pixels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,8 +74,12 @@ class Entry:
     times: list[float] = field(default_factory=list)
 
 
-def bench_infer(settings: Infer) -> list[dict[str, Any]]:
+def bench_infer(settings: Infer, reporter: Reporter | None = None) -> list[dict[str, Any]]:
     """Measure inference.
+
+    Args:
+        settings: what is measured.
+        reporter: is told the phases; None: nobody is.
 
     Returns:
         Rows, one per graph and engine: `name`, `engine`, `version`, `ms`, `times_faster_than_fp32`, `file_bytes`,
@@ -114,12 +93,15 @@ def bench_infer(settings: Infer) -> list[dict[str, Any]]:
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; expected 1 or more")
     torch.manual_seed(0)
+    reporter = reporter or Quiet()
+    reporter.phase("making graphs")
     network = _onnx_network(settings)
     with tempfile.TemporaryDirectory() as folder:
         entries = _entries(settings, network, Path(folder))
         for entry in entries:
             entry.call()
-        for _ in range(settings.rounds):
+        reporter.phase(f"timing, {settings.rounds} rounds")
+        for _ in reporter.track(range(settings.rounds), settings.rounds):
             for entry in entries:
                 entry.times.append(1000 * seconds_of(entry.call))
     medians = {(e.name, e.engine): statistics.median(e.times) for e in entries}
@@ -147,13 +129,15 @@ def _onnx_network(settings: Infer) -> OnnxNetwork:
     if settings.bits:
         raise ValueError(f"bits is {settings.bits!r}, which is for a network without a source; expected --act-bits")
     source = open_source(settings.source, settings.root, data=settings.data)
+    if source.kind.startswith("tflite"):
+        return _tflite_file(settings, source)
     if source.model is None and not source.loaded.engines and settings.network is not None:
         source = open_source(settings.source, settings.root, network=settings.network, data=settings.data)
     if source.program is None and source.model is None:
         if not source.loaded.engines:
             raise source.network_needed("time it")
         raise ValueError(
-            f"{source.path} is a file of --to {source.kind}; expected a run, a packed file or integer ONNX"
+            f"{source.path} is a file of --to {source.kind}; expected a run, a packed file, integer ONNX or .tflite"
         )
     tokens = source.of_questions or (isinstance(source.tested, Samples) and source.tested.named)
     return _tokens(settings, source) if tokens else _images(settings, source)
@@ -171,7 +155,22 @@ def _random(settings: Infer) -> OnnxNetwork:
         model = prepare(network, weight=SAWB(bits), act=PACT(bits))
         calibrate(model, [torch.randn(4, *x.shape[1:])], samples=4)
         programs[f"W{bits}A{bits}"] = lower(model, x[:1])
-    return _of_images(network, x, programs)
+    return _of_images(settings, network, x, programs)
+
+
+def _tflite_file(settings: Infer, source: Source) -> OnnxNetwork:
+    """A file of --to tflite, next to its float network, with random weights, in fp32 and at 8 bits."""
+    if set(_engines(settings, source)) != {LITERT} or settings.act_bits:
+        what = f"act_bits is {settings.act_bits!r}" if settings.act_bits else f"engines is {settings.engines!r}"
+        raise ValueError(f"{what}; {source.path} is timed as it is, in {LITERT}")
+    assert source.loaded.shape is not None
+    x = torch.randn(settings.batch, *(size or 1 for size in source.loaded.shape))
+    model = prepare(_float_network(settings, source), weight=SAWB(8), act=PACT(8))
+    calibrate(model, [torch.randn(4, *x.shape[1:])], samples=4)
+    eight, name = lower(model, x[:1]), f"A{source.act_bits}"
+    files = _tflite_files({"W8A8": eight}) | {name: source.path.read_bytes()}
+    pixels = () if source.loaded.preprocessing is None else (name,)
+    return OnnxNetwork(None, {}, {"input": x}, files, pixels)
 
 
 def _tokens(settings: Infer, source: Source) -> OnnxNetwork:
@@ -200,22 +199,24 @@ def _images(settings: Infer, source: Source) -> OnnxNetwork:
     x = torch.randn(settings.batch, *example.shape[1:])
     if source.program is not None:
         widths = {f"A{bits}": at_width(source.program, bits, source.trained) for bits in settings.act_bits}
-        return _of_images(_float_network(settings, source), x, widths or {f"A{source.act_bits}": source.program})
+        programs = widths or {f"A{source.act_bits}": source.program}
+        return _of_images(settings, _float_network(settings, source), x, programs)
     assert source.model is not None
     programs = _at_widths(settings, source, lambda model: lower(model, x[:1]))
-    return _of_images(unprepare(source.model), x, programs)
+    return _of_images(settings, unprepare(source.model), x, programs)
 
 
 def _float_network(settings: Infer, source: Source) -> nn.Module:
     """The float network, with random weights, that an integer graph is timed against."""
     if settings.network is not None:
         return float_network(settings.network)
-    if source.recipe is None or source.shape is None or source.program is None:
+    if source.recipe is None or source.shape is None:
         raise ValueError(
             f"{source.path} does not say what network it holds, as files that were made in Python; give --network "
             "package.module:Object or file.py:Object, what makes the float network that it is timed against"
         )
-    name, classes, (channels, *_, width) = source.recipe.network.name, source.program.output.shape[1], source.shape
+    name, (channels, *_, width) = source.recipe.network.name, source.shape
+    classes = source.loaded.about["classes"] if source.program is None else source.program.output.shape[1]
     return models.make_network(name, classes=classes, in_channels=channels, size=width)
 
 
@@ -229,22 +230,43 @@ def _at_widths(settings: Infer, source: Source, form: Callable[[nn.Module], Form
     return forms
 
 
-def _of_images(network: nn.Module, x: Tensor, programs: Mapping[str, Program]) -> OnnxNetwork:
+def _of_images(settings: Infer, network: nn.Module, x: Tensor, programs: Mapping[str, Program]) -> OnnxNetwork:
+    engines = _engines(settings)
+    tflite = _tflite_files(programs) if LITERT in engines else {}
+    if set(engines) == {LITERT}:
+        return OnnxNetwork(None, {}, {"input": x}, tflite)
     graphs = {name: integer_graph(program) for name, program in programs.items()}
-    return OnnxNetwork(float_onnx(network.eval(), x), graphs, {"input": x})
+    return OnnxNetwork(float_onnx(network.eval(), x), graphs, {"input": x}, tflite)
+
+
+def _tflite_files(programs: Mapping[str, Program]) -> dict[str, bytes]:
+    """Of the float network that the programs are of, and of these."""
+    first = next(iter(programs.values()))
+    every = {"fp32": float_program(first), **programs}
+    return {name: tflite_graph(program).data for name, program in every.items()}
+
+
+def _engines(settings: Infer, source: Source | None = None) -> tuple[str, ...]:
+    usual = (LITERT,) if source is not None and source.kind.startswith("tflite") else ONNX_ENGINES
+    return settings.engines or usual
 
 
 def _entries(settings: Infer, network: OnnxNetwork, folder: Path) -> list[Entry]:
     files = {}
     for name, graph in {"fp32": network.float_graph, **network.graphs}.items():
-        files[name] = folder / f"{name}.onnx"
-        needs("onnx", "deploy").save(graph, files[name])
+        if graph is not None:
+            files[name] = folder / f"{name}.onnx"
+            needs("onnx", "deploy").save(graph, files[name])
     feed = {name: x.numpy() for name, x in network.inputs.items()}
     entries = []
-    for engine in settings.engines:
-        for name, path in files.items():
+    for engine in settings.engines or ONNX_ENGINES:
+        for name, path in files.items() if engine != LITERT else ():
             run = ENGINES[engine](path, settings.threads)
             entries.append(Entry(name, engine, path.stat().st_size, partial(run, feed)))
+    for name, data in network.tflite.items():
+        inputs = {end: (60 * x + 128).clip(0, 255).astype(np.uint8) for end, x in feed.items()}
+        run = ENGINES[LITERT](data, settings.threads)
+        entries.append(Entry(name, LITERT, len(data), partial(run, inputs if name in network.pixels else feed)))
     return entries
 
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 import torch
 from rich.table import Table
 
-from spequant.app.bench.infer import Infer, bench_infer
-from spequant.app.bench.train import STEPS, BenchTrain, StepKind, bench_train
-from spequant.app.terminal import print_table
+from spequant.app.bench.infer import bench_infer
+from spequant.app.bench.train import STEPS, StepKind, bench_train
+from spequant.app.commands.bench import BenchTrain, Infer
+from spequant.app.terminal import Terminal, print_table
 from spequant.files import destination, write_json
 
 
@@ -21,7 +22,8 @@ def print_bench_train(settings: BenchTrain, kinds: Mapping[str, StepKind] = STEP
     """
     if settings.json is not None:
         destination(settings.json)
-    rows = bench_train(settings, kinds=kinds)
+    with Terminal("bench train") as reporter:
+        rows = bench_train(settings, reporter, kinds)
     table = Table("step", "ms", "ratio to float", "peak, MiB", "graphs")
     times = {row["name"]: row["step_ms"] for row in rows}
     for row in rows:
@@ -47,7 +49,8 @@ def print_bench_infer(settings: Infer) -> None:
     """Measure inference; print a table and, where the settings ask for it, write the rows as JSON."""
     if settings.json is not None:
         destination(settings.json)
-    rows = bench_infer(settings)
+    with Terminal("bench infer") as reporter:
+        rows = bench_infer(settings, reporter)
     table = Table("network", "engine", "ms", "times as fast as fp32", "file, bytes")
     for row in rows:
         times_as_fast = f"{row['times_faster_than_fp32']:.2f}"

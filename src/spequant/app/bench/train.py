@@ -5,15 +5,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from spequant.app.bench.subjects import BERT, Subject, make_subject
 from spequant.app.bench.workers import Step, WorkerGroup, seconds_of
+from spequant.app.commands.bench import BenchTrain
 from spequant.app.recipes.training import check_device, device_named
+from spequant.app.runs.reporter import Quiet, Reporter
 from spequant.calibration.ranges import calibrate
 from spequant.data import Augment, ImageSet, train_batches
 from spequant.methods import SPEQ, Distill, Method, Retrain, allow_float
@@ -35,44 +36,6 @@ from spequant.train import (
 CALIBRATION_SAMPLES = 16
 FLOAT_ROW = "float"
 """the row that the others are compared with"""
-
-
-@dataclass(frozen=True)
-class BenchTrain:
-    """Time training steps: float, Retrain, SPEQ and others, each compiled and eager.
-
-    Each round runs two steps of every row and times the second. With --at-once it runs five, and takes the mean of the
-    last four in the slowest process. The median over the rounds is printed.
-    """
-
-    network: str = "resnet20"
-    """a network of the recipes; one of your own: package.module:Object or file.py:Object; or bert6: six layers of
-    BERT-base on 128 tokens"""
-    batch: int = 128
-    """images, or sequences, per step"""
-    image: int = 32
-    """height and width of the images"""
-    bits: int = 2
-    """of weights and activations; the first and the last layer and addends have 8"""
-    dtype: Literal["fp32", "bf16"] = "bf16"
-    """autocast of the steps; quantization stays fp32"""
-    rows: tuple[str, ...] = ()
-    """names of the rows; none: all. float is always measured"""
-    rounds: int = 10
-    """number of measurements of each row"""
-    steps: int = 0
-    """further steps of each row, to see that they add no graphs"""
-    at_once: int = 1
-    """adds to each row one of so many processes that train side by side, with the threads divided among them"""
-    compile: bool = True
-    """if False, every row is eager"""
-    cuda_graphs: bool = False
-    """on a GPU, replay compiled steps as CUDA graphs"""
-    threads: int | None = None
-    """threads of the CPU; None: as torch chooses"""
-    device: str = "auto"
-    json: Path | None = None
-    """a file for the rows as JSON"""
 
 
 def _retrain(subject: Subject, compile: bool) -> Method:
@@ -134,13 +97,13 @@ STEPS = compiled_and_eager(
 
 
 def bench_train(
-    settings: BenchTrain, say: Callable[[str], None] = print, kinds: Mapping[str, StepKind] = STEPS
+    settings: BenchTrain, reporter: Reporter | None = None, kinds: Mapping[str, StepKind] = STEPS
 ) -> list[dict[str, Any]]:
     """Measure training steps. The rows take turns, each in its own process, with its own graphs and memory.
 
     Args:
         settings: what is measured.
-        say: is called with a line for each row that does not run, which is left out.
+        reporter: is told the phases, and a line for each row that does not run, which is left out; None: nobody is.
         kinds: what the rows train, by their names; the first one is "float".
 
     Returns:
@@ -152,6 +115,7 @@ def bench_train(
         ChildProcessError: the float row does not run, or a row's process died.
     """
     _check(settings, kinds)
+    reporter = reporter or Quiet()
     device, threads = device_named(settings.device), settings.threads or torch.get_num_threads()
     settings = replace(settings, device=str(device))
     groups: list[WorkerGroup] = []
@@ -159,6 +123,7 @@ def bench_train(
         for name, copies in product(kinds, sorted({1, settings.at_once})):
             if settings.rows and name not in (FLOAT_ROW, *settings.rows):
                 continue
+            reporter.phase(f"{name}: {'compiling and ' * (kinds[name].compiled and settings.compile)}warming up")
             group = WorkerGroup(name, partial(ready, kinds[name], settings), settings.device, threads, copies)
             if group.error is None:
                 groups.append(group)
@@ -166,8 +131,9 @@ def bench_train(
             group.close()
             if group.label == FLOAT_ROW:
                 raise ChildProcessError(f"the float step does not run: {group.error}")
-            say(f"{group.label}: not measured, {group.error}")
-        for _ in range(settings.rounds):
+            reporter.say(f"{group.label}: not measured, {group.error}")
+        reporter.phase(f"timing, {settings.rounds} rounds")
+        for _ in reporter.track(range(settings.rounds), settings.rounds):
             for group in groups:
                 group.times.append(group.ask(2 if settings.at_once == 1 else 5))
         for group in groups:

@@ -26,7 +26,7 @@ def cifar10_resnet20_w2a2_speq() -> Recipe:
 
 
 def cifar10_resnet20_w2a2_retrain() -> Recipe:
-    """The same without a teacher."""
+    """W2A2 ResNet-20 on CIFAR-10 without a teacher (Retrain) in 6 epochs, from float weights (--network.weights)."""
     return retrain(cifar10_resnet20_w2a2_speq())
 
 
@@ -36,22 +36,24 @@ def _paper(recipe: Recipe) -> Recipe:
 
 
 def cifar10_resnet20_w2a2_speq_200() -> Recipe:
-    """200 epochs, peak lr .1, cosine: the stand-in for the paper's schedule (paper: 91.44). Not reproduced yet."""
+    """W2A2 ResNet-20 on CIFAR-10 by SPEQ in 200 epochs, peak lr .1, cosine: the stand-in for the paper's schedule
+    (paper: 91.44). Not reproduced yet."""
     return _paper(cifar10_resnet20_w2a2_speq())
 
 
 def cifar10_resnet20_w2a2_retrain_200() -> Recipe:
-    """The same without a teacher (paper: 90.7). Not reproduced yet."""
+    """W2A2 ResNet-20 on CIFAR-10 without a teacher (Retrain) in 200 epochs (paper: 90.7). Not reproduced yet."""
     return retrain(cifar10_resnet20_w2a2_speq_200())
 
 
 def cifar10_resnet20_w2a2_beyond_200() -> Recipe:
-    """The winner of `spequant study beyond` on 5,120 images, on all for 200 epochs. Not run; in 6 behind Retrain."""
+    """W2A2 ResNet-20 on CIFAR-10 in 200 epochs, with what `spequant study beyond` chose on 5,120 images. Not run; in 6
+    epochs behind Retrain."""
     return beyond(cifar10_resnet20_w2a2_speq_200())
 
 
 def cifar10_5k_resnet20_float() -> Recipe:
-    """Float ResNet-20 from scratch on the first 5,120 training images, 40 epochs."""
+    """Float ResNet-20 on the first 5,120 training images of CIFAR-10, from scratch, 40 epochs."""
     return Recipe(
         name="cifar10-5k-resnet20-float",
         data=CIFAR10(images=5120, held_out=0),
@@ -62,7 +64,8 @@ def cifar10_5k_resnet20_float() -> Recipe:
 
 
 def cifar10_5k_resnet20_w2a2_speq() -> Recipe:
-    """W2A2 by SPEQ on the same 5,120 images, 40 epochs, T = 2, from that float run (--network.weights)."""
+    """W2A2 ResNet-20 on the first 5,120 training images of CIFAR-10 by SPEQ, 40 epochs, T = 2, from the run
+    cifar10-5k-resnet20-float."""
     recipe = cifar10_5k_resnet20_float()
     return replace(
         recipe,
@@ -75,17 +78,19 @@ def cifar10_5k_resnet20_w2a2_speq() -> Recipe:
 
 
 def cifar10_5k_resnet20_w2a2_retrain() -> Recipe:
-    """The same without a teacher."""
+    """W2A2 ResNet-20 on the first 5,120 training images of CIFAR-10 without a teacher (Retrain), 40 epochs, from the
+    run cifar10-5k-resnet20-float."""
     return retrain(cifar10_5k_resnet20_w2a2_speq())
 
 
 def cifar10_5k_resnet20_w2a2_beyond() -> Recipe:
-    """What `spequant study beyond` chose there: LSQ, the float network as second teacher, T = 4, two teacher passes."""
+    """W2A2 ResNet-20 on the first 5,120 training images of CIFAR-10, 40 epochs, with what `spequant study beyond` chose
+    there: LSQ, the float network as second teacher, T = 4, two teacher passes."""
     return beyond(cifar10_5k_resnet20_w2a2_speq())
 
 
 def digits_float() -> Recipe:
-    """Float ResNet-8 on scikit-learn's digits."""
+    """Float ResNet-8 on scikit-learn's handwritten digits, 12 epochs."""
     return Recipe(
         name="digits-float",
         data=Digits(held_out=0, augment=False),
@@ -97,7 +102,7 @@ def digits_float() -> Recipe:
 
 
 def digits_w2a2_speq() -> Recipe:
-    """W2A2 ResNet-8 on the digits by SPEQ."""
+    """W2A2 ResNet-8 on handwritten digits by SPEQ, 12 epochs, from the run digits-float."""
     recipe = digits_float()
     return replace(
         recipe,
@@ -110,7 +115,7 @@ def digits_w2a2_speq() -> Recipe:
 
 
 def digits_w2a2_retrain() -> Recipe:
-    """The same without a teacher."""
+    """W2A2 ResNet-8 on handwritten digits without a teacher (Retrain), 12 epochs, from the run digits-float."""
     return retrain(digits_w2a2_speq())
 
 
@@ -143,12 +148,14 @@ def cifar10_vgg16_float() -> Recipe:
 
 
 def cifar10_vgg16_w2a2_speq() -> Recipe:
-    """W2A2 by SPEQ from that float run, 200 epochs; settings not swept. Not reproduced yet."""
+    """W2A2 VGG16-BN on CIFAR-10 by SPEQ, 200 epochs, from the run cifar10-vgg16-float; settings not swept. Not
+    reproduced yet."""
     return _speq(cifar10_vgg16_float())
 
 
 def cifar10_vgg16_w2a2_retrain() -> Recipe:
-    """The same without a teacher. Not reproduced yet."""
+    """W2A2 VGG16-BN on CIFAR-10 without a teacher (Retrain), 200 epochs, from the run cifar10-vgg16-float. Not
+    reproduced yet."""
     return retrain(cifar10_vgg16_w2a2_speq())
 
 
@@ -158,12 +165,14 @@ def cifar100_resnet32_float() -> Recipe:
 
 
 def cifar100_resnet32_w2a2_speq() -> Recipe:
-    """W2A2 by SPEQ from that float run, 200 epochs; settings not swept. Not reproduced yet."""
+    """W2A2 ResNet-32 on CIFAR-100 by SPEQ, 200 epochs, from the run cifar100-resnet32-float; settings not swept. Not
+    reproduced yet."""
     return _speq(cifar100_resnet32_float())
 
 
 def cifar100_resnet32_w2a2_retrain() -> Recipe:
-    """The same without a teacher. Not reproduced yet."""
+    """W2A2 ResNet-32 on CIFAR-100 without a teacher (Retrain), 200 epochs, from the run cifar100-resnet32-float. Not
+    reproduced yet."""
     return retrain(cifar100_resnet32_w2a2_speq())
 
 
@@ -173,25 +182,29 @@ def cifar100_mobilenetv2_float() -> Recipe:
 
 
 def cifar100_mobilenetv2_w2a2_speq() -> Recipe:
-    """W2A2 by SPEQ from that float run, 200 epochs, depthwise layers by least squares per channel; freezing of unstable
-    weights by --train.freeze-threshold. Settings not swept. Not reproduced yet."""
+    """W2A2 MobileNetV2 on CIFAR-100 by SPEQ, 200 epochs, from the run cifar100-mobilenetv2-float, depthwise layers by
+    least squares per channel; freezing of unstable weights by --train.freeze-threshold. Settings not swept. Not
+    reproduced yet."""
     return _speq(cifar100_mobilenetv2_float())
 
 
 def cifar100_mobilenetv2_w2a2_retrain() -> Recipe:
-    """The same without a teacher. Not reproduced yet."""
+    """W2A2 MobileNetV2 on CIFAR-100 without a teacher (Retrain), 200 epochs, from the run cifar100-mobilenetv2-float.
+    Not reproduced yet."""
     return retrain(cifar100_mobilenetv2_w2a2_speq())
 
 
 def cifar100_mobilenetv2_w4a4_speq() -> Recipe:
-    """W4A4, where depthwise layers lose less; oscillating weights are frozen by the thresholds that their authors give
-    for 4 bits on ImageNet. Not a row of the paper. Not reproduced yet."""
+    """W4A4 MobileNetV2 on CIFAR-100 by SPEQ, 200 epochs, from the run cifar100-mobilenetv2-float; oscillating weights
+    are frozen by the thresholds that their authors give for 4 bits on ImageNet. Not a row of the paper. Not reproduced
+    yet."""
     recipe = _speq(cifar100_mobilenetv2_float(), 4)
     return replace(recipe, train=replace(recipe.train, freeze_threshold=0.1, freeze_threshold_end=0.01))
 
 
 def cifar100_mobilenetv2_w4a4_retrain() -> Recipe:
-    """The same without a teacher. Not reproduced yet."""
+    """W4A4 MobileNetV2 on CIFAR-100 without a teacher (Retrain), 200 epochs, from the run cifar100-mobilenetv2-float,
+    with the same freezing. Not reproduced yet."""
     return retrain(cifar100_mobilenetv2_w4a4_speq())
 
 
@@ -201,12 +214,14 @@ def fashion_resnet20_float() -> Recipe:
 
 
 def fashion_resnet20_w2a2_speq() -> Recipe:
-    """W2A2 by SPEQ from that float run, 30 epochs; settings not swept. Not reproduced yet."""
+    """W2A2 ResNet-20 on Fashion-MNIST by SPEQ, 30 epochs, from the run fashion-resnet20-float; settings not swept. Not
+    reproduced yet."""
     return _speq(fashion_resnet20_float())
 
 
 def fashion_resnet20_w2a2_retrain() -> Recipe:
-    """The same without a teacher. Not reproduced yet."""
+    """W2A2 ResNet-20 on Fashion-MNIST without a teacher (Retrain), 30 epochs, from the run fashion-resnet20-float. Not
+    reproduced yet."""
     return retrain(fashion_resnet20_w2a2_speq())
 
 
@@ -254,8 +269,8 @@ def imagenet_mobilenet_v2_w4a4_speq() -> Recipe:
 
 
 def transfer_resnet20_float() -> Recipe:
-    """Transfer: CIFAR-10's float ResNet-20 (--network.weights) with a new head, on a folder of images (--data.root), 32
-    x 32, 8 epochs."""
+    """Float ResNet-20 of CIFAR-10 (--network.weights) with a new head, on a folder of images (--data.root), 32 x 32, 8
+    epochs."""
     return Recipe(
         name="transfer-resnet20-float",
         data=Folder(held_out=0, size=32, crop_scale=0.35, workers=0),
@@ -276,27 +291,31 @@ def _transfer(bits: int) -> Recipe:
 
 
 def transfer_resnet20_w4a4_speq() -> Recipe:
-    """The same at W4A4 by SPEQ, low bits from the first step: no network that was trained on the target is needed."""
+    """W4A4 ResNet-20 of CIFAR-10 (--network.weights) with a new head, on a folder of images (--data.root), 32 x 32, by
+    SPEQ, 8 epochs; low bits from the first step, so that no network trained on the target is needed."""
     return _transfer(4)
 
 
 def transfer_resnet20_w4a4_retrain() -> Recipe:
-    """The same without a teacher."""
+    """W4A4 ResNet-20 of CIFAR-10 (--network.weights) with a new head, on a folder of images (--data.root), 32 x 32,
+    without a teacher (Retrain), 8 epochs."""
     return retrain(_transfer(4))
 
 
 def transfer_resnet20_w2a2_speq() -> Recipe:
-    """The same at W2A2 by SPEQ."""
+    """W2A2 ResNet-20 of CIFAR-10 (--network.weights) with a new head, on a folder of images (--data.root), 32 x 32, by
+    SPEQ, 8 epochs."""
     return _transfer(2)
 
 
 def transfer_resnet20_w2a2_retrain() -> Recipe:
-    """The same without a teacher."""
+    """W2A2 ResNet-20 of CIFAR-10 (--network.weights) with a new head, on a folder of images (--data.root), 32 x 32,
+    without a teacher (Retrain), 8 epochs."""
     return retrain(_transfer(2))
 
 
 def flowers102_resnet18_w2a2_speq() -> Recipe:
-    """Oxford Flowers-102 (torchvision fetches it) from ResNet-18's ImageNet weights with a new head, W2A2 by SPEQ, 100
+    """W2A2 ResNet-18 on Oxford Flowers-102 (torchvision fetches it) by SPEQ, from ImageNet weights with a new head, 100
     epochs: the paper's transfer setting, its network and figures unknown. Not reproduced yet."""
     return Recipe(
         name="flowers102-resnet18-w2a2-speq",
@@ -309,7 +328,8 @@ def flowers102_resnet18_w2a2_speq() -> Recipe:
 
 
 def flowers102_resnet18_w2a2_retrain() -> Recipe:
-    """The same without a teacher. Not reproduced yet."""
+    """W2A2 ResNet-18 on Oxford Flowers-102 without a teacher (Retrain), from ImageNet weights with a new head, 100
+    epochs. Not reproduced yet."""
     return retrain(flowers102_resnet18_w2a2_speq())
 
 

@@ -48,6 +48,12 @@ def recipe_named(name: str) -> Recipe:
     return RECIPES[name]()
 
 
+def about_recipe(name: str) -> str:
+    """Return what the recipe of that name is, in one line; "" for a file of JSON, or an object without a docstring."""
+    make = RECIPES.get(name) or (imported(name) if ":" in name and not name.endswith(".json") else None)
+    return " ".join((getattr(make, "__doc__", "") or "").split()) if callable(make) else ""
+
+
 def parts_chosen(recipe: Recipe, words: Sequence[str]) -> tuple[Recipe, list[str]]:
     """(`recipe` with the parts that options such as `--method qkd` choose, the other words).
 
@@ -122,14 +128,16 @@ def option_words(name: str, value: Any) -> list[str]:
     return [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
 
 
-def choices_in_words(recipe: Recipe) -> str:
-    """What the options of `PARTS` are set to, and what else they may be, for a help text."""
-    lines = ["Parts chosen by name:"]
-    for option, choice in PARTS.items():
-        settings = _part(recipe, option)
-        others = [n for n in choice.known if n != choice.name_of(settings) and _fits(option, choice.known[n])]
-        lines.append(f"  --{option} {choice.name_of(settings)}, or {', '.join(others)}")
-    return "\n".join([*lines, "  or an object of your own: package.module:Object or file.py:Object"])
+def parts_of(recipe: Recipe) -> dict[str, str]:
+    """Return {part: the name that is chosen} of `PARTS`."""
+    return {option: choice.name_of(_part(recipe, option)) for option, choice in PARTS.items()}
+
+
+def choices() -> dict[str, list[str]]:
+    """Return {part: the library's names for it} of `PARTS`."""
+    return {
+        option: [name for name, kind in choice.known.items() if _fits(option, kind)] for option, choice in PARTS.items()
+    }
 
 
 def _fits(option: str, settings: Any) -> bool:

@@ -24,9 +24,7 @@ def float_recipe(recipe: Recipe) -> Recipe | None:
 
 def weights_origin(recipe: Recipe) -> str:
     """Return a sentence on where the float weights of `recipe` come from."""
-    network, weights = recipe.network.name, recipe.network.weights
-    if weights is not None and weights.parent.name == "runs" and weights.name in RECIPES:
-        return f"`spequant train {weights.name}` makes this run"
+    network = recipe.network.name
     if network not in BUILDERS or network in TORCHVISION_TWINS:
         return "--network.pretrained fetches published weights, where there are any"
     floating = float_recipe(recipe)

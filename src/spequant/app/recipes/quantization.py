@@ -1,5 +1,6 @@
 """How a recipe quantizes: the bits and quantizers of weights and activations, and how they prepare a network."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,7 +19,7 @@ Bits = int | tuple[int | None, int | None] | None
 """One width for weight and input, or one for each; None stands for float."""
 CALIBRATION = 1024
 """Samples from which ranges are set."""
-WIDTHS = ("weight_bits", "act_bits", "end_bits", "embedding_bits", "residual_bits", "product_bits")
+WIDTHS = ("weight_bits", "act_bits", "end_bits", "embedding_bits", "residual_bits", "product_bits", "between_bits")
 ONLY_QUANTIZED = ("ewgs", "percentile", "per_channel", "overrides")
 """Fields that a float network cannot have."""
 
@@ -46,6 +47,9 @@ class Quantization:
     """bits of the addends of residual additions; None: float"""
     product_bits: int | None = None
     """bits of both factors of attention's products (queries and keys, probabilities and values); None: float"""
+    between_bits: int | None = None
+    """bits of what stands between layers (inputs of SiLU and other functions, factors of products, inputs of means), so
+    that --to onnx computes it on integers; None: float"""
     per_channel: bool = False
     """whether weights have one range per output channel"""
     overrides: tuple[str, ...] = ()
@@ -61,8 +65,8 @@ class Quantization:
             check_bits(getattr(self, name), f"quant.{name}", or_float=True)
         if self.percentile is not None and not 0 < self.percentile <= 100:
             raise ValueError(f"quant.percentile is {self.percentile!r}; expected above 0 and at most 100, or None")
-        if not self.ewgs >= 0:
-            raise ValueError(f"quant.ewgs is {self.ewgs!r}; expected 0 or more")
+        if not 0 <= self.ewgs < math.inf:
+            raise ValueError(f"quant.ewgs is {self.ewgs!r}; expected a finite number of 0 or more")
         parse_overrides(self.overrides)
         if not self.quantized:
             self._check_float()
@@ -99,6 +103,7 @@ class Quantization:
             embeddings=self._weight_at(self.embedding_bits),
             residual=None if self.residual_bits is None else plain.build(self.residual_bits),
             products=None if self.product_bits is None else plain.build(self.product_bits),
+            between=None if self.between_bits is None else plain.build(self.between_bits),
             overrides=parse_overrides(self.overrides),
             per_channel=self.per_channel,
         )

@@ -1,6 +1,7 @@
 """Everything that a recipe trains with: data, network, method, optimizer."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from spequant.app.recipes.origins import weights_origin
 from spequant.app.recipes.recipe import Recipe
 from spequant.app.recipes.training import Training
 from spequant.app.runs.fields import Field, make_field
+from spequant.app.runs.folder import run_first
 from spequant.app.runs.images import channels_last
 from spequant.app.runs.weights import load_teacher
 from spequant.calibration.batch_norm import synchronise_batch_norm
@@ -48,13 +50,20 @@ class Assembly:
         return self.field.sizes[0] // self.recipe.train.batch_size
 
 
-def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | None = None) -> Assembly:
+def assemble(
+    recipe: Recipe,
+    accelerator: "Accelerator",
+    snapshot: Snapshot | None = None,
+    *,
+    phase: Callable[[str], None] = lambda text: None,
+) -> Assembly:
     """Load, prepare and calibrate as `recipe` says.
 
     Args:
         recipe: What to train.
         accelerator: Of the processes that train.
         snapshot: The state to go on from; default: the start.
+        phase: Is told what begins.
 
     Raises:
         ValueError: A batch does not split evenly over processes and train.accumulate, or the data, the network or the
@@ -66,28 +75,20 @@ def assemble(recipe: Recipe, accelerator: "Accelerator", snapshot: Snapshot | No
         torch.compiler.reset()
     torch.manual_seed(settings.seed)
     device = accelerator.device if settings.device == "auto" else torch.device(settings.device)
+    phase("loading data and network")
     field = make_field(recipe, device)
     try:
         network = field.network()
     except FileNotFoundError as error:
+        if recipe.network.weights is not None and run_first(recipe.network.weights):
+            raise  # it says which command makes the run
         raise FileNotFoundError(f"{error}. {weights_origin(recipe)}") from error
+    if recipe.quantized and snapshot is None:
+        phase("calibrating")
     model = _student(recipe, field, network, snapshot, device)
     steps = settings.epochs * (field.sizes[0] // settings.batch_size)
-    start = Start(
-        network=network,
-        student=model,
-        task=field.task,
-        steps=steps * settings.accumulate,
-        seed=settings.seed,
-        quantized=lambda bits: recipe.quant.at(bits).calibrated(network, field.calibration()),
-        load=load_teacher,
-        accumulate=settings.accumulate,
-    )
-    method = recipe.method.build(start)
-    if settings.compile:
-        compile_teacher(method)
+    method = _method(recipe, field, network, model, steps * settings.accumulate, phase)
     partner = trained_by(method)
-    _check_alone(recipe, partner)
     if world() > 1 and settings.sync_batch_norm:
         synchronise_batch_norm(model)
     learning = model if partner is None else nn.ModuleList([model, partner])
@@ -124,6 +125,33 @@ def _student(
     if not recipe.quantized:
         allow_float(model)
     return model
+
+
+def _method(
+    recipe: Recipe, field: Field, network: nn.Module, student: nn.Module, calls: int, phase: Callable[[str], None]
+) -> Method:
+    """Return the method of `recipe`; calls: of it, in the whole training."""
+
+    def calibrated(bits: int) -> nn.Module:
+        phase("calibrating the teacher")
+        return recipe.quant.at(bits).calibrated(network, field.calibration())
+
+    method = recipe.method.build(
+        Start(
+            network=network,
+            student=student,
+            task=field.task,
+            steps=calls,
+            seed=recipe.train.seed,
+            quantized=calibrated,
+            load=load_teacher,
+            accumulate=recipe.train.accumulate,
+        )
+    )
+    if recipe.train.compile:
+        compile_teacher(method)
+    _check_alone(recipe, trained_by(method))
+    return method
 
 
 def compile_teacher(method: Method) -> None:

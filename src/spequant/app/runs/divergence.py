@@ -32,6 +32,7 @@ def diverged(assembled: Assembled, writer: Writer, reporter: Reporter, error: No
         step = 0 if snapshot is None else snapshot.numbers["step"]
         reporter.say(f"{reason}. Training again from step {step} to find the layer; Ctrl-C leaves it at that")
         again = assembled(snapshot)
+        reporter.phase("training again")
         reason = first_to_go(
             again.state,
             again.field.batches,

@@ -10,9 +10,10 @@ import torch
 
 from spequant.app.recipes.recipe import Recipe
 from spequant.app.runs.assembly import assemble
+from spequant.app.runs.reporter import Quiet, Reporter
 from spequant.app.runs.run import start_processes
 from spequant.layers import weight_bits
-from spequant.processes import world
+from spequant.processes import rank, world
 from spequant.train import train_step
 
 WARM_UP = 3  # steps that compile and fill caches
@@ -59,21 +60,28 @@ class Estimate:
         ]
 
 
-def dry_run(recipe: Recipe) -> Estimate:
+def dry_run(recipe: Recipe, reporter: Reporter | None = None) -> Estimate:
     """Make everything that `recipe` needs, and time its first steps.
+
+    Args:
+        recipe: what would be trained.
+        reporter: is told the phases; None: nobody is.
 
     Raises:
         ValueError: the recipe cannot be trained here, as in `run`.
     """
     recipe.check_ready()
-    assembly = assemble(recipe, start_processes(replace(recipe, train=replace(recipe.train, tracker=None)), Path()))
+    accelerator = start_processes(replace(recipe, train=replace(recipe.train, tracker=None)), Path())
+    reporter = reporter if reporter and rank() == 0 else Quiet()
+    assembly = assemble(recipe, accelerator, phase=reporter.phase)
     state = assembly.state
     count = min(WARM_UP + TIMED, assembly.steps)
     warm = min(WARM_UP, count - 1)
     seconds = []
+    reporter.phase(f"{'compiling, and ' * recipe.train.compile}timing {count} steps")
     state.wrapped.train()
     start = time.perf_counter()
-    for batch in islice(assembly.field.batches(0, 0), count):
+    for batch in reporter.track(islice(assembly.field.batches(0, 0), count), count):
         sums = train_step(state, batch, assembly.accelerator, recipe.train.clip_norm, assembly.field.task)
         float(sums[0])  # waits for the device
         seconds.append(time.perf_counter() - start)  # with the time to make the batch, most of which may be decoding

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from spequant.app.runs.images import task_of
 from spequant.app.runs.questions import Answer, QuestionSet, answer_by, score
+from spequant.app.runs.reporter import Quiet, Reporter, Track, untracked
 from spequant.app.runs.samples import Samples
 from spequant.app.runs.sources import Source, TestSet, open_source
 from spequant.data import ImageSet
@@ -38,6 +40,7 @@ def evaluate_source(
     threads: int | None = None,
     network: str | None = None,
     data: Path | None = None,
+    reporter: Reporter | None = None,
 ) -> list[dict[str, Any]]:
     """Measure accuracy, or exact match and F1 of questions, on the test set.
 
@@ -49,6 +52,7 @@ def evaluate_source(
         root: the folder of the data set; None: the recipe's.
         threads: threads per operation; None: as many as torch uses.
         network, data: as in `open_source`.
+        reporter: is told the phases; None: nobody is.
 
     Returns:
         One row per width: source, recipe, seed, engine, act_bits, figures in per cent, seconds.
@@ -57,6 +61,8 @@ def evaluate_source(
         FileNotFoundError: there is no such path.
         ValueError: the engine cannot run it, it does not have that width, or it has no test set or no network.
     """
+    reporter = reporter or Quiet()
+    reporter.phase("loading network and data")
     source = open_source(path, root, network=network, data=data)
     if source.model is None and not source.loaded.engines:
         raise source.network_needed("evaluate it")
@@ -67,18 +73,22 @@ def evaluate_source(
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        return [_row(source, test, engine, bits, threads) for bits in act_bits or (None,)]
+        return [_row(source, test, engine, bits, threads, reporter) for bits in act_bits or (None,)]
     finally:
         torch.set_num_threads(before)
 
 
-def _row(source: Source, test: TestSet, engine: str, bits: int | None, threads: int | None) -> dict[str, Any]:
+def _row(
+    source: Source, test: TestSet, engine: str, bits: int | None, threads: int | None, reporter: Reporter
+) -> dict[str, Any]:
     begin = time.perf_counter()
+    what = f"{len(test):,} {'questions' if isinstance(test, QuestionSet) else 'samples'}"
+    reporter.phase(f"testing {what} in {engine}{'' if bits is None else f' at A{bits}'}")
     if isinstance(test, QuestionSet):
-        figures = {**score(test, answer_of(source, engine, bits, threads)), "samples": len(test)}
+        figures = {**score(test, answer_of(source, engine, bits, threads), reporter.track), "samples": len(test)}
     else:
         task = None if source.recipe is None or source.recipe.task is None else task_of(source.recipe, Classification())
-        figures = measured(logits_of(source, test, engine, bits, threads), test, task)
+        figures = measured(logits_of(source, test, engine, bits, threads), test, task, reporter.track)
     return {
         "source": str(source.path),
         "recipe": source.name,
@@ -103,27 +113,29 @@ def first_samples(test: Any, count: int | None) -> Any:
     return test.first(min(count, len(test))) if isinstance(test, QuestionSet) else test.part(slice(0, count))
 
 
-def measured(logits: Logits, test: ImageSet | Samples, task: AnyTask | None) -> dict[str, Any]:
+def measured(
+    logits: Logits, test: ImageSet | Samples, task: AnyTask | None, track: Track = untracked
+) -> dict[str, Any]:
     """Figures, loss and samples over the whole of `test`; task: None: classification, or regression of float labels."""
     if task is None and test.labels is not None and test.labels.is_floating_point():
         task = Regression()
     if task is None:
-        found = measure_logits(logits, test)
+        found = measure_logits(logits, test, track)
         return {"accuracy": found.accuracy, "loss": found.loss, "samples": found.samples}
     network = nn.Module()
     network.forward = logits  # type: ignore[method-assign]
-    found = evaluate(network, _batches(test), task)
+    found = evaluate(network, track(_batches(test), ceil(len(test) / BATCH)), task)
     return {**found.figures, "loss": found.loss, "samples": found.samples}
 
 
-def measure_logits(logits: Logits, test: ImageSet | Samples) -> Evaluation:
+def measure_logits(logits: Logits, test: ImageSet | Samples, track: Track = untracked) -> Evaluation:
     """Return accuracy and loss on `test`.
 
     Raises:
         ValueError: there are no labels, or labels that are no classes of the logits.
     """
     right, loss = 0, 0.0
-    for inputs, labels in _batches(test):
+    for inputs, labels in track(_batches(test), ceil(len(test) / BATCH)):
         out = only_output(logits(inputs))
         if not isinstance(out, Tensor) or out.dim() != 2:
             shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__

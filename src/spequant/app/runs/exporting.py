@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from spequant.app.runs.evaluation import BATCH, at_bits, first_samples, stacked
 from spequant.app.runs.folder import ENVIRONMENT, FACTS, METRICS, RECIPE, RESULT, STATE
 from spequant.app.runs.questions import EVAL_BATCH, QuestionSet, answer_by, score
+from spequant.app.runs.reporter import Quiet, Reporter
 from spequant.app.runs.samples import Samples
 from spequant.app.runs.sources import Source, TestSet, example_of, open_source
 from spequant.data import ImageSet, eval_windows
@@ -59,6 +61,7 @@ def export_source(
     network: str | None = None,
     data: Path | None = None,
     show: Callable[[Parity, str], None] = lambda parity, engine: None,
+    reporter: Reporter | None = None,
 ) -> Report:
     """Export a run or a packed file, and verify the new file on the test set.
 
@@ -73,11 +76,13 @@ def export_source(
         images: number of samples to verify on; None: all.
         root, network, data: as in `open_source`.
         show: is called with the comparison and the name of the engine, before the comparison is judged.
+        reporter: is told the phases; None: nobody is.
 
     Raises:
         ValueError: the network has no such form, an option does not fit, or answers differ. No file is left then.
     """
-    form = format_named(to)
+    form, reporter = format_named(to), reporter or Quiet()
+    reporter.phase("loading network and data")
     source = open_source(path, root, network=network, data=data)
     if source.model is None:
         raise source.network_needed("export it")
@@ -94,13 +99,20 @@ def export_source(
             raise ValueError("round_biases is for integer graphs of images; the network takes tokens")
         if isinstance(example, Tensor) and (act_bits is not None or round_biases):
             quantize_biases(source.model, example)
-        facts = {} if source.recipe is None else {"act_bits": act_bits, "preprocessing": pixels}
+        facts = {} if source.recipe is None else _facts(test, act_bits, pixels)
+        reporter.phase(f"writing {form.name}")
         options = {"preprocessing": pixels, **_options(source, form, facts, show)}
-        batches = _batches(test, normalised=pixels is None)
+        batches = _verifying(_batches(test, normalised=pixels is None), test, form, reporter)
         if isinstance(test, QuestionSet):
-            return _of_questions(source, test, form, out, batches, options)
+            return _of_questions(source, test, form, out, batches, options, reporter)
         exported = export(source.model, out, batches, to, **options)
     return Report(exported, len(test), what="samples" if isinstance(test, Samples) else "images")
+
+
+def _facts(test: TestSet, act_bits: int | None, pixels: Any) -> dict[str, Any]:
+    """Return what a file of a recipe's run says of how it was made."""
+    images = {"normalisation": (test.mean, test.std)} if isinstance(test, ImageSet) else {}  # for LiteRT's tools
+    return {"act_bits": act_bits, "preprocessing": pixels, **images}
 
 
 def _options(
@@ -117,7 +129,13 @@ def _options(
 
 
 def _of_questions(
-    source: Source, test: QuestionSet, form: Format, out: Path, batches: Iterator[Any], options: dict[str, Any]
+    source: Source,
+    test: QuestionSet,
+    form: Format,
+    out: Path,
+    batches: Iterator[Any],
+    options: dict[str, Any],
+    reporter: Reporter,
 ) -> Report:
     """Export a network for questions; if an engine runs the file, exact match and F1 are compared as well."""
     assert source.model is not None
@@ -126,8 +144,10 @@ def _of_questions(
         exported = replace(export(source.model, temporary, few, form.name, **options), path=out)
         figures = {}
         if form.engines:
-            network = score(test, answer_by(source.model, torch.device("cpu")))
-            engine = score(test, stacked(in_engine(form.open(temporary, None))))
+            reporter.phase(f"testing {len(test):,} questions in torch")
+            network = score(test, answer_by(source.model, torch.device("cpu")), reporter.track)
+            reporter.phase(f"testing {len(test):,} questions in {form.engines[0]}")
+            engine = score(test, stacked(in_engine(form.open(temporary, None))), reporter.track)
             figures = {name: (value, engine[name]) for name, value in network.items()}
         for name, (value, other) in figures.items():
             if abs(value - other) > max(POINTS, 100 * FEW / len(test)):
@@ -184,3 +204,12 @@ def _batches(test: TestSet, normalised: bool) -> Iterator[Any]:
         images: Any = part.images if isinstance(part, Samples) else part.images[:]  # images in files are read by this
         inputs = part.normalise(images) if normalised else images
         yield inputs if part.labels is None or isinstance(inputs, dict) else (inputs, part.labels)
+
+
+def _verifying(batches: Iterator[Any], test: TestSet, form: Format, reporter: Reporter) -> Iterator[Any]:
+    """Yield `batches`; from the second one on the file is there, and is compared with the network."""
+    yield from islice(batches, 1)
+    what = f"{len(test):,} {'questions' if isinstance(test, QuestionSet) else 'samples'}"
+    reporter.phase(f"verifying on {what} in {next(iter(form.engines), TORCH)}")
+    size = len(test.windows) / EVAL_BATCH if isinstance(test, QuestionSet) else len(test) / BATCH
+    yield from reporter.track(batches, max(1, ceil(size) - 1))

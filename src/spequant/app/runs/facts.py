@@ -21,8 +21,8 @@ def facts_of(data: ImageSet) -> dict[str, Any]:
     if data.names is not None:
         facts[CLASS_NAMES] = list(data.names)
     if data.configuration is not None:
-        values = asdict(data.configuration)
-        facts[IMAGES] = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        settings = asdict(data.configuration).items()
+        facts[IMAGES] = {name: list(value) if isinstance(value, tuple) else value for name, value in settings}
     return facts
 
 

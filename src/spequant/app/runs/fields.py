@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from spequant.app.recipes.recipe import Recipe
 from spequant.app.runs.images import Images
 from spequant.app.runs.questions import Questions
+from spequant.app.runs.reporter import Track, untracked
 from spequant.methods.tasks import AnyTask
 
 
@@ -51,12 +52,13 @@ class Field(Protocol):
         """Return the batch on which layers are measured."""
         ...
 
-    def measure(self, model: nn.Module, *, held: bool = False) -> dict[str, float]:
+    def measure(self, model: nn.Module, *, held: bool = False, track: Track = untracked) -> dict[str, float]:
         """Return figures of `model`, measured by all processes together, in per cent unless named ..._error.
 
         Args:
             model: in any mode, which it keeps.
             held: on the held-out samples ({} if there are none) instead of the test set.
+            track: is called with the batches and their number, and returns them.
         """
         ...
 

@@ -14,10 +14,12 @@ diverged.txt       why the run ended without a result: its loss was not finite
 import json
 import os
 import platform
+import re
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from spequant import __version__
+from spequant.app.recipes.catalogue import RECIPES
 from spequant.app.recipes.serial import from_json
 from spequant.deploy.processor import processor_name
 from spequant.processes import world
@@ -38,8 +41,28 @@ PACKAGES = ("torch", "numpy", "safetensors", "accelerate", "torchvision", "timm"
 
 
 def weight_file(path: Path) -> Path:
-    """Return `path` itself if it is a file, or the weight file in it if it is the folder of a run."""
-    return path / STATE if path.is_dir() else path
+    """Return `path` itself if it is a file, or the weight file in it if it is the folder of a run.
+
+    Raises:
+        FileNotFoundError: there is no such run, of a recipe that there is.
+    """
+    file = path / STATE if path.is_dir() else path
+    if (first := run_first(path)) and not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist{first}")
+    return file
+
+
+def run_first(folder: Path) -> str:
+    """Return "; run `spequant train NAME` first", or "" if the folder is no run of a recipe, or a finished one."""
+    named = re.fullmatch(r"(.+?)(?:-seed(\d+))?", folder.name)
+    if named is None or named[1] not in RECIPES or (folder / RESULT).is_file():
+        return ""
+    words = ["spequant", "train", named[1], *(["--train.seed", named[2]] if named[2] else [])]
+    if folder != Path("runs") / folder.name:
+        words += ["--out", str(folder)]
+    if (folder / RECIPE).is_file():
+        words.append("--resume")
+    return f"; run `{shlex.join(words)}` first"
 
 
 def in_use(folder: Path) -> bool:
@@ -91,7 +114,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def figures(row: dict[str, Any], prefix: str) -> dict[str, float]:
+def figures(row: Mapping[str, Any], prefix: str) -> dict[str, float]:
     """Return the figures in a result or in the row of an epoch whose names begin with `prefix`."""
     return {name: value for name, value in row.items() if name.startswith(prefix)}
 
@@ -111,7 +134,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     """
     path = folder / RESULT
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; expected the folder of a finished run")
+        raise FileNotFoundError(f"{path} does not exist; expected the folder of a finished run{run_first(folder)}")
     try:
         result = json.loads(path.read_text())
     except ValueError as error:
@@ -134,20 +157,25 @@ def listing(parent: Path) -> list[dict[str, Any]]:
             row |= {"recipe": f"unreadable: {error}", "state": "unknown"}
             rows.append(row)
             continue
-        row |= _progress(folder)
-        if (folder / RESULT).exists():
+        row |= {**_progress(folder), "state": state_of(folder)}
+        if row["state"] == "finished":
             try:
-                row |= {**read_result(folder), "state": "finished"}
+                row |= read_result(folder)
             except ValueError:
                 row["state"] = "finished, result.json unreadable"
-        elif in_use(folder):
-            row["state"] = "running"
-        elif (folder / DIVERGED).exists():
-            row["state"] = "diverged"
-        else:
-            row["state"] = "stopped" if checkpoints(folder / CHECKPOINTS) else "stopped before its first checkpoint"
         rows.append(row)
     return rows
+
+
+def state_of(folder: Path) -> str:
+    """Return whether the run in `folder` is finished, running, diverged or stopped, in words."""
+    if (folder / RESULT).exists():
+        return "finished"
+    if in_use(folder):
+        return "running"
+    if (folder / DIVERGED).exists():
+        return "diverged"
+    return "stopped" if checkpoints(folder / CHECKPOINTS) else "stopped before its first checkpoint"
 
 
 def _progress(folder: Path) -> dict[str, Any]:

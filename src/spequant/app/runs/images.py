@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from spequant.app.recipes.recipe import Recipe
 from spequant.app.runs.facts import keep_facts
+from spequant.app.runs.reporter import Track, untracked
 from spequant.app.runs.weights import build_network
 from spequant.data import Augment, ImageSet, ImageSettings, Mixing, RandomCrop, eval_batches, train_batches
 from spequant.methods import tasks
@@ -87,9 +88,9 @@ class Images:
     def example(self) -> Tensor | None:
         return self.train.normalise(self.train.images[:1])
 
-    def measure(self, model: nn.Module, *, held: bool = False) -> dict[str, float]:
+    def measure(self, model: nn.Module, *, held: bool = False, track: Track = untracked) -> dict[str, float]:
         data = self.held if held else self.test
-        return {} if data is None else dict(measure(model, data, self.task).figures)
+        return {} if data is None else dict(measure(model, data, self.task, track).figures)
 
     def keep(self, folder: Path) -> None:
         """Write the facts of the images: with the recipe, all that makes the network."""
@@ -132,6 +133,8 @@ def images_at_once(data: ImageSet, most: int) -> int:
     return min(most, max(64, most * 32 * 32 // (height * width)))
 
 
-def measure(model: nn.Module, data: ImageSet, task: AnyTask | None = None) -> Evaluation:
+def measure(model: nn.Module, data: ImageSet, task: AnyTask | None = None, track: Track = untracked) -> Evaluation:
     """Return figures and loss on `data`, measured by all processes together; default task: classification."""
-    return evaluate(model, eval_batches(data, images_at_once(data, EVAL_BATCH), turn=rank(), turns=world()), task)
+    size = images_at_once(data, EVAL_BATCH)
+    batches = eval_batches(data, size, turn=rank(), turns=world())
+    return evaluate(model, track(batches, -(-len(data) // (size * world()))), task)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from spequant.app.recipes.recipe import Recipe
 from spequant.app.runs.folder import NETWORK, weight_file
 from spequant.app.runs.images import task_of
+from spequant.app.runs.reporter import Track, untracked
 from spequant.calibration.batch_norm import modes_kept
 from spequant.data import (
     Question,
@@ -107,13 +108,13 @@ class Questions:
     def sample(self) -> dict[str, Tensor]:
         return {name: values[:SAMPLE] for name, values in self.calibration()[0].items()}
 
-    def measure(self, model: nn.Module, *, held: bool = False) -> dict[str, float]:
+    def measure(self, model: nn.Module, *, held: bool = False, track: Track = untracked) -> dict[str, float]:
         """Return exact match and F1, in per cent."""
         chosen = self.held if held else self.test
         if chosen is None:
             return {}
         with modes_kept(model):
-            return score(chosen, answer_by(model.eval(), self.device))
+            return score(chosen, answer_by(model.eval(), self.device), track)
 
     def keep(self, folder: Path) -> None:
         self.config.save_pretrained(folder / NETWORK)
@@ -161,12 +162,13 @@ def question_set(questions: list[Question], tokenizer: Any, data: QuestionSettin
     return QuestionSet(questions, windows)
 
 
-def score(questions: QuestionSet, answer: Answer) -> dict[str, float]:
+def score(questions: QuestionSet, answer: Answer, track: Track = untracked) -> dict[str, float]:
     """Return exact match and F1 in per cent of the answers that `answer` marks, by all processes together."""
     rows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     windows = questions.windows
     lengths, size = windows.lengths, min(EVAL_BATCH, len(windows))
-    for numbers, batch in eval_windows(windows, size, turn=rank(), turns=world()):
+    batches = eval_windows(windows, size, turn=rank(), turns=world())
+    for numbers, batch in track(batches, -(-len(windows) // (size * world()))):
         logits = answer(batch).float().cpu().numpy()
         rows |= {
             i: (start[: lengths[i]], end[: lengths[i]])

@@ -1,12 +1,25 @@
-"""Where a run reports its progress."""
+"""Where a run, an export or a measurement reports its progress."""
 
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, TypeVar
 
 from spequant.train import Progress
 
+Batch = TypeVar("Batch")
+Track = Callable[[Iterable[Any], int], Iterable[Any]]
+"""`Reporter.track`"""
+
 
 class Reporter(Protocol):
-    """Receives the progress of a run: each step, the row of each epoch, and single lines of text."""
+    """Receives the progress of a run: each phase, each step, the row of each epoch, and single lines of text."""
+
+    def phase(self, text: str) -> None:
+        """Note what begins now, which may take more than two seconds, e.g. "calibrating"."""
+        ...
+
+    def track(self, batches: Iterable[Batch], count: int) -> Iterable[Batch]:
+        """Return the same batches, `count` of them, and note how many of the present phase are done."""
+        ...
 
     def step(self, progress: Progress) -> None: ...
 
@@ -15,8 +28,19 @@ class Reporter(Protocol):
     def say(self, line: str) -> None: ...
 
 
+def untracked(batches: Iterable[Batch], count: int) -> Iterable[Batch]:
+    """Return `batches` as they are."""
+    return batches
+
+
 class Quiet:
     """A reporter that shows nothing."""
+
+    def phase(self, text: str) -> None:
+        pass
+
+    def track(self, batches: Iterable[Batch], count: int) -> Iterable[Batch]:
+        return untracked(batches, count)
 
     def step(self, progress: Progress) -> None:
         pass

@@ -45,7 +45,7 @@ def run(recipe: Recipe, folder: Path, reporter: Reporter | None = None, *, resum
         return result
     accelerator = start_processes(recipe, folder)
     reporter = reporter if reporter and rank() == 0 else Quiet()
-    assembled = partial(assemble, recipe, accelerator)
+    assembled = partial(assemble, recipe, accelerator, phase=reporter.phase)
     with opened(recipe, folder, resume) as writer:
         try:
             return _train(assembled, writer, reporter, resume)

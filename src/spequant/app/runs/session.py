@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from spequant.app.runs.assembly import Assembly
+from spequant.app.runs.compile_time import last_seconds, remember
 from spequant.app.runs.reporter import Reporter
 from spequant.app.runs.writer import Writer
 from spequant.calibration.batch_norm import reestimate_batch_norm
@@ -36,6 +37,7 @@ class Session:
         self.layers_named = bool(facts.get("layers_named"))
         """whether a row of this run has the layers' names"""
         self.metrics_bytes = int(facts.get("metrics_bytes", 0))
+        self.compiling_since: float | None = None
 
     def train(self, snapshot: Snapshot | None) -> dict[str, Any]:
         """Train to the end and return the result; `snapshot` is where the state stands."""
@@ -58,7 +60,7 @@ class Session:
         if snapshot is None:
             self.writer.row({"kind": "start", **environment})
             if self.recipe.quantized:
-                self.writer.row({"kind": "calibrated", **self._held_out(self.state.model)})
+                self.writer.row({"kind": "calibrated", **self._measure(self.state.model, "held_out")})
             self._layers(0)
             return
         if self.diagnostics is not None:
@@ -67,6 +69,13 @@ class Session:
 
     def _fit(self) -> None:
         settings = self.recipe.train
+        if settings.compile:
+            known = last_seconds(self.recipe, self.state.device)
+            time_it_takes = "which can take a minute" if known is None else f"about {known:.0f} s, as the last time"
+            self.reporter.phase(f"compiling the training step, {time_it_takes}")
+            self.compiling_since = time.perf_counter()
+        else:
+            self._training()
         with interruptions() as stop:  # before and after there is nothing to save: signals act as ever
             fit(
                 self.state,
@@ -77,7 +86,7 @@ class Session:
                 clip_norm=settings.clip_norm,
                 task=self.field.task,
                 checkpoint_every=settings.checkpoint_every,
-                on_step=self.reporter.step,
+                on_step=self._step,
                 on_epoch=self._epoch,
                 on_checkpoint=self._save,
                 stop=stop,
@@ -85,13 +94,30 @@ class Session:
             if anyone(stop()):  # while the last epoch was measured, after which it was saved
                 raise Interrupted(self.state.step)
 
-    def _held_out(self, model: nn.Module) -> dict[str, float]:
-        """Figures of the held-out samples; {} if nothing is held out."""
-        return {f"held_out_{name}": figure for name, figure in self.field.measure(model, held=True).items()}
+    def _training(self) -> None:
+        self.reporter.phase(f"training, {self.recipe.train.epochs} epochs of {self.assembly.steps} steps")
+
+    def _step(self, progress: Progress) -> None:
+        """Report a step; the first one of all, in which the network is compiled, is timed."""
+        if self.compiling_since is not None:
+            if self.writer.writes:
+                remember(self.recipe, self.state.device, time.perf_counter() - self.compiling_since)
+            self.compiling_since = None
+            self._training()
+        self.reporter.step(progress)
+
+    def _measure(self, model: nn.Module, part: str) -> dict[str, float]:
+        """Figures of the part "held_out" or "test", with its name before theirs; {} if nothing is held out."""
+        held = part == "held_out"
+        count = self.field.sizes[1 if held else 2]
+        if count:
+            self.reporter.phase(f"measuring on {count:,} held-out samples" if held else f"testing on {count:,} samples")
+        figures = self.field.measure(model, held=held, track=self.reporter.track)
+        return {f"{part}_{name}": figure for name, figure in figures.items()}
 
     def _epoch(self, progress: Progress) -> None:
         due = (progress.epoch + 1) % self.recipe.train.measure_every == 0
-        row = {**progress.row(), **(self._held_out(self.state.model) if due else {})}
+        row = {**progress.row(), **(self._measure(self.state.model, "held_out") if due else {})}
         if self.state.freezer is not None:
             row["frozen"] = self.state.freezer.frozen_share()
         self.writer.row({"kind": "epoch", **row})
@@ -105,6 +131,7 @@ class Session:
         every = settings.layers_every
         if self.diagnostics is None or every is None or (epoch % every and epoch < settings.epochs):
             return
+        self.reporter.phase("looking at the layers")
         statistics = self.diagnostics(self.state.model, self.sample, step=epoch, run=self.field.task.logits)
         self.writer.row({"kind": "layers", "epoch": epoch, **layers_row(statistics, first=not self.layers_named)})
         self.layers_named = True
@@ -118,14 +145,15 @@ class Session:
     def _finish(self) -> dict[str, Any]:
         """Measure batch norm's statistics anew, put biases on their grid, measure the network, and write it."""
         model, example = self.state.result, self.field.example
+        self.reporter.phase("measuring batch norm's statistics")
         reestimate_batch_norm(model, self.field.statistics())
         if self.recipe.quantized and example is not None:
             self.writer.row({"kind": "biases", **_integer_biases(model, example)})
         result = {
             "recipe": self.recipe.name,
             "seed": self.recipe.train.seed,
-            **{f"test_{name}": figure for name, figure in self.field.measure(model).items()},
-            **self._held_out(model),
+            **self._measure(model, "test"),
+            **self._measure(model, "held_out"),
             "weight_bytes": weight_bits(model) // 8,
             "seconds": round(self._seconds(), 1),
         }

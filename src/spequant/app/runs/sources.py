@@ -18,7 +18,7 @@ from spequant.app.recipes.recipe import Network, Recipe
 from spequant.app.recipes.serial import from_json, to_json, without_paths
 from spequant.app.recipes.training import device_named
 from spequant.app.runs.facts import facts_of, read_facts, shape_of
-from spequant.app.runs.folder import NETWORK, RECIPE, STATE
+from spequant.app.runs.folder import NETWORK, RECIPE, STATE, run_first
 from spequant.app.runs.images import channels_last
 from spequant.app.runs.questions import QuestionSet, dev_questions
 from spequant.app.runs.samples import EXPECTED, Samples, read_samples
@@ -155,7 +155,7 @@ def open_source(
             raise ValueError(f"network is {network!r}; {path} is a run's folder, which holds its own")
         return _run(path, root, samples)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; expected a run's folder or an exported file")
+        raise FileNotFoundError(f"{path} does not exist; expected a run's folder or an exported file{run_first(path)}")
     loaded = load(path)
     source = _source(loaded, described=network is not None or samples is not None)
     if samples is not None:
@@ -308,7 +308,9 @@ def _recipe_in(folder: Path) -> Recipe:
     """Return the recipe of the finished run in `folder`."""
     for name in (RECIPE, STATE):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} does not exist; expected the folder of a finished run")
+            raise FileNotFoundError(
+                f"{folder / name} does not exist; expected the folder of a finished run{run_first(folder)}"
+            )
     try:
         return from_json((folder / RECIPE).read_text())
     except ValueError as error:

@@ -18,8 +18,8 @@ from spequant.app.runs import run
 from spequant.app.runs.folder import DIVERGED, ENVIRONMENT, METRICS, RECIPE, RESULT, main_figure, read_result
 from spequant.app.studies.page import Row, StudyReport
 from spequant.app.studies.side_by_side import Job, all_finished, side_by_side, threads_each
-from spequant.app.terminal import Terminal
-from spequant.comparison import deviation, paired
+from spequant.app.terminal import Terminal, title_of
+from spequant.comparison import compare, deviation, paired
 from spequant.data import Folder
 from spequant.data.settings import folder_of as data_folder
 
@@ -135,8 +135,16 @@ def folder_of(recipe: Recipe, runs: Path) -> Path:
     return runs / f"{recipe.name}-{digest(recipe, runs)}"
 
 
-def carry_out(recipe: Recipe, runs: Path) -> tuple[dict[str, Any], Path]:
+def carry_out(
+    recipe: Recipe, runs: Path, title: str = "", place: tuple[int, int] = (1, 1)
+) -> tuple[dict[str, Any], Path]:
     """Train `recipe` in its folder below `runs`; go on with an interrupted run; only read a finished one.
+
+    Args:
+        recipe: what is trained.
+        runs: the parent of the runs' folders.
+        title: what lines about the run begin with; "": its recipe and seed.
+        place: its number among the runs that are to be done, and how many these are.
 
     Returns:
         (result, folder).
@@ -149,7 +157,7 @@ def carry_out(recipe: Recipe, runs: Path) -> tuple[dict[str, Any], Path]:
         return read_result(folder), folder
     if (folder / DIVERGED).exists():
         raise FloatingPointError(f"{folder} has diverged: {reason(folder)}; remove it to train it again")
-    with Terminal(folder.name) as reporter:
+    with Terminal(title or title_of(recipe.name, recipe.train.seed), *place) as reporter:
         return run(recipe, folder, reporter, resume=True), folder
 
 
@@ -158,21 +166,27 @@ def reason(folder: Path) -> str:
     return (folder / DIVERGED).read_text().strip()
 
 
-def train_at_once(recipes: Sequence[Recipe], runs: Path, at_once: int) -> None:
+def train_at_once(recipes: Sequence[Recipe], runs: Path, at_once: int, titles: Sequence[str] = ()) -> None:
     """Train the recipes that are not finished, `at_once` at the same time, each in its own process; equal ones once.
 
     `carry_out` then finds their results.
+
+    Args:
+        recipes: what is trained.
+        runs: the parent of the runs' folders.
+        at_once: number of runs at the same time.
+        titles: what lines about each run begin with; none: its recipe and seed.
 
     Raises:
         ChildProcessError: some neither finished nor diverged; the others did.
     """
     jobs = {}
-    for recipe in recipes:
+    for recipe, title in zip(recipes, titles or [title_of(r.name, r.train.seed) for r in recipes], strict=True):
         folder = folder_of(recipe, runs)
         words = shlex.split(command_of(recipe.name, recipe))[1:]
         threads = threads_each(at_once) if recipe.train.threads is None else []
         if not _ended(folder):
-            jobs[folder] = Job(recipe.name, folder, (*words, *threads, "--out", str(folder), "--resume"))
+            jobs[folder] = Job(recipe.name, folder, (*words, *threads, "--out", str(folder), "--resume"), title)
     codes = side_by_side(list(jobs.values()), at_once)
     all_finished(list(jobs.values()), [0 if _ended(job) else code for job, code in zip(jobs, codes, strict=True)])
 
@@ -198,16 +212,20 @@ def train_arms(arms: Sequence[Arm], seeds: Sequence[int], runs: Path, at_once: i
 
     All arms of a seed come before the next seed, so that an interrupted study has pairs.
     """
+    recipes = {(i, seed): arm.recipe.with_seed(seed) for seed in seeds for i, arm in enumerate(arms)}
+    titles = {(i, seed): title_of(f"{arms[i].group}/{arms[i].label}", seed) for i, seed in recipes}
     if at_once > 1:
-        train_at_once([arm.recipe.with_seed(seed) for seed in seeds for arm in arms], runs, at_once)
+        train_at_once(list(recipes.values()), runs, at_once, list(titles.values()))
+    folders = {key: folder_of(recipe, runs) for key, recipe in recipes.items()}
+    ahead = [folder for folder in dict.fromkeys(folders.values()) if not _ended(folder)]
     trained = [Trained(arm, {}) for arm in arms]
-    for seed in seeds:
-        for t in trained:
-            recipe = t.arm.recipe.with_seed(seed)
-            try:
-                t.runs[seed] = carry_out(recipe, runs)
-            except FloatingPointError:
-                t.runs[seed] = {}, folder_of(recipe, runs)
+    for (i, seed), recipe in recipes.items():
+        folder = folders[i, seed]
+        place = (ahead.index(folder) + 1, len(ahead)) if folder in ahead else (1, 1)
+        try:
+            trained[i].runs[seed] = carry_out(recipe, runs, titles[i, seed], place)
+        except FloatingPointError:
+            trained[i].runs[seed] = {}, folder
     return trained
 
 
@@ -251,7 +269,7 @@ def arms_report(title: str, about: str, arms: Sequence[Trained], against: Sequen
             }
         )
     rows = same_columns(rows)
-    return StudyReport(title, about, rows, lambda figure: _draw(figure, rows), facts_of(folders_of(arms)))
+    return StudyReport(title, about, rows, lambda picture: _draw(picture, arms, figure), facts_of(folders_of(arms)))
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -329,24 +347,22 @@ def _line(folder: Path) -> list[Path]:
     return [*(run for start in before for run in _line(start)), folder]
 
 
-def _draw(figure: Any, rows: Sequence[Row]) -> None:
-    """Draw means with their deviations, one panel per group, two side by side: their labels are long."""
-    name = next(n for n in rows[0] if n.startswith("test "))
-    groups = list(dict.fromkeys(row["group"] for row in rows))
-    across = min(2, len(groups))
-    down = math.ceil(len(groups) / across)
-    width, height = figure.get_size_inches()
-    figure.set_size_inches(width, height * down)
-    for i, group in enumerate(groups):
-        axes = figure.add_subplot(down, across, i + 1)
-        arms = [row for row in rows if row["group"] == group]
-        spread = [0.0 if math.isnan(row["deviation"]) else row["deviation"] for row in arms]
-        axes.errorbar([row[name] for row in arms], range(len(arms)), xerr=spread, fmt="o", capsize=3)
-        axes.set_yticks(range(len(arms)), [row["arm"] for row in arms])
-        axes.invert_yaxis()
-        axes.set_title(group, fontsize=10)
-        axes.set_xlabel(name + ", %")
-        axes.grid(axis="x", alpha=0.3)
+def _draw(figure: Any, arms: Sequence[Trained], name: str) -> None:
+    """Draw each group's arms, one group below the other: seeds, means with intervals, differences to the first arm."""
+    groups = list(dict.fromkeys(a.arm.group for a in arms))
+    values = {g: {a.arm.label: a.figures(name) for a in arms if a.arm.group == g} for g in groups}
+    lines = [2 + sum(1 for found in values[g].values() if found) for g in groups]
+    figure.set_size_inches(9, 0.6 + 0.45 * sum(lines))
+    panels = figure.subplots(len(groups), 2, squeeze=False, width_ratios=(3, 2), height_ratios=lines)
+    for (left, right), group in zip(panels, groups, strict=True):
+        drawn = {label: found for label, found in values[group].items() if found}
+        missing = [label for label in values[group] if label not in drawn]
+        left.set_title(f"{group}{'; all runs diverged: ' * bool(missing)}{', '.join(missing)}", fontsize=10, loc="left")
+        if drawn:
+            unit = "" if name.endswith("_error") else ", %"
+            compare(drawn, figure=name.replace("_", " ") + unit, better="lower" if not unit else "higher").draw(
+                left, right
+            )
 
 
 def equal_terms(arms: Sequence[Arm]) -> None:

@@ -29,6 +29,7 @@ from spequant.app.studies.arms import (
 from spequant.app.studies.page import StudyReport
 from spequant.app.studies.tables import Change, longer, method, speq_and_kd
 from spequant.app.studies.workshop import Workshop, about
+from spequant.app.terminal import title_of
 from spequant.extras import needs
 from spequant.methods import SPEQ, SPEQDistill, by_name
 from spequant.quantizers import LSQ
@@ -240,7 +241,8 @@ def search(name: str, base: Recipe, shop: Workshop) -> list[Tried]:
         changes = [Tried(kind, parts_of(trial, shop, steps), NO_ACCURACY) for trial in batch]
         shop.ahead(_recipes(base, changes, shop, shop.seeds[:1]))
         for trial, change in zip(batch, changes, strict=True):
-            held = _held(change, base, shop, shop.seeds[0])
+            number = f"trial {len(done) + 1} of {trials} for {name}"
+            held = _held(change, base, shop, shop.seeds[0], number)
             done.append(replace(change, held=held))
             if held == NO_ACCURACY:
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -265,13 +267,14 @@ def winner(trials: Sequence[Tried], base: Recipe, shop: Workshop) -> Tried:
         raise FloatingPointError(f"all of {len(trials)} trials diverged; expected a lower rate in {base.name}")
     finalists = sorted(finite, key=lambda t: -t.held)[:FINALISTS]
     shop.ahead(_recipes(base, finalists, shop, shop.seeds))
-    return max(finalists, key=lambda t: mean(_held(t, base, shop, seed) for seed in shop.seeds))
+    return max(finalists, key=lambda t: mean(_held(t, base, shop, seed, "finalist") for seed in shop.seeds))
 
 
-def _held(tried: Tried, base: Recipe, shop: Workshop, seed: int) -> float:
-    """Accuracy on held-out images of a trial trained with `seed`."""
+def _held(tried: Tried, base: Recipe, shop: Workshop, seed: int, number: str) -> float:
+    """Accuracy on held-out images of a trial trained with `seed`; number: which one it is, in words."""
     try:
-        result = carry_out(_recipe(base, tried, shop).with_seed(seed), shop.runs)[0]
+        title = title_of(f"{number}: {tried.label}", seed)
+        result = carry_out(_recipe(base, tried, shop).with_seed(seed), shop.runs, title)[0]
     except FloatingPointError:
         return NO_ACCURACY
     return float(result[main_figure(n for n in result if n.startswith("held_out_"))])

@@ -1,13 +1,14 @@
 """The command `demo`: a small float ResNet on handwritten digits, then W2A2 networks from it by Retrain and SPEQ."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from rich.table import Table
 
+from spequant.app.commands.training import Demo
 from spequant.app.recipes import RECIPES
 from spequant.app.runs import run
 from spequant.app.studies.compare import check_seeds
@@ -21,19 +22,9 @@ MARK = ".demo"
 """a file that says that a demo made this folder"""
 ARMS = {"float": "digits-float", "Retrain W2A2": "digits-w2a2-retrain", "SPEQ W2A2": "digits-w2a2-speq"}
 """{arm: its recipe}; the low-bit arms start from the float one"""
+HELD_OUT = 200
+"""training images that the curves of accuracy are measured on, and nothing is trained on"""
 DEMO_FILES = ("digits-float", "digits-w2a2-retrain-seed*", "digits-w2a2-speq-seed*", "curves.png")
-
-
-@dataclass(frozen=True)
-class Demo:
-    """Handwritten digits: a small float ResNet, then W2A2 from it by Retrain and by SPEQ."""
-
-    out: Path = Path("runs/demo")
-    """an empty or new folder, or that of an earlier demo, whose runs are removed first; other files in it stay"""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """of the low-bit runs, one of each method per seed"""
-    epochs: int | None = None
-    """of each run; None: as in the recipes"""
 
 
 def run_demo(settings: Demo) -> None:
@@ -57,15 +48,17 @@ def run_demo(settings: Demo) -> None:
         remove(path) if path.is_dir() else path.unlink()
     start = settings.out / "digits-float"
     runs: dict[str, dict[Path, dict[str, Any]]] = {arm: {} for arm in ARMS}
+    count = 1 + (len(ARMS) - 1) * len(settings.seeds)
     for arm, name in ARMS.items():
         for seed in (0,) if arm == "float" else settings.seeds:
             recipe, folder = RECIPES[name]().with_seed(seed), start
+            recipe = replace(recipe, data=replace(recipe.data, held_out=HELD_OUT))
             if settings.epochs is not None:
                 recipe = replace(recipe, train=replace(recipe.train, epochs=settings.epochs))
             if recipe.quantized:
                 recipe = replace(recipe, network=replace(recipe.network, weights=start))
                 folder = settings.out / f"{name}-seed{seed}"
-            with Terminal(f"{arm}, seed {seed}") as reporter:
+            with Terminal(f"{arm}, seed {seed}", 1 + sum(map(len, runs.values())), count) as reporter:
                 runs[arm][folder] = run(recipe, folder, reporter)
     print_table(_table(runs))
     if len(settings.seeds) > 1:

@@ -1,5 +1,6 @@
 """fig3: how large the gradients of KL and cosine are, by the confidence of student and teacher."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -52,13 +53,17 @@ def fig3(shop: Workshop) -> StudyReport:
     ]
 
     def draw(figure: Any) -> None:
-        for axes, name in zip(figure.subplots(1, 2), ("KL", "cosine"), strict=True):
+        all_axes, names = figure.subplots(1, 2, sharey=True), ("KL", "cosine")
+        most = max(row[name] for row in rows for name in names)
+        levels = [0.1 * i for i in range(math.ceil(10 * most) + 1)]
+        for axes, name in zip(all_axes, names, strict=True):
             values = torch.tensor([row[name] for row in rows]).view(len(confidences), -1)
-            shown = axes.contourf(confidences, confidences, values, levels=12)
-            figure.colorbar(shown, ax=axes)
+            shown = axes.contourf(confidences, confidences, values, levels=levels)
             axes.set_xlabel("teacher confidence")
-            axes.set_ylabel("student confidence")
-            axes.set_title(f"{name}: L1 norm of the gradient to the logits", fontsize=10)
+            axes.set_title(name, fontsize=10)
+        all_axes[0].set_ylabel("student confidence")
+        bar = figure.colorbar(shown, ax=list(all_axes), format="%.1f")
+        bar.set_label("L1 norm of the gradient to the logits\ncomputed: no seeds")
 
     about = (
         f"{CLASS_COUNT} classes, T = 1, one sample. Where the teacher is unsure, cosine hardly pulls at a sure "

@@ -11,6 +11,7 @@ from spequant.app.recipes.training import device_named
 from spequant.app.runs.images import Images, measure
 from spequant.app.studies.arms import BASELINE, facts_of
 from spequant.app.studies.page import StudyReport
+from spequant.app.studies.pictures import draw_lines
 from spequant.app.studies.tables import method
 from spequant.app.studies.workshop import Workshop, about_one, low_bits
 from spequant.data import ImageSet, eval_batches
@@ -29,20 +30,21 @@ def fig2(shop: Workshop) -> StudyReport:
     recipe, model = shop.finished(network.folder)
     images = Images(recipe, device_named(recipe.train.device))
     data = (images.test if images.held is None else images.held).part(slice(0, GREEDY_IMAGES))
-    order = greedy_order(model, data)
-    soft = soft_labels(model, data, shop.widths)
+    with shop.phase("raising layers to 8 bits, one after another"):
+        order = greedy_order(model, data)
+        soft = soft_labels(model, data, shop.widths)
     rows = [{**vars(step), "loss": f"{step.loss:.4f}", "command": network.command} for step in order]
 
     def draw(figure: Any) -> None:
         left, right = figure.subplots(1, 2)
-        left.plot([step.raised for step in order], [step.accuracy for step in order], marker="o")
+        draw_lines(left, {"accuracy": [(step.raised, [step.accuracy]) for step in order]})
         left.set_xlabel("layers with 8-bit activations, greedily chosen")
         left.set_ylabel("accuracy, %")
-        for name in ("confidence", "distance to 8 bits"):
-            right.plot([row["activations"] for row in soft], [row[name] for row in soft], marker="o", label=name)
+        names = ("confidence", "distance to 8 bits")
+        draw_lines(right, {name: [(row["activations"], [row[name]]) for row in soft] for name in names}, digits=2)
+        right.set_xticks([row["activations"] for row in soft])
         right.set_xlabel("activation bits of all layers")
-        right.set_title("soft labels", fontsize=10)
-        right.legend(frameon=False)
+        right.set_ylabel("of soft labels, 0 to 1")
 
     about = f"{about_one(shop)} {len(data)} {'test' if images.held is None else 'held-out'} images, chosen by the loss."
     title, facts = "Greedy order of layers, and soft labels (figure 2)", facts_of([network.folder])

@@ -1,17 +1,17 @@
 """The command `layers`: what the layers of a run did, as a table of the last look and a picture of all looks."""
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.table import Table
-from tyro.conf import Positional
 
-from spequant.app.runs.folder import RECIPE, rows_of
-from spequant.app.studies.pictures import blank, save
+from spequant.app.commands.studies import LayersSettings
+from spequant.app.recipes.serial import from_json
+from spequant.app.runs.folder import RECIPE, rows_of, run_first
 from spequant.app.terminal import print_table
+from spequant.comparison.pictures import blank, save, within
 from spequant.extras import needs
 from spequant.files import destination
 from spequant.train import Looks, read_looks
@@ -24,16 +24,6 @@ LEAST = 1e-4
 """the share of changed codes at which the picture's colours begin"""
 MOST_EPOCHS = 12
 """the largest number of epochs whose agreement is printed"""
-
-
-@dataclass(frozen=True)
-class LayersSettings:
-    """What the layers of a run did: clipping, levels in use, ranges, codes that change; a table and a picture."""
-
-    run: Positional[Path]
-    """the folder of a run, finished or not, trained with --train.layers-every 1 (or more)"""
-    out: Path | None = None
-    """the picture, PNG; None: layers.png in the run's folder"""
 
 
 def show_layers(settings: LayersSettings) -> None:
@@ -52,7 +42,8 @@ def show_layers(settings: LayersSettings) -> None:
     print(f"marked: {', '.join(marked(looks)) or 'none'}")
     if line := agreement_line(looks):
         print(line)
-    draw_layers(looks, out)
+    seed = from_json((settings.run / RECIPE).read_text()).train.seed
+    draw_layers(looks, out, f"one run, seed {seed}, no interval; ")
     print(f"by layer and epoch: {out}")
 
 
@@ -64,7 +55,7 @@ def looks_of(run: Path) -> Looks:
         ValueError: the run did not look at its layers.
     """
     if not (run / RECIPE).is_file():
-        raise FileNotFoundError(f"{run / RECIPE} does not exist; expected the folder of a run")
+        raise FileNotFoundError(f"{run / RECIPE} does not exist; expected the folder of a run{run_first(run)}")
     looks = read_looks(rows_of(run, "layers"))
     if looks is None:
         raise ValueError(f"{run} did not look at its layers; expected a run trained with --train.layers-every 1")
@@ -126,21 +117,27 @@ def agreement_line(looks: Looks) -> str:
     return f"teacher and student agree, % of answers, by epoch: {', '.join(pairs)}"
 
 
-def draw_layers(looks: Looks, out: Path) -> None:
-    """Write three heat maps, layers downwards and epochs to the right: clipping, levels in use, codes changed (PNG)."""
+def draw_layers(looks: Looks, out: Path, about: str = "") -> None:
+    """Write three heat maps, layers downwards and epochs to the right: clipping, levels in use, codes changed (PNG).
+
+    Args:
+        looks: of a run.
+        out: the picture.
+        about: the run, in words.
+    """
     colors = needs("matplotlib.colors", "report")
     of = np.array([math.nan if n is None else n for n in looks.of])[:, None]
-    clipped, changed = looks.values["clipped"], looks.values["changed"]
-    most = max(CLIPPED, float(np.nanmax(clipped, initial=0)))
+    clipped, changed = 100 * looks.values["clipped"], looks.values["changed"]
+    most = max(100 * CLIPPED, within(clipped.ravel())[1])
     panels: tuple[tuple[str, np.ndarray, Any, str], ...] = (
-        ("clipped, %", 100 * clipped, colors.Normalize(0, 100 * most), "magma_r"),
+        ("clipped, %", clipped, colors.Normalize(0, most), "magma_r"),
         ("levels in use, %", 100 * looks.values["levels"] / of, colors.Normalize(0, 100), "magma"),
         ("codes changed, %", 100 * np.maximum(changed, LEAST), colors.LogNorm(100 * LEAST, 100), "magma_r"),
     )
     rows, columns = clipped.shape
     names = max(map(len, looks.names))
     width = min(12, max(6.6, 0.12 * 3 * columns))
-    picture = blank(1 + 0.075 * names + width, 1.6 + 0.15 * rows)
+    picture = blank(1 + 0.075 * names + width, 1.8 + 0.16 * rows)
     all_axes = picture.subplots(1, len(panels), sharey=True)
     ticks = np.unique(np.linspace(0, columns - 1, min(columns, 6)).round().astype(int))
     for axes, (title, values, norm, colours) in zip(all_axes, panels, strict=True):
@@ -149,7 +146,14 @@ def draw_layers(looks: Looks, out: Path) -> None:
         axes.set_title(title, fontsize=9)
         axes.set_xticks(ticks, [str(looks.epochs[i]) for i in ticks], fontsize=8)
         axes.set_xlabel("epoch", fontsize=8)
-        picture.colorbar(shown, ax=axes, location="bottom", aspect=25).ax.tick_params(labelsize=8)
+        beyond = title.startswith("clipped") and bool(np.nanmax(values, initial=0) > most)
+        extend = "max" if beyond else "neither"
+        picture.colorbar(shown, ax=axes, location="bottom", aspect=25, extend=extend).ax.tick_params(labelsize=8)
+    for row in np.flatnonzero((clipped > most).any(1)):  # one number per layer that is off the scale
+        column = int(np.nanargmax(clipped[row]))
+        style = {"color": "white", "fontsize": 7, "va": "center", "bbox": {"color": "black", "pad": 1}}
+        side = "left" if column < columns / 2 else "right"
+        all_axes[0].text(column, row, f"{clipped[row, column]:.0f}", ha=side, **style)
     all_axes[0].set_yticks(range(rows), looks.names, fontsize=7)
-    picture.supxlabel("grey: not of this layer, or not known yet", fontsize=8, color="dimgrey")
+    picture.supxlabel(f"{about}grey: not of this layer, or not known yet", fontsize=8, color="dimgrey")
     save(picture, out)

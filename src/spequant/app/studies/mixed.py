@@ -13,11 +13,13 @@ from spequant.app.recipes.quantization import Quantization
 from spequant.app.recipes.training import device_named
 from spequant.app.runs.fields import make_field
 from spequant.app.runs.images import Images
-from spequant.app.studies.arms import BASELINE, Arm, arms_report, equal_terms, facts_of, folders_of
-from spequant.app.studies.page import Row, StudyReport
+from spequant.app.studies.arms import BASELINE, Arm, Trained, arms_report, equal_terms, facts_of, folders_of
+from spequant.app.studies.page import StudyReport
+from spequant.app.studies.pictures import draw_lines
 from spequant.app.studies.sensitivity import LAYER_IMAGES, assign, losses_alone, losses_raised, low_bit_layers
 from spequant.app.studies.tables import method
 from spequant.app.studies.workshop import Workshop, about, low_bits
+from spequant.comparison.pictures import fit, write_outliers
 from spequant.deploy import LayerCost, model_costs
 from spequant.methods import SPEQ
 from spequant.preparation.placement import unprepare
@@ -67,7 +69,8 @@ def _of(cost: LayerCost, what: str) -> int:
 def sensitivity(shop: Workshop) -> StudyReport:
     """What each layer costs at few bits; mixed precision from it, by SPEQ, against uniform bits. Takes a RUN."""
     base, recipe, folder = _subject(shop)
-    layers = measured(recipe, shop.finished(folder)[1])
+    with shop.phase("measuring each layer alone"):
+        layers = measured(recipe, shop.finished(folder)[1])
     arms = _arms(base, recipe, layers, shop)
     equal_terms(arms)
     done = shop.train(arms)
@@ -92,7 +95,7 @@ def sensitivity(shop: Workshop) -> StudyReport:
         about=text,
         facts=facts_of([folder, *folders_of(done)]),
         more={"layers": table},
-        draw=lambda f: _draw(f, layers, report.rows, shop.settings.budget),
+        draw=lambda f: _draw(f, layers, done, shop.settings.budget),
     )
 
 
@@ -170,26 +173,37 @@ def _override_bits(arm: Arm) -> dict[str, str]:
     return dict(text.rsplit("=", 1) for text in arm.recipe.quant.overrides)
 
 
-def _draw(figure: Any, layers: LayerMeasures, rows: Sequence[Row], what: str) -> None:
+def _draw(figure: Any, layers: LayerMeasures, done: Sequence[Trained], what: str) -> None:
+    """Draw the losses of each layer, and the accuracy of trained networks over their costs."""
+    names = list(layers.raised)
+    figure.set_size_inches(12, max(4.5, 1.5 + 0.17 * len(names)))
     left, middle, right = figure.subplots(1, 3)
-    places, size = range(len(layers.raised)), min(8.0, 150 / len(layers.raised))
-    for bits in LAYER_WIDTHS[:3]:
-        left.plot(list(layers.alone[bits].values()), places, "o", markersize=3, label=f"{bits} bits")
-    left.legend(frameon=False, fontsize=8)
-    left.set_title("quantized alone: loss above float", fontsize=9)
-    middle.barh(places, list(layers.raised.values()))
-    middle.set_title("input raised to 8 bits: change of loss", fontsize=9)
+    limits = fit(left, [0.0, *(layers.alone[bits][n] for bits in LAYER_WIDTHS[:3] for n in names)])
+    for bits, mark in zip(LAYER_WIDTHS[:3], "osD", strict=True):
+        left.plot([layers.alone[bits][n] for n in names], range(len(names)), mark, markersize=4, label=f"{bits} bits")
+    for place, n in enumerate(names):
+        write_outliers(left, place, [layers.alone[bits][n] for bits in LAYER_WIDTHS[:3]], limits, "x", 2)
+    left.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    left.set_xlabel("loss above float's, quantized alone")
+    limits = fit(middle, [0.0, *layers.raised.values()])
+    middle.barh(range(len(names)), list(layers.raised.values()))
+    for place, n in enumerate(names):
+        write_outliers(middle, place, [layers.raised[n]], limits, "x", 2)
+    middle.set_xlabel("change of loss, input at 8 bits")
     for axes in (left, middle):
-        axes.invert_yaxis()
+        axes.set_ylim(len(names) - 0.4, -0.6)
         axes.axvline(0, color="grey", linewidth=0.5)
-        axes.tick_params(axis="x", labelsize=7)
         axes.locator_params(axis="x", nbins=5)
-    left.set_yticks(places, list(layers.raised), fontsize=size)
-    middle.set_yticks([])
-    title, name = UNITS[what][0], next(n for n in rows[0] if n.startswith("test "))
-    for kind, mark in (("uniform", "o-"), ("within", "s--")):
-        points = sorted((row[title], row[name]) for row in rows if row["note"].startswith(kind))
-        right.plot([x for x, _ in points], [y for _, y in points], mark, label={"within": "mixed"}.get(kind, kind))
+        axes.set_yticks(range(len(names)), names if axes is left else [], fontsize=7)
+        axes.grid(axis="y", alpha=0.3)
+    title = UNITS[what][0]
+    lines: dict[str, list[tuple[float, list[float]]]] = {}
+    for trained in done:
+        figures, kind = list(trained.figures("test_accuracy").values()), trained.arm.note.partition(" ")[0]
+        if figures and kind in ("uniform", "within"):
+            label = {"within": "mixed bits"}.get(kind, "uniform bits")
+            lines.setdefault(label, []).append((trained.arm.more[title], figures))
+    draw_lines(right, {label: sorted(points) for label, points in lines.items()}, digits=2)
     right.set_xlabel(title)
-    right.set_title(name + ", %, SPEQ", fontsize=9)
-    right.legend(frameon=False, fontsize=8)
+    right.set_ylabel("test accuracy, %, SPEQ: mean, 95 % interval")
+    figure.supxlabel("layers: of one network, no interval", fontsize=8, color="dimgrey", x=0.3)

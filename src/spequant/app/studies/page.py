@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spequant.app.studies.pictures import blank, save
+from spequant.comparison.pictures import blank, save
 from spequant.extras import needs
 from spequant.files import make_folder, write_whole
 

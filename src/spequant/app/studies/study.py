@@ -8,6 +8,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import tyro
+
+from spequant.app.commands.studies import Study
 from spequant.app.recipes import Recipe
 from spequant.app.recipes.command_line import option_words
 from spequant.app.studies.arms import (
@@ -26,9 +29,10 @@ from spequant.app.studies.gradients import fig3
 from spequant.app.studies.greedy import fig2
 from spequant.app.studies.mixed import sensitivity
 from spequant.app.studies.page import StudyReport, write_report
+from spequant.app.studies.pictures import draw_grids, draw_lines
 from spequant.app.studies.tables import CIFAR, IMAGENET, Change, Family, method, table2, table3, table4, table5
 from spequant.app.studies.widths import at_activation_widths, every_pair
-from spequant.app.studies.workshop import Study, Workshop, about, low_bits, once
+from spequant.app.studies.workshop import Workshop, about, low_bits, once
 from spequant.extras import needs
 
 TABLE1_COLUMNS = ("bounds held", "refitted")
@@ -71,10 +75,11 @@ def table1(shop: Workshop) -> StudyReport:
     """Networks trained at few bits, at every pair of weight and activation widths."""
     widths = shop.widths
     networks = low_bits(shop, {BASELINE: method("retrain"), "SPEQ": method("speq")})
-    accuracies = {
-        label: {seed: every_pair(*shop.finished(folder), widths) for seed, folder in network.folders.items()}
-        for label, network in networks.items()
-    }
+    accuracies: dict[str, Any] = {label: {} for label in networks}
+    for label, network in networks.items():
+        for seed, folder in network.folders.items():
+            with shop.phase(f"measuring {label}, seed {seed}, at {len(widths) ** 2} pairs of widths"):
+                accuracies[label][seed] = every_pair(*shop.finished(folder), widths)
     rows = []
     for label, network in networks.items():
         for weight, act in product(widths, widths):
@@ -87,21 +92,19 @@ def table1(shop: Workshop) -> StudyReport:
                 row |= over_seeds(column, values[label], against)
             rows.append({**row, "command": network.command})
 
-    def draw(figure: Any) -> None:
-        for axes, (label, column) in zip(figure.subplots(1, 4), product(networks, TABLE1_COLUMNS), strict=True):
-            values = [[r[column] for r in rows if r["network"] == label and r["weights"] == w] for w in widths]
-            axes.imshow(values, vmin=min(map(min, values)), vmax=max(map(max, values)))
-            for i, line in enumerate(values):
-                for j, value in enumerate(line):
-                    axes.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=7, color="white")
-            axes.set_xticks(range(len(widths)), widths)
-            axes.set_yticks(range(len(widths)), widths)
-            axes.set_xlabel("activation bits")
-            axes.set_ylabel("weight bits")
-            axes.set_title(f"{label}, {column}", fontsize=9)
-
+    panels = {
+        f"{label}, {column}": [
+            [[pairs[weight, act][column] for pairs in accuracies[label].values()] for act in widths]
+            for weight in widths
+        ]
+        for label, column in product(networks, TABLE1_COLUMNS)
+    }
     text = f"{about(shop)} Test accuracy, %, of trained networks at other widths; ends and addends keep theirs."
     facts = facts_of(folders_of(networks.values()))
+
+    def draw(figure: Any) -> None:
+        draw_grids(figure, panels, widths, "test accuracy, %")
+
     return StudyReport("Other widths than trained (table 1)", text, same_columns(rows), draw, facts)
 
 
@@ -110,10 +113,11 @@ def any_precision(shop: Workshop) -> StudyReport:
     widths = shop.widths
     measured = {"SPEQ": method("speq"), "joint bits": method("joint-bits"), BASELINE: method("retrain")}
     networks = low_bits(shop, measured | {f"{BASELINE} at {bits}": _retrain_at(bits) for bits in widths})
-    single = {
-        label: {s: at_activation_widths(*shop.finished(f), widths) for s, f in networks[label].folders.items()}
-        for label in measured
-    }
+    single: dict[str, Any] = {label: {} for label in measured}
+    for label in measured:
+        for seed, folder in networks[label].folders.items():
+            with shop.phase(f"measuring {label}, seed {seed}, at {len(widths)} widths"):
+                single[label][seed] = at_activation_widths(*shop.finished(folder), widths)
     rows = []
     for bits in widths:
         network = networks[f"{BASELINE} at {bits}"]
@@ -126,11 +130,14 @@ def any_precision(shop: Workshop) -> StudyReport:
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
-        for name in (TRAINED, *(f"one network, {label}" for label in measured)):
-            axes.plot(widths, [row[name] for row in rows], marker="o", label=name)
+        trained = {bits: list(networks[f"{BASELINE} at {bits}"].figures("test_accuracy").values()) for bits in widths}
+        lines = {TRAINED: list(trained.items())}
+        for label, seeds in single.items():
+            lines[f"one network, {label}"] = [(bits, [of[bits] for of in seeds.values()]) for bits in widths]
+        draw_lines(axes, lines)
+        axes.set_xticks(widths)
         axes.set_xlabel("activation bits")
-        axes.set_ylabel("test accuracy, %")
-        axes.legend(frameon=False)
+        axes.set_ylabel("test accuracy, %: mean, 95 % interval")
 
     facts = facts_of(folders_of(networks.values()))
     for label in measured:
@@ -169,9 +176,22 @@ READ_BY = {
     "only": ("table2", "table3", "table4", "table5"),
 }
 """{setting: the studies that read it}; all studies that train read the other settings"""
-TRAINING = ("seeds", "recipe", "weights", "epochs", "images", "held_out", "root", "device", "threads", "at_once")
+TRAINING = ("seeds", "recipe", "weights", "epochs", "train_images", "held_out", "root", "device", "threads", "at_once")
 NOT_READ = {"fig2": ("at_once",), "fig3": TRAINING}
 """{study: further settings that it does not read}"""
+
+
+def study(words: Sequence[str]) -> None:
+    """Carry out `spequant study WORDS`: the name of a study, and its settings.
+
+    Raises:
+        ValueError: no study is named, or as in `run_study`.
+    """
+    if not words or words[0].startswith("-"):
+        raise ValueError(f"no study is named; expected one of {', '.join(STUDIES)}")
+    name = words[0]
+    folder = run_study(name, tyro.cli(Study, args=words[1:], prog=f"spequant study {name}"))
+    print(f"{name}.md, .csv, .png and .html are in {folder}/")
 
 
 def run_study(name: str, settings: Study) -> Path:

@@ -1,28 +1,46 @@
 """The command `sweep`: recipes with several seeds, some runs at the same time."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from itertools import product, takewhile
 
-from spequant.app.studies.compare import Compare, report
-from spequant.app.studies.side_by_side import Job, all_finished, side_by_side
-from spequant.app.terminal import print_table
+import tyro
+
+from spequant.app.commands.studies import Compare
+from spequant.app.commands.training import Sweep
+from spequant.app.studies.compare import print_comparison
+from spequant.app.studies.side_by_side import Job, all_finished, side_by_side, threads_each
+from spequant.app.terminal import title_of
+from spequant.app.train import parsed_train, run_name
 from spequant.comparison import students_t
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """Train recipes with several seeds, some runs at the same time, and compare them.
+def sweep(words: Sequence[str]) -> None:
+    """Carry out `spequant sweep WORDS`: recipes, settings of `Sweep`, and fields of the recipes.
 
-    Fields of the recipes are given as for `train` and hold for every run. The same command again keeps finished runs
-    and goes on with interrupted ones.
+    Raises:
+        ValueError: there is no recipe, a field is one that `sweep` sets, or as in `run_sweep`.
     """
-
-    seeds: tuple[int, ...] = (0, 1, 2)
-    at_once: int = 2
-    """number of runs at the same time; the CPU's threads are divided among them"""
-    out: Path = Path("runs")
-    """the parent of the runs' folders"""
+    names = list(takewhile(lambda word: not word.startswith("-"), words))
+    settings, fields = tyro.cli(
+        Sweep, args=words[len(names) :], prog="spequant sweep RECIPE ...", return_unknown_args=True
+    )
+    if not names:
+        raise ValueError("no recipe is given; expected one or more before the options (spequant recipes lists them)")
+    options = {field.split("=")[0].replace("_", "-") for field in fields}
+    if options & {"--train.seed", "--resume", "--dry-run"}:
+        raise ValueError("sweep takes no --train.seed, --resume or --dry-run: it has --seeds, and always resumes")
+    at_once = min(settings.at_once, len(names) * len(settings.seeds))
+    threads = [] if "--train.threads" in options else threads_each(at_once)
+    jobs = []
+    for seed, name in product(settings.seeds, names):
+        arguments = [*fields, *threads, "--train.seed", str(seed)]
+        recipe = parsed_train(name, arguments).recipe
+        recipe.check_ready()
+        folder = settings.out / run_name(recipe)
+        jobs.append(
+            Job(name, folder, ("train", name, *arguments, "--out", str(folder), "--resume"), title_of(name, seed))
+        )
+    run_sweep(jobs, settings.at_once)
 
 
 def run_sweep(jobs: Sequence[Job], at_once: int) -> None:
@@ -48,5 +66,5 @@ def run_sweep(jobs: Sequence[Job], at_once: int) -> None:
     done = [job for job, code in zip(jobs, codes, strict=True) if code == 0]
     done.sort(key=lambda job: order.index(job.recipe))
     if done:
-        print_table(report(Compare(tuple(job.folder for job in done))))
+        print_comparison(Compare(tuple(job.folder for job in done)))
     all_finished(jobs, codes)

@@ -16,8 +16,6 @@ from spequant.policies import LowBit, precision
 from spequant.preparation.placement import unprepare
 from spequant.quantizers.base import level_tensor
 
-ALL_WIDTHS = (2, 3, 4, 5, 6, 7, 8)
-
 
 @contextmanager
 def weights_at(model: nn.Module, bits: int, trained: int) -> Iterator[None]:

@@ -1,26 +1,27 @@
 """Where a study works: its settings, its folder, the float networks that its arms start from."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
-from tyro.conf import Positional
 
+from spequant.app.commands.studies import Study
 from spequant.app.recipes import RECIPES, Recipe
 from spequant.app.recipes.command_line import recipe_named
 from spequant.app.recipes.serial import from_json
 from spequant.app.recipes.variants import FLOAT, RETRAIN
-from spequant.app.runs import load_run
+from spequant.app.runs import Reporter, load_run
 from spequant.app.runs.folder import RECIPE
 from spequant.app.studies.arms import Arm, Trained, carry_out, reason, train_arms, train_at_once
 from spequant.app.studies.compare import check_seeds
 from spequant.app.studies.tables import CIFAR, RESNET20, Change, Family, arm
 from spequant.app.studies.tiny import tiny, write_images
-from spequant.app.studies.widths import ALL_WIDTHS
+from spequant.app.terminal import Terminal
 from spequant.data import DataSettings
 from spequant.methods import SPEQ
 
@@ -32,52 +33,11 @@ LONG = "-200"
 """ends the name of a recipe with the paper's schedule, where the recipe without it has a short one"""
 
 
-@dataclass(frozen=True)
-class Study:
-    """Settings of the studies. A setting that a study does not read is refused."""
-
-    run: Positional[Path | None] = None
-    """of sensitivity: the folder of a finished low-bit run; None: the recipe's network, trained first"""
-    budget: Literal["size", "bit-operations"] = "bit-operations"
-    """of sensitivity: what is limited in its mixed networks"""
-    trials: int = 30
-    """of beyond: the number of trials of each search"""
-    widths: tuple[int, ...] = ALL_WIDTHS
-    """of table1, any-precision and fig2's soft labels: bits at which networks are measured"""
-    smoke: bool = False
-    """two seeds of one epoch on a few made-up images: a test that the study runs, without a result"""
-    resume: bool = False
-    """keep finished runs below `out`, go on with interrupted ones"""
-    out: Path | None = None
-    """the study's folder; None: runs/study-NAME"""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    only: tuple[str, ...] = ()
-    """of studies that compare arms: patterns of GROUP/ARM; only the arms that match one are trained"""
-    recipe: str | None = None
-    """the SPEQ recipe that all arms are made from, with its settings of SPEQ; None: cifar10-resnet20-w2a2-speq, and all
-    networks of table4 and table5"""
-    weights: Path | None = None
-    """float weights that the one network starts from; None: the float run that the recipe names, which is trained
-    first"""
-    epochs: int | None = None
-    """of each low-bit run; None: as in the recipe"""
-    images: int | None = None
-    """train only on the first so many; None: as in the recipe"""
-    held_out: int | None = None
-    """number of training images that are kept apart for choices; None: as in the recipe"""
-    root: Path | None = None
-    """folder of the data set; None: SPEQUANT_DATA"""
-    device: str = "auto"
-    threads: int | None = None
-    at_once: int = 1
-    """number of runs at the same time, each in its own process; the CPU's threads are divided among them"""
-
-
 class Workshop:
     """Where a study works: its folder, its settings, the float networks that its arms start from."""
 
     def __init__(self, name: str, settings: Study):
-        self.settings = settings
+        self.settings, self.name = settings, name
         self.folder = settings.out or Path("runs") / f"study-{name}"
         if self.folder.exists() and any(self.folder.iterdir()) and not settings.resume:
             raise FileExistsError(f"{self.folder} exists; go on with --resume, give another --out, or remove it")
@@ -100,6 +60,13 @@ class Workshop:
         recipe, model, _ = load_run(folder, root, self.settings.device)
         data = recipe.data if root is None else replace(recipe.data, root=root)
         return replace(recipe, data=data, train=replace(recipe.train, device=self.settings.device)), model
+
+    @contextmanager
+    def phase(self, text: str) -> Iterator[Reporter]:
+        """Inside, the terminal says that the study is doing `text`."""
+        with Terminal(f"study {self.name}") as reporter:
+            reporter.phase(text)
+            yield reporter
 
     def train(self, arms: Sequence[Arm], seeds: Sequence[int] = ()) -> list[Trained]:
         """Each arm with its runs, one per seed; no `seeds`: all of the settings."""
@@ -131,7 +98,7 @@ class Workshop:
             train = replace(recipe.train, device=settings.device, threads=settings.threads)
             if settings.epochs is not None:
                 train = replace(train, epochs=settings.epochs)
-            fields = {"root": settings.root, "images": settings.images, "held_out": settings.held_out}
+            fields = {"root": settings.root, "images": settings.train_images, "held_out": settings.held_out}
             data = replace(recipe.data, **{k: v for k, v in fields.items() if v is not None})
             train = replace(train, measure_every=train.epochs)  # held-out accuracy is read only at the end
             recipe = replace(recipe, train=train, data=data)
@@ -225,7 +192,7 @@ def _reservations(shop: Workshop, bases: Sequence[str]) -> str:
     for name in bases or (shop.family().speq,):
         recipe, full = recipe_named(name), recipe_named(f"{name}{LONG}" if f"{name}{LONG}" in RECIPES else name)
         epochs = recipe.train.epochs if settings.epochs is None else settings.epochs
-        images = recipe.data.images if settings.images is None else settings.images
+        images = recipe.data.images if settings.train_images is None else settings.train_images
         less = [f"{epochs} of {full.train.epochs} epochs"] * (epochs < full.train.epochs)
         less += [f"{images} training images"] * (images is not None)
         if less and not text:

@@ -8,8 +8,11 @@ from spequant.deploy.formats.onnx import Onnx
 from spequant.deploy.formats.openvino import OpenVino
 from spequant.deploy.formats.packed import Packed
 from spequant.deploy.formats.qonnx import Qonnx
+from spequant.deploy.formats.tflite import Tflite, TfliteInt4
 
-FORMATS: dict[str, Format] = {form.name: form for form in (Packed(), Onnx(), MixedFormat(), OpenVino(), Qonnx())}
+FORMATS: dict[str, Format] = {
+    form.name: form for form in (Packed(), Onnx(), MixedFormat(), OpenVino(), Qonnx(), Tflite(), TfliteInt4())
+}
 
 __all__ = ["FORMATS", "Draft", "Format", "ProgramFormat", "format_named", "format_of_file", "format_to_write"]
 
@@ -44,7 +47,7 @@ def check_ending(form: Format, path: Path, argument: str = "path") -> None:
     others = sorted({f.extension for f in FORMATS.values() if f.extension})
     ending = path.suffix.lower()
     if ending != form.extension if form.extension else ending in others:
-        expected = f"one that ends in {form.extension}" if form.extension else f"any ending but {' and '.join(others)}"
+        expected = f"one that ends in {form.extension}" if form.extension else f"any ending but {', '.join(others)}"
         raise ValueError(f"{argument} is {str(path)!r}; for --to {form.name} expected {expected}")
 
 

@@ -6,7 +6,7 @@ placing the file whole are the work of `export.py`, the same for all.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from spequant.deploy.checks import Refused
+from spequant.deploy.code_graphs import CodeGraphs
 from spequant.deploy.engines import Run
 from spequant.deploy.loaded import Loaded, Preprocessing
 from spequant.deploy.lower import lower
-from spequant.deploy.onnx_graph import Writers
 from spequant.deploy.operations import Operation
 from spequant.deploy.parity import Batch, Parity
 from spequant.deploy.program import Program
@@ -61,8 +62,8 @@ class Format(ABC):
     """whether it holds networks on tokens, or of inputs by name"""
     any_width: ClassVar[bool] = False
     """whether its files run at other activation widths than they were written at"""
-    codes: ClassVar[bool] = False
-    """whether its engine computes on stored codes, which are compared one by one"""
+    graphs: ClassVar[CodeGraphs | None] = None
+    """where its engine computes on stored codes, which are compared one by one"""
     images: ClassVar[int | None] = None
     """images of a test set that its files are verified on; None: all"""
 
@@ -103,7 +104,7 @@ class Format(ABC):
 class ProgramFormat(Format):
     """A format that a program is written in. writers: for each operation; refused: operations that it cannot hold."""
 
-    writers: ClassVar[Writers]
+    writers: ClassVar[Mapping[type[Operation], Callable[[Any, Any], Any]]]
     refused: ClassVar[tuple[type[Operation], ...]] = ()
 
     def draft(
@@ -116,16 +117,22 @@ class ProgramFormat(Format):
             )
         try:
             program = lower(model, example)
+        except Refused:
+            raise
         except ValueError as error:
             raise ValueError(
                 f"{error}. `--to mixed` writes ONNX whose linear layers compute on integers and whose other parts stay "
                 "float"
             ) from error
         for op in program.ops:
-            if isinstance(op, self.refused):
+            if not self.holds(op):
                 raise ValueError(f"{op.name}: the format {self.name} has no {op.WORD}")
         content = self.content(program, preprocessing, about)
         return Draft(content, program, program.islands(), program.saturating())
+
+    def holds(self, op: Operation) -> bool:
+        """Whether it has a form for `op`."""
+        return type(op) in self.writers and not isinstance(op, self.refused)
 
     @abstractmethod
     def content(self, program: Program, preprocessing: Preprocessing | None, about: Mapping[str, Any] | None) -> Any:

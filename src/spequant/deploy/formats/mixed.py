@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from spequant.calibration.batch_norm import modes_kept
 from spequant.calibration.batches import cloned, run_model
 from spequant.deploy import engines
-from spequant.deploy.autocast import without_autocast
 from spequant.deploy.checks import check_dtype, check_forwards, check_hooks, on_no_integers, quantized_modules
 from spequant.deploy.draws import run_without_draws
 from spequant.deploy.formats.format import Draft, Format
@@ -27,9 +26,11 @@ from spequant.deploy.integer_modules import Codes, IntegerModule, integer_form, 
 from spequant.deploy.loaded import Loaded, Preprocessing
 from spequant.deploy.onnx_file import check_size, loaded_onnx, metadata, read_onnx, write_onnx
 from spequant.deploy.onnx_versions import declare_lowest
+from spequant.deploy.outputs import by_name
 from spequant.deploy.parity import Batch, Parity
 from spequant.deploy.torch_graph import islands_of, reached, traced
 from spequant.extras import needs
+from spequant.functional import without_autocast
 from spequant.layers import QuantizedLayer, act_quantizers
 
 
@@ -129,8 +130,7 @@ def answers(model: nn.Module, mixed: Mixed, run: engines.Run, batches: Iterable[
         feed = {"input": feed} if isinstance(feed, np.ndarray) else feed
         with torch.no_grad(), modes_kept(model), other_last_bits(model.eval()):
             moved = run_model(model, cloned(x))
-        if isinstance(out, Tensor):
-            out, moved = {mixed.outputs[0]: out}, {mixed.outputs[0]: moved}
+        out, moved = by_name(out), by_name(moved)
         for name, value in out.items():
             if value.dim() == 0:
                 raise ValueError(

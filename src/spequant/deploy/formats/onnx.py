@@ -5,7 +5,7 @@ DequantizeLinear -> Conv with DequantizeLinear of int8 weights and int32 bias ->
 stored as code + `Grid.zero`, since a convolution's input and output have to be of one type to be fused.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,27 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from spequant.deploy import onnx_curves
+from spequant.deploy.code_graphs import CodedGraph, CodeGraphs
 from spequant.deploy.formats.format import Draft, ProgramFormat
 from spequant.deploy.grids import Grid
 from spequant.deploy.loaded import Loaded, Preprocessing
 from spequant.deploy.onnx_file import describe, loaded_onnx, metadata, program_in, read_onnx, write_onnx
-from spequant.deploy.onnx_graph import ALIKE, Emitter, Writers, conv_attributes
-from spequant.deploy.operations import Add, Affine, Input, Operation, Quantize, Weighted
+from spequant.deploy.onnx_function import codes, float_step
+from spequant.deploy.onnx_graph import ALIKE, Emitter, Writers, avg_pool, conv_attributes, gemm, mean, pad
+from spequant.deploy.operations import (
+    Add,
+    Affine,
+    AvgPool,
+    Function,
+    Input,
+    Mean,
+    Mul,
+    Operation,
+    Pad,
+    Quantize,
+    Weighted,
+)
 from spequant.deploy.program import Program
 
 
@@ -30,9 +45,13 @@ class IntegerGraph(Emitter):
         self.sums: set[tuple[Operation, ...]] = set()
 
     def value(self, op: Operation) -> str:
+        return self.valued(self.names[op], op)
+
+    def valued(self, name: str, op: Operation) -> str:
+        """The values of what is stored under `name`, in the form of the result of `op`."""
         if op.grid is None:
-            return self.names[op]
-        return self.node("DequantizeLinear", [self.names[op], *self._scale(op.grid, op.name)], op.name)
+            return name
+        return self.node("DequantizeLinear", [name, *self._scale(op.grid, op.name)], op.name)
 
     def rounded(self, value: str, grid: Grid, name: str, step: float | None = None) -> str:
         """Float values to stored codes. step: of `value`'s unit; None: the grid's."""
@@ -73,10 +92,11 @@ def _weighted(e: IntegerGraph, op: Weighted) -> str:
     bias_scale = e.constant((op.step * form.scale).numpy(), f"{name}.bias_scale")
     bias_zero = e.constant(np.zeros(len(form.scale), np.int32), f"{name}.bias_zeros")
     bias = e.node("DequantizeLinear", [bias, bias_scale, bias_zero], name, axis=0)
-    inputs = [e.value(op.inputs[0]), weight, bias]
+    (source,) = op.inputs
     if not op.spatial:
-        return e.result(e.node("Gemm", inputs, name, transB=1), op)
-    return e.result(e.node("Conv", inputs, name, **conv_attributes(op)), op)
+        parts, ends = [weight, bias], (lambda x: e.valued(x, source), lambda y: e.result(y, op))
+        return gemm(e, op, e.names[source], parts, *ends)
+    return e.result(e.node("Conv", [e.value(source), weight, bias], name, **conv_attributes(op)), op)
 
 
 def _affine(e: IntegerGraph, op: Affine) -> str:
@@ -92,13 +112,47 @@ def _add(e: IntegerGraph, op: Add) -> str:
     return e.result(e.node("Add", [e.value(i) for i in inputs], op.name), op)
 
 
+def _mul(e: IntegerGraph, op: Mul) -> str:
+    return e.result(e.node("Mul", [e.value(i) for i in op.inputs], op.name), op)
+
+
+def _function(e: IntegerGraph, op: Function) -> str:
+    assert op.grid is not None
+    step, (source,) = float_step(op), op.inputs
+    if step is not None:
+        for part in op.parts:
+            e.emit(part)
+        return e.rounded(e.names[op.parts[-1]], op.grid, op.name, step)
+    table, index = codes(op), e.node("Cast", [e.names[source]], op.name, to=e.onnx.TensorProto.INT32)
+    assert source.grid is not None
+    first = source.grid.low + source.grid.zero
+    offsets = np.int32(-first)
+    if table.dim() > 1:  # one table for each channel, one after the other
+        starts = np.arange(table.shape[1], dtype=np.int32) * len(table)
+        offsets = (starts - first).reshape(-1, *[1] * (len(op.shape) - 2)).astype(np.int32)
+    if np.any(offsets):
+        index = e.node("Add", [index, e.constant(offsets, f"{op.name}.offsets")], op.name)
+    flat = table.t().contiguous().flatten() if table.dim() > 1 else table
+    return e.node("Gather", [e.constant(flat.numpy(), f"{op.name}.table"), index], op.name, axis=0)
+
+
+def _pad(e: IntegerGraph, op: Pad) -> str:
+    return pad(e, op, np.float32(op.value) if op.grid is None else np.uint8(op.filling + op.grid.zero))
+
+
 WRITERS: Writers = {
     **ALIKE,
+    **onnx_curves.WRITERS,
+    Function: _function,
     Input: lambda e, op: e.names[op],
     Quantize: _quantize,
     Weighted: _weighted,
     Affine: _affine,
     Add: _add,
+    Mul: _mul,
+    Mean: lambda e, op: mean(e, op, e.value(op.inputs[0]), lambda out: e.result(out, op)),
+    AvgPool: lambda e, op: e.result(avg_pool(e, op, e.value(op.inputs[0])), op),
+    Pad: _pad,
 }
 
 
@@ -109,7 +163,7 @@ def integer_graph(
     taps: Sequence[Operation] = (),
     about: Mapping[str, Any] | None = None,
 ) -> Any:
-    """The onnx model of `program`: input "input" (batch, ...), output "output" (batch, classes).
+    """The onnx model of `program`: input "input" (batch, ...), output "output" (batch, classes), or several by name.
 
     Args:
         program: what `lower` makes.
@@ -131,7 +185,7 @@ def integer_graph(
         e.names[source] = e.node("Div", [centred, e.constant(std, "input.std")], "input")
     e.emit_program(program)
     inputs = [e.end(source, "input", "batch", kinds.FLOAT if preprocessing is None else kinds.UINT8)]
-    outputs = {e.value(program.output): e.end(program.output, "output", "batch")}
+    outputs = e.ends(program, "batch")
     outputs |= {e.names[op]: e.tap(op, f"tap{i}") for i, op in enumerate(taps)}
     content = {"program": describe(program, e.tensors), "preprocessing": preprocessing, "act_bits": program.act_bits}
     return e.model(inputs, outputs, metadata("integer", content, about))
@@ -148,6 +202,17 @@ def op_graph(op: Operation) -> Any:
     return e.model(inputs, {e.names[op]: e.tap(op, "output")}, {})
 
 
+def _coded(graph: Any, ops: Iterable[Operation]) -> CodedGraph:
+    zero = {op: op.grid.zero for op in ops if op.grid is not None}
+    return CodedGraph(graph.SerializeToString(), zero, np.dtype(np.uint8))
+
+
+GRAPHS = CodeGraphs(
+    lambda program, **options: _coded(integer_graph(program, **options), program.ops),
+    lambda op: _coded(op_graph(op), (*op.inputs, op)),
+)
+
+
 class Onnx(ProgramFormat):
     """Integer ONNX."""
 
@@ -155,7 +220,8 @@ class Onnx(ProgramFormat):
     help = "integer graph, 8-bit arithmetic"
     engines = "onnxruntime", "openvino"
     runs_in = "onnxruntime, OpenVINO, torch (the integer twin)"
-    preprocessing = any_width = codes = True
+    preprocessing = any_width = True
+    graphs = GRAPHS
     writers = WRITERS
 
     def content(self, program: Program, preprocessing: Preprocessing | None, about: Mapping[str, Any] | None) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from spequant.deploy.formats.format import Draft, ProgramFormat
-from spequant.deploy.formats.onnx import WRITERS, integer_graph
+from spequant.deploy.formats.onnx import GRAPHS, WRITERS, integer_graph
 from spequant.deploy.loaded import Loaded, Preprocessing
 from spequant.deploy.onnx_file import KEY
 from spequant.deploy.program import Program
@@ -83,7 +83,7 @@ class OpenVino(ProgramFormat):
     engines = ("openvino",)
     runs_in = "OpenVINO"
     preprocessing = True
-    codes = True
+    graphs = GRAPHS
     writers = WRITERS  # of the integer ONNX that it is converted from
 
     def files(self, path: Path) -> tuple[Path, ...]:

@@ -21,6 +21,7 @@ from spequant.deploy.engines import Run
 from spequant.deploy.formats.format import Draft, Format
 from spequant.deploy.grids import act_bounds, weight_codes
 from spequant.deploy.loaded import Loaded, Preprocessing
+from spequant.deploy.outputs import by_name
 from spequant.deploy.packed_file import (
     CODES,
     FLOATS,
@@ -266,7 +267,7 @@ class Packed(Format):
         parity = Parity()
         for x, _, labels in batches:
             with torch.no_grad(), modes_kept(model):
-                expected, got = (_by_name(run_model(m.eval(), cloned(x))) for m in (model, loaded))
+                expected, got = (by_name(run_model(m.eval(), cloned(x))) for m in (model, loaded))
             for output, a in expected.items():
                 if not torch.equal(a, got[output]):
                     wrong = int((a != got[output]).sum())
@@ -279,8 +280,3 @@ class Packed(Format):
         model = None if network is None else load_packed(path, network)
         widths = {bits for _, bits, _, _ in head["acts"]}
         return Loaded(path, self.name, about=head["about"], act_bits=tuple(sorted(widths)), model=model)
-
-
-def _by_name(out: Any) -> dict[str, Tensor]:
-    """What a network returned, one tensor or several."""
-    return {"output": out} if isinstance(out, Tensor) else dict(out)

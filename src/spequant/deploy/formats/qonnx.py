@@ -11,18 +11,35 @@ only -1 and 1 are `BipolarQuant`, one bit.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from spequant.deploy import onnx_curves
 from spequant.deploy.formats.format import Draft, ProgramFormat
 from spequant.deploy.grids import Grid
+from spequant.deploy.integers import smallest_codes
 from spequant.deploy.loaded import Loaded, Preprocessing
 from spequant.deploy.onnx_file import loaded_onnx, metadata, read_onnx, write_onnx
-from spequant.deploy.onnx_graph import ALIKE, Emitter, Writers, conv_attributes, float_layer
-from spequant.deploy.operations import Add, Affine, FloatLayer, Input, Operation, Quantize, Weighted
+from spequant.deploy.onnx_graph import ALIKE, Emitter, Writers, avg_pool, conv_attributes, float_layer, mean, pad
+from spequant.deploy.operations import (
+    Add,
+    Affine,
+    AvgPool,
+    FloatLayer,
+    Function,
+    Input,
+    Mean,
+    Mul,
+    Operation,
+    Pad,
+    Quantize,
+    Weighted,
+)
+from spequant.deploy.operations.positions import unit
 from spequant.deploy.program import Program
 
 DOMAIN = "qonnx.custom_op.general"
@@ -34,15 +51,6 @@ def fewest_bits(low: int, high: int) -> tuple[int, int, int]:
         return max(1, high.bit_length()), 0, 0
     bits = max((-low - 1).bit_length(), high.bit_length()) + 1
     return bits, 1, int(low > -(2 ** (bits - 1)))
-
-
-def weight_codes(op: Weighted) -> tuple[np.ndarray, np.ndarray]:
-    """(codes, fp32 scale per output): the smallest whole numbers that do, and scales above zero."""
-    codes = op.weight.numpy().astype(np.int64)
-    divisor = max(1, int(np.gcd.reduce(codes, axis=None)))
-    scale = op.scale.numpy() * divisor
-    codes = codes // divisor * np.sign(scale).astype(np.int64).reshape(-1, *[1] * (codes.ndim - 1))
-    return codes, np.where(scale == 0, 1.0, np.abs(scale)).astype(np.float32)
 
 
 class QuantGraph(Emitter):
@@ -65,6 +73,15 @@ class QuantGraph(Emitter):
         full = (np.full(op.shape[1], number, np.float32) for number in parts.values())
         constants = [self.constant(number, f"{op.name}.{what}") for what, number in zip(parts, full, strict=True)]
         return self.node("BatchNormalization", [value, *constants], op.name, epsilon=0.0)
+
+    def by_outputs(self, op: Weighted | FloatLayer, value: str, scale: Any, offset: Any) -> str:
+        """value * scale + offset by outputs of a layer: of a linear one on more than two dimensions, the last."""
+        if op.spatial or len(op.shape) == 2:
+            return self.affine(op, value, scale, offset)
+        for kind, number in (("Mul", scale), ("Add", offset)):
+            constant = self.constant(np.asarray(number, np.float32), f"{op.name}.{kind}")
+            value = self.node(kind, [value, constant], op.name)
+        return value
 
     def quant(self, value: str, bits: int, signed: int, narrow: int, name: str) -> str:
         numbers = {"scale": 1, "zero": 0, "bits": bits}
@@ -91,7 +108,7 @@ def _quantize(e: QuantGraph, op: Quantize) -> str:
 
 
 def _weighted(e: QuantGraph, op: Weighted) -> str:
-    codes, scale = weight_codes(op)
+    codes, scale = smallest_codes(op.weight, op.scale)
     name = f"{op.name}.weight"
     weight = e.constant((codes if op.spatial else codes.T).astype(np.float32), name)
     if (np.abs(codes) == 1).all():
@@ -101,16 +118,42 @@ def _weighted(e: QuantGraph, op: Weighted) -> str:
         weight = e.quant(weight, bits, 1, narrow, name)
     inputs = [e.names[op.inputs[0]], weight]
     sums = e.node("Conv", inputs, op.name, **conv_attributes(op)) if op.spatial else e.node("MatMul", inputs, op.name)
-    unit = 1.0 if op.grid is None else op.grid.step
-    return e.result(e.affine(op, sums, scale * op.step.numpy() / unit, op.offset.numpy() / unit), op)
+    step = 1.0 if op.grid is None else op.grid.step
+    return e.result(e.by_outputs(op, sums, scale * op.step.numpy() / step, op.offset.numpy() / step), op)
 
 
 def _add(e: QuantGraph, op: Add) -> str:
     if not op.of_codes:
         return e.result(e.node("Add", [e.value(i) for i in op.inputs], op.name), op)
-    unit = 1.0 if op.grid is None else op.grid.step
-    terms = [e.affine(i, e.names[i], i.grid.step / unit) for i in op.inputs if i.grid is not None]
+    step = 1.0 if op.grid is None else op.grid.step
+    terms = [e.affine(i, e.names[i], i.grid.step / step) for i in op.inputs if i.grid is not None]
     return e.result(e.node("Add", terms, op.name), op)
+
+
+def _times(e: QuantGraph, op: Operation, value: str, factor: float) -> str:
+    return e.node("Mul", [value, e.constant(np.float32(factor), f"{op.name}.factor")], op.name)
+
+
+def _mul(e: QuantGraph, op: Mul) -> str:
+    if not op.of_codes:
+        return e.node("Mul", [e.value(i) for i in op.inputs], op.name)
+    product = e.node("Mul", [e.names[i] for i in op.inputs], op.name)
+    return e.result(_times(e, op, product, float(op.unit)), op)
+
+
+def _function(e: QuantGraph, op: Function) -> str:
+    for part in op.parts:
+        e.emit(part)
+    assert op.grid is not None
+    return e.result(_times(e, op, e.names[op.parts[-1]], op.grid.rate), op)
+
+
+def _averaged(e: QuantGraph, op: AvgPool | Mean) -> str:
+    """Codes are averaged, and the mean is scaled to codes of the result."""
+    average = partial(avg_pool, e, op) if isinstance(op, AvgPool) else partial(mean, e, op)
+    if op.grid is None:
+        return average(e.value(op.inputs[0]))
+    return e.result(_times(e, op, average(e.names[op.inputs[0]]), float(unit(op))), op)
 
 
 def _float_layer(e: QuantGraph, op: FloatLayer) -> str:
@@ -118,17 +161,23 @@ def _float_layer(e: QuantGraph, op: FloatLayer) -> str:
         return float_layer(e, op)
     (x,), (weight, bias) = e.sources(op), (t.detach().numpy() for t in (op.weight, op.bias))
     product = e.node("MatMul", [x, e.constant(weight.T, f"{op.name}.weight")], op.name)
-    return e.affine(op, product, 1.0, bias)
+    return e.by_outputs(op, product, 1.0, bias)
 
 
 WRITERS: Writers = {
     **ALIKE,
+    **onnx_curves.WRITERS,
+    Function: _function,
     Input: lambda e, op: e.names[op],
     Quantize: _quantize,
     Weighted: _weighted,
     FloatLayer: _float_layer,
     Affine: lambda e, op: e.affine(op, *e.sources(op), op.factor.numpy(), op.shift.numpy()),
     Add: _add,
+    Mul: _mul,
+    Mean: _averaged,
+    AvgPool: _averaged,
+    Pad: lambda e, op: pad(e, op, np.float32(op.filling)),
 }
 
 
@@ -146,8 +195,7 @@ def quant_graph(program: Program, *, about: Mapping[str, Any] | None = None) -> 
     e.names[program.input] = "input"
     e.emit_program(program)
     inputs = [e.end(program.input, "input", 1)]
-    outputs = {e.value(program.output): e.end(program.output, "output", 1)}
-    return e.model(inputs, outputs, metadata("qonnx", {"act_bits": program.act_bits}, about), {DOMAIN: 1})
+    return e.model(inputs, e.ends(program, 1), metadata("qonnx", {"act_bits": program.act_bits}, about), {DOMAIN: 1})
 
 
 class Qonnx(ProgramFormat):

@@ -1,12 +1,25 @@
 """The operations of exported graphs, one class each; `OPERATIONS` is the registry. Who adds one adds its class here."""
 
-from spequant.deploy.operations.addition import Add
-from spequant.deploy.operations.layer import Affine, FloatLayer, Weighted
-from spequant.deploy.operations.moving import Concat, Flatten, Pad, Same, Slice
+from spequant.deploy.operations.affine import Affine, Negative
+from spequant.deploy.operations.arithmetic import Add, Divide, Mul, Subtract
+from spequant.deploy.operations.function import Function
+from spequant.deploy.operations.layer import FloatLayer, Weighted
+from spequant.deploy.operations.moving import Concat, Repeat, Same, Stack
 from spequant.deploy.operations.operation import Operation, Step
-from spequant.deploy.operations.pointwise import Clamp, Mul, Sigmoid
-from spequant.deploy.operations.positions import Amax, MaxPool, Mean
-from spequant.deploy.operations.quantize import Input, Quantize
+from spequant.deploy.operations.pointwise import Clamp, Curve, PRelu, Sigmoid
+from spequant.deploy.operations.positions import Adaptive, Amax, AvgPool, MaxPool, Mean
+from spequant.deploy.operations.quantize import Input, Quantize, Unread
+from spequant.deploy.operations.shaping import (
+    ChannelShuffle,
+    Flatten,
+    PixelShuffle,
+    PixelUnshuffle,
+    Reshape,
+    Transpose,
+)
+from spequant.deploy.operations.slicing import Pad, Parts, Slice
+from spequant.deploy.operations.torch_layer import Layer
+from spequant.deploy.operations.transposed import Transposed
 
 OPERATIONS: tuple[type[Operation], ...] = (
     Input,
@@ -15,39 +28,82 @@ OPERATIONS: tuple[type[Operation], ...] = (
     FloatLayer,
     Affine,
     Add,
+    Subtract,
     Mul,
+    Divide,
     Clamp,
     Sigmoid,
+    Curve,
+    PRelu,
+    Function,
     Mean,
     Amax,
     MaxPool,
+    AvgPool,
     Flatten,
+    Reshape,
+    Transpose,
+    PixelShuffle,
+    Slice,
+    Pad,
+    Repeat,
     Concat,
 )
 """Those of programs, all of which a format writes or refuses."""
-READ: tuple[type[Operation], ...] = (*OPERATIONS, Same, Slice, Pad)
+READ: tuple[type[Operation], ...] = (
+    *OPERATIONS,
+    Adaptive,
+    ChannelShuffle,
+    Layer,
+    Negative,
+    Parts,
+    PixelUnshuffle,
+    Same,
+    Stack,
+    Transposed,
+    Unread,
+)
 """Those of networks."""
 
 __all__ = [
     "OPERATIONS",
     "READ",
+    "Adaptive",
     "Add",
     "Affine",
     "Amax",
+    "AvgPool",
+    "ChannelShuffle",
     "Clamp",
     "Concat",
+    "Curve",
+    "Divide",
     "Flatten",
     "FloatLayer",
+    "Function",
     "Input",
+    "Layer",
     "MaxPool",
     "Mean",
     "Mul",
+    "Negative",
     "Operation",
+    "PRelu",
     "Pad",
+    "Parts",
+    "PixelShuffle",
+    "PixelUnshuffle",
     "Quantize",
+    "Repeat",
+    "Reshape",
     "Same",
     "Sigmoid",
     "Slice",
+    "Stack",
     "Step",
+    "Subtract",
+    "Transpose",
+    "Transposed",
+    "Unread",
     "Weighted",
 ]

@@ -1,63 +1,68 @@
-"""Convolutions, linear layers and batch norm: on codes, with all that is linear after them in one; or in float."""
+"""Convolutions and linear layers: on codes, with all that is linear after them in one; or in float."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from spequant.deploy.grids import Grid, act_grid, weight_grid
 from spequant.deploy.integers import Integers, int8_form
-from spequant.deploy.operations.operation import Lowering, Operation, Read, Step
+from spequant.deploy.operations.operation import Lowering, Operation, Step
+from spequant.deploy.operations.windows import padded
 from spequant.layers import QuantizedLayer, effective_weight
-from spequant.networks import QUANTIZABLE
+from spequant.networks import TRANSPOSED
 from spequant.quantizers import Quantizer
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-def layer_attributes(module: nn.Module) -> dict[str, Any]:
-    """Stride, padding, dilation and groups of a convolution; nothing of a linear layer. ValueError: neither, or
-    computed in another way than torch's own layers."""
-    layer = module.layer if isinstance(module, QuantizedLayer) else module
-    plain = next((k for k in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(layer, k)), None)
-    standardised = hasattr(layer, "effective_weight") and not getattr(layer, "same_pad", False)
-    if plain is None or not (type(layer).forward is plain.forward or standardised):
-        raise ValueError(f"{type(layer).__name__} has no integer form; spequant.deploy.export_mixed takes it")
-    if plain is nn.Linear:
-        return {}
-    conv: Any = layer
-    if conv.padding_mode != "zeros":
-        raise ValueError(f"padding_mode {conv.padding_mode!r} has no integer form; expected zeros")
-    padding = conv.padding
-    if isinstance(padding, str):
-        total = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-        if padding == "same" and any(t % 2 for t in total):
-            raise ValueError("padding 'same' differs by side here, which has no integer form")
-        padding = tuple(t // 2 if padding == "same" else 0 for t in total)
-    return {"stride": conv.stride, "padding": padding, "dilation": conv.dilation, "groups": conv.groups}
+@dataclass(frozen=True)
+class Form:
+    """Of a convolution; as it is, of a linear layer."""
+
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
 
 
-def norm_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """(factor, shift), float64 per channel: batch norm on its running statistics is x * factor + shift."""
-    n: Any = norm
-    if n.running_var is None:
-        raise ValueError(f"{norm!r} keeps no running statistics; it has no form outside its batch")
-    deviation = torch.sqrt(n.running_var.double() + n.eps)
-    factor = (n.weight.detach().double() if n.affine else torch.ones_like(deviation)) / deviation
-    shift = (n.bias.detach().double() if n.affine else 0.0) - n.running_mean.double() * factor
-    return factor.cpu(), shift.cpu()
-
-
-def product(op: "Weighted | FloatLayer", x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def product(op: "Weighted | FloatLayer | Form", x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """What `op` computes of `x` with this `weight`, (outputs, inputs / groups, *kernel) or (outputs, inputs)."""
-    if not op.spatial:
+    spatial = weight.dim() - 2
+    if not spatial:
         return F.linear(x, weight, bias)
-    return CONV[op.spatial](x, weight, bias, op.stride, op.padding, op.dilation, op.groups)
+    padding = op.padding
+    if len(padding) != spatial:
+        x, padding = padded(x, padding), 0
+    return CONV[spatial](x, weight, bias, op.stride, padding, op.dilation, op.groups)
+
+
+def layer_of(step: Step) -> Any:
+    """The float layer whose weight `step` computes with."""
+    return step.module.layer if isinstance(step.module, QuantizedLayer) else step.module
+
+
+@dataclass(frozen=True)
+class After:
+    """What is linear behind a layer: y * factor + shift, float64 (channels,) or one number; the shape of that; and the
+    parameter that `shift` grows with, one to one, if there is one."""
+
+    factor: Tensor
+    shift: Tensor
+    shape: tuple[int, ...]
+    bias: Tensor | None
+
+
+def rescaled(layer: Any, scale: Tensor, after: After | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(scale, offset, bias) of `Weighted`: of a layer with this `scale` of its weight codes, and what is `after` it."""
+    offset = torch.zeros_like(scale) if layer.bias is None else layer.bias.detach().cpu().double()
+    if after is None:
+        return scale, offset, layer.bias
+    return scale * after.factor, offset * after.factor + after.shift, after.bias
 
 
 @dataclass(eq=False)
@@ -67,8 +72,9 @@ class Weighted(Operation):
     y[o] = scale[o] * input step * sum(weight[o] * codes) + offset[o]
 
     weight: int16, or int8 where it was made for int8 arithmetic, (outputs, inputs / groups, *kernel) or (outputs,
-    inputs); scale, offset: float64 (outputs,); scale may be negative or zero. Without stride: a linear layer. bias: the
-    parameter that `offset` grows with, one to one.
+    inputs); scale, offset: float64 (outputs,); scale may be negative or zero. Without stride: a linear layer, of the
+    last dimension. padding: of zeros, as `windows.sides` reads it. bias: the parameter that `offset` grows with, one to
+    one.
     """
 
     weight: Tensor
@@ -81,7 +87,6 @@ class Weighted(Operation):
     bias: Tensor | None = None
 
     WORD = "layer"
-    MODULES: ClassVar[dict[type, Read]] = dict.fromkeys((QuantizedLayer, *QUANTIZABLE), layer_attributes)
 
     @property
     def in_float(self) -> bool:
@@ -117,7 +122,7 @@ class Weighted(Operation):
     def compute(self, inputs: Sequence[Tensor]) -> Tensor:
         form = self.integers
         dtype = torch.float32 if form.exact_in_fp32 else torch.float64  # whole numbers, exact in either
-        shape = (1, -1, *[1] * self.spatial)
+        shape = (-1, *[1] * self.spatial)
         sums = product(self, inputs[0].to(dtype), form.weight.to(dtype))
         sums = (sums + form.bias.to(dtype).view(shape)).float()
         scale = (self.step * form.scale).view(shape)
@@ -131,22 +136,13 @@ class Weighted(Operation):
         return []
 
     @classmethod
-    def arising(cls, step: Step, grid: Grid | None, at: Lowering, norm: Step | None = None) -> Operation | None:
-        """norm: the batch norm behind it, whose result this is."""
+    def arising(cls, step: Step, grid: Grid | None, at: Lowering, after: "After | None" = None) -> Operation | None:
+        """after: what is linear behind it, whose result this is."""
         for source, quantizer in cls.reads(step):  # none of a layer with one side float
-            layer: Any = step.module.layer  # type: ignore[union-attr]
-            if isinstance(layer, nn.Linear) and len(source.shape) != 2:
-                raise ValueError(
-                    f"{step.name}: a linear layer on inputs of {len(source.shape)} dimensions has no integer "
-                    "form here; expected (batch, features): flatten before it"
-                )
-            inside = at.codes(source, act_grid(quantizer))
-            codes, scale = weight_grid(step.module)  # type: ignore[arg-type]
-            offset = torch.zeros(len(codes)) if layer.bias is None else layer.bias.detach().cpu()
-            factor, shift = (1.0, 0.0) if norm is None else norm_affine(norm.module)  # type: ignore[arg-type]
-            bias: Any = (layer if norm is None else norm.module).bias  # type: ignore[union-attr]
-            shape, parts = (norm or step).shape, (codes, scale * factor, offset.double() * factor + shift)
-            return at.add(cls(step.name, (inside,), grid, shape, *parts, bias=bias, **step.attributes))
+            inside, (codes, scale) = at.codes(source, act_grid(quantizer)), weight_grid(step.module)  # type: ignore[arg-type]
+            scale, offset, bias = rescaled(layer_of(step), scale, after)
+            shape = step.shape if after is None else after.shape
+            return at.add(cls(step.name, (inside,), grid, shape, codes, scale, offset, bias=bias, **step.attributes))
         return None
 
     @classmethod
@@ -185,20 +181,8 @@ class FloatLayer(Operation):
 
     @classmethod
     def floating(cls, step: Step, at: Lowering) -> Operation:
-        layer: Any = step.module
-        quantizer = None
-        if isinstance(layer, QuantizedLayer):
-            if layer.act_quantizer is not None:
-                raise ValueError(
-                    f"{step.name}: activations are quantized and weights are float, which has no integer form; prepare "
-                    "with weight= as well, or with act=None"
-                )
-            layer, quantizer = layer.layer, layer.weight_quantizer
-        with torch.no_grad():
-            weight = effective_weight(layer) if quantizer is None else quantizer(effective_weight(layer))
-        bias = torch.zeros(len(weight)) if layer.bias is None else layer.bias
-        inputs, numbers = (at.value(step.inputs[0]),), {"weight": weight.detach().cpu(), "bias": bias.detach().cpu()}
-        return at.add(cls(step.name, inputs, None, step.shape, **numbers, **step.attributes))
+        weight, bias = float_weights(step)
+        return at.add(cls(step.name, (at.value(step.inputs[0]),), None, step.shape, weight, bias, **step.attributes))
 
     @classmethod
     def restored(cls, fields: Mapping[str, Any], tensors: Sequence[Tensor]) -> Self:
@@ -206,32 +190,20 @@ class FloatLayer(Operation):
         return cls(**fields, weight=weight, bias=bias)
 
 
-@dataclass(eq=False)
-class Affine(Operation):
-    """Batch norm on its own, in float: x * factor + shift, fp32 numbers per channel. Behind a layer: part of that."""
-
-    factor: Tensor
-    shift: Tensor
-
-    WORD = "affine"
-    MODULES: ClassVar[dict[type, Read]] = {_BatchNorm: lambda module: {}}
-
-    def compute(self, inputs: Sequence[Tensor]) -> Tensor:
-        (x,) = self.values(inputs)
-        shape = (1, -1, *[1] * (x.dim() - 2))
-        return x * self.factor.view(shape) + self.shift.view(shape)
-
-    @classmethod
-    def arising(cls, step: Step, grid: Grid | None, at: Lowering) -> Operation | None:
-        (source,) = step.inputs
-        return Weighted.arising(source, grid, at, step) if source.kind is Weighted else None
-
-    @classmethod
-    def floating(cls, step: Step, at: Lowering) -> Operation:
-        factor, shift = (t.float() for t in norm_affine(step.module))  # type: ignore[arg-type]
-        return at.add(cls(step.name, (at.value(step.inputs[0]),), None, step.shape, factor, shift))
-
-    @classmethod
-    def restored(cls, fields: Mapping[str, Any], tensors: Sequence[Tensor]) -> Self:
-        factor, shift = (t.flatten() for t in tensors)
-        return cls(**fields, factor=factor, shift=shift)
+def float_weights(step: Step) -> tuple[Tensor, Tensor]:
+    """(weight, bias) of a layer whose weight or input is float, as they are used. ValueError: only the input is
+    quantized."""
+    quantizer = None
+    if isinstance(step.module, QuantizedLayer):
+        if step.module.act_quantizer is not None:
+            raise ValueError(
+                f"{step.name}: activations are quantized and weights are float, which has no integer form; prepare "
+                "with weight= as well, or with act=None"
+            )
+        quantizer = step.module.weight_quantizer
+    layer = layer_of(step)
+    with torch.no_grad():
+        weight = effective_weight(layer) if quantizer is None else quantizer(effective_weight(layer))
+    outputs = weight.shape[1] * layer.groups if isinstance(layer, TRANSPOSED) else len(weight)
+    bias = torch.zeros(outputs) if layer.bias is None else layer.bias
+    return weight.detach().cpu(), bias.detach().cpu()

@@ -1,6 +1,5 @@
-"""Numbers put elsewhere, unchanged: flattening, concatenation, slicing with a step, channels of zeros."""
+"""Numbers put elsewhere, unchanged: concatenation, repetition; and what leaves them where they are."""
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -9,21 +8,103 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spequant.deploy.grids import Grid
-from spequant.deploy.operations.layer import Weighted
-from spequant.deploy.operations.operation import Lowering, Operation, Read, Step
+from spequant.deploy.operations.operation import Operation, Read, Step
+from spequant.deploy.operations.shaping import reshaped
 
 
-def _flatten(start_dim: int = 0, end_dim: int = -1) -> dict[str, Any]:
-    if (start_dim, end_dim) != (1, -1):
-        raise ValueError(f"flattening from {start_dim} to {end_dim} has no form here; expected all but the batch")
+def _listed(dim: int = 0, axis: int | None = None, **_: Any) -> dict[str, Any]:
+    return {"dim": dim if axis is None else axis}
+
+
+@dataclass(eq=False)
+class Concat(Operation):
+    """Its inputs one after the other, along dimension `dim`, channels above all."""
+
+    dim: int = 1
+
+    WORD = "concat"
+    COMMUTES = MOVES = True
+    FUNCTIONS: ClassVar[dict[Any, Read]] = dict.fromkeys((torch.cat, torch.concat, torch.concatenate), _listed)
+
+    def compute(self, inputs: Sequence[Tensor]) -> Tensor:
+        return torch.cat(self.values(inputs), self.dim)
+
+    @classmethod
+    def settled(cls, step: Step) -> Step:
+        dim = step.attributes["dim"] % len(step.shape)
+        if dim == 0:
+            raise ValueError("concatenation over dimension 0 has no integer form here; expected 1, channels")
+        if len(step.inputs) == 1:
+            return step.inputs[0]
+        step.attributes = {"dim": dim}
+        return step
+
+
+@dataclass(eq=False)
+class Stack(Operation):
+    """Its inputs along a new dimension. In no program: each is reshaped, and they are concatenated."""
+
+    WORD = "stack"
+    FUNCTIONS: ClassVar[dict[Any, Read]] = {torch.stack: _listed}
+
+    @classmethod
+    def settled(cls, step: Step) -> Step:
+        dim, shape = step.attributes["dim"] % len(step.shape), list(step.shape)
+        shape[dim] = 1
+        inputs = tuple(reshaped(i, tuple(shape), step.name) for i in step.inputs)
+        return Concat.settled(Step(step.name, Concat, inputs, step.shape, {"dim": dim}))
+
+
+def _upsampled(
+    size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: Any = None, *_: Any, **__: Any
+) -> dict[str, Any]:
+    if mode not in ("nearest", "nearest-exact"):
+        raise ValueError(f"resizing by {mode!r} has no integer form here; expected 'nearest'")
     return {}
 
 
-def _concat(dim: int = 0) -> dict[str, Any]:
-    if dim != 1:
-        raise ValueError(f"concatenation over dimension {dim} has no integer form here; expected 1, channels")
-    return {}
+@dataclass(eq=False)
+class Repeat(Operation):
+    """Each number `times` times in a row, along each dimension but the batch: upsampling to the nearest."""
+
+    times: tuple[int, ...] = ()
+
+    WORD = "upsample"
+    COMMUTES = MOVES = True
+    MODULES: ClassVar[dict[type, Read]] = {nn.Upsample: lambda m: _upsampled(mode=m.mode)}
+    FUNCTIONS: ClassVar[dict[Any, Read]] = {F.interpolate: _upsampled}
+    METHODS: ClassVar[dict[str, Read]] = dict.fromkeys(("expand", "expand_as"), lambda *_: {})
+
+    def compute(self, inputs: Sequence[Tensor]) -> Tensor:
+        (x,) = self.values(inputs)
+        for dim, times in enumerate(self.times, start=1):
+            x = x if times == 1 else x.repeat_interleave(times, dim)
+        return x
+
+    @classmethod
+    def settled(cls, step: Step) -> Step:
+        return repeated(step.inputs[0], step.shape, step.name)
+
+
+def repeated(source: Step, shape: tuple[int, ...], name: str) -> Step:
+    """`source` upsampled to `shape`, of as many dimensions."""
+    sizes = list(zip(shape, source.shape, strict=True)) if len(shape) == len(source.shape) else [(1, 2)]
+    if any(large % small for large, small in sizes) or shape[0] != source.shape[0]:
+        raise ValueError(
+            f"resizing {source.shape[1:]} to {shape[1:]} has no integer form here; expected whole multiples of a "
+            "sample's sizes"
+        )
+    times = tuple(large // small for large, small in sizes[1:])
+    return source if set(times) == {1} else Step(name, Repeat, (source,), shape, {"times": times})
+
+
+def unrepeated(step: Step, shape: tuple[int, ...]) -> Step:
+    """What `step` repeats, where that is broadcast to `shape` all the same."""
+    while step.kind is Repeat and all(
+        size == 1 or times == 1 for size, times in zip(step.inputs[0].shape[1:], step.attributes["times"], strict=True)
+    ):
+        step = step.inputs[0]
+    return step
 
 
 def _dropout(p: float = 0.5, training: bool = True, inplace: bool = False) -> dict[str, Any]:
@@ -32,47 +113,7 @@ def _dropout(p: float = 0.5, training: bool = True, inplace: bool = False) -> di
     return {}
 
 
-def _sliced(index: Any) -> dict[str, Any]:
-    """x[:, :, ::s, ::s]"""
-    parts = list(index) if isinstance(index, tuple) else [index]
-    plain = all(isinstance(p, slice) and p.start in (None, 0) and p.stop is None for p in parts)
-    steps = [p.step or 1 for p in parts] if plain else []
-    if not plain or len(steps) != 4 or steps[:2] != [1, 1]:
-        raise ValueError("this indexing has no integer form; expected x[:, :, ::s, ::s]")
-    return {"stride": tuple(steps[2:])}
-
-
-def _pad(pad: Any, mode: str = "constant", value: Any = None) -> dict[str, Any]:
-    sides = tuple(pad)
-    if mode != "constant" or value or len(sides) != 6 or any(sides[:4]):
-        raise ValueError(f"padding {sides} has no integer form here; expected zero channels only")
-    return {"channels": sides[4:]}
-
-
-@dataclass(eq=False)
-class Flatten(Operation):
-    """All dimensions but the batch as one."""
-
-    WORD = "flatten"
-    COMMUTES = True
-    MODULES: ClassVar[dict[type, Read]] = {nn.Flatten: lambda m: _flatten(m.start_dim, m.end_dim)}
-    FUNCTIONS: ClassVar[dict[Any, Read]] = {torch.flatten: _flatten}
-    METHODS: ClassVar[dict[str, Read]] = {"flatten": _flatten}
-
-    def compute(self, inputs: Sequence[Tensor]) -> Tensor:
-        return self.values(inputs)[0].flatten(1)
-
-
-@dataclass(eq=False)
-class Concat(Operation):
-    """Its inputs one after the other, over channels."""
-
-    WORD = "concat"
-    COMMUTES = True
-    FUNCTIONS: ClassVar[dict[Any, Read]] = {torch.cat: _concat}
-
-    def compute(self, inputs: Sequence[Tensor]) -> Tensor:
-        return torch.cat(self.values(inputs), 1)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 @dataclass(eq=False)
@@ -80,58 +121,10 @@ class Same(Operation):
     """What leaves values as they are. In no program: its input stands for it."""
 
     WORD = "same"
-    MODULES: ClassVar[dict[type, Read]] = dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout2d), lambda module: {})
-    FUNCTIONS: ClassVar[dict[Any, Read]] = {F.dropout: _dropout}
-    METHODS: ClassVar[dict[str, Read]] = {"contiguous": lambda **_: {}}
+    MODULES: ClassVar[dict[type, Read]] = dict.fromkeys((nn.Identity, *DROPOUTS), lambda module: {})
+    FUNCTIONS: ClassVar[dict[Any, Read]] = dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d), _dropout)
+    METHODS: ClassVar[dict[str, Read]] = dict.fromkeys(("clone", "contiguous", "detach", "float"), lambda *_, **__: {})
 
     @classmethod
-    def own_grid(cls, step: Step) -> Grid | None:
-        return step.inputs[0].own_grid
-
-    @classmethod
-    def carried(cls, step: Step, grid: Grid, at: Lowering) -> Operation | None:
-        return at.codes(step.inputs[0], grid)
-
-    @classmethod
-    def floating(cls, step: Step, at: Lowering) -> Operation:
-        return at.value(step.inputs[0])
-
-
-def _spread(step: Step, grid: Grid, at: Lowering) -> Operation:
-    """`step`, a slice, channels of zeros, or these behind a slice, as a 1 x 1 convolution with the codes 0 and 1."""
-    before, after, stride, source = 0, 0, (1, 1), step
-    if source.kind is Pad:
-        (before, after), source = source.attributes["channels"], source.inputs[0]
-    if source.kind is Slice:
-        stride, source = source.attributes["stride"], source.inputs[0]
-    inside = at.codes(source, grid)
-    eye = torch.eye(source.shape[1], dtype=torch.int16)
-    weight = torch.cat([eye.new_zeros(before, len(eye)), eye, eye.new_zeros(after, len(eye))])
-    scale = torch.ones(len(weight), dtype=torch.float64)
-    parts = weight[:, :, None, None], scale, torch.zeros_like(scale), stride, (0, 0), (1, 1)
-    return at.add(Weighted(step.name, (inside,), grid, step.shape, *parts))
-
-
-@dataclass(eq=False)
-class Slice(Operation):
-    """Every so many positions. In no program: on codes it is a convolution, in float it has no form."""
-
-    WORD = "stride"
-    IMAGES = True
-    FUNCTIONS: ClassVar[dict[Any, Read]] = {operator.getitem: _sliced}
-
-    @classmethod
-    def carried(cls, step: Step, grid: Grid, at: Lowering) -> Operation | None:
-        return _spread(step, grid, at)
-
-    @classmethod
-    def floating(cls, step: Step, at: Lowering) -> Operation:
-        raise ValueError(f"{step.name}: {cls.WORD} has no integer form here, and no float one; it is not exported")
-
-
-@dataclass(eq=False)
-class Pad(Slice):
-    """Channels of zeros on both sides. In no program, as `Slice`."""
-
-    WORD = "pad"
-    FUNCTIONS: ClassVar[dict[Any, Read]] = {F.pad: _pad}
+    def settled(cls, step: Step) -> Step:
+        return step.inputs[0]

@@ -5,18 +5,21 @@ A file of this folder holds everything about its operations but how a format wri
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from dataclasses import fields as fields_of
+from functools import cached_property
 from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor, nn
 
 from spequant.deploy.grids import Grid, as_float
+from spequant.deploy.operations.windows import Sides
+from spequant.layers import Wrapper
 from spequant.quantizers import Quantizer
 
 Read = Callable[..., dict[str, Any]]
-"""From the arguments of a call, without its first, or from a module, to the operation's fields. ValueError: a form that
-has no place here."""
+"""From the arguments of a call, without its first, or from a module, to the operation's fields, or to what `settled`
+makes them of. ValueError: a form that has no place here."""
 
 
 @dataclass(eq=False)
@@ -36,15 +39,19 @@ class Operation(ABC):
     MODULES: ClassVar[Mapping[type[nn.Module], Read]] = {}
     FUNCTIONS: ClassVar[Mapping[Any, Read]] = {}
     METHODS: ClassVar[Mapping[str, Read]] = {}
-    IMAGES: ClassVar[bool] = False
-    """whether it is read of (batch, channels, height, width) only"""
     COMMUTES: ClassVar[bool] = False
     """whether rounding its inputs is rounding its result"""
+    MOVES: ClassVar[bool] = False
+    """whether it puts numbers elsewhere and computes none"""
+    POINTWISE: ClassVar[bool] = False
+    """whether each number of its result follows from those at the same place of its inputs"""
+    OPERANDS: ClassVar[bool] = False
+    """whether its readings take all arguments of a call, the first too"""
 
     @property
     def in_float(self) -> bool:
         """Whether it computes on float values, where engines are no faster than in fp32."""
-        return self.grid is None
+        return self.grid is None and not self.MOVES
 
     def values(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """`inputs`, codes (int32) or float, as the numbers it computes on: codes where its result is codes."""
@@ -57,9 +64,21 @@ class Operation(ABC):
         """Its result, in units of its grid's step, not yet rounded and clamped. inputs: codes (int32) or float."""
 
     @classmethod
-    def own_grid(cls, step: "Step") -> Grid | None:
-        """The grid that a quantizer of its own has put its result on."""
+    def settled(cls, step: "Step") -> "Step":
+        """What `step` amounts to now that its shapes are known: itself, or steps of other kinds, the last of them.
+        ValueError: nothing that has a place here."""
+        return step
+
+    @classmethod
+    def margins(cls, step: "Step") -> Sides | None:
+        """How many zeros `step` puts around the positions of its input, where it does nothing else; None: it does."""
         return None
+
+    @classmethod
+    def own_grid(cls, step: "Step") -> Grid | None:
+        """The grid that its result lies on in the network itself: a quantizer has put it or its inputs there."""
+        grids = {i.own_grid for i in step.inputs} if cls.COMMUTES else set()
+        return grids.pop() if len(grids) == 1 else None
 
     @classmethod
     def reads(cls, step: "Step") -> list[tuple["Step", Quantizer]]:
@@ -68,8 +87,9 @@ class Operation(ABC):
 
     @classmethod
     def carried(cls, step: "Step", grid: Grid, at: "Lowering") -> "Operation | None":
-        """`step` on `grid` by its inputs on that grid, where it commutes with rounding."""
-        if not cls.COMMUTES:
+        """`step` on `grid` by its inputs on that grid, where it commutes with rounding. What lies on another grid
+        already is not looked behind: it is rounded once more."""
+        if not cls.COMMUTES or not (step.own_grid is None or grid.lies_in(step.own_grid)):
             return None
         inputs = tuple(at.codes(i, grid) for i in step.inputs)
         return at.add(cls(step.name, inputs, grid, step.shape, **step.attributes))
@@ -84,6 +104,15 @@ class Operation(ABC):
         """`step` in float, from float."""
         return at.add(cls(step.name, tuple(at.value(i) for i in step.inputs), None, step.shape, **step.attributes))
 
+    @property
+    def by_channel(self) -> bool:
+        """Whether a pointwise operation computes otherwise from channel to channel."""
+        return False
+
+    def on(self, inputs: tuple["Operation", ...], grid: Grid | None) -> Self:
+        """The same operation of other inputs, on another grid."""
+        return replace(self, inputs=inputs, grid=grid)
+
     def attributes(self) -> dict[str, Any]:
         """Its fields but for those of every operation and tensors, as JSON."""
         names = [f.name for f in fields_of(self)[len(fields_of(Operation)) :]]
@@ -97,7 +126,8 @@ class Operation(ABC):
 
 @dataclass(eq=False)
 class Step:
-    """One operation of a traced network, as it was read. module: the one whose parameters it reads."""
+    """One operation of a traced network, as it was read. module: the one whose parameters it reads. shape: of its
+    result, with a batch of two or more."""
 
     name: str
     kind: type[Operation]
@@ -106,9 +136,20 @@ class Step:
     attributes: dict[str, Any] = field(default_factory=dict)
     module: nn.Module | None = None
 
-    @property
+    @cached_property
     def own_grid(self) -> Grid | None:
         return self.kind.own_grid(self)
+
+    @cached_property
+    def root(self) -> "Step | None":
+        """The step on a grid of whose numbers, each alone, those of this one are a function; None: there is none."""
+        if self.own_grid is not None:
+            return self
+        if not self.kind.POINTWISE or isinstance(self.module, Wrapper):
+            return None
+        roots = {i.root for i in self.inputs}
+        root = roots.pop() if len(roots) == 1 else None
+        return root if root is not None and root.shape == self.shape else None
 
 
 class Lowering(Protocol):

@@ -26,6 +26,20 @@ class Input(Operation):
 
 
 @dataclass(eq=False)
+class Unread(Operation):
+    """What has no form, while the rest of a network is looked at. In no program that is run."""
+
+    WORD = "nothing"
+
+    @property
+    def in_float(self) -> bool:
+        return False
+
+    def compute(self, inputs: Sequence[Tensor]) -> Tensor:
+        raise AssertionError(f"{self.name} has no form")
+
+
+@dataclass(eq=False)
 class Quantize(Operation):
     """Float to codes: clip(round(x * rate), low, high), ties to the even code. In a network: a quantizer of an output,
     which is written only where its input has no such grid already."""
@@ -44,4 +58,4 @@ class Quantize(Operation):
 
     @classmethod
     def carried(cls, step: Step, grid: Grid, at: Lowering) -> Operation | None:
-        return at.codes(step.inputs[0], grid) if step.own_grid == grid else None
+        return at.codes(step.inputs[0], grid) if step.own_grid is not None and grid.lies_in(step.own_grid) else None

@@ -36,8 +36,8 @@ class MultiLabel:
     def __init__(self, output: str | int | None = None, *, positive_weight: float | Sequence[float] = 1.0):
         self.output = output
         self.positive_weight = torch.as_tensor(positive_weight, dtype=torch.float32)
-        if not bool((self.positive_weight > 0).all()):
-            raise ValueError(f"positive_weight is {positive_weight!r}; expected numbers above 0")
+        if not bool(((self.positive_weight > 0) & self.positive_weight.isfinite()).all()):
+            raise ValueError(f"positive_weight is {positive_weight!r}; expected finite numbers above 0")
 
     def logits(self, model: nn.Module, batch: Any) -> Tensor:
         """Run `model` on a batch.

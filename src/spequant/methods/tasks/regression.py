@@ -50,8 +50,8 @@ class Regression:
     ):
         self.output, self.criterion = output, criterion
         self.scale = None if scale is None else torch.as_tensor(scale, dtype=torch.float32)
-        if self.scale is not None and not bool((self.scale > 0).all()):
-            raise ValueError(f"scale is {scale!r}; expected deviations above 0, in the unit of the targets")
+        if self.scale is not None and not bool(((self.scale > 0) & self.scale.isfinite()).all()):
+            raise ValueError(f"scale is {scale!r}; expected finite deviations above 0, in the unit of the targets")
 
     def logits(self, model: nn.Module, batch: Any) -> Tensor:
         """Run `model` on a batch.

@@ -5,14 +5,18 @@ float up to rounding, and its layers can be quantized like any others. A module 
 `layer.weight`, which a quantized layer refuses with an error that names it.
 
 A file has a function `adapt(module)`, which changes the class of the module in place. The new class has a method
-`restore()`, which changes it back.
+`restore()`, which changes it back. Networks of transformers are adapted, too, so that they save their quantizers
+(`pretrained.py`).
 """
 
 import inspect
+from collections.abc import Collection
 from importlib import import_module
 from typing import Any
 
 from torch import nn
+
+from spequant.names import some_of
 
 ADAPTERS = {
     "torch.nn.modules.activation.MultiheadAttention": "multihead",
@@ -38,29 +42,54 @@ PRODUCT_ADAPTERS = {
 TRANSFORMERS_ATTENTION = "transformers_attention"
 """The file that adapts any attention which looks up, in transformers' register, the function that computes it."""
 
+PRETRAINED_NETWORK, PRETRAINED = "transformers.modeling_utils.PreTrainedModel", "pretrained"
+"""The base class of transformers' networks, and the file that adapts them."""
+
 POSITION_TABLES = ("cpb_mlp", "rel_pos_mlp", "pos_proj", "token_projection")
 """Names of modules in networks of `LIBRARIES` whose layers compute a table of positions. The table is the same for
 every input, so that those layers stay float."""
 LIBRARIES = ("timm", "torchvision", "transformers")
 
 
-def adapt(model: nn.Module, *, products: bool = False) -> None:
+def adapt(model: nn.Module, *, products: bool = False, only: Collection[str] | None = None) -> None:
     """Adapt, in place, every module of `model` that is known here.
 
     Args:
         model: A float network.
         products: Whether attention's products q k and p v become modules, so that they can be quantized, too.
+        only: What `adapted` returned of another network: exactly these modules are adapted, with their products.
+
+    Raises:
+        ValueError: A module of `only` is not known here.
     """
+    products = products or only is not None
     adapters = ADAPTERS | (PRODUCT_ADAPTERS if products else {})
-    for module in list(model.modules()):
+    unknown = set(only or ())
+    for name, module in list(model.named_modules()):
         if getattr(module, "qkv_bias_separate", None) is False:  # timm's BEiT, EVA and Swin V2 then call their layers
             setattr(module, "qkv_bias_separate", True)  # noqa: B010
         if isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False  # its fast path reads the weights of all its layers
-        if name := adapters.get(_class_name(module)):
-            _adapter(name).adapt(module)
+        if any(_name_of(kind) == PRETRAINED_NETWORK for kind in type(module).__mro__):
+            _adapter(PRETRAINED).adapt(module)
+        if only is not None and name not in only:
+            continue
+        if file := adapters.get(_name_of(type(module))):
+            _adapter(file).adapt(module)
+            unknown.discard(name)
         elif products and _looks_up_attention(module):
             _adapter(TRANSFORMERS_ATTENTION).adapt(module)
+            unknown.discard(name)
+    if unknown:
+        raise ValueError(
+            f"adapted has {some_of(sorted(unknown))}, which {type(model).__name__} has not, or which is of a class "
+            "that is not known here: the description is of another network, or of another version of a library"
+        )
+
+
+def adapted(model: nn.Module) -> list[str]:
+    """Return the names of the modules of `model`, a network without quantizers, that `restore` changes back."""
+    return [name for name, module in model.named_modules() if _is_adapted(module)]
 
 
 def restore(model: nn.Module) -> None:
@@ -70,10 +99,11 @@ def restore(model: nn.Module) -> None:
         model: A network without quantizers, adapted.
     """
     for module in list(model.modules()):
-        if (undo := getattr(type(module), "restore", None)) and type(module).__module__.startswith(__name__):
+        if type(vars(module).get("hf_quantizer")).__module__ == f"{__name__}.{PRETRAINED}":
+            _adapter(PRETRAINED).restore(module)
+        if _is_adapted(module):
+            undo = getattr(type(module), "restore", None) or _adapter(TRANSFORMERS_ATTENTION).restore
             undo(module)
-        elif "attention_before" in module.__dict__:
-            _adapter(TRANSFORMERS_ATTENTION).restore(module)
 
 
 def makes_constants(model: nn.Module, layer: str) -> bool:
@@ -83,8 +113,13 @@ def makes_constants(model: nn.Module, layer: str) -> bool:
     return any(kind.__module__.partition(".")[0] in LIBRARIES for owner in owners for kind in type(owner).__mro__)
 
 
-def _class_name(module: nn.Module) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"
+def _is_adapted(module: nn.Module) -> bool:
+    has_class_of_ours = hasattr(type(module), "restore") and type(module).__module__.startswith(__name__)
+    return has_class_of_ours or "attention_before" in vars(module)
+
+
+def _name_of(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _looks_up_attention(module: nn.Module) -> bool:

@@ -12,15 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, Literal
 
+from spequant.comparison.pictures import Row, blank, draw_rows, label, save
 from spequant.extras import needs
-from spequant.files import placed
 
 LEVEL = 0.95
 """Probability of the intervals."""
-FAR = 8.0
-"""Interquartile ranges from the quartiles beyond which an arm is not drawn to scale."""
 SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 SPECIAL |= {character: f"\\{character}" for character in "&%$#_{}"}
 """Characters that LaTeX reads as commands, and how they are written."""
@@ -42,14 +40,19 @@ class Arm:
     """half the width of the 95 % interval of `difference`, by Student's t; None with fewer than two pairs"""
     pairs: int
     """number of seeds in both arms"""
+    unpaired: tuple[int, ...] = ()
+    """seeds of this arm that the baseline does not have"""
+    absent: tuple[int, ...] = ()
+    """seeds of the baseline that this arm does not have"""
 
     def in_words(self, digits: int = 2) -> str:
         """Return the difference as "+0.31 ± 0.20 (5 pairs)", with `digits` decimals; "" for the baseline."""
         if self.difference is None:
             return "no seed in common" if self.pairs == 0 else ""
+        difference = round(self.difference, digits) + 0.0  # no -0.00
         if self.interval is None:
-            return f"{self.difference:+.{digits}f} (1 pair)"
-        return f"{self.difference:+.{digits}f} ± {self.interval:.{digits}f} ({self.pairs} pairs)"
+            return f"{difference:+.{digits}f} (1 pair)"
+        return f"{difference:+.{digits}f} ± {self.interval:.{digits}f} ({self.pairs} pairs)"
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,15 @@ class Comparison:
     """what the values are, e.g. "test accuracy, %" """
     digits: int = 2
     """decimals of numbers in text, LaTeX and picture; CSV and JSON have all"""
+    better: Literal["higher", "lower"] | None = None
+    """which values are better; None: not said"""
+    notes: tuple[str, ...] = ()
+    """what is not compared, and why; sentences"""
+
+    @property
+    def title(self) -> str:
+        """The figure, and which values are better."""
+        return self.figure if self.better is None else f"{self.figure} ({self.better} is better)"
 
     def csv(self) -> str:
         """Return one line per run: arm, seed, value."""
@@ -71,66 +83,81 @@ class Comparison:
         return text.getvalue()
 
     def json(self) -> str:
-        """Return figure and arms with all their fields; what is undefined is null."""
-        return json.dumps({"figure": self.figure, "arms": [asdict(arm) for arm in self.arms]}, indent=2)
+        """Return figure, which values are better, notes, and arms with all their fields; what is undefined is null."""
+        about = {"figure": self.figure, "better": self.better, "notes": self.notes}
+        return json.dumps({**about, "arms": [asdict(arm) for arm in self.arms]}, indent=2)
 
     def latex(self) -> str:
-        """Return a tabular for LaTeX with the package booktabs."""
+        """Return a tabular for LaTeX with the package booktabs; above it the notes, as comments."""
         lines = [
+            *(f"% {note}" for note in self.notes),
             r"\begin{tabular}{lrrr}",
             r"\toprule",
-            rf"arm & seeds & {_escaped(self.figure)} & difference (95\,\%) \\",
+            rf"arm & seeds & {_escaped(self.title)} & difference (95\,\%) \\",
             r"\midrule",
         ]
         for arm in self.arms:
             deviation = "" if arm.deviation is None else rf" \pm {arm.deviation:.{self.digits}f}"
             interval = "" if arm.interval is None else rf" \pm {arm.interval:.{self.digits}f}"
-            difference = "" if arm.difference is None else rf"${arm.difference:+.{self.digits}f}{interval}$"
+            difference = (
+                ""
+                if arm.difference is None
+                else rf"${round(arm.difference, self.digits) + 0.0:+.{self.digits}f}{interval}$"
+            )
             value = rf"${arm.mean:.{self.digits}f}{deviation}$"
             lines.append(rf"{_escaped(arm.name)} & {len(arm.values)} & {value} & {difference} \\")
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
     def plot(self, path: Path | str) -> None:
-        """Draw each arm's seeds with their mean and its interval, and the differences to the baseline, as PNG.
+        """Draw each arm's seeds with mean and interval, and their paired differences to the baseline, as PNG.
 
         Args:
             path: The picture; after an exception an older file stays as it was.
 
         Raises:
-            ModuleNotFoundError: matplotlib is not installed.
+            ModuleNotFoundError: matplotlib is not installed, or scipy, and an arm has several seeds.
         """
-        figure = needs("matplotlib.figure", "report").Figure(
-            figsize=(8, 1.3 + 0.45 * len(self.arms)), layout="constrained"
-        )
-        needs("matplotlib.backends.backend_agg", "report").FigureCanvasAgg(figure)
-        left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-        rows = range(len(self.arms))
-        seeds = [list(arm.values.values()) for arm in self.arms]
-        _fit(
-            left, [_ends(a.mean, _half_width(v), len(v), v) for a, v in zip(self.arms, seeds, strict=True)], self.digits
-        )
-        _fit(right, [_ends(a.difference or 0.0, a.interval, a.pairs, [0.0]) for a in self.arms], self.digits)
-        for row, arm in enumerate(self.arms):
-            values = seeds[row]
-            left.plot(values, [row] * len(values), "o", color=f"C{row % 10}", alpha=0.5, markersize=5)
-            left.errorbar(arm.mean, row, xerr=_half_width(values), fmt="|", color="black", markersize=14, capsize=3)
-            if arm.difference is not None:
-                width = arm.interval or 0.0
-                right.errorbar(arm.difference, row, xerr=width, fmt="o", color=f"C{row % 10}", capsize=3)
+        lines = sum(1 + label(self._label(arm)).count("\n") for arm in self.arms)
+        several = len(self.arms) > 1
+        figure = blank(9, 1.4 + 0.4 * len(self.arms) + 0.15 * (lines - len(self.arms)))
+        self.draw(*figure.subplots(1, 1 + several, sharey=True, squeeze=False, width_ratios=(3, 2)[: 1 + several])[0])
+        save(figure, Path(path))
+
+    def draw(self, left: Any, right: Any = None) -> None:
+        """Draw on axes of matplotlib; arguments: for the values, and for the differences (None: without them)."""
+        first, rows, gaps = self.arms[0], [], [Row()]
+        for arm in self.arms:
+            alone = [arm.values[seed] for seed in arm.unpaired]
+            values = list(arm.values.values())
+            rows.append(Row(values, arm.mean, half_width(values), alone))
+        draw_rows(left, rows, digits=self.digits)
+        left.set_yticks(range(len(rows)), [label(self._label(arm)) for arm in self.arms])
+        arrow = {"higher": " \u2192", "lower": " \u2190", None: ""}[self.better]
+        hollow = "; hollow: not paired" if any(arm.unpaired for arm in self.arms) else ""
+        dots = f"dots: seeds{hollow}; bar: mean, 95 % interval"
+        one = all(len(arm.values) == 1 for arm in self.arms)
+        left.set_xlabel(f"{self.title}{arrow}\n{'one seed, no interval' if one else dots}")
+        if right is None:
+            return
+        for arm in self.arms[1:]:
+            both = [seed for seed in arm.values if seed in first.values]
+            gaps.append(Row([arm.values[s] - first.values[s] for s in both], arm.difference, arm.interval))
+        draw_rows(right, gaps, more=[0.0], digits=self.digits)
         right.axvline(0.0, color="0.5", linewidth=1)
-        left.set_yticks(list(rows), [f"{arm.name} ({_seeds(len(arm.values))})" for arm in self.arms])
-        left.invert_yaxis()
-        left.set_xlabel(f"{self.figure}\n(seeds, mean with 95 % interval)")
-        right.set_xlabel(f"difference to {self.arms[0].name}\n(paired by seed, 95 % interval)")
-        for axes in (left, right):
-            axes.margins(y=0.15)
-            axes.spines[["top", "right"]].set_visible(False)
-        with placed(Path(path)) as temporary:
-            figure.savefig(temporary, format="png", dpi=150)
+        right.tick_params(left=False, labelleft=False)
+        right.set_xlabel(label(f"difference to {first.name}") + "\npaired by seed")
+        for row, arm in enumerate(self.arms):
+            words = "" if arm.pairs else "no seed in common"
+            place = {"transform": right.get_yaxis_transform(), "ha": "center", "va": "bottom"}
+            right.text(0.5, row, words, color="0.4", fontsize=8, **place)
+
+    def _label(self, arm: Arm) -> str:
+        seeds = "1 seed" if len(arm.values) == 1 else f"{len(arm.values)} seeds"
+        return f"{arm.name} ({seeds}{f', {arm.pairs} paired' if arm.unpaired else ''})"
 
     def rows(self) -> list[tuple[str, str, str, str, str]]:
         """Return the words of a table, with its header: arm, seeds, mean, deviation, difference."""
-        table = [("arm", "seeds", self.figure, "deviation", "difference to the first (95 %)")]
+        table = [("arm", "seeds", self.title, "deviation", "difference to the first (95 %)")]
         for arm in self.arms:
             deviation = "-" if arm.deviation is None else f"{arm.deviation:.{self.digits}f}"
             words = arm.in_words(self.digits)
@@ -141,11 +168,17 @@ class Comparison:
         table = self.rows()
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in table]
-        return "\n".join(line.rstrip() for line in lines)
+        return "\n".join([*(line.rstrip() for line in lines), *self.notes])
 
 
-def compare(values: Mapping[str, Mapping[int, float]], *, figure: str = "value", digits: int = 2) -> Comparison:
-    """Compare arms with the first one.
+def compare(
+    values: Mapping[str, Mapping[int, float]],
+    *,
+    figure: str = "value",
+    digits: int = 2,
+    better: Literal["higher", "lower"] | None = None,
+) -> Comparison:
+    """Compare arms with the first one. Seeds that only one of two arms has are not paired: the notes name them.
 
     Example:
         >>> print(spequant.compare({"Retrain": {0: 75.1, 1: 74.8}, "SPEQ": {0: 75.9, 1: 75.3}}))
@@ -154,9 +187,10 @@ def compare(values: Mapping[str, Mapping[int, float]], *, figure: str = "value",
         values: Value by seed, by arm; the first arm is the baseline.
         figure: What the values are; a label.
         digits: Decimals of numbers in text, LaTeX and picture, 0 or more.
+        better: Whether higher or lower values are better, to be said beside the figure; None: not said.
 
     Raises:
-        ValueError: There is no arm, an arm has no value, or a value is not finite.
+        ValueError: There is no arm, an arm has no value, a value is not finite, or `better` is another word.
         ModuleNotFoundError: Two arms share several seeds, and scipy is not installed.
     """
     if not values:
@@ -167,15 +201,30 @@ def compare(values: Mapping[str, Mapping[int, float]], *, figure: str = "value",
         for seed, value in arm.items():
             if not math.isfinite(value):
                 raise ValueError(f"values has {value!r} for {name!r}, seed {seed!r}; expected a finite number")
+    if better not in ("higher", "lower", None):
+        raise ValueError(f"better is {better!r}; expected 'higher', 'lower' or None")
     baseline = next(iter(values.values()))
     arms = tuple(_arm(name, dict(arm), baseline, i == 0) for i, (name, arm) in enumerate(values.items()))
-    return Comparison(arms, figure, digits)
+    return Comparison(arms, figure, digits, better, _not_paired(arms))
 
 
 def _arm(name: str, values: dict[int, float], baseline: Mapping[int, float], first: bool) -> Arm:
     numbers = list(values.values())
     gap, half, pairs = (math.nan, math.nan, len(values)) if first else paired(baseline, values)
-    return Arm(name, values, mean(numbers), _or_none(deviation(numbers)), _or_none(gap), _or_none(half), pairs)
+    alone, absent = (tuple(sorted(set(a) - set(b))) for a, b in ((values, baseline), (baseline, values)))
+    spread = _or_none(deviation(numbers))
+    return Arm(name, values, mean(numbers), spread, _or_none(gap), _or_none(half), pairs, alone, absent)
+
+
+def _not_paired(arms: Sequence[Arm]) -> tuple[str, ...]:
+    """Return a sentence for each arm and each set of seeds that its difference leaves out."""
+    first, notes = arms[0].name, []
+    for arm in arms[1:]:
+        for who, other, seeds in ((arm.name, first, arm.unpaired), (first, arm.name, arm.absent)):
+            if seeds:
+                numbers = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+                notes.append(f"not paired: {numbers} of {who}, without a run of {other}")
+    return tuple(notes)
 
 
 def paired(a: Mapping[int, float], b: Mapping[int, float]) -> tuple[float, float, int]:
@@ -195,7 +244,7 @@ def paired(a: Mapping[int, float], b: Mapping[int, float]) -> tuple[float, float
     differences = [b[seed] - a[seed] for seed in sorted(set(a) & set(b))]
     if not differences:
         return math.nan, math.nan, 0
-    width = _half_width(differences)
+    width = half_width(differences)
     return mean(differences), math.nan if width is None else width, len(differences)
 
 
@@ -212,49 +261,18 @@ def students_t() -> Any:
     return needs("scipy.special", "report").stdtrit
 
 
-def _half_width(values: Sequence[float]) -> float | None:
-    """Return half the width of the interval of a mean; None for fewer than two values."""
+def half_width(values: Sequence[float]) -> float | None:
+    """Return half the width of the 95 % interval of a mean, by Student's t; None for fewer than two values.
+
+    Raises:
+        ModuleNotFoundError: There are several values, and scipy is not installed.
+    """
     n = len(values)
     return None if n < 2 else float(students_t()(n - 1, (1 + LEVEL) / 2)) * stdev(values) / math.sqrt(n)
 
 
-def _fit(axes: Any, rows: Sequence[tuple[float, float, float]], digits: int) -> None:
-    """Choose the limits of the x axis by most of the rows, and write the others as numbers at its ends.
-
-    Neither a wide interval of few seeds nor an arm far from all others squeezes the rest together.
-
-    Args:
-        axes: matplotlib's.
-        rows: Per arm the value by which it is near or far, and the least and largest value that is shown if it is near.
-        digits: Decimals of the numbers.
-    """
-    values = sorted(value for value, _, _ in rows)
-    low, middle, high = (values[round(share * (len(values) - 1))] for share in (0.25, 0.5, 0.75))
-    reach = FAR * ((high - low) or abs(middle) or 1.0)
-    near = [low - reach <= value <= high + reach for value, _, _ in rows]
-    left = min(least for (_, least, _), shown in zip(rows, near, strict=True) if shown)
-    right = max(most for (_, _, most), shown in zip(rows, near, strict=True) if shown)
-    margin = ((right - left) or 1.0) * 0.1
-    axes.set_xlim(left - margin, right + margin)
-    for row, ((value, _, _), shown) in enumerate(zip(rows, near, strict=True)):
-        if not shown:
-            words = f"\u2190 {value:.{digits}f}" if value < left else f"{value:.{digits}f} \u2192"
-            place, side = (0.02, "left") if value < left else (0.98, "right")
-            axes.text(place, row, words, transform=axes.get_yaxis_transform(), ha=side, va="center")
-
-
-def _ends(middle: float, width: float | None, count: int, values: Sequence[float]) -> tuple[float, float, float]:
-    """Return a row for `_fit`: all values, and the interval if it is one of three values or more."""
-    reach = width if width is not None and count > 2 else 0.0
-    return middle, min(middle - reach, *values), max(middle + reach, *values)
-
-
 def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
-
-
-def _seeds(count: int) -> str:
-    return "1 seed" if count == 1 else f"{count} seeds"
 
 
 def _escaped(text: str) -> str:

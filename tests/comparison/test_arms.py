@@ -39,6 +39,8 @@ def test_paired_difference():
 def test_equal_arms_differ_by_nothing():
     gap, half, pairs = paired({0: 1.0, 1: 2.0}, {1: 2.0, 0: 1.0})
     assert (gap, pairs) == (0.0, 2) and half == 0.0
+    comparison = compare({"a": {0: 1.0, 1: 2.0}, "b": {0: 1.0 - 1e-9, 1: 2.0}})
+    assert "+0.00" in str(comparison) and "+0.00" in comparison.latex()
 
 
 def test_every_form_has_every_number(tmp_path):
@@ -55,32 +57,55 @@ def test_every_form_has_every_number(tmp_path):
     assert r"SPEQ \& KD & 3 & $75.60 \pm 0.95$ & $+0.60 \pm 0.25$ \\" in latex
     assert r"one\_seed" in latex and r"test accuracy, \%" in latex and latex.count(r"\\") == 4
     text = str(comparison).splitlines()
-    assert len(text) == 4 and text[2].endswith("+0.60 ± 0.25 (3 pairs)")
+    assert len(text) == 5 and text[2].endswith("+0.60 ± 0.25 (3 pairs)")
 
 
-@pytest.mark.parametrize("extra", [{}, {"broken": {0: 10.0, 1: 11.0}}, {"same": {0: 75.0}}])
-def test_the_picture_names_every_arm(extra, tmp_path):
-    pytest.importorskip("matplotlib", reason="pictures need the extra report")
-    path = tmp_path / "c.png"
-    compare({**ARMS, **extra}).plot(path)
-    assert path.read_bytes().startswith(b"\x89PNG")
+def test_seeds_without_a_partner_are_named_in_every_form():
+    comparison = compare({"a": {0: 1.0, 1: 2.0}, "b": {1: 2.0, 5: 3.0, 7: 3.0}}, better="lower")
+    notes = ["not paired: seeds 5, 7 of b, without a run of a", "not paired: seed 0 of a, without a run of b"]
+    assert list(comparison.notes) == notes == str(comparison).splitlines()[3:]
+    assert [line.removeprefix("% ") for line in comparison.latex().splitlines()[:2]] == notes
+    content = json.loads(comparison.json())
+    assert content["notes"] == notes and content["better"] == "lower"
+    assert (content["arms"][1]["unpaired"], content["arms"][1]["absent"]) == ([5, 7], [0])
+    assert "value (lower is better)" in comparison.latex() and "value (lower is better)" in str(comparison)
 
 
-def test_a_picture_shows_all_seeds_and_names_what_is_far_away(tmp_path, monkeypatch):
-    figures = pytest.importorskip("matplotlib.figure", reason="pictures need the extra report")
-    drawn = []
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved, which are not written."""
+    figures, saved = pytest.importorskip("matplotlib.figure", reason="pictures need the extra report"), []
+    monkeypatch.setattr(figures.Figure, "savefig", lambda figure, path, **options: saved.append(figure))
+    return saved
 
-    def keep(figure, path, **options):
-        drawn.append(figure)
-        path.write_bytes(b"")
 
-    monkeypatch.setattr(figures.Figure, "savefig", keep)
+def texts(axes) -> list[str]:
+    return [text.get_text() for text in axes.texts if text.get_text()]
+
+
+def test_a_picture_shows_all_seeds_and_names_what_is_far_away(tmp_path, drawn):
     compare({**ARMS, "broken": {0: 10.0, 1: 11.0}, "two": {0: 75.0, 1: 77.0}}).plot(tmp_path / "c.png")
     left, right = drawn[0].axes
     low, high = left.get_xlim()
     assert low < 74.0 and 77.0 < high < 80 and low > 60  # the interval of two seeds is 25 wide, and cut
-    assert [text.get_text() for text in left.texts] == ["\u2190 10.50"]
-    assert [text.get_text() for text in right.texts] == ["\u2190 -64.00"]
+    assert texts(left) == ["\u2190 10.50"] and texts(right) == ["\u2190 -64.00"]
+    assert {x for line in left.lines for x in line.get_xdata()} >= {x for arm in ARMS.values() for x in arm.values()}
+    assert right.get_xlim()[0] < 0.0  # where there is no difference
+    compare({**ARMS, "one collapsed": {0: 10.0, 1: 75.0}}).plot(tmp_path / "c.png")
+    left, right = drawn[1].axes
+    assert texts(left) == ["\u2190 10.00"] and texts(right) == ["\u2190 -65.00"]
+
+
+def test_a_picture_says_its_seeds_and_what_is_not_paired(tmp_path, drawn):
+    compare({**ARMS, "other": {7: 75.0, 8: 76.0}}, better="higher").plot(tmp_path / "c.png")
+    left, right = drawn[0].axes
+    labels = [label.get_text() for label in left.get_yticklabels()]
+    assert labels == ["Retrain (3 seeds)", "SPEQ & KD (3 seeds)", "one_seed (1 seed)", "other (2 seeds, 0 paired)"]
+    assert "higher is better" in left.get_xlabel() and "hollow: not paired" in left.get_xlabel()
+    assert texts(right) == ["no seed in common"]
+    compare({"a": {0: 1.0}}).plot(tmp_path / "c.png")
+    (alone,) = drawn[1].axes
+    assert "one seed, no interval" in alone.get_xlabel()
 
 
 @pytest.mark.parametrize(
@@ -95,3 +120,8 @@ def test_a_picture_shows_all_seeds_and_names_what_is_far_away(tmp_path, monkeypa
 def test_what_cannot_be_compared_is_named(values, named):
     with pytest.raises(ValueError, match=named):
         compare(values)
+
+
+def test_better_is_one_of_two_words():
+    with pytest.raises(ValueError, match="better is 'more'"):
+        compare(ARMS, better="more")

@@ -1,0 +1,56 @@
+"""The commands help and version, and the help of every command, as far as it is known without torch."""
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import tyro
+
+from spequant import __version__
+from spequant.app.commands.explain import Row, parts_in_words, print_help, prose, rows
+from spequant.app.commands.index import index, parts_of_recipe, rows_of_recipe
+from spequant.app.commands.shell import Version
+from spequant.app.commands.table import HELP, Command
+
+
+def print_version(settings: Version) -> None:
+    """Print the versions of spequant, torch and Python."""
+    try:
+        torch = version("torch")
+    except PackageNotFoundError:
+        torch = "not installed"
+    print(f"spequant {__version__}, torch {torch}, Python {platform.python_version()}")
+
+
+def explain(command: Command, words: Sequence[str]) -> bool:
+    """Print the help that `words`, which follow the command, ask for.
+
+    Returns:
+        Whether it was printed; otherwise only the command itself can say it: of a recipe of the user, or with other
+        parts.
+    """
+    names = [word for word in words if word not in HELP]
+    kind, prog, about = command.settings, command.prog, prose(command.settings.__doc__)
+    if command.of == "study":
+        studies = index()["studies"]
+        if len(names) == 1 and names[0] in studies:
+            prog, about = f"spequant study {names[0]}", f"{studies[names[0]]}\n\n{about}"
+        else:
+            about += "\n\nNAME is one of:\n" + "\n".join(f"  {name}: {text}" for name, text in studies.items())
+    if command.of != "recipe":
+        print_help(prog, about, rows(kind))
+        return True
+    recipes = index()["recipes"]
+    if len(names) > 1 or not set(names) <= set(recipes):
+        return False
+    entry = recipes[names[0]] if names else index().get(command.name)
+    if entry is None:
+        about += "\n\n`spequant train RECIPE --help` says what can be set in a recipe, `spequant recipes` lists them."
+        print_help(prog, about, rows(kind))
+        return True
+    parts = parts_in_words(parts_of_recipe(entry), index()["choices"])
+    recipe = Row("recipe", Annotated[object, tyro.conf.arg(name="")], "", rows_of_recipe(entry))
+    prog = " ".join(["spequant", command.name, *names])
+    print_help(prog, f"{entry['about']}\n\n{about}\n\n{parts}".lstrip(), [*rows(kind), recipe])
+    return True

@@ -1,0 +1,39 @@
+"""What networks return: one tensor, or several by name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+def by_name(out: Any, inputs: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """The tensors that a network returned: one, "output"; of a mapping, by their keys; of a tuple or list, "output0",
+    "output1" ...; of these inside one another, with a dot between. inputs: names that are taken, which get "_output"
+    behind.
+
+    ValueError: something else than tensors.
+    """
+    found = dict(_leaves(out, ""))
+    if not found or not all(isinstance(value, Tensor) for value in found.values()):
+        kinds = {type(value).__name__ for value in found.values() if not isinstance(value, Tensor)} or {"nothing"}
+        raise ValueError(
+            f"the network gives {', '.join(sorted(kinds))}; expected one tensor, tensors by name, or several in a "
+            "tuple: wrap it"
+        )
+    return {f"{name}_output" if name in inputs else name: value for name, value in found.items()}
+
+
+def _leaves(out: Any, name: str) -> Any:
+    if isinstance(out, Mapping):
+        for key, value in out.items():
+            yield from _leaves(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(out, tuple | list):
+        for number, value in enumerate(out):
+            yield from _leaves(value, f"{name or 'output'}{'.' if name else ''}{number}")
+    else:
+        yield name or "output", out
+
+
+def output_names(out: Any, inputs: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Names alone, see `by_name`."""
+    return tuple(by_name(out, inputs))

@@ -1,0 +1,232 @@
+"""Sums of int8 products to codes, in engines that round in different ways: factors and biases with which all of them
+give the codes of the twin, for every sum that can occur.
+
+An engine's code of a sum is a step function, monotone in the sum. The twin's and an engine's are equal where they step
+between the same two sums; so only these are looked at, at most 255 of each output channel.
+
+- XNNPACK: round(fp32(sum) * fp32(M)), ties to the even code, as the twin.
+- TensorFlow Lite Micro: M = m * 2^-n with m in [0.5, 1) of 31 bits; the product with m is rounded to a whole number and
+  that, divided by 2^n, once more. The first rounding moves every step towards zero by 1 / (2 m) of a unit of the sum.
+
+Few codes leave steps room: their weights are multiplied up (`integers.int8_form`), so that sums lie many units apart,
+and M and the bias, both free, are put where both ways of rounding step between the same sums. At 8 bits there is no
+room: XNNPACK's steps stay right, and what the other gives otherwise is counted.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from spequant.deploy.grids import Grid
+from spequant.deploy.integers import Integers
+
+ENGINES = ("litert", "tflm")
+WINDOW = 4
+"""Sums on either side of a step of the twin's among which an engine's is looked for."""
+FAR = 2.0**40
+"""More than any sum."""
+CANDIDATES = 33
+"""Biases that are looked at, at most."""
+NEAR = 1e-3
+"""Codes: a sum that is farther from the middle between two has the same code in all engines."""
+LAST_BITS = 24
+"""Of an fp32 number: scales that are tried for a sum."""
+APART = 2e-7
+"""Of M: two fp32 numbers are told apart by it."""
+
+
+def litert_codes(sums: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """What XNNPACK makes of `sums`, whole numbers; factor: fp32."""
+    return np.rint(sums.astype(np.float32) * factor)
+
+
+def tflm_codes(sums: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """What TensorFlow Lite Micro makes of them; factor: fp64."""
+    mantissa, exponent = np.frexp(factor)
+    mantissa = np.rint(mantissa * 2.0**31).astype(np.int64)
+    exponent = np.where(mantissa == 2**31, exponent + 1, exponent)
+    mantissa = np.where(mantissa == 2**31, 2**30, mantissa)
+    left, right = np.maximum(exponent, 0).astype(np.int64), np.maximum(-exponent, 0).astype(np.int64)
+    product = (sums.astype(np.int64) << left) * mantissa
+    high = np.where(product >= 0, (product + 2**30) >> 31, -((-product + 2**30 - 1) >> 31))
+    right = np.minimum(right, 62)
+    return np.sign(high) * ((np.abs(high) + ((np.int64(1) << right) >> 1)) >> right)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Where the twin's code grows, for each output and each code k of low + 1 .. high: (outputs, codes).
+
+    Sums are unit * j + bias with j of first .. last; at `at` the code is k for the first time, last + 1: it never is.
+    unit, bias, first, last: int64 (outputs, 1); factor: codes per unit of a sum, fp64 (outputs, 1).
+    """
+
+    codes: np.ndarray
+    at: np.ndarray
+    unit: np.ndarray
+    bias: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    factor: np.ndarray
+
+    def times(self, factor: int, divisor: int = 1) -> "Steps":
+        """Of products `factor` / `divisor` times as large; the bias is then only near to its own."""
+        bias = np.rint(self.bias * factor / divisor).astype(np.int64)
+        return replace(self, unit=self.unit * factor // divisor, bias=bias, factor=self.factor / factor * divisor)
+
+    def ends(self) -> tuple[np.ndarray, np.ndarray]:
+        """(largest sum with a lower code, smallest sum with the code or a higher one); infinite where there is none."""
+        below = np.where(self.at <= self.first, -np.inf, self.unit * (self.at - 1) + self.bias)
+        return below, np.where(self.at > self.last, np.inf, self.unit * self.at + self.bias)
+
+    def unequal(self, moved: np.ndarray, factors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """How many sums of each output have another code, added up by how far it is off: (outputs,) by engine.
+        moved: what is added to the bias; factors: of each engine; both (outputs,)."""
+        j = self.at[..., None] + np.arange(-WINDOW, WINDOW)
+        there = (j >= self.first[..., None]) & (j <= self.last[..., None])
+        sums = self.unit[..., None] * j + self.bias[..., None] + moved[:, None, None]
+        expected, codes = j >= self.at[..., None], self.codes[None, :, None]
+        counts = {}
+        for name, function in (("litert", litert_codes), ("tflm", tflm_codes)):
+            got = function(sums, factors[name][:, None, None]) >= codes
+            counts[name] = ((got != expected) & there).sum((1, 2))
+        return counts
+
+
+def steps(form: Integers, factor: Tensor, source: tuple[int, int], low: int, high: int) -> Steps:
+    """Of a layer of `form` on codes of source[0] .. source[1]. factor: fp32 (outputs,), codes per unit of the sums."""
+    weight = form.weight.flatten(1).numpy().astype(np.int64)
+    bias, scale = form.bias.numpy().astype(np.int64)[:, None], factor.numpy().astype(np.float32)[:, None]
+    ends = min(source[0], 0), max(source[1], 0)  # 0: padding
+    each = np.stack([weight * end for end in ends])
+    unit = np.maximum(np.gcd.reduce(weight, axis=1), 1)[:, None]
+    first, last = each.min(0).sum(1)[:, None] // unit, each.max(0).sum(1)[:, None] // unit
+    codes = np.arange(low + 1, high + 1)
+    middle = np.clip((codes - 0.5) / np.maximum(scale.astype(np.float64), 2.0**-60), -FAR, FAR)
+    near = np.ceil((middle - bias) / unit).astype(np.int64)
+    j = near[..., None] + np.arange(-2, 3)
+    reached = litert_codes(unit[..., None] * j + bias[..., None], scale[..., None]) >= codes[None, :, None]
+    at = np.clip(near + 3 - reached.sum(-1), first, last + 1)
+    return Steps(codes, at, unit, bias, first, last, scale.astype(np.float64))
+
+
+@dataclass(frozen=True)
+class Requantization:
+    """scale: fp32 (outputs,), of weights; bias: int32 (outputs,). unequal: {engine: sums with another code}."""
+
+    scale: np.ndarray
+    bias: np.ndarray
+    unequal: dict[str, int]
+
+
+def requantization(s: Steps, unit_in: np.float32, unit_out: np.float32) -> Requantization:
+    """Scales and biases with which engines step where the twin does, or where that cannot be, with the fewest sums of
+    another code. unit_in, unit_out: scales of the codes that are read and written."""
+    factor, moved = _placed(s)
+    ratio = np.float64(unit_out) / np.float64(unit_in)
+    scale = (factor * ratio).astype(np.float32)
+    counts = s.unequal(moved, _factors(scale, unit_in, unit_out))
+    for off in (1, -1, 2, -2):  # the engine's own product and quotient round in fp32, too
+        if not any(count.any() for count in counts.values()):
+            break
+        other = scale
+        for _ in range(abs(off)):
+            other = np.nextafter(other, np.float32(np.inf if off > 0 else 0))
+        there = s.unequal(moved, _factors(other, unit_in, unit_out))
+        better = _cost(there) < _cost(counts)
+        scale = np.where(better, other, scale)
+        counts = {name: np.where(better, there[name], counts[name]) for name in ENGINES}
+    bias = (s.bias[:, 0] + moved).astype(np.int32)
+    return Requantization(scale, bias, {name: int(counts[name].sum()) for name in ENGINES})
+
+
+def _placed(s: Steps) -> tuple[np.ndarray, np.ndarray]:
+    """(factor fp64, what is added to the bias), each (outputs,).
+
+    A sum `acc` has the code k or a higher one where acc + moved passes (k - 1/2) / M at XNNPACK, and (k - 1/2) / M less
+    1 / (2 m), towards zero, at the other. So each `moved` bounds 1 / M from both sides. Where some leave an interval in
+    which both step as the twin, the middle of the widest is taken; elsewhere the end of XNNPACK's interval at which the
+    other has the fewest steps elsewhere.
+    """
+    exact = np.maximum(s.factor[:, 0], 2.0**-60)
+    slope = 1 / exact[:, None]
+    earlier = (1 / (2 * np.frexp(exact)[0]))[:, None, None]
+    middle = (s.codes - 0.5)[None, :, None]
+    room = min(int(s.unit.max()) // 2 + 1, 64)
+    moved = np.unique(np.linspace(-room, room, CANDIDATES).round().astype(np.int64))
+    below, above = (ends[:, :, None] + moved for ends in s.ends())
+    early, late = np.where(middle > 0, earlier, 0.0), np.where(middle < 0, earlier, 0.0)
+    lower, upper = _bounds(below + early, above - late, middle, slope)
+    rows, best = np.arange(len(exact)), (upper - lower).argmax(1)
+    low, high = lower[rows, best], upper[rows, best]
+    fits = high - low > APART * slope[:, 0]
+    lower, upper = _bounds(below, above, middle, slope)
+    end = np.where(upper - lower > 2 * APART * slope, upper - APART * slope, np.nan)[:, None, :]
+    with np.errstate(invalid="ignore"):
+        wrong = ((middle * end - early <= below) & (middle > 0)) | ((middle * end + late > above) & (middle < 0))
+    wrong = np.where(np.isnan(end[:, 0]), np.inf, wrong.sum(1))
+    fewest = wrong.argmin(1)
+    known = wrong[rows, fewest] < np.inf
+    factor = np.where(fits, 2 / (low + high), np.where(known, 1 / end[rows, 0, fewest], exact))
+    return factor, np.where(fits, moved[best], np.where(known, moved[fewest], 0))
+
+
+def _bounds(below: np.ndarray, above: np.ndarray, middle: np.ndarray, slope: np.ndarray) -> Any:
+    """(lower, upper) of 1 / M, (outputs, moved), so that below < middle / M <= above of all codes."""
+    ends = below / middle, above / middle
+    lower, upper = np.where(middle > 0, *ends).max(1), np.where(middle > 0, *ends[::-1]).min(1)
+    return np.maximum(lower, slope / 2), np.minimum(upper, slope * 2)
+
+
+def _cost(counts: dict[str, Any]) -> Any:
+    """What is to be least: at XNNPACK, which verifies a file, above all."""
+    return 1000 * counts["litert"] + counts["tflm"]
+
+
+def _factors(scale: np.ndarray, unit_in: np.float32, unit_out: np.float32) -> dict[str, np.ndarray]:
+    """M as each engine computes it."""
+    litert = (unit_in * scale).astype(np.float32) / unit_out
+    return {"litert": litert.astype(np.float32), "tflm": np.float64(unit_in) * scale.astype(np.float64) / unit_out}
+
+
+def sum_scale(grids: tuple[Grid, Grid, Grid], scales: tuple[Any, Any]) -> tuple[np.float32, dict[str, int]]:
+    """The scale of a sum's tensor, its step but for the last bits, with which the fewest pairs of codes get another
+    code than the twin gives them; and how many do, by engine.
+
+    Args:
+        grids: of the two addends and of their sum.
+        scales: of the addends' tensors, their steps but for the last bits.
+    """
+    step = [np.float32(grid.step) for grid in grids]
+    codes = [np.arange(grid.low, grid.high + 1) for grid in grids[:2]]
+    first, second = (x.reshape(-1) for x in np.meshgrid(*codes, indexing="ij"))
+    exact = first.astype(np.float32) * (step[0] / step[2]) + second.astype(np.float32) * (step[1] / step[2])
+    near = np.abs(exact - np.floor(exact) - 0.5) < NEAR
+    first, second, expected = first[near], second[near], np.rint(exact[near]).clip(grids[2].low, grids[2].high)
+    best = None
+    for off in sorted(range(-LAST_BITS, LAST_BITS + 1), key=abs):
+        scale = np.float32(step[2] * (1 + off * 2.0**-23))
+        given = {"litert": _litert_sum, "tflm": _tflm_sum}
+        got = {name: add(first, second, *scales, scale) for name, add in given.items()}
+        counts = {n: int(np.abs(x.clip(grids[2].low, grids[2].high) - expected).sum()) for n, x in got.items()}
+        if best is None or _cost(counts) < _cost(best[1]):
+            best = scale, counts
+    assert best is not None
+    return best
+
+
+def _litert_sum(a: np.ndarray, b: np.ndarray, first: Any, second: Any, step: Any) -> np.ndarray:
+    """XNNPACK's: factors of 21 bits, halves up."""
+    factors = first / step, second / step
+    shift = 20 - (int(np.frexp(max(factors))[1]) - 1)
+    whole = [int(np.rint(np.ldexp(np.float64(factor), shift))) for factor in factors]
+    return (a * whole[0] + b * whole[1] + (1 << (shift - 1))) >> shift
+
+
+def _tflm_sum(a: np.ndarray, b: np.ndarray, first: Any, second: Any, step: Any) -> np.ndarray:
+    """TensorFlow Lite Micro's: codes times 2^20, scaled, added, scaled back."""
+    twice = 2 * max(np.float64(first), np.float64(second))
+    one, other = (tflm_codes(x << 20, np.asarray(unit / twice)) for x, unit in ((a, first), (b, second)))
+    return tflm_codes(one + other, np.asarray(twice / (2.0**20 * np.float64(step))))

@@ -1,0 +1,169 @@
+"""Convolutions and linear layers in a .tflite graph: on int8 codes, with int16 results at the end, or in float."""
+
+import math
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from spequant.deploy.integers import SUM, largest_sums
+from spequant.deploy.operations import FloatLayer, Quantize, Weighted
+from spequant.deploy.requantization import ENGINES, Requantization, Steps, requantization, steps
+from spequant.deploy.tflite_emitter import NONE, TfliteEmitter, clip, spread_of
+from spequant.deploy.tflite_graph import INT16
+
+LARGEST = 2**15 - 1  # of an int16
+INT4 = 7  # the largest, of either sign
+FEW_PRODUCTS = 2**20
+
+
+def weighted(e: TfliteEmitter, op: Weighted) -> int:
+    """On codes; to codes, or where no quantizer reads its sums to float. ValueError: a kernel that the engines lack."""
+    form = op.integers
+    if bool((form.scale < 0).any()):
+        raise ValueError(
+            f"{op.name}: a weight code of -128 meets a negative factor of batch norm, and 128 is no int8: the format "
+            "tflite has no such layer; train its weights on a symmetric grid (SAWB, or LSQ with fewer bits)"
+        )
+    if op.grid is None:
+        return _at_the_end(e, op) if op is e.output and not op.spatial else _in_float(e, op)
+    return _packed(e, op) or _on_codes(e, op)
+
+
+def _on_codes(e: TfliteEmitter, op: Weighted) -> int:
+    assert op.grid is not None
+    form, how, twin = op.integers, clip(op.grid, e.zero[op]), _steps(op)
+    source = e.tensors[op.inputs[0]]
+    found = requantization(twin, e.graph.scale(source), how.unit)
+    times = min(spread_of(op.source), SUM // form.bound)
+    if found.unequal["tflm"] and times > 1:
+        source = e.spread(op.inputs[0], times)
+        found = requantization(twin.times(times), e.graph.scale(source), how.unit)
+    elif found.unequal["tflm"] and _may_be_float(op):
+        return _of_float_sums(e, op)
+    return _layer(e, op, source, form.weight.numpy(), found)
+
+
+def _packed(e: TfliteEmitter, op: Weighted) -> int | None:
+    """The same with weights of 4 bits, two in a byte; None: not asked for, they do not fit, or a code would change. The
+    input is spread, or the unit of sums, and of the bias, would be coarse."""
+    assert op.grid is not None
+    weight = op.integers.weight.numpy().astype(np.int64)
+    divisor = max(1, int(np.gcd.reduce(weight, axis=None)))
+    weight = weight // divisor
+    factor = INT4 // max(1, int(np.abs(weight).max()))
+    times = min(spread_of(op.source), SUM // op.integers.bound)
+    if not (e.int4 and op.spatial and factor):
+        return None
+    source = e.spread(op.inputs[0], times) if times > 1 else e.tensors[op.inputs[0]]
+    unit = clip(op.grid, e.zero[op]).unit
+    found = requantization(_steps(op).times(times * factor, divisor), e.graph.scale(source), unit)
+    if any(found.unequal.values()):  # LiteRT has kernels of its own for these, which round as the other engine's do
+        return None
+    return _layer(e, op, source, (weight * factor).astype(np.int8), found, int4=True)
+
+
+def _steps(op: Weighted) -> Steps:
+    assert op.grid is not None
+    return steps(op.integers, _factor(op), (op.source.low, op.source.high), op.grid.low, op.grid.high)
+
+
+def _factor(op: Weighted) -> Tensor:
+    """Output codes per unit of its sums, as the twin has it."""
+    assert op.grid is not None
+    return op.step * op.integers.scale / op.grid.step
+
+
+def _layer(
+    e: TfliteEmitter, op: Weighted, source: int, weight: np.ndarray, found: Requantization, int4: bool = False
+) -> int:
+    assert op.grid is not None
+    how = clip(op.grid, e.zero[op])
+    e.unequal[op] = found.unequal
+    out = e.codes(op, how.unit)
+    constants = weight, found.scale, found.bias
+    _product(e, op, source, constants, out, e.activation(how.activation or NONE), int4)
+    return out if how.activation else e.clipped(op, out)
+
+
+def float_layer(e: TfliteEmitter, op: FloatLayer) -> int:
+    constants = (op.weight.detach().numpy(), None, op.bias.detach().numpy())
+    return _product(e, op, e.value(op.inputs[0]), constants, e.like(op), e.activation(NONE))
+
+
+def _may_be_float(op: Weighted) -> bool:
+    """Whether it is a first layer, its input float until there, so small that float sums cost little."""
+    products = math.prod(op.shape) * math.prod(op.weight.shape[1:])
+    return isinstance(op.inputs[0], Quantize) and products <= FEW_PRODUCTS and op.integers.exact_in_fp32
+
+
+def _of_float_sums(e: TfliteEmitter, op: Weighted) -> int:
+    """Sums in units of output codes, in float, then rounded: as the twin's but for the last bits of a sum."""
+    form = op.integers
+    factor = _factor(op)
+    weight, bias = form.weight * _columns(factor, form.weight), form.bias * factor
+    e.unequal[op] = dict.fromkeys(ENGINES, 0)
+    constants = (weight.numpy(), None, bias.numpy())
+    return e.rounded(op, _product(e, op, e.whole(op.inputs[0]), constants, e.like(op), e.least(op)))
+
+
+def _in_float(e: TfliteEmitter, op: Weighted) -> int:
+    form = op.integers
+    weight = form.weight.float() * _columns(form.scale, form.weight)
+    constants = (weight.numpy(), None, (form.bias.double() * (op.step * form.scale).double()).float().numpy())
+    return _product(e, op, e.value(op.inputs[0]), constants, e.like(op), e.activation(NONE))
+
+
+def _at_the_end(e: TfliteEmitter, op: Weighted) -> int:
+    """A linear layer whose result leaves the graph: in int16, whose ends its sums cannot pass, then in float."""
+    form, source = op.integers, e.tensors[op.inputs[0]]
+    unit, units = e.graph.scale(source), op.step * form.scale
+    largest = largest_sums(form.weight, op.source.low, op.source.high) + form.bias.abs()
+    step = np.float32(float((largest.double() * units.double()).max()) / LARGEST)
+    codes = e.graph.tensor(op.name, e.graph.shape(source), INT16, unit)
+    e.graph.node("QUANTIZE", [source], codes)
+    scale = units.numpy() / unit
+    scale = scale[:1] if bool((scale == scale[0]).all()) else scale
+    out = e.graph.tensor(op.name, list(op.shape), INT16, step or np.float32(1))
+    _product(e, op, codes, (form.weight.numpy(), scale, form.bias.numpy().astype(np.int64)), out, e.activation(NONE))
+    return e.graph.node("DEQUANTIZE", [out], e.like(op))
+
+
+def _product(
+    e: TfliteEmitter,
+    op: Weighted | FloatLayer,
+    source: int,
+    constants: tuple[Any, Any, Any],
+    out: int,
+    activation: int,
+    int4: bool = False,
+) -> int:
+    """constants: (weight as torch has it, its scale per output or None, bias)."""
+    weight, scale, bias = constants
+    name, fused = op.name, {"fusedActivationFunction": activation}
+    bias = e.graph.constant(f"{name}.bias", bias, None if scale is None else e.graph.scale(source) * scale)
+    if not op.spatial:
+        weight = e.graph.constant(f"{name}.weight", weight, scale)
+        return e.graph.node("FULLY_CONNECTED", [source, weight, bias], out, **fused)
+    if op.spatial > 2:
+        raise ValueError(f"{name}: the format tflite has no convolution over {op.spatial} dimensions")
+    row = (1,) if op.spatial == 1 else ()
+    kernel, stride, dilation = ((*row, *v) for v in (weight.shape[2:], op.stride, op.dilation))
+    weight = weight.reshape(*weight.shape[:2], *kernel)
+    spans = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    padding = (*(0 for _ in row), *op.padding)
+    same = set(stride) == {1} and [2 * p for p in padding] == spans and any(padding)
+    source = source if same else e.padded(op, source, padding)
+    fused |= {"padding": e.graph.schema.Padding.SAME if same else e.graph.schema.Padding.VALID}
+    fused |= dict(zip(("strideH", "strideW", "dilationHFactor", "dilationWFactor"), (*stride, *dilation), strict=True))
+    channels = e.graph.shape(source)[-1]
+    if op.groups == channels > 1 and weight.shape[1] == 1:
+        weight = e.graph.constant(f"{name}.weight", weight.transpose(1, 2, 3, 0), scale, axis=3, int4=int4)
+        fused["depthMultiplier"] = op.weight.shape[0] // channels
+        return e.graph.node("DEPTHWISE_CONV_2D", [source, weight, bias], out, **fused)
+    weight = e.graph.constant(f"{name}.weight", weight.transpose(0, 2, 3, 1), scale, int4=int4)
+    return e.graph.node("CONV_2D", [source, weight, bias], out, **fused)
+
+
+def _columns(scale: Tensor, weight: Tensor) -> Tensor:
+    return scale.view(-1, *[1] * (weight.dim() - 1))

@@ -1,0 +1,179 @@
+"""What stands between the layers of a network: which tensors have to be on a grid for integers throughout.
+
+A layer reads codes: its input is quantized. Other steps read what a layer, or another step, gives in float. They have
+an integer form where that is quantized, too: a function of one tensor (SiLU after batch norm) is a table of its codes,
+a product of two (squeeze and excitation) one of codes, a mean an exact sum, batch norm behind a concatenation a layer.
+"""
+
+from collections.abc import Iterator, Set
+
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from spequant.networks import QUANTIZABLE, copied
+from spequant.preparation.additions import activations_of
+from spequant.preparation.tracing import DROPOUTS, Tracer, traced
+
+CURVES = (
+    *(nn.CELU, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.LeakyReLU, nn.LogSigmoid, nn.Mish, nn.PReLU),
+    *(nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Tanh),
+)
+CURVE_NAMES = {
+    *("abs", "celu", "elu", "exp", "gelu", "hardsigmoid", "hardswish", "leaky_relu", "logsigmoid", "mish", "prelu"),
+    *("pow", "selu", "sigmoid", "silu", "softplus", "softsign", "sqrt", "square", "tanh"),
+}
+"""Functions of single numbers, as modules, and by the names of functions and methods (in place: with _ behind)."""
+CLAMPS = (nn.ReLU, nn.Hardtanh)
+CLAMP_NAMES = {"clamp", "clamp_max", "clamp_min", "clip", "hardtanh", "relu", "relu6"}
+ARITHMETIC_NAMES = {"add", "div", "iadd", "imul", "isub", "itruediv", "mul", "neg", "sub", "truediv"}
+PRODUCTS = {"div", "imul", "itruediv", "mul", "truediv"}
+MEANS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+MEAN_NAMES = {"mean", *(f"{kind}avg_pool{n}d" for kind in ("", "adaptive_") for n in (1, 2, 3))}
+CONCATENATIONS = {"cat", "concat", "concatenate", "stack"}
+MOVES = (
+    *(nn.Identity, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.Upsample),
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+    *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, nn.ReflectionPad2d, nn.ReplicationPad2d),
+)
+MOVE_NAMES = {
+    *("amax", "channel_shuffle", "chunk", "clone", "contiguous", "dropout", "expand", "flatten", "getitem"),
+    *("interpolate", "max_pool1d", "max_pool2d", "max_pool3d", "narrow", "pad", "permute", "pixel_shuffle"),
+    *("pixel_unshuffle", "reshape", "select", "split", "squeeze", "stochastic_depth", "swapaxes", "tensor_split"),
+    *("transpose", "unbind", "unflatten", "unsqueeze", "view"),
+}
+"""What puts numbers elsewhere, or takes the largest, and leaves a grid what it is."""
+
+
+def groups_between(model: nn.Module) -> list[list[str]]:
+    """Find what has to be quantized so that nothing between the layers of `model` is left float.
+
+    Args:
+        model: A float network; it is copied before it is traced.
+
+    Returns:
+        Groups of names of modules whose outputs get one quantizer for each group: tensors that are concatenated share
+        one. What no module that runs once gives is left out.
+
+    Raises:
+        ValueError: `model` cannot be traced.
+    """
+    if Tracer().is_leaf_module(model, ""):
+        return []
+    network = copied(model).eval()
+    tracer, graph = traced(network)
+    return _Between(network, tracer, graph).groups
+
+
+class _Between:
+    """groups: names of the modules found so far; wanted: nodes that are on a grid then."""
+
+    def __init__(self, network: nn.Module, tracer: Tracer, graph: fx.Graph):
+        self.network, self.tracer = network, tracer
+        self.groups: list[list[str]] = []
+        self.wanted: set[fx.Node] = set()
+        self.activations = activations_of(graph)
+        for node in graph.nodes:
+            for source in dict.fromkeys(self._read(node)):
+                self._want(source)
+
+    def _read(self, node: fx.Node) -> Iterator[fx.Node]:
+        """What `node` has to find on a grid."""
+        inputs = self._inputs(node)
+        if not inputs or node.op == "output":
+            return
+        if self._is(node, (), PRODUCTS) and len(inputs) == 2:
+            roots = {root for i in inputs for root in self._roots(i)}
+            yield from roots if len(roots) == 1 else inputs
+        elif self._is(node, (), ARITHMETIC_NAMES) and len(inputs) == 1:
+            if not self._is_layer(inputs[0], (_BatchNorm,), {"batch_norm"} | ARITHMETIC_NAMES):
+                yield inputs[0]
+        elif self._is(node, CURVES, CURVE_NAMES):
+            roots = self._roots(inputs[0])
+            yield from roots if len(roots) == 1 else inputs[:1]
+        elif self._is(node, MEANS, MEAN_NAMES):
+            yield inputs[0]
+        elif self._is(node, (_BatchNorm,), {"batch_norm"}):
+            if not self._is_layer(inputs[0]):
+                yield inputs[0]
+        elif self._is(node, (), CONCATENATIONS) and any(self._is(s, (), CONCATENATIONS) for s in self._sources(node)):
+            yield node
+
+    def _inputs(self, node: fx.Node) -> list[fx.Node]:
+        return [i for i in node.all_input_nodes if i in self.activations]
+
+    def _is(self, node: fx.Node, modules: tuple[type, ...], names: Set[str]) -> bool:
+        if node.op == "call_module":
+            return isinstance(self.network.get_submodule(str(node.target)), modules) if modules else False
+        if node.op not in ("call_function", "call_method"):
+            return False
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        return str(name).rstrip("_") in names
+
+    def _is_layer(self, node: fx.Node, modules: tuple[type, ...] = (), names: Set[str] = frozenset()) -> bool:
+        """Whether `node` is the result of a layer; through others, `modules` or functions called `names`."""
+        same = (nn.Identity, *modules), {"contiguous", "dropout", *names}
+        while (self._is(node, *same) or self._drops(node)) and len(self._inputs(node)) == 1:
+            node = self._inputs(node)[0]
+        return self._is(node, QUANTIZABLE, set())
+
+    def _drops(self, node: fx.Node) -> bool:
+        return node.op == "call_module" and type(self.network.get_submodule(str(node.target))).__name__ in DROPOUTS
+
+    def _moves(self, node: fx.Node) -> bool:
+        return self._is(node, MOVES, MOVE_NAMES | CONCATENATIONS) or self._drops(node)
+
+    def _pointwise(self, node: fx.Node) -> bool:
+        return self._is(node, (*CURVES, *CLAMPS), CURVE_NAMES | CLAMP_NAMES | ARITHMETIC_NAMES)
+
+    def _roots(self, node: fx.Node) -> set[fx.Node]:
+        """The nodes that `node` is a function of, number by number; itself, if it is on a grid or nothing such."""
+        roots, ahead = set(), [node]
+        while ahead:
+            one = ahead.pop()
+            if one in self.wanted or not self._pointwise(one):
+                roots.add(one)
+            else:
+                ahead += self._inputs(one)
+        return roots
+
+    def _sources(self, node: fx.Node) -> list[fx.Node]:
+        """Those that `node` puts elsewhere, through other such nodes but concatenations behind it."""
+        sources, ahead, seen = [], self._inputs(node), set()
+        while ahead:
+            one = ahead.pop()
+            if one in seen:
+                continue
+            seen.add(one)
+            if self._moves(one) and not self._is(one, (), CONCATENATIONS):
+                ahead += self._inputs(one)
+            else:
+                sources.append(one)
+        return sources
+
+    def _want(self, node: fx.Node) -> None:
+        """Have `node` on one grid: all that it is put together of."""
+        made: list[str] = []
+        ahead, seen = [node], set()
+        while ahead:
+            one = ahead.pop(0)
+            if one in seen:
+                continue
+            seen.add(one)
+            name = None if self._is(one, (), CONCATENATIONS) else self.tracer.maker(one)
+            if self._moves(one) and not self._makes(one, name):
+                ahead += self._inputs(one)
+            elif name is not None:
+                made.append(name)
+            elif self._is(one, CLAMPS, CLAMP_NAMES):
+                ahead += self._inputs(one)
+        self.wanted |= seen
+        if made:
+            together = [g for g in self.groups if not set(g).isdisjoint(made)]
+            self.groups = [g for g in self.groups if g not in together]
+            self.groups.append(list(dict.fromkeys([name for g in together for name in g] + made)))
+
+    def _makes(self, node: fx.Node, name: str | None) -> bool:
+        """Whether the move `node` has to be quantized itself: what it moves no module makes."""
+        return name is not None and not any(
+            self.tracer.maker(i) or self._moves(i) or self._is(i, CLAMPS, CLAMP_NAMES) for i in self._inputs(node)
+        )

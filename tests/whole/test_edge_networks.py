@@ -1,0 +1,84 @@
+"""Everyday networks of edges as integers throughout, and the table of them in docs/coverage.md
+(`SPEQUANT_WRITE=1 pytest -m slow tests/whole/test_edge_networks.py` writes it anew)."""
+
+import fcntl
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+import spequant
+from spequant.deploy import Twin, lower, quantize_biases
+from spequant.deploy.parity import Parity
+from spequant.quantizers import PACT, SAWB
+from support.edge_networks import EDGES
+from support.integer_networks import NEEDS_ONNXRUNTIME
+
+pytestmark = NEEDS_ONNXRUNTIME
+DOCS = Path(__file__).parents[2] / "docs" / "coverage.md"
+HEAD = "| integers throughout | in float | W4A4: onnxruntime, twin | W2A2: onnxruntime, twin |\n|---|---|---|---|\n"
+IMAGES = 64
+
+
+def named(row: str) -> str:
+    return row.split("|")[1].strip()
+
+
+def table() -> list[str]:
+    return DOCS.read_text().partition(HEAD)[2].split("\n\n")[0].splitlines()
+
+
+def write_row(row: str) -> None:
+    with DOCS.open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        rows = {named(r): r for r in table()} | {named(row): row}
+        before, _, after = DOCS.read_text().partition(HEAD)
+        ordered = "\n".join(rows[n] for n in EDGES if n in rows)
+        DOCS.write_text(before + HEAD + ordered + "\n" + "".join(after.partition("\n\n")[1:]))
+
+
+def exported(name: str, bits: int, path: Path) -> tuple[list[str], float, float]:
+    """(float islands, share of answers that are the network's in onnxruntime, and of the twin)."""
+    torch.manual_seed(0)
+    edge = EDGES[name]
+    network, x = edge.make().eval(), torch.randn(IMAGES, *edge.shape)
+    model = spequant.prepare(network, weight=SAWB(bits), act=PACT(bits), between=8)
+    spequant.calibrate(model, [x], samples=IMAGES)
+    quantize_biases(model.eval(), x[:1])
+    report = spequant.export(model, path, x.split(16), "onnx")
+    twin, parity = Twin(lower(model, x[:1])), Parity()
+    for part in x.split(16):
+        with torch.no_grad():
+            expected = model(part)
+        outputs = expected if isinstance(expected, dict) else {"output": expected}
+        for output, got in twin.outputs(part).items():
+            parity.add(outputs[output], got.numpy(), None, output=output)
+    parity.check("the twin")
+    return report.islands, report.parity.agreement, parity.agreement
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", EDGES)
+def test_a_network_of_edges_is_integers_throughout(name, tmp_path):
+    cells, islands = [], set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the libraries' own
+        for bits in (4, 2):
+            inside, engine, twin = exported(name, bits, tmp_path / "net.onnx")
+            islands |= set(inside)
+            assert min(engine, twin) >= 0.995, (bits, engine, twin)
+            cells.append(f"{100 * engine:.1f}, {100 * twin:.1f} %")
+    row = f"| {name} | {', '.join(sorted(islands)) or 'nothing'} | {' | '.join(cells)} |"
+    print(row)
+    if os.environ.get("SPEQUANT_WRITE"):
+        write_row(row)
+    else:
+        assert not islands and row in table()
+
+
+def test_the_rows_in_the_docs_are_of_these_networks():
+    names = [named(row) for row in table() if row]
+    assert names and names == [name for name in EDGES if name in names]  # those that were run, in their order
