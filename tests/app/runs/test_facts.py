@@ -16,7 +16,7 @@ DIGITS = Configuration((0.305,), (0.376,), crop_pct=1.0, size=8)
 
 def test_a_run_keeps_them(digits_run, tmp_path):
     facts = read_facts(digits_run)
-    assert facts == json.loads(json.dumps(facts_of(load_digits()[0])))
+    assert facts == facts_of(load_digits()[0])
     assert (facts["classes"], facts["shape"], facts["class_names"]) == (10, [1, 8, 8], list("0123456789"))
     assert configuration_of(facts) == DIGITS
     export_source(digits_run, "packed", tmp_path / "net.packed", images=32)

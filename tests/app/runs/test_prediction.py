@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import spequant
 from spequant.app.runs import load_run, predict_source
@@ -108,10 +109,12 @@ def test_values_out_of_range_are_named(how, named, digits, digits_run):
 def test_options_come_before_what_a_file_says():
     about = {"images": asdict(Configuration(size=32))}
     loaded = SimpleNamespace(about=about, preprocessing=None)
-    source = SimpleNamespace(loaded=loaded, shape=(3, 32, 32), path="net.onnx")
+    source = SimpleNamespace(loaded=loaded, shape=(3, 32, 32), path="net.onnx", model=None)
     assert configured(source, {"size": None}) == Configuration(size=32)
     changed = configured(source, {"mean": (0.5,), "interpolation": "bicubic"})
     assert (changed.mean, changed.std, changed.interpolation) == ((0.5,) * 3, Configuration().std, "bicubic")
+    source.shape, source.model = None, nn.Sequential(nn.Conv2d(3, 4, 3))
+    assert configured(source, {"mean": (0.5,), "std": (0.5,)}).std == (0.5,) * 3
     loaded.about = {"images": {"size": "big"}}
     with pytest.raises(ValueError, match=r"net\.onnx: .*size is 'big'"):
         configured(source, {})

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spequant.app.runs.evaluation import only_output
 from spequant.app.runs.facts import configuration_of
@@ -82,7 +82,11 @@ def predict_source(
     answers, faults, called = [], dict(listing.faults), source.loaded.classes
     for names, pixels in _batches(listing.files, configuration, faults):
         inputs = pixels if source.loaded.preprocessing is not None else _normalised(pixels, configuration)
-        shares = _probabilities(only_output(answer(inputs)), source)
+        try:
+            logits = only_output(answer(inputs))
+        except RuntimeError as error:
+            raise ValueError(f"{path} does not run on images of shape {tuple(inputs.shape)}: {error}") from error
+        shares = _probabilities(logits, source)
         if called is not None and len(called) != shares.shape[1]:
             raise ValueError(f"{path} names {len(called)} classes and gives {shares.shape[1]}; export it anew")
         values, classes = shares.sort(dim=1, descending=True, stable=True)
@@ -116,12 +120,20 @@ def configured(source: Source, options: Mapping[str, Any]) -> Configuration:
             f"made in Python: give {', '.join(missing)}, or export it anew from its run (in Python with "
             "about={'images': ...}, docs/images.md)"
         )
-    channels = source.shape[0] if source.shape is not None else len(content["mean"])
+    channels = _channels(source) or len(content["mean"])
     for name in ("mean", "std"):
         if len(content[name]) not in (1, channels):
             raise ValueError(f"{name} is {content[name]!r}; expected one number, or {channels}, one per channel")
         content[name] = tuple(content[name]) * (channels if len(content[name]) == 1 else 1)
     return configuration_from(content)
+
+
+def _channels(source: Source) -> int | None:
+    """Return the channels of the images that a network reads, by the file or its first convolution; None: unknown."""
+    if source.shape is not None:
+        return source.shape[0]
+    modules = () if source.model is None else source.model.modules()
+    return next((m.in_channels for m in modules if isinstance(m, nn.Conv2d)), None)
 
 
 def _batches(
@@ -150,8 +162,9 @@ def _normalised(pixels: Tensor, configuration: Configuration) -> Tensor:
 
 def _probabilities(logits: Any, source: Source) -> Tensor:
     """Return probabilities (images, classes): of one class each, or of each label for itself."""
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
+    several = source.task == "multi-label"
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or (logits.shape[1] < 2 and not several):
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"{source.path} gives {shape}; expected (images, classes), two classes or more")
     logits = logits.double()
-    return logits.sigmoid() if source.task == "multi-label" else logits.softmax(1)
+    return logits.sigmoid() if several else logits.softmax(1)
