@@ -80,22 +80,7 @@ def assemble(
         phase("calibrating")
     model = _student(recipe, field, network, snapshot, device)
     steps = settings.epochs * (field.sizes[0] // settings.batch_size)
-
-    def teacher(bits: int) -> nn.Module:
-        phase("calibrating the teacher")
-        return recipe.quant.at(bits).calibrated(network, field.calibration())
-
-    start = Start(
-        network=network,
-        student=model,
-        task=field.task,
-        steps=steps * settings.accumulate,
-        seed=settings.seed,
-        quantized=teacher,
-        load=load_teacher,
-        accumulate=settings.accumulate,
-    )
-    method = recipe.method.build(start)
+    method = recipe.method.build(_start(recipe, field, network, model, steps, phase))
     if settings.compile:
         compile_teacher(method)
     partner = trained_by(method)
@@ -119,6 +104,27 @@ def assemble(
     if snapshot is not None:
         state.restore(snapshot)
     return Assembly(recipe, accelerator, field, state)
+
+
+def _start(
+    recipe: Recipe, field: Field, network: nn.Module, model: nn.Module, steps: int, phase: Callable[[str], None]
+) -> Start:
+    """Return what the method is made from."""
+
+    def teacher(bits: int) -> nn.Module:
+        phase("calibrating the teacher")
+        return recipe.quant.at(bits).calibrated(network, field.calibration())
+
+    return Start(
+        network=network,
+        student=model,
+        task=field.task,
+        steps=steps * recipe.train.accumulate,
+        seed=recipe.train.seed,
+        quantized=teacher,
+        load=load_teacher,
+        accumulate=recipe.train.accumulate,
+    )
 
 
 def _student(

@@ -87,8 +87,7 @@ def export_source(
         integers = not isinstance(test, QuestionSet)  # biases of a network on tokens stay float
         if integers and (act_bits is not None or round_biases):
             quantize_biases(source.model, test.normalise(test.images[:1]))
-        reporter.phase(f"writing {form.name}")
-        batches = _verifying(_batches(test, normalised=pixels is None), test, form, reporter)
+        batches = _announced(_batches(test, normalised=pixels is None), test, form, reporter)
         facts = {"act_bits": act_bits, "preprocessing": pixels}
         options: dict[str, Any] = {
             "preprocessing": pixels,
@@ -179,8 +178,9 @@ def _batches(test: TestSet, normalised: bool) -> Iterator[Any]:
         yield inputs if part.labels is None else (inputs, part.labels)
 
 
-def _verifying(batches: Iterator[Any], test: TestSet, form: Format, reporter: Reporter) -> Iterator[Any]:
-    """Yield `batches`; from the second one on the file is there, and is compared with the network."""
+def _announced(batches: Iterator[Any], test: TestSet, form: Format, reporter: Reporter) -> Iterator[Any]:
+    """Yield `batches`: with the first one the file is written; at the others it is compared with the network."""
+    reporter.phase(f"writing {form.name}")
     yield from islice(batches, 1)
     what = f"{len(test):,} {'questions' if isinstance(test, QuestionSet) else 'samples'}"
     reporter.phase(f"verifying on {what} in {next(iter(form.engines), TORCH)}")
