@@ -4,13 +4,13 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 from spequant.app.recipes import RECIPES
-from spequant.app.runs import assembly, run, session
+from spequant.app.runs import assembly, images, run, session
 from support.reporters import Said
 
 
 def recipe():
     """Few digits, one epoch of two steps, compiled."""
-    base = RECIPES["digits-w2a2-speq"]()
+    base = RECIPES["digits-w2a2-retrain"]()
     data = replace(base.data, images=128, held_out=300)
     quant = replace(base.quant, percentile=99.9)
     train = replace(base.train, epochs=1, device="cpu", layers_every=1, compile=True)
@@ -26,6 +26,7 @@ def test_each_phase_is_said_and_how_long_compiling_takes_once_that_is_known(tmp_
     """Nothing is compiled here, and a clock goes on by half a minute each time it is read."""
     wrap, seconds = assembly.wrap, iter(range(0, 1000, 30))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(images, "REESTIMATE", 128)
     monkeypatch.setattr(assembly, "wrap", lambda model, compile: wrap(model, compile=False))
     monkeypatch.setattr(session, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
     said = told(tmp_path / "first", recipe())

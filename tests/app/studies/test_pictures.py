@@ -82,3 +82,9 @@ def test_grids_share_one_scale_without_outliers(seeds, said):
     assert left.images[0].get_clim() == right.images[0].get_clim() == (70.0, 74.0)
     assert right.texts[0].get_text().startswith("10.0") and ("\u00b1" in right.texts[0].get_text()) == (seeds > 1)
     assert said in bar.get_ylabel()
+
+
+def test_a_grid_of_one_value_has_one_colour():
+    figure = blank(9, 4)
+    pictures.draw_grids(figure, {"a": [[[100.0]]], "b": [[[100.0]]]}, (2,), "accuracy, %")
+    assert [axes.images[0].get_clim() for axes in figure.axes[:2]] == [(99.5, 100.5)] * 2

@@ -78,6 +78,8 @@ def draw_grids(
     """
     every = [mean(values) for rows in panels.values() for row in rows for values in row]
     low, high = within(every)
+    if low == high:  # a scale of one value would show it in any colour
+        low, high = low - 0.5, high + 0.5
     side = 1 + 0.5 * len(widths)
     figure.set_size_inches(9, side * -(-len(panels) // 2) + 0.5)
     all_axes = figure.subplots(-(-len(panels) // 2), 2, squeeze=False)
