@@ -228,5 +228,5 @@ def _litert_sum(a: np.ndarray, b: np.ndarray, first: Any, second: Any, step: Any
 def _tflm_sum(a: np.ndarray, b: np.ndarray, first: Any, second: Any, step: Any) -> np.ndarray:
     """TensorFlow Lite Micro's: codes times 2^20, scaled, added, scaled back."""
     twice = 2 * max(np.float64(first), np.float64(second))
-    one, other = (tflm_codes(x << 20, np.asarray(unit / twice)) for x, unit in ((a, first), (b, second)))
-    return tflm_codes(one + other, np.asarray(twice / (2.0**20 * np.float64(step))))
+    scaled = [tflm_codes(x << 20, np.asarray(np.float64(unit) / twice)) for x, unit in ((a, first), (b, second))]
+    return tflm_codes(scaled[0] + scaled[1], np.asarray(twice / (2.0**20 * np.float64(step))))

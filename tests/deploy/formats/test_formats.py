@@ -65,6 +65,7 @@ def test_a_format_says_what_it_is(name):
         ("a.mixed.onnx/net.onnx", "onnx"),
         ("net.xml", "openvino"),
         ("net.tflite", "tflite"),
+        ("net.int4.tflite", "tflite4"),
     ],
 )
 def test_the_ending_says_the_format(path, name):

@@ -37,12 +37,12 @@ def graph_of(data):
     return graph.tensors, [(kinds[model.operatorCodes[op.opcodeIndex].builtinCode], op) for op in graph.operators]
 
 
-def compared(program: Program, x, engine: str, graph=None) -> tuple[int, float]:
+def compared(program: Program, x, engine: str, name: str = "tflite") -> tuple[int, float]:
     """(forced codes that are no ties and others than the twin's, largest difference of answers, in deviations)"""
-    start = partial(ENGINES[engine], threads=1)
-    found = forced(program, x, start, FORMATS["tflite"].graphs)
+    start, graphs = partial(ENGINES[engine], threads=1), FORMATS[name].graphs
+    found = forced(program, x, start, graphs)
     expected = Twin(program)(x)
-    (got,) = start((graph or tflite_graph(program)).data)({"input": x.numpy()})
+    (got,) = start(graphs.whole(program).data)({"input": x.numpy()})
     assert got.shape == tuple(expected.shape)
     apart = float((torch.from_numpy(got) - expected).abs().max() / expected.std())
     return sum(f.unequal - f.ties for f in found.values()), apart
@@ -59,8 +59,7 @@ def test_litert_computes_the_twins_codes(name):
 def test_microcontrollers_compute_them_at_few_levels(name):
     """At 8 bits, and in additions at a shared range, some sums are counted in the file as unequal."""
     case = lowered(name)
-    graph = tflite_graph(case.program)
-    wrong, apart = compared(case.program, case.x[:8], "tflm", graph)
+    wrong, apart = compared(case.program, case.x[:8], "tflm")
     assert (wrong == 0 and apart < 1e-3) == (name in ("two bits", "one bit", "lsq")), name
     assert apart < 0.3 and wrong <= 80
 
@@ -112,6 +111,15 @@ def test_every_kind_of_layer(network, shape, engine):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ["litert", "tflm"])
+@pytest.mark.parametrize("name", ["two bits", "lsq"])
+def test_weights_of_4_bits_change_no_code(name, engine):
+    case = lowered(name)
+    wrong, apart = compared(case.program, case.x[:8], engine, "tflite4")
+    assert wrong == 0 and apart < 1e-3
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "size"), [(vgg16_bn, 32), (mobilenet_v2, 32), (resnet18, 64)])
 def test_larger_networks(network, size):
     x = torch.randn(8, 3, size, size)
@@ -120,12 +128,17 @@ def test_larger_networks(network, size):
     assert wrong <= 2 and apart < 0.02
 
 
-def test_the_numbers_in_a_file():
-    """One layer from two bits to two: weights times 42, codes at the upper end of int8, kept there by RELU."""
+def one_layer() -> tuple[Input, Weighted]:
+    """From two bits to two."""
     source = Input("x", (), CODES, (1, 2, 4, 4))
     weight = torch.tensor([[-3, 1], [3, -1], [1, 1]], dtype=torch.int16)[:, :, None, None]
-    parts = weight, torch.tensor([0.2, 0.1, 0.05]).double(), torch.tensor([0.1, -0.2, 0.0]).double()
-    op = Weighted("layer", (source,), Grid(0.25, 0, 3), (1, 3, 2, 2), *parts, (2, 2), (0, 0), (1, 1))
+    parts = weight, torch.tensor([0.2, 0.1, 0.05]).double(), torch.tensor([0.1, 0.2, 0.0]).double()
+    return source, Weighted("layer", (source,), Grid(0.25, 0, 3), (1, 3, 2, 2), *parts, (2, 2), (0, 0), (1, 1))
+
+
+def test_the_numbers_in_a_file():
+    """Weights are times 42, codes at the upper end of int8, kept there by RELU."""
+    source, op = one_layer()
     graph = op_graph(op)
     tensors, operators = graph_of(graph.data)
     ((kind, node),) = operators
@@ -134,12 +147,28 @@ def test_the_numbers_in_a_file():
     assert graph.zero == {source: 124, op: 124} and [t.quantization.zeroPoint[0] for t in (x, y)] == [124, 124]
     assert (node.builtinOptions.strideH, node.builtinOptions.strideW) == (2, 2)
     assert node.builtinOptions.fusedActivationFunction == schema().ActivationFunctionType.RELU
-    np.testing.assert_array_equal(w.data.view(np.int8).reshape(3, 2), 42 * weight[:, :, 0, 0].numpy())
+    np.testing.assert_array_equal(w.data.view(np.int8).reshape(3, 2), 42 * op.weight[:, :, 0, 0].numpy())
     np.testing.assert_allclose(w.quantization.scale, [0.2 / 42, 0.1 / 42, 0.05 / 42], rtol=0.3)  # where steps allow
     np.testing.assert_allclose(b.quantization.scale, 0.5 * w.quantization.scale, rtol=1e-6)
-    assert b.data.view(np.int32).tolist() == pytest.approx([42, -168, 0], abs=42)
+    assert b.data.view(np.int32).tolist() == pytest.approx([42, 168, 0], abs=42)
     (got,) = ENGINES["litert"](graph.data)({"in0": np.full((1, 2, 4, 4), 124 + 3, np.int8)})
-    assert (got[0, :, 0, 0] - 124).tolist() == [0, 0, 1]  # of (-0.5, 0.1, 0.15) / 0.25, at least 0
+    assert (got[0, :, 0, 0] - 124).tolist() == [0, 2, 1]  # of (-0.5, 0.5, 0.15) / 0.25, at least 0
+
+
+def test_half_a_byte():
+    """Codes of -3 .. 3 times 2, two in a byte, on input codes that are stored 85 times as large."""
+    _, op = one_layer()
+    graph = op_graph(op, int4=True)
+    tensors, operators = graph_of(graph.data)
+    assert [kind for kind, _ in operators] == ["MUL", "CONV_2D"]
+    spread, weight, _ = (tensors[i] for i in operators[1][1].inputs)
+    assert weight.type == schema().TensorType.INT4 and weight.shape.tolist() == [3, 1, 1, 2]
+    assert weight.data.tolist() == [0x2A, 0xE6, 0x22]  # (-6, 2), (6, -2), (2, 2)
+    assert spread.quantization.zeroPoint[0] == -128
+    np.testing.assert_allclose(spread.quantization.scale, [0.5 / 85], rtol=1e-6)
+    for engine in ("litert", "tflm"):
+        (got,) = ENGINES[engine](graph.data)({"in0": np.full((1, 2, 4, 4), 124 + 3, np.int8)})
+        assert (got[0, :, 0, 0] - 124).tolist() == [0, 2, 1]
 
 
 @pytest.mark.parametrize(

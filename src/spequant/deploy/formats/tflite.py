@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import nn
@@ -258,9 +258,11 @@ class Tflite(ProgramFormat):
     graphs = CodeGraphs(tflite_graph, op_graph)
     writers = WRITERS
     refused = UNWRITTEN
+    int4: ClassVar[bool] = False
+    """whether weights that fit 4 bits are packed"""
 
     def content(self, program: Program, preprocessing: Preprocessing | None, about: Mapping[str, Any] | None) -> Any:
-        return tflite_graph(program, preprocessing=preprocessing, about=about).data
+        return tflite_graph(program, preprocessing=preprocessing, about=about, int4=self.int4).data
 
     def write(self, draft: Draft, path: Path) -> None:
         write_tflite(draft.content, path)
@@ -278,6 +280,4 @@ class TfliteInt4(Tflite):
     name, suffix = "tflite4", ".int4.tflite"
     help = "the same, weights that fit 4 bits in half a byte"
     graphs = CodeGraphs(partial(tflite_graph, int4=True), partial(op_graph, int4=True))
-
-    def content(self, program: Program, preprocessing: Preprocessing | None, about: Mapping[str, Any] | None) -> Any:
-        return tflite_graph(program, preprocessing=preprocessing, about=about, int4=True).data
+    int4 = True
