@@ -16,6 +16,7 @@ from spequant.deploy.formats.onnx import GRAPHS
 from spequant.deploy.inputs import Images, Inputs, checked_preprocessing, with_example
 from spequant.deploy.loaded import Loaded, Preprocessing
 from spequant.deploy.parity import Parity
+from spequant.deploy.zoo import file_of, network_of, of_zoo
 from spequant.files import destination
 from spequant.functional import without_autocast
 from spequant.processes import innermost
@@ -161,7 +162,8 @@ def load(path: str | Path, network: nn.Module | None = None) -> Loaded:
     """Open a file of any format, of `export`, `pack`, `export_onnx`, `export_mixed` or the command `spequant export`.
 
     Args:
-        path: of the file; of OpenVINO's two files the .xml.
+        path: of the file; of OpenVINO's two files the .xml. Or "zoo/NAME", a network of the zoo, which needs no
+            `network`; `spequant zoo` lists them.
         network: for a packed file, the float network that its weights are of; its own weights are not read. None: what
             the file says of itself can be read, but it does not run.
 
@@ -172,6 +174,8 @@ def load(path: str | Path, network: nn.Module | None = None) -> Loaded:
         FileNotFoundError: there is no such file.
         ValueError: damaged, of a newer version, not written by this project, or of another network.
     """
+    if of_zoo(path):
+        path, network = file_of(path), network or network_of(path)
     path = Path(path)
     form = format_of_file(path)
     if network is not None and form.engines:
