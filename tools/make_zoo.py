@@ -58,7 +58,7 @@ def _resnet8(bits: int) -> Entry:
             name="cifar10-resnet8-float",
             data=CIFAR10(held_out=0),
             network=replace(recipe.network, name="resnet8"),
-            train=replace(recipe.train, epochs=30, schedule="one-cycle"),
+            train=replace(recipe.train, epochs=30, schedule="one-cycle", precision="fp32"),
         )
 
     def low_bit() -> Recipe:
@@ -68,7 +68,7 @@ def _resnet8(bits: int) -> Entry:
             name=f"cifar10-resnet8-w{bits}a{bits}-speq",
             network=floating().network,
             quant=replace(recipe.quant, weight_bits=bits, act_bits=bits),
-            train=replace(recipe.train, epochs=15),
+            train=replace(recipe.train, epochs=15, precision="fp32"),
         )
 
     return Entry(f"ResNet-8, W{bits}A{bits} by SPEQ, on CIFAR-10", "cifar10", floating, low_bit)

@@ -24,7 +24,7 @@ def test_a_card_says_how_the_network_was_made(name, capsys):
 
 
 def test_an_unknown_name_is_an_error():
-    with pytest.raises(SystemExit, match="resnet9-digits-w2a2.*resnet8-digits-w2a2"):
+    with pytest.raises(SystemExit, match=r"resnet9-digits-w2a2.*resnet8-digits-w2a2"):
         main(["zoo", "resnet9-digits-w2a2"])
 
 
