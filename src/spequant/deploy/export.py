@@ -48,7 +48,7 @@ class Exported:
     batch: int | None = None
 
     def __str__(self) -> str:
-        times = f"{self.float_size / self.size:.1f} times smaller than in fp32"
+        times = times_fp32(self.size, self.float_size)
         return f"{self.path} ({self.format}): {self.size:,} bytes, {times}\n{self.parity}"
 
 
@@ -181,6 +181,13 @@ def load(path: str | Path, network: nn.Module | None = None) -> Loaded:
     if network is not None and form.engines:
         raise ValueError(f"network is given; {path} is a file of the format {form.name}, which holds its own")
     return form.open(path, network)
+
+
+def times_fp32(size: int, float_size: int) -> str:
+    """Return how `size` bytes compare with the float network's, in words."""
+    if size > float_size:
+        return f"{size / float_size:.1f} times as large as in fp32"
+    return f"{float_size / size:.1f} times smaller than in fp32"
 
 
 def _float_size(model: nn.Module) -> int:
