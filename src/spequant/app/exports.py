@@ -9,9 +9,10 @@ from typing import Any
 from rich.table import Table
 
 from spequant.app.commands.files import Evaluate, Export, Inspect
+from spequant.app.commands.screen import print_table
 from spequant.app.runs import evaluate_source, export_source, open_source
 from spequant.app.runs.sources import Source, example_of
-from spequant.app.terminal import Terminal, in_words, print_table
+from spequant.app.terminal import Terminal, in_words
 from spequant.deploy import (
     FORMATS,
     Exported,

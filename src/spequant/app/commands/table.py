@@ -49,7 +49,11 @@ COMMANDS = {
     command.name: command
     for command in (
         Command(
-            "recipes", "[NAME]", "the recipes by name; every field of one, as JSON", "training:Recipes", "train:recipes"
+            "recipes",
+            "[NAME]",
+            "the recipes by name; every field of one, as JSON",
+            "training:Recipes",
+            "commands.guide:print_recipes",
         ),
         Command(
             "train",
