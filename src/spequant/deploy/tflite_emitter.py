@@ -32,11 +32,11 @@ def end_shape(shape: Sequence[int]) -> list[int]:
 
 
 def zeros(ops: Sequence[Operation]) -> dict[Operation, int]:
-    """What is stored for code 0, of each of `ops` with a grid: the same for all that are joined unchanged."""
+    """What is stored for code 0, of each of `ops` with a grid: the same for all of them that are joined unchanged."""
     group = {op: {op} for op in ops if op.grid is not None}
     for op in list(group):
         if op.COMMUTES:
-            together = group[op].union(*(group[i] for i in op.inputs))
+            together = group[op].union(*(group[i] for i in op.inputs if i in group))
             group.update(dict.fromkeys(together, together))
     return {op: _zero([o.grid for o in members if o.grid is not None]) for op, members in group.items()}
 
@@ -77,7 +77,7 @@ class TfliteEmitter:
     result leaves the graph. int4: whether weights that fit 4 bits are packed.
 
     unequal: {operation: {engine: sums, or pairs of codes, to which it gives another code than the twin}}. scaled: of
-    codes that were rounded from float, what was rounded; wholes: the same codes in float.
+    codes that were rounded from float, whole numbers whose ends QUANTIZE clips; wholes: the codes in float.
     """
 
     def __init__(
@@ -205,11 +205,13 @@ class TfliteEmitter:
         return self.activation(RELU if op.grid.low == 0 else NONE)
 
     def rounded(self, op: Operation, scaled: int) -> int:
-        """Float values in units of codes, behind `least`, as codes of the scale 1."""
+        """Float values in units of codes, behind `least`, as codes of the scale 1. ROUND takes ties to the even code;
+        QUANTIZE does so in LiteRT only."""
         assert op.grid is not None
         zero, low, high = self.zero[op], op.grid.low, op.grid.high
         least, most = low if low and low + zero > -128 else None, high if high + zero < 127 else None
-        self.scaled[op] = self.between(op, scaled, least, most)
+        clipped = self.between(op, scaled, least, most)
+        self.scaled[op] = self.graph.node("ROUND", [clipped], self.like(op))
         return self.graph.node("QUANTIZE", [self.scaled[op]], self.codes(op, np.float32(1)))
 
     def whole(self, op: Operation) -> int:
@@ -217,11 +219,9 @@ class TfliteEmitter:
         assert op.grid is not None
         if op not in self.wholes:
             if op in self.scaled:
-                low, high = op.grid.low, op.grid.high
-                kind, source = "ROUND", self.between(op, self.scaled[op], low or None, high)
+                self.wholes[op] = self.between(op, self.scaled[op], op.grid.low or None, op.grid.high)
             else:
-                kind, source = "DEQUANTIZE", self.tensors[op]
-            self.wholes[op] = self.graph.node(kind, [source], self.like(op))
+                self.wholes[op] = self.graph.node("DEQUANTIZE", [self.tensors[op]], self.like(op))
         return self.wholes[op]
 
     def padded(self, op: Operation, source: int, padding: Sequence[int], lowest: bool = False) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from spequant.deploy.integers import SUM, largest_sums
 from spequant.deploy.operations import FloatLayer, Quantize, Weighted
-from spequant.deploy.requantization import ENGINES, Requantization, Steps, requantization, steps
+from spequant.deploy.requantization import Requantization, Steps, requantization, steps
 from spequant.deploy.tflite_emitter import NONE, TfliteEmitter, clip, spread_of
 from spequant.deploy.tflite_graph import INT16
 
@@ -39,7 +39,7 @@ def _on_codes(e: TfliteEmitter, op: Weighted) -> int:
     if found.unequal["tflm"] and times > 1:
         source = e.spread(op.inputs[0], times)
         found = requantization(twin.times(times), e.graph.scale(source), how.unit)
-    elif found.unequal["tflm"] and _may_be_float(op):
+    if found.unequal["tflm"] and _may_be_float(op):
         return _of_float_sums(e, op)
     return _layer(e, op, source, form.weight.numpy(), found)
 
@@ -98,13 +98,11 @@ def _may_be_float(op: Weighted) -> bool:
 
 
 def _of_float_sums(e: TfliteEmitter, op: Weighted) -> int:
-    """Sums in units of output codes, in float, then rounded: as the twin's but for the last bits of a sum."""
-    form = op.integers
-    factor = _factor(op)
-    weight, bias = form.weight * _columns(factor, form.weight), form.bias * factor
-    e.unequal[op] = dict.fromkeys(ENGINES, 0)
-    constants = (weight.numpy(), None, bias.numpy())
-    return e.rounded(op, _product(e, op, e.whole(op.inputs[0]), constants, e.like(op), e.least(op)))
+    """Sums of whole numbers in float, which are exact, then as the twin has it: times the factor, and rounded."""
+    constants = (op.integers.weight.float().numpy(), None, op.integers.bias.float().numpy())
+    sums = _product(e, op, e.whole(op.inputs[0]), constants, e.like(op), e.activation(NONE))
+    inputs = [sums, e.number(op, _factor(op).numpy())]
+    return e.rounded(op, e.graph.node("MUL", inputs, e.like(op), fusedActivationFunction=e.least(op)))
 
 
 def _in_float(e: TfliteEmitter, op: Weighted) -> int:
