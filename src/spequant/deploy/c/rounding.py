@@ -32,7 +32,7 @@ Twin = Callable[[np.ndarray], np.ndarray]
 @dataclass(eq=False)
 class Rounding:
     """Fields of `net_rounding`: steps int64 (outputs, 2^bits - 1), or multipliers, offsets and shifts (outputs,), and
-    the codes low .. top, which are equal where the result is no code. unequal: sums with another code than the twin's."""
+    the codes low .. top, equal where the result is no code. unequal: sums with another code than the twin's."""
 
     bits: int
     steps: np.ndarray | None = None
