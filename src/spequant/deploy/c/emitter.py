@@ -81,8 +81,8 @@ class CEmitter:
     def call(
         self, kernel: str, op: Operation, reads: tuple[Tensor, ...], writes: tuple[Tensor, ...], /, **more: Any
     ) -> None:
-        """`kernel` for `op`. more: scratch, in_place; all else are fields."""
-        options = {name: more.pop(name) for name in ("scratch", "in_place") if name in more}
+        """`kernel` for `op`. more: scratch, in_place, macs; all else are fields."""
+        options = {name: more.pop(name) for name in ("scratch", "in_place", "macs") if name in more}
         self.calls.append(Call(kernel, op.name, reads, writes, more, **options))
 
     def rounded(self, op: Operation, how: Rounding) -> Rounding:

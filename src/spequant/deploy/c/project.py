@@ -100,7 +100,7 @@ def _head(
         "act_bits": e.program.act_bits,
         "arena": arena,
         "constants": flash,
-        "macs": sum(cost.macs or 0 for cost in program_costs(e.program)),
+        "macs": sum(call.macs for call in e.calls),
         "layers": [asdict(cost) for cost in program_costs(e.program)],
         "unequal": e.unequal,
         "input": {

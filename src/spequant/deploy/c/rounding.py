@@ -1,7 +1,7 @@
 """From whole numbers to codes exactly as the twin rounds: where its steps are is looked up, whatever its scale.
 
 The twin's code is a step function, monotone in the sum. With at most 16 codes the sums at which each begins are a
-table. With more it is (sum * multiplier + offset) / 2^shift, downwards: each step bounds the offset from both sides, so
+table, if that is smaller or nothing else exact. With more it is (sum * multiplier + offset) / 2^shift, downwards: each step bounds the offset from both sides, so
 that one between these bounds, where there is one, gives the twin's code for every sum that can occur. Where there is
 none, sums with another code are counted; they lie on a rounding tie of the twin's.
 """
@@ -88,11 +88,27 @@ def rounding(
         moved: by how much these sums are larger than those that the kernel has, int64 (outputs,).
     """
     at = steps(twin, first, last, low, high)
+    scaled = _multiplied(at, twin, slope, first, last, low, high, moved)
+    if high - low >= FEW:
+        return scaled
     bits = max(1, (high - low).bit_length())
-    if high - low < FEW:
-        table = np.full((len(at), 2**bits - 1), NEVER, np.int64)
-        table[:, : at.shape[1]] = np.where(at > last[:, None], NEVER, at - moved[:, None])
-        return Rounding(bits, table)
+    table = np.full((len(at), 2**bits - 1), NEVER, np.int64)
+    table[:, : at.shape[1]] = np.where(at > last[:, None], NEVER, at - moved[:, None])
+    looked_up = Rounding(bits, table)
+    return looked_up if scaled.unequal or looked_up.size <= scaled.size else scaled
+
+
+def _multiplied(
+    at: np.ndarray,
+    twin: Twin,
+    slope: np.ndarray,
+    first: np.ndarray,
+    last: np.ndarray,
+    low: int,
+    high: int,
+    moved: np.ndarray,
+) -> Rounding:
+    """By multiplier, offset and shift. at: of `steps`; all others: of `rounding`."""
     ends = np.arange(low + 1, high + 1)[None, :]
     exact = _even(at, ends, slope, np.asarray(twin(np.zeros((len(at), 1), np.int64)), np.float64)[:, 0], first, last)
     fitted = exact if not exact[3].any() else _fitted(at, ends, slope, first, last)

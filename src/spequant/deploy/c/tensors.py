@@ -71,7 +71,7 @@ def tensor(name: str, shape: tuple[int, ...], grid: Grid | None, unit: float = 1
 @dataclass
 class Call:
     """One kernel on its tensors. fields: of its structure, as the kernel's C file has it. scratch: bytes that it needs
-    alone. in_place: (input, result) that may lie in the same bytes."""
+    alone. in_place: (input, result) that may lie in the same bytes. macs: multiply-accumulates."""
 
     kernel: str
     name: str
@@ -81,3 +81,4 @@ class Call:
     scratch: int = 0
     in_place: tuple[tuple[Tensor, Tensor], ...] = ()
     scratch_offset: int = 0
+    macs: int = 0
