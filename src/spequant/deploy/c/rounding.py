@@ -1,9 +1,10 @@
 """From whole numbers to codes exactly as the twin rounds: where its steps are is looked up, whatever its scale.
 
 The twin's code is a step function, monotone in the sum. With at most 16 codes the sums at which each begins are a
-table, if that is smaller or nothing else exact. With more it is (sum * multiplier + offset) / 2^shift, downwards: each step bounds the offset from both sides, so
-that one between these bounds, where there is one, gives the twin's code for every sum that can occur. Where there is
-none, sums with another code are counted; they lie on a rounding tie of the twin's.
+table, unless what follows is exact too and smaller. With more it is (sum * multiplier + offset) / 2^shift, downwards:
+each step bounds the offset from both sides, so that one between these bounds, where there is one, gives the twin's code
+for every sum that can occur. Where there is none, sums with another code are counted; they lie on a rounding tie of the
+twin's.
 """
 
 from collections.abc import Callable
