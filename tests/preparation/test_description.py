@@ -148,7 +148,7 @@ def test_powers_of_two_come_back():
     again = made_again(network, model.eval())
     check_equal(model, again, x)
     free = spequant.prepare(network, weight=LSQ(4), act=LSQ(4), per_channel=True)
-    with pytest.raises(ValueError, match="another kind of quantizer than LSQ;"):
+    with pytest.raises(ValueError, match="than LSQ;"):
         free.load_state_dict(model.state_dict())
 
 
