@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """ResNet-20 after calibration alone, with free scales and with powers of two: five pairs, each of 1,024 other images.
 
-usage: calibrated_powers.py FOLDER WEIGHTS [--bits 4] [--test 2000]      FOLDER holds CIFAR-10, WEIGHTS the float network
+usage: calibrated_powers.py FOLDER WEIGHTS [--bits 4] [--test 2000]
 
+FOLDER holds CIFAR-10, WEIGHTS is the file of the float network.
 The images are the first 5,120 training images. Prints a line of CSV for each of the ten networks.
 """
 
@@ -22,7 +23,10 @@ from spequant.quantizers import LSQ
 PAIRS, IMAGES = 5, 1024
 
 
-def calibrated(network: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], bits: int, power_of_two: bool) -> nn.Module:
+Batches = Sequence[tuple[Tensor, Tensor]]
+
+
+def calibrated(network: nn.Module, batches: Batches, bits: int, power_of_two: bool) -> nn.Module:
     """`network` with LSQ at `bits` bits, its ends and addends at 8, calibrated on `batches`."""
     lsq = LSQ(bits, power_of_two=power_of_two)
     model = spequant.prepare(network, weight=lsq, act=lsq)
@@ -31,7 +35,7 @@ def calibrated(network: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], bit
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> float:
+def accuracy(model: nn.Module, batches: Batches) -> float:
     """Of `batches`, in per cent."""
     right = sum(int((model(images).argmax(1) == labels).sum()) for images, labels in batches)
     return 100 * right / sum(len(labels) for _, labels in batches)
