@@ -30,7 +30,7 @@ def calibrated(network: nn.Module, batches: Batches, bits: int, power_of_two: bo
     """`network` with LSQ at `bits` bits, its ends and addends at 8, calibrated on `batches`."""
     lsq = LSQ(bits, power_of_two=power_of_two)
     model = spequant.prepare(network, weight=lsq, act=lsq)
-    spequant.calibrate(model, batches, samples=IMAGES)
+    spequant.calibrate(model, batches, samples=sum(len(images) for images, _ in batches))
     return model.eval()
 
 
