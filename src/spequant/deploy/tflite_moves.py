@@ -1,5 +1,7 @@
 """What puts numbers elsewhere and computes none, in a .tflite graph; see `tflite_order.py`."""
 
+from typing import Any
+
 import numpy as np
 
 from spequant.deploy.operations import Concat, Flatten, Operation, Pad, PixelShuffle, Repeat, Reshape, Slice, Transpose
@@ -27,8 +29,8 @@ def _pixel_shuffle(e: TfliteEmitter, op: PixelShuffle) -> int:
     (source,) = op.inputs
     apart = Reshape(op.name, (source,), op.grid, (1, *op.apart))
     moved = Transpose(op.name, (apart,), op.grid, tuple(apart.shape[d] for d in op.order), op.order)
-    for part, write in ((apart, _reshape), (moved, _transpose)):
-        e.tensors[part] = write(e, part)
+    e.tensors[apart] = _reshape(e, apart)
+    e.tensors[moved] = _transpose(e, moved)
     return e.moved(op, e.tensors[moved], moved.shape, e.order(moved))
 
 
@@ -68,7 +70,7 @@ def _picked(e: TfliteEmitter, op: Operation, source: int, axis: int, indices: np
     return e.graph.node("GATHER", inputs, e.like(op, shape, source), axis=axis)
 
 
-MIRRORED = {"reflect": "reflect", "replicate": "edge"}
+MIRRORED: dict[str, Any] = {"reflect": "reflect", "replicate": "edge"}
 """{torch's word for a kind of padding: numpy's}"""
 
 
