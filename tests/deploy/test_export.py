@@ -10,6 +10,7 @@ from torch import nn
 import spequant
 from spequant.deploy import FORMATS, export, export_onnx, load
 from spequant.deploy.engines import ENGINES
+from spequant.deploy.export import times_fp32
 from spequant.deploy.formats import packed
 from support.integer_networks import NEEDS_ONNXRUNTIME, prepared, small
 
@@ -228,3 +229,8 @@ def test_images_that_are_not_finite_are_said_to_be_so(tmp_path):
     x = torch.randn(8, 6)
     with pytest.raises(ValueError, match=r"NaN or infinite"):
         export_onnx(prepared(Twice(), torch.randn(64, 6)), tmp_path / "net.onnx", [x * math.nan])
+
+
+def test_a_size_is_compared_with_the_float_networks_in_words():
+    assert times_fp32(100, 250) == "2.5 times smaller than in fp32"
+    assert times_fp32(300, 200) == "1.5 times as large as in fp32"

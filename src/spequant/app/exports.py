@@ -9,9 +9,10 @@ from typing import Any
 from rich.table import Table
 
 from spequant.app.commands.files import Evaluate, Export, Inspect
+from spequant.app.commands.screen import print_table
 from spequant.app.runs import evaluate_source, export_source, open_source
 from spequant.app.runs.sources import Source, example_of
-from spequant.app.terminal import Terminal, in_words, print_table
+from spequant.app.terminal import Terminal, in_words
 from spequant.deploy import (
     FORMATS,
     Exported,
@@ -23,6 +24,7 @@ from spequant.deploy import (
     tflite_costs,
     totals,
 )
+from spequant.deploy.export import times_fp32
 from spequant.deploy.running import TORCH
 from spequant.deploy.tflite_engines import arena_size
 from spequant.deploy.tflite_file import read_head
@@ -60,8 +62,8 @@ def print_export(settings: Export) -> None:
         print(f"onnxruntime: {'; '.join(pairs)}")
     if settings.verbose:
         _print_details(exported)
-    times = exported.float_size / exported.size
-    print(f"{exported.path}  {exported.size:,} bytes, {times:.1f} times smaller than in fp32 ({exported.float_size:,})")
+    times = times_fp32(exported.size, exported.float_size)
+    print(f"{exported.path}  {exported.size:,} bytes, {times} ({exported.float_size:,})")
     print(f"to run it: {_command(settings, exported)}, or spequant.load in Python{_limits(exported)}")
 
 

@@ -161,4 +161,4 @@ def _readers(model: nn.Module, program: Program) -> dict[nn.Module, tuple[tuple[
 
 
 def _codes(q: Quantizer, x: Tensor) -> Tensor:
-    return q.encode(x) - zero_point(*q.bounds(x), q.levels)
+    return q.encode(x) - zero_point(*q.grid_bounds(x), q.levels)

@@ -52,7 +52,7 @@ def describe(program: Program, tensors: Mapping[Operation, Sequence[str]]) -> li
             home = op.grid.home
             row["grid"] = [op.grid.step, op.grid.low, op.grid.high]
             row["clamp"] = op.grid.clamp
-            row["home"] = None if home is None else [home.bits, home.levels, home.low, home.high]
+            row["home"] = None if home is None else _home(home)
         if op in tensors:
             row["tensors"] = list(tensors[op])
         elif constants := [v.tolist() for v in vars(op).values() if isinstance(v, Tensor)]:
@@ -164,6 +164,11 @@ def _pair(head: Mapping[str, Any]) -> Preprocessing | None:
 NAMES = {kind.__name__: kind for kind in OPERATIONS}
 KINDS_OF_1 = {**{kind.WORD: kind.__name__ for kind in OPERATIONS}, "layer": "FloatLayer"}
 ATTRIBUTES_OF_1 = ("stride", "padding", "dilation", "groups", "kernel", "keep")
+
+
+def _home(home: Home) -> list[Any]:
+    """The arguments of `Home`; the last stands only where steps are powers of two, as older versions know four."""
+    return [home.bits, home.levels, home.low, home.high, *([] if home.powers is None else [home.powers])]
 
 
 def _of_format_1(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from spequant.quantizers.base import Quantizer
-from spequant.quantizers.least_squares import nearest_step
+from spequant.quantizers.least_squares import nearest_power_step, nearest_step
 from spequant.quantizers.ranges import FEW_VALUES, grouped
 from spequant.quantizers.settings import QuantizerSettings
 
@@ -41,9 +41,10 @@ class SAWB(Quantizer):
       times the least one on 5,120 Gaussian values, and 28 times on uniform ones); or the clip of least error, where the
       error at max|w| is more than `TOLERATED_LOSS` times as large. The clip of least error is not always taken because
       many clips have nearly that error, so that it jumps as the weight moves, while max|w| moves with the weight.
+    - With `power_of_two`, where the formula holds the step nearest to its own, elsewhere that of least squared error.
 
     Args:
-        bits, signed, shape, of_weight: as in `Quantizer`; the grid is always signed.
+        bits, signed, shape, of_weight, power_of_two: as in `Quantizer`; the grid is always signed.
         clip_gradient: whether weights beyond the clip get no gradient.
 
     Raises:
@@ -73,10 +74,11 @@ class SAWB(Quantizer):
         signed: bool | None = True,
         shape: tuple[int, ...] = (),
         of_weight: bool = True,
+        power_of_two: bool = False,
     ):
         if not signed:
             raise ValueError(f"signed is {signed!r}; SAWB's grid is symmetric around zero: use PACT or LSQ here")
-        super().__init__(bits, signed=True, shape=shape, of_weight=of_weight)
+        super().__init__(bits, signed=True, shape=shape, of_weight=of_weight, power_of_two=power_of_two)
         self.saturate = self.clip_gradient = clip_gradient
 
     def level_count(self, bits: int | None = None) -> int:
@@ -93,8 +95,9 @@ class SAWB(Quantizer):
             if many and levels in COEFFICIENTS:
                 clip = self._published(w, levels)
             else:
-                clip = half * nearest_step(rows, half).reshape(self.shape)
-                clip = self._steady(w, clip, half) if many else clip
+                search = nearest_power_step if self.power_of_two else nearest_step
+                clip = half * search(rows, half).reshape(self.shape)
+                clip = self._steady(w, clip, half) if many and not self.power_of_two else clip
             return -clip, clip
 
     def _steady(self, w: Tensor, nearest: Tensor, half: float) -> Tensor:

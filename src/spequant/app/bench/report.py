@@ -9,7 +9,8 @@ from rich.table import Table
 from spequant.app.bench.infer import bench_infer
 from spequant.app.bench.train import STEPS, StepKind, bench_train
 from spequant.app.commands.bench import BenchTrain, Infer
-from spequant.app.terminal import Terminal, print_table
+from spequant.app.commands.screen import print_table
+from spequant.app.terminal import Terminal
 from spequant.files import destination, write_json
 
 

@@ -49,7 +49,11 @@ COMMANDS = {
     command.name: command
     for command in (
         Command(
-            "recipes", "[NAME]", "the recipes by name; every field of one, as JSON", "training:Recipes", "train:recipes"
+            "recipes",
+            "[NAME]",
+            "the recipes by name; every field of one, as JSON",
+            "training:Recipes",
+            "commands.guide:print_recipes",
         ),
         Command(
             "train",
@@ -147,6 +151,7 @@ COMMANDS = {
             "studies:Compare",
             "studies.compare:print_comparison",
         ),
+        Command("zoo", "[NAME]", "trained low-bit networks that come with spequant", "zoo:Zoo", "zoo:print_zoo"),
         Command("help", "[COMMAND]", "this, or what a command takes", "shell:Help", "commands.guide:print_guide"),
         Command(
             "version", "", "versions of spequant, torch and Python", "shell:Version", "commands.guide:print_version"

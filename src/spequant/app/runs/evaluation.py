@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spequant.app.runs.images import task_of
 from spequant.app.runs.questions import Answer, QuestionSet, answer_by, score
 from spequant.app.runs.reporter import Quiet, Reporter, Track, untracked
 from spequant.app.runs.samples import Samples
@@ -20,7 +19,7 @@ from spequant.data import ImageSet
 from spequant.deploy.engines import ENGINES
 from spequant.deploy.running import TORCH, in_engine
 from spequant.deploy.running import at_bits as model_at_bits
-from spequant.methods.tasks import AnyTask, Classification, Regression
+from spequant.methods.tasks import AnyTask, Regression
 from spequant.train import Evaluation, evaluate
 
 BATCH = 500
@@ -87,7 +86,7 @@ def _row(
     if isinstance(test, QuestionSet):
         figures = {**score(test, answer_of(source, engine, bits, threads), reporter.track), "samples": len(test)}
     else:
-        task = None if source.recipe is None or source.recipe.task is None else task_of(source.recipe, Classification())
+        task = None if source.recipe is None else source.recipe.chosen_task
         figures = measured(logits_of(source, test, engine, bits, threads), test, task, reporter.track)
     return {
         "source": str(source.path),

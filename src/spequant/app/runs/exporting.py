@@ -22,6 +22,7 @@ from spequant.deploy.classes import CLASS_NAMES
 from spequant.deploy.formats import Format, check_ending, format_named
 from spequant.deploy.parity import FEW
 from spequant.deploy.running import TORCH, in_engine
+from spequant.deploy.zoo import of_zoo
 from spequant.files import destination, placed
 
 WINDOWS = 512  # windows of questions whose logits are compared; exact match and F1 are compared on all
@@ -68,7 +69,8 @@ def export_source(
     Args:
         path: the run's folder, or the packed file.
         to: a name in `FORMATS`.
-        out: the new file; None: model.SUFFIX in the run's folder, or next to the packed file.
+        out: the new file; None: model.SUFFIX in the run's folder, or next to the packed file; of zoo/NAME, NAME.SUFFIX
+            in the working folder.
         act_bits: width of the activations that were trained at the recipe's act_bits; None: as trained.
         round_biases: whether to call `quantize_biases` first. Recipes do so at the end of a run. It is always done if
             `act_bits` is given, since biases are then on another grid. The file is compared with the rounded network.
@@ -87,7 +89,7 @@ def export_source(
     if source.model is None:
         raise source.network_needed("export it")
     _check_options(source, form, act_bits, round_biases, preprocessing)
-    out = out or (path / "model" if path.is_dir() else path).with_suffix(form.suffix)
+    out = out or _place(path).with_suffix(form.suffix)
     _check_place(out, form, path)
     test = first_samples(first_samples(source.test_set(root), images), form.images)
     pixels = (test.mean, test.std) if preprocessing and isinstance(test, ImageSet) else None
@@ -107,6 +109,13 @@ def export_source(
             return _of_questions(source, test, form, out, batches, options, reporter)
         exported = export(source.model, out, batches, to, **options)
     return Report(exported, len(test), what="samples" if isinstance(test, Samples) else "images")
+
+
+def _place(path: Path) -> Path:
+    """Return where a file made of `path` lies, without its ending."""
+    if of_zoo(path):
+        return Path(path.name)
+    return path / "model" if path.is_dir() else path
 
 
 def _facts(test: TestSet, act_bits: int | None, pixels: Any) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from spequant.app.runs.samples import EXPECTED, Samples, read_samples
 from spequant.app.runs.weights import build_network
 from spequant.data import ImageSet, QuestionSettings
 from spequant.deploy import Loaded, Program, check_packed, load
+from spequant.deploy.zoo import file_of
 from spequant.names import imported
 
 RUN = "run"
@@ -139,7 +140,7 @@ def open_source(
     """Open a run's folder or an exported file.
 
     Args:
-        path: the folder or the file.
+        path: the folder or the file, or zoo/NAME.
         root: the folder of the data set; None: the recipe's.
         network: the float network of a packed file that was made in Python, "package.module:Object" or
             "file.py:Object": a module, or a callable without arguments that returns one.
@@ -149,7 +150,7 @@ def open_source(
         FileNotFoundError: there is no such path.
         ValueError: the file is damaged, of a newer version, of another network, or not of this project.
     """
-    samples = None if data is None else read_samples(data)
+    samples, path = None if data is None else read_samples(data), file_of(path)
     if path.is_dir():
         if network is not None:
             raise ValueError(f"network is {network!r}; {path} is a run's folder, which holds its own")
