@@ -23,7 +23,7 @@ from spequant.deploy.formats import Format, check_ending, format_named
 from spequant.deploy.parity import FEW
 from spequant.deploy.running import TORCH, in_engine
 from spequant.deploy.zoo import of_zoo
-from spequant.files import destination, placed
+from spequant.files import placed
 
 WINDOWS = 512  # windows of questions whose logits are compared; exact match and F1 are compared on all
 POINTS = 0.2  # difference in exact match and F1 that is allowed
@@ -192,8 +192,8 @@ def _check_place(out: Path, form: Format, source: Path) -> None:
     taken = {source.resolve(): "what is exported"} if form.engines else {}
     for name in (STATE, RECIPE, METRICS, RESULT, ENVIRONMENT, FACTS):
         taken[(source / name).resolve()] = "a file of the run itself"
-    for place in form.files(out):
-        end = destination(place).resolve()
+    for place in form.destinations(out):
+        end = place.resolve()
         if end in taken:
             raise ValueError(f"out is {str(out)!r}: {end} is {taken[end]}; give another --out")
 

@@ -25,6 +25,7 @@ from spequant.app.runs.samples import EXPECTED, Samples, read_samples
 from spequant.app.runs.weights import build_network
 from spequant.data import ImageSet, QuestionSettings
 from spequant.deploy import Loaded, Program, check_packed, load
+from spequant.deploy.formats import is_folder_of_format
 from spequant.deploy.zoo import file_of
 from spequant.names import imported
 
@@ -151,11 +152,11 @@ def open_source(
         ValueError: the file is damaged, of a newer version, of another network, or not of this project.
     """
     samples, path = None if arrays is None else read_samples(arrays), file_of(path)
-    if path.is_dir():
+    if path.is_dir() and not is_folder_of_format(path):
         if network is not None:
             raise ValueError(f"network is {network!r}; {path} is a run's folder, which holds its own")
         return _run(path, root, samples)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; expected a run's folder or an exported file{run_first(path)}")
     loaded = load(path)
     source = _source(loaded, described=network is not None or samples is not None)
