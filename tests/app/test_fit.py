@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +74,8 @@ def test_bytes_are_read_in_their_usual_forms(text, value):
 
 
 def test_numbers_come_before_a_board():
-    settings = Fit("x", board="arduino-uno", ram="4K")
+    settings = Fit(Path("x"), board="arduino-uno", ram="4K")
     assert (settings.flash_bytes, settings.ram_bytes) == (32 * 1024, 4096)
-    assert Fit("x").flash_bytes is None and all(board.source and board.ram < board.flash for board in BOARDS.values())
+    assert Fit(Path("x")).flash_bytes is None and all(
+        board.source and board.ram < board.flash for board in BOARDS.values()
+    )

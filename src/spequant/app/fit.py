@@ -40,7 +40,7 @@ def print_fit(settings: Fit) -> None:
     if settings.json is not None:
         destination(settings.json)
     room = {"flash": settings.flash_bytes, "ram": settings.ram_bytes}
-    with Terminal(settings.source) as reporter:
+    with Terminal(settings.source.name) as reporter:
         reporter.phase("planning flash and memory")
         recipe = _recipe(settings.source)
         programs = _of_recipe(recipe, settings) if recipe is not None else _of_source(settings)
@@ -62,10 +62,10 @@ def print_fit(settings: Fit) -> None:
         raise SystemExit(1)
 
 
-def _recipe(source: str) -> Recipe | None:
+def _recipe(source: Path) -> Recipe | None:
     """Return the recipe of that name; None: the source is a run or a file."""
-    is_file = (Path(source).exists() and Path(source).suffix != ".json") or of_zoo(source)
-    return None if is_file else recipe_named(source)
+    is_file = (source.exists() and source.suffix != ".json") or of_zoo(source)
+    return None if is_file else recipe_named(str(source))
 
 
 Programs = Mapping[str, tuple[Program, Preprocessing | None]]
@@ -75,15 +75,16 @@ Programs = Mapping[str, tuple[Program, Preprocessing | None]]
 def _of_recipe(recipe: Recipe, settings: Fit) -> Programs:
     """Return the programs of a recipe, with random weights: at its bits, and at fewer."""
     if not recipe.quantized:
-        raise ValueError(f"recipe is {settings.source!r}, which is float; expected one with quantized weights")
+        raise ValueError(f"recipe is {str(settings.source)!r}, which is float; expected one with quantized weights")
     data: Any = recipe.data
     if settings.root is not None and hasattr(data, "root"):
         data = replace(data, root=settings.root)
     recipe = replace(recipe, data=data, network=recipe.network.without_weights())
     torch.manual_seed(0)
     field = make_field(recipe, torch.device("cpu"))
-    if field.example is None:
-        raise ValueError(f"recipe is {settings.source!r}, of questions; expected one of images")
+    example = field.example
+    if example is None:
+        raise ValueError(f"recipe is {str(settings.source)!r}, of questions; expected one of images")
     network, batches = field.network(), field.calibration()[:1]
     pixels = _pixels(getattr(field, "test", None), settings)
     quants = {f"W{recipe.quant.weight_bits}A{recipe.quant.act_bits}": recipe.quant}
@@ -96,7 +97,7 @@ def _of_recipe(recipe: Recipe, settings: Fit) -> Programs:
             quants[f"{label}, additions at {bits} bits"] = replace(fewest, residual_bits=bits)
     return _Lazy(
         {
-            label: lambda quant=quant: (lower(quant.calibrated(network, batches).eval(), field.example), pixels)
+            label: lambda quant=quant: (lower(quant.calibrated(network, batches).eval(), example), pixels)
             for label, quant in quants.items()
         }
     )
@@ -104,7 +105,7 @@ def _of_recipe(recipe: Recipe, settings: Fit) -> Programs:
 
 def _of_source(settings: Fit) -> Programs:
     """Return the programs of a run or a file: as it is, and with activations of fewer bits."""
-    source = open_source(Path(settings.source), settings.root, network=settings.network)
+    source = open_source(settings.source, settings.root, network=settings.network)
     program = source.program
     if program is None:
         if source.model is None:
@@ -115,7 +116,7 @@ def _of_source(settings: Fit) -> Programs:
         program = lower(source.model, example)
     pixels = _pixels(source.test_set(settings.root) if settings.preprocessing else None, settings)
     trained = min(program.act_bits)
-    programs = {settings.source: lambda: (program, pixels)}
+    programs = {str(settings.source): lambda: (program, pixels)}
     for bits in FEWER:
         if bits < trained:
             programs[f"--act-bits {bits}"] = lambda bits=bits: (

@@ -43,7 +43,7 @@ class Fit:
     The exit status is 1 where it does not fit. A recipe is measured with random weights, calibrated.
     """
 
-    source: Annotated[str, Positional, arg(metavar="RUN|FILE|RECIPE")]
+    source: Annotated[Path, Positional, arg(metavar="RUN|FILE|RECIPE")]
     """a run's folder, a packed or integer ONNX file, zoo/NAME; or a recipe by name, NAME.json or file.py:function"""
     board: Literal[tuple(BOARDS)] | None = None  # type: ignore[valid-type]
     """the board whose flash and memory are there"""
