@@ -97,7 +97,7 @@ def _of_recipe(recipe: Recipe, settings: Fit) -> Programs:
             quants[f"{label}, additions at {bits} bits"] = replace(fewest, residual_bits=bits)
     return _Lazy(
         {
-            label: lambda quant=quant: (lower(quant.calibrated(network, batches).eval(), example), pixels)
+            label: lambda quant=quant, x=example: (lower(quant.calibrated(network, batches).eval(), x), pixels)
             for label, quant in quants.items()
         }
     )
