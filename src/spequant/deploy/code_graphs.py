@@ -35,9 +35,18 @@ class Whole(Protocol):
     ) -> CodedGraph: ...
 
 
+def _none(program: Program) -> Mapping[Operation, Operation]:
+    return {}
+
+
 @dataclass(frozen=True)
 class CodeGraphs:
-    """What a format has for that. one: an operation on its own, its inputs "in0", "in1" ..."""
+    """What a format has for that.
+
+    one: an operation on its own, its inputs "in0", "in1" ...; of two, the first of those that the format makes of the
+    codes of the second, "in0" (`alignment.py`). pairs: {such an operation: the other} of a program.
+    """
 
     whole: Whole
-    one: Callable[[Operation], CodedGraph]
+    one: Callable[..., CodedGraph]
+    pairs: Callable[[Program], Mapping[Operation, Operation]] = _none

@@ -47,14 +47,17 @@ class Forced:
 def forced(
     program: Program, x: Tensor, start: Callable[[bytes], Run], graphs: CodeGraphs = GRAPHS
 ) -> dict[Operation, Forced]:
-    """Each operation on its own, on what the twin has before it for the input `x`. start: of `engines.ENGINES`."""
+    """Each operation on its own, on what the twin has before it for the input `x`, where the format makes it of that;
+    else on the twin's codes of the finer one that it is made of. start: of `engines.ENGINES`."""
     twin = Twin(program)
     values = twin.everything(x)
     wrong = {}
+    pairs = graphs.pairs(program)
     for op in program.integer_ops:
         assert op.grid is not None
-        graph = graphs.one(op)
-        feed = {f"in{i}": graph.stored(values[s], s) for i, s in enumerate(dict.fromkeys(op.inputs))}
+        fine = [pairs[op]] if op in pairs else []
+        graph, sources = graphs.one(op, *fine), fine or op.inputs
+        feed = {f"in{i}": graph.stored(values[s], s) for i, s in enumerate(dict.fromkeys(sources))}
         (got,) = start(graph.data)(feed)
         off = torch.from_numpy(got.astype(np.int32) - graph.stored(values[op], op))
         exact = op.compute([values[i] for i in op.inputs])
