@@ -51,8 +51,9 @@ def forced(
     graphs: CodeGraphs = GRAPHS,
     entry: tuple[np.ndarray, Preprocessing] | None = None,
 ) -> dict[Operation, Forced]:
-    """Each operation on its own, on what the twin has before it for the input `x`. start: of `engines.ENGINES`. entry:
-    (images that become `x`, their preprocessing), where that is in the graph."""
+    """Each operation on its own, on what the twin has before it for the input `x`, where the format makes it of that;
+    else on the twin's codes of the finer one that it is made of. start: of `engines.ENGINES`. entry: (images that
+    become `x`, their preprocessing), where that is in the graph."""
     twin = Twin(program)
     values = twin.everything(x)
     wrong = {}
@@ -81,9 +82,11 @@ def _on_its_own(
         got = start(whole.data)({"input": x, **feed})
         yield from zip(taps, got[len(program.outputs) :], stored, strict=True)
         return
+    pairs = graphs.pairs(program)
     for op in program.integer_ops:
-        graph = graphs.one(op)
-        feed = {f"in{i}": graph.stored(values[s], s) for i, s in enumerate(dict.fromkeys(op.inputs))}
+        fine = [pairs[op]] if op in pairs else []
+        graph, sources = graphs.one(op, *fine), fine or op.inputs
+        feed = {f"in{i}": graph.stored(values[s], s) for i, s in enumerate(dict.fromkeys(sources))}
         (codes,) = start(graph.data)(feed)
         yield op, codes, graph.stored(values[op], op)
 

@@ -59,5 +59,5 @@ def print_bench_infer(settings: Infer) -> None:
         table.add_row(row["name"], engine, f"{row['ms']:.2f}", times_as_fast, f"{row['file_bytes']:,}")
     print_table(table)
     sets = ", ".join(rows[0]["instruction_sets"]) or "not known"
-    print(f"batch {settings.batch}, {settings.threads} thread(s), instruction sets: {sets}")
+    print(f"batch {settings.batch}, {settings.threads} thread(s), {settings.clock} time, instruction sets: {sets}")
     write_json(settings.json, rows)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+Clock = Literal["wall", "processor"]
 EngineName = Literal["onnxruntime", "openvino", "litert"]
 
 
@@ -81,6 +82,9 @@ class Infer:
     """threads of each engine"""
     rounds: int = 30
     """number of measurements of each graph"""
+    clock: Clock = "wall"
+    """wall: the time that passes; processor: the time that this process computes, all threads together, for ratios on a
+    machine that others use, too"""
     root: Path | None = None
     """folder of the data set, for a run; None: the recipe's, or SPEQUANT_DATA"""
     json: Path | None = None
