@@ -3,7 +3,7 @@
 Custom autograd functions live only in this file; modules, state and policy live elsewhere.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import wraps
 from typing import ParamSpec, TypeVar
@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
+
+from spequant.graphs import one_node
 
 Given = ParamSpec("Given")
 Returned = TypeVar("Returned")
@@ -122,6 +124,13 @@ class _FakeQuantize(torch.autograd.Function):
         return grad_x, grad_low, grad_high, None, None, None, None
 
 
+@one_node("(Tensor x, Tensor? low, Tensor high, Tensor levels, bool saturate, bool inner, float ewgs) -> Tensor")
+def _fake_quantize(
+    x: Tensor, low: Tensor | None, high: Tensor, levels: Tensor, saturate: bool, inner: bool, ewgs: float
+) -> Tensor:
+    return _FakeQuantize.apply(x, low, high, levels, saturate, inner, ewgs)
+
+
 def _rounding(x: Tensor, low: Tensor | None, high: Tensor, levels: Tensor) -> Tensor:
     """Return the rounding error as a share of the range, (y - x) / (high - low), of the clipped `x` rounded to y.
 
@@ -184,7 +193,7 @@ def fake_quantize(
         Straight-through estimator: Bengio et al. 2013, arXiv 1308.3432. PACT: arXiv 1805.06085. LSQ: arXiv 1902.08153.
         EWGS: arXiv 2104.00903.
     """
-    return _FakeQuantize.apply(x, low, high, levels, saturate, inner, ewgs)
+    return _fake_quantize(x, low, high, levels, saturate, inner, ewgs)
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -203,6 +212,7 @@ class _ScaleGradient(torch.autograd.Function):
         return grad * ctx.factor, None
 
 
+@one_node("(Tensor(a) x, float factor) -> Tensor(a)")
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
     """Return `x` unchanged; in the backward pass its gradient is multiplied by `factor`."""
     return _ScaleGradient.apply(x, factor)
@@ -232,6 +242,13 @@ def all_reduce(x: Tensor) -> Tensor:
     The result in every process depends on `x` in every process, so the backward pass sums the gradients as well.
     """
     return _AllReduce.apply(x)
+
+
+def reduced(x: Tensor, shape: Sequence[int], how: Callable[..., Tensor]) -> Tensor:
+    """Apply `how` (torch.mean, torch.amax ...) to the values that share a range of `shape`, which the result has."""
+    if not shape:
+        return how(x)
+    return how(x, dim=[d for d, size in enumerate(shape) if size == 1], keepdim=True)
 
 
 def positive(x: Tensor) -> Tensor:

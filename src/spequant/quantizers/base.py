@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, fx, nn
 
-from spequant.functional import dequantize, fake_quantize, quantize
+from spequant.functional import dequantize, fake_quantize, quantize, reduced
 from spequant.quantizers.settings import QuantizerSettings, give_settings
 from spequant.quantizers.state import check_settings, decode_flags, encode_settings, reshape_older
 
@@ -342,9 +342,7 @@ class Quantizer(nn.Module):
 
     def reduce(self, x: Tensor, how: Callable[..., Tensor]) -> Tensor:
         """Apply `how` (torch.mean, torch.amax ...) to the values that share a range; the result has `self.shape`."""
-        if not self.shape:
-            return how(x)
-        return how(x, dim=[d for d, size in enumerate(self.shape) if size == 1], keepdim=True)
+        return reduced(x, self.shape, how)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move parameters, buffers and levels between devices; a change of dtype leaves all of them in fp32."""

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spequant.graphs import one_node
 from spequant.quantizers.base import Quantizer
 from spequant.quantizers.ranges import FEW_VALUES, FIT_ROUNDS, grouped
 
@@ -67,7 +68,7 @@ class LeastSquares(Quantizer):
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
         half = (self.level_count() - 1) / 2
         with torch.no_grad():
-            step = nearest_step(grouped(self, x.float()), half).reshape(self.shape)
+            step = nearest_step(grouped(x.float(), self.shape), half).reshape(self.shape)
             return -half * step, half * step
 
     def grid_options(self) -> str:
@@ -77,6 +78,7 @@ class LeastSquares(Quantizer):
         return {**super().config(), "zero": self.zero}
 
 
+@one_node("(Tensor rows, float half) -> Tensor")
 def nearest_step(rows: Tensor, half: float) -> Tensor:
     """Search, for each range, the step whose grid has the least squared error, or nearly.
 
