@@ -56,10 +56,22 @@ def test_a_row_that_does_not_run_costs_no_other(monkeypatch):
     rows = bench_train(settings, said := Said())
     assert [row["name"] for row in rows] == ["float", "speq", "input"]
     assert said.lines == ["lsq: not measured, ValueError: bits is 9"]
-    assert said.phases == [*(f"{name}: warming up" for name in ("float", "speq", "lsq")), "timing, 1 rounds"]
+    rows = ("float (1/3)", "speq (2/3)", "lsq (3/3)")
+    assert said.phases == [*(f"{row}: warming up" for row in rows), "timing, 1 rounds"]
     seconds["float"] = ["OSError: x"]
     with pytest.raises(ChildProcessError, match=r"float .*OSError: x"):
         bench_train(settings)
+
+
+def test_quick_measures_two_rows_in_three_rounds(monkeypatch, capsys):
+    answering(monkeypatch, {"float": [3.0, 0.010], "retrain": [3.0, 0.012]})
+    options = ["--quick", "--threads", "1", "--device", "cpu", "--batch", "4"]
+    main(["bench", "train", *options])
+    assert [name for name, steps, _ in Worker.asked if steps] == ["float", "retrain"] * 3
+    assert "resnet8, W2A2, batch 4" in capsys.readouterr().out
+    for wrong in (["--rows", "speq"], ["--rounds", "5"]):
+        with pytest.raises(SystemExit, match=f"{wrong[0][2:]} is .*quick"):
+            main(["bench", "train", *options, *wrong])
 
 
 @pytest.mark.parametrize("name", [name for name in STEPS if not name.endswith("eager")])

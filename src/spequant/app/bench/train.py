@@ -34,6 +34,9 @@ from spequant.train import (
 )
 
 CALIBRATION_SAMPLES = 16
+STARTED_AT_ONCE = 2
+"""rows that compile at the same time: a core each, of two"""
+QUICK_ROUNDS = 3
 FLOAT_ROW = "float"
 """the row that the others are compared with"""
 
@@ -118,14 +121,20 @@ def bench_train(
     reporter = reporter or Quiet()
     device, threads = device_named(settings.device), settings.threads or torch.get_num_threads()
     settings = replace(settings, device=str(device))
-    groups: list[WorkerGroup] = []
+    groups, starting = list[WorkerGroup](), list[WorkerGroup]()
     try:
-        for name, copies in product(kinds, sorted({1, settings.at_once})):
-            if settings.rows and name not in (FLOAT_ROW, *settings.rows):
-                continue
-            reporter.phase(f"{name}: {'compiling and ' * (kinds[name].compiled and settings.compile)}warming up")
-            group = WorkerGroup(name, partial(ready, kinds[name], settings), settings.device, threads, copies)
-            if group.error is None:
+        names = [name for name in kinds if not settings.rows or name in (FLOAT_ROW, *settings.rows)]
+        left = list(product(names, sorted({1, settings.at_once})))
+        count = len(left)
+        for number in range(count):
+            while left and len(starting) < STARTED_AT_ONCE:
+                name, copies = left.pop(0)
+                make_step = partial(ready, kinds[name], settings)
+                starting.append(WorkerGroup(name, make_step, settings.device, threads, copies))
+            group = starting.pop(0)
+            compiles = kinds[group.name].compiled and settings.compile
+            reporter.phase(f"{group.label} ({number + 1}/{count}): {'compiling and ' * compiles}warming up")
+            if group.wait().error is None:
                 groups.append(group)
                 continue
             group.close()
@@ -139,7 +148,7 @@ def bench_train(
         for group in groups:
             group.ask(settings.steps)
     finally:
-        for group in groups:
+        for group in [*groups, *starting]:
             group.close()
     times = {group.label: statistics.median(group.times) for group in groups}
     rows: list[dict[str, Any]] = [
@@ -150,6 +159,21 @@ def bench_train(
         rows.append(_times("input", times | {"input": _input_seconds(settings, threads)}))
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return [row | {"threads": threads, "device": place, "dtype": settings.dtype} for row in rows]
+
+
+def in_full(settings: BenchTrain) -> BenchTrain:
+    """`settings` with what --quick stands for.
+
+    Raises:
+        ValueError: they say otherwise.
+    """
+    if not settings.quick:
+        return settings
+    for name in ("rows", "rounds"):
+        if (value := getattr(settings, name)) != getattr(BenchTrain, name):
+            raise ValueError(f"{name} is {value!r}, which quick chooses; expected none, or no quick")
+    network = "resnet8" if settings.network == BenchTrain.network else settings.network
+    return replace(settings, network=network, rows=("retrain",), rounds=QUICK_ROUNDS, quick=False)
 
 
 def _check(settings: BenchTrain, kinds: Mapping[str, StepKind]) -> None:

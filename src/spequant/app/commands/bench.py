@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 Clock = Literal["wall", "processor"]
 EngineName = Literal["onnxruntime", "openvino", "litert"]
@@ -45,6 +45,8 @@ class BenchTrain:
     """threads of torch on the CPU; None: as many as torch chooses"""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda or cuda:N"""
+    quick: FlagCreatePairsOff[bool] = False
+    """only float and retrain, three rounds, of resnet8 in place of resnet20"""
     json: Path | None = None
     """a file for the rows as JSON"""
 
