@@ -38,7 +38,7 @@ from spequant.deploy.program import Program
 
 
 class IntegerGraph(Emitter):
-    """sums: the inputs of each addition that is written."""
+    """As onnxruntime fuses it. sums: the inputs of each addition that is written."""
 
     def __init__(self, once: bool = False) -> None:
         super().__init__(WRITERS, once)
@@ -52,6 +52,10 @@ class IntegerGraph(Emitter):
         if op.grid is None:
             return name
         return self.node("DequantizeLinear", [name, *self._scale(op.grid, op.name)], op.name)
+
+    def addend(self, op: Operation, name: str) -> str:
+        """The float values of `op`, of which the addition `name` makes a sum."""
+        return self.value(op)
 
     def rounded(self, value: str, grid: Grid, name: str, step: float | None = None) -> str:
         """Float values to stored codes. step: of `value`'s unit; None: the grid's."""
@@ -109,7 +113,7 @@ def _add(e: IntegerGraph, op: Add) -> str:
     # Two identical sums would be merged and then have two roundings, which no engine fuses: the second is b + a.
     inputs = op.inputs if op.inputs not in e.sums else op.inputs[::-1]
     e.sums.add(op.inputs)
-    return e.result(e.node("Add", [e.value(i) for i in inputs], op.name), op)
+    return e.result(e.node("Add", [e.addend(i, op.name) for i in inputs], op.name), op)
 
 
 def _mul(e: IntegerGraph, op: Mul) -> str:
@@ -162,6 +166,7 @@ def integer_graph(
     preprocessing: Preprocessing | None = None,
     taps: Sequence[Operation] = (),
     about: Mapping[str, Any] | None = None,
+    form: type[IntegerGraph] = IntegerGraph,
 ) -> Any:
     """The onnx model of `program`: input "input" (batch, ...), output "output" (batch, classes), or several by name.
 
@@ -170,11 +175,12 @@ def integer_graph(
         preprocessing: (mean, std) per channel, of images scaled to [0, 1]: the input is then uint8 images.
         taps: operations whose stored codes, or float values, are outputs, too, "tap0", "tap1" ...
         about: JSON that `read_program` gives back.
+        form: how it is written: as onnxruntime fuses it, or as another engine does.
 
     Raises:
         ModuleNotFoundError: the extra `deploy` is not installed.
     """
-    e = IntegerGraph(once=True)
+    e = form(once=True)
     source, kinds = program.input, e.onnx.TensorProto
     e.names[source] = "input"
     if preprocessing is not None:
@@ -191,9 +197,9 @@ def integer_graph(
     return e.model(inputs, outputs, metadata("integer", content, about))
 
 
-def op_graph(op: Operation) -> Any:
+def op_graph(op: Operation, form: type[IntegerGraph] = IntegerGraph) -> Any:
     """One operation on stored codes given as inputs "in0", "in1" ...: what an engine makes of it, forced to these."""
-    e = IntegerGraph()
+    e = form()
     inputs = []
     for source in dict.fromkeys(op.inputs):
         e.names[source] = f"in{len(inputs)}"
@@ -207,10 +213,15 @@ def _coded(graph: Any, ops: Iterable[Operation]) -> CodedGraph:
     return CodedGraph(graph.SerializeToString(), zero, np.dtype(np.uint8))
 
 
-GRAPHS = CodeGraphs(
-    lambda program, **options: _coded(integer_graph(program, **options), program.ops),
-    lambda op: _coded(op_graph(op), (*op.inputs, op)),
-)
+def code_graphs(form: type[IntegerGraph]) -> CodeGraphs:
+    """Graphs written as `form`, to be compared with the twin."""
+    return CodeGraphs(
+        lambda program, **options: _coded(integer_graph(program, form=form, **options), program.ops),
+        lambda op: _coded(op_graph(op, form), (*op.inputs, op)),
+    )
+
+
+GRAPHS = code_graphs(IntegerGraph)
 
 
 class Onnx(ProgramFormat):

@@ -1,4 +1,5 @@
-"""OpenVINO's own files, .xml with .bin next to it: written together, sealed together. Converted from integer ONNX."""
+"""OpenVINO's own files, .xml with .bin next to it: written together, sealed together. Converted from integer ONNX, of a
+form of its own (`OpenVinoGraph`)."""
 
 import json
 import shutil
@@ -8,16 +9,37 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from spequant.deploy.formats.format import Draft, ProgramFormat
-from spequant.deploy.formats.onnx import GRAPHS, WRITERS, integer_graph
+from spequant.deploy.formats.onnx import WRITERS, IntegerGraph, code_graphs, integer_graph
 from spequant.deploy.loaded import Loaded, Preprocessing
 from spequant.deploy.onnx_file import KEY
+from spequant.deploy.operations import Operation
 from spequant.deploy.program import Program
 from spequant.deploy.seal import OPEN, check_seal, sealed
 from spequant.extras import needs
 from spequant.files import placed_together
+
+
+class OpenVinoGraph(IntegerGraph):
+    """As OpenVINO computes it exactly."""
+
+    def addend(self, op: Operation, name: str) -> str:
+        """OpenVINO takes an addition into the layer that makes one addend, and leaves out the rounding of that: Round
+        between, which changes no code, is not left out."""
+        grid, constant = op.grid, self.constant
+        if grid is None:
+            return self.value(op)
+        unit = [constant(np.float32(1), f"{name}.unit"), constant(np.uint8(grid.zero), f"{name}.zero")]
+        counts = self.node("Round", [self.node("DequantizeLinear", [self.names[op], *unit], name)], name)
+        return self.node("Mul", [counts, constant(np.float32(grid.step), f"{name}.step")], name)
+
+
+def openvino_graph(program: Program, *, preprocessing: Preprocessing | None = None) -> Any:
+    """As `integer_graph`, in the form that OpenVINO computes exactly."""
+    return integer_graph(program, preprocessing=preprocessing, form=OpenVinoGraph)
 
 
 @contextmanager
@@ -83,14 +105,14 @@ class OpenVino(ProgramFormat):
     engines = ("openvino",)
     runs_in = "OpenVINO"
     preprocessing = True
-    graphs = GRAPHS
+    graphs = code_graphs(OpenVinoGraph)
     writers = WRITERS  # of the integer ONNX that it is converted from
 
     def files(self, path: Path) -> tuple[Path, ...]:
         return path, path.with_suffix(".bin")
 
     def content(self, program: Program, preprocessing: Preprocessing | None, about: Mapping[str, Any] | None) -> Any:
-        return integer_graph(program, preprocessing=preprocessing), dict(about or {})
+        return openvino_graph(program, preprocessing=preprocessing), dict(about or {})
 
     def placed(self, draft: Draft, path: Path) -> Any:
         graph, about = draft.content
