@@ -40,8 +40,8 @@ class Values:
     mean: float = 0.0
     infinite: tuple[int, int] = (0, 0)
     sums: Tensor = field(default_factory=lambda: torch.zeros(6, 0, dtype=torch.float64), repr=False, compare=False)
-    """by channel: samples, mean, sum of squared differences from it, of squared errors of the engine; of the network, and
-    the samples of that"""
+    """by channel: samples, mean, sum of squared differences from it, of squared errors of the engine, of the network,
+    and the samples of that"""
 
     @property
     def limit(self) -> float:
