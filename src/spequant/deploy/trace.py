@@ -179,7 +179,7 @@ def _steps(model: nn.Module, graph: fx.Graph, names: tuple[str, ...], problems: 
                     raise ValueError(f"{name}: {error}") from error.__cause__
                 problems.append((name, str(error)))
                 steps[node] = Step(_name(node), Unread, shape=_shape_or_none(node))
-    count = sum(step.kind is Input for step in steps.values())
+    count = sum(step.kind is Input for step in dict.fromkeys(steps.values()))
     if count != 1:
         raise ValueError(f"the network reads {count} inputs; expected one tensor")
     by_name = dict(zip(names, (steps[o] for o in outputs), strict=True))
@@ -264,8 +264,8 @@ def _of_module(module: nn.Module) -> tuple[type[Operation], dict[str, Any]]:
     for known, kind, read in MODULES:
         if isinstance(module, known):
             return kind, read(module)
-    kind = type(module).__name__
-    raise ValueError(f"{kind} has no integer form{instead(kind)}")
+    name = type(module).__name__
+    raise ValueError(f"{name} has no integer form{instead(name)}")
 
 
 def _of_call(node: fx.Node, args: Any, kwargs: Any) -> tuple[type[Operation], dict[str, Any]]:
@@ -273,9 +273,9 @@ def _of_call(node: fx.Node, args: Any, kwargs: Any) -> tuple[type[Operation], di
     if node.target not in table:
         what = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
         raise ValueError(
-            f"the operation {what} has no integer form{instead(str(what))}; known are convolutions and linear layers, batch norm, ReLU and "
-            "clamps, functions of single numbers, pooling, sums and products, reshaping, slicing, padding, "
-            "concatenation and upsampling"
+            f"the operation {what} has no integer form{instead(str(what))}; known are convolutions and linear layers, "
+            "batch norm, ReLU and clamps, functions of single numbers, pooling, sums and products, reshaping, slicing, "
+            "padding, concatenation and upsampling"
         )
     if "out" in node.kwargs:
         raise ValueError("out= has no integer form; expected the result that the operation returns")

@@ -81,6 +81,8 @@ class _Between:
         for node in graph.nodes:
             for source in dict.fromkeys(self._read(node)):
                 self._want(source)
+            if (name := self._inside(node)) is not None:
+                self.groups.append([name])
 
     def _read(self, node: fx.Node) -> Iterator[fx.Node]:
         """What `node` has to find on a grid."""
@@ -103,6 +105,20 @@ class _Between:
                 yield inputs[0]
         elif self._is(node, (), CONCATENATIONS) and any(self._is(s, (), CONCATENATIONS) for s in self._sources(node)):
             yield node
+
+    def _inside(self, node: fx.Node) -> str | None:
+        """The module between timm's batch norm behind a layer and the activation that it has inside, a function of what
+        has to be on a grid."""
+        if node.op != "call_module" or self.tracer.calls[str(node.target)] != 1:
+            return None
+        module: Any = self.network.get_submodule(str(node.target))
+        if not isinstance(module, _BatchNorm) or not self._is_layer(self._inputs(node)[0]):
+            return None
+        return (
+            None
+            if isinstance(getattr(module, "act", None), (*CLAMPS, nn.Identity, type(None)))
+            else f"{node.target}.drop"
+        )
 
     def _inputs(self, node: fx.Node) -> list[fx.Node]:
         return [i for i in node.all_input_nodes if i in self.activations]

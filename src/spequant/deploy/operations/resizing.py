@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import gcd
+from math import gcd, prod
 from typing import Any, ClassVar
 
 import torch
@@ -117,39 +117,39 @@ class Lines(Operation):
     def arising(cls, step: Step, grid: Grid | None, at: Lowering) -> Operation | None:
         if step.inputs[0].own_grid is None:
             return None
-        weight, divisor, window = _convolution(step)
+        weight, divisor = _kernels(step)
         scale = torch.full((len(weight),), 1 / divisor, dtype=torch.float64)
+        inputs, shape, window = _bordered(step, at)
         numbers = weight.to(torch.int16), scale, torch.zeros_like(scale)
-        source = _bordered(step, at.value(step.inputs[0]), at)
-        channels = source.shape[1]
-        return _woven(step, Weighted(step.name, (source,), grid, (), *numbers, *window, channels), at)
+        op = Weighted(step.name, inputs, grid, shape, *numbers, groups=step.shape[1], **window)
+        return _woven(step, at.add(op), at)
 
     @classmethod
     def floating(cls, step: Step, at: Lowering) -> Operation:
-        weight, divisor, window = _convolution(step)
-        source = _bordered(step, at.value(step.inputs[0]), at)
+        weight, divisor = _kernels(step)
+        inputs, shape, window = _bordered(step, at)
         numbers = weight.float() / divisor, torch.zeros(len(weight))
-        return _woven(step, FloatLayer(step.name, (source,), None, (), *numbers, *window, source.shape[1]), at)
+        op = FloatLayer(step.name, inputs, None, shape, *numbers, groups=step.shape[1], **window)
+        return _woven(step, at.add(op), at)
 
 
-def _convolution(step: Step) -> tuple[Tensor, int, tuple[tuple[int, ...], ...]]:
-    """(weight, divisor, stride with padding and dilation) of `step`, a group for each channel."""
-    factors = step.attributes["factors"]
-    weight, divisor = _weights(factors)
-    ones = (1,) * len(factors)
-    return weight.repeat(step.shape[1], *ones).unsqueeze(1), divisor, (ones, (0,) * len(factors), ones)
+def _kernels(step: Step) -> tuple[Tensor, int]:
+    """(weight, divisor) of the convolution, for each channel one of each phase."""
+    weight, divisor = _weights(step.attributes["factors"])
+    return weight.repeat(step.shape[1], *[1] * (weight.dim() - 1)).unsqueeze(1), divisor
 
 
-def _bordered(step: Step, source: Operation, at: Lowering) -> Operation:
-    """`source` with each border once more."""
-    spatial = len(step.attributes["factors"])
+def _bordered(step: Step, at: Lowering) -> tuple[tuple[Operation], tuple[int, ...], dict[str, Any]]:
+    """(the input of `step` with each border once more; shape and window of the convolution on it)."""
+    source, spatial = at.value(step.inputs[0]), len(step.attributes["factors"])
+    batch, channels, *sizes = source.shape
     sides = (0, *[1] * spatial)
-    shape = (*source.shape[:2], *(n + 2 for n in source.shape[2:]))
-    return at.add(Pad(step.name, (source,), source.grid, shape, sides, sides, 0.0, "replicate"))
+    wider = (batch, channels, *(n + 2 for n in sizes))
+    padded = at.add(Pad(step.name, (source,), source.grid, wider, sides, sides, 0.0, "replicate"))
+    shape = (batch, channels * prod(step.attributes["factors"]), *sizes)
+    ones = (1,) * spatial
+    return (padded,), shape, {"stride": ones, "padding": (0,) * spatial, "dilation": ones}
 
 
-def _woven(step: Step, op: Weighted | FloatLayer, at: Lowering) -> Operation:
-    factors, (batch, channels, *sizes) = step.attributes["factors"], step.inputs[0].shape
-    op.shape = (batch, len(op.weight), *sizes)
-    at.add(op)
-    return at.add(PixelShuffle(step.name, (op,), op.grid, step.shape, factors))
+def _woven(step: Step, op: Operation, at: Lowering) -> Operation:
+    return at.add(PixelShuffle(step.name, (op,), op.grid, step.shape, step.attributes["factors"]))
