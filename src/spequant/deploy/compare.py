@@ -5,7 +5,7 @@ codes, and has to give the twin's. End to end: the whole graph is given images; 
 the later ones.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -46,22 +46,50 @@ class Forced:
 
 @torch.no_grad()
 def forced(
-    program: Program, x: Tensor, start: Callable[[bytes], Run], graphs: CodeGraphs = GRAPHS
+    program: Program,
+    x: Tensor,
+    start: Callable[[bytes], Run],
+    graphs: CodeGraphs = GRAPHS,
+    entry: tuple[np.ndarray, Preprocessing] | None = None,
 ) -> dict[Operation, Forced]:
-    """Each operation on its own, on what the twin has before it for the input `x`. start: of `engines.ENGINES`."""
+    """Each operation on its own, on what the twin has before it for the input `x`, where the format makes it of that;
+    else on the twin's codes of the finer one that it is made of. start: of `engines.ENGINES`. entry: (images that
+    become `x`, their preprocessing), where that is in the graph."""
     twin = Twin(program)
     values = twin.everything(x)
     wrong = {}
-    for op in program.integer_ops:
-        assert op.grid is not None
-        graph = graphs.one(op)
-        feed = {f"in{i}": graph.stored(values[s], s) for i, s in enumerate(dict.fromkeys(op.inputs))}
-        (got,) = start(graph.data)(feed)
-        off = torch.from_numpy(got.astype(np.int32) - graph.stored(values[op], op))
+    for op, got, expected in _on_its_own(program, values, start, graphs, entry):
+        off = torch.from_numpy(got.astype(np.int32) - expected)
         exact = op.compute([values[i] for i in op.inputs])
         tie = ((exact - exact.floor() - 0.5).abs() < TIE) & (off.abs() == 1)
         wrong[op] = Forced(int((off != 0).sum()), int(tie.sum()))
     return wrong
+
+
+def _on_its_own(
+    program: Program,
+    values: Mapping[Operation, Tensor],
+    start: Callable[[bytes], Run],
+    graphs: CodeGraphs,
+    entry: tuple[np.ndarray, Preprocessing] | None,
+) -> Iterator[tuple[Operation, np.ndarray, np.ndarray]]:
+    """(operation, codes that an engine gives it when it is given the twin's before it, the twin's)."""
+    if graphs.one is None:
+        x, preprocessing = (values[program.input].numpy(), None) if entry is None else entry
+        whole = graphs.whole(program, preprocessing=preprocessing, taps=program.integer_ops)
+        taps = program.integer_ops if whole.taps is None else whole.taps
+        stored = [whole.stored(values[op], op) for op in taps]
+        feed = {f"tap{i}": codes for i, codes in enumerate(stored)}
+        got = start(whole.data)({"input": x, **feed})
+        yield from zip(taps, got[len(program.outputs) :], stored, strict=True)
+        return
+    pairs = graphs.pairs(program)
+    for op in program.integer_ops:
+        fine = [pairs[op]] if op in pairs else []
+        graph, sources = graphs.one(op, *fine), fine or op.inputs
+        feed = {f"in{i}": graph.stored(values[s], s) for i, s in enumerate(dict.fromkeys(sources))}
+        (codes,) = start(graph.data)(feed)
+        yield op, codes, graph.stored(values[op], op)
 
 
 @without_autocast
@@ -95,6 +123,7 @@ def compare(
     tapped = coded = None
     if start is not None:
         coded = graphs.whole(program, preprocessing=preprocessing, taps=ops)
+        ops = ops if coded.taps is None else list(coded.taps)
         tapped = start(coded.data)
         parity.codes = [Codes(_label(op)) for op in ops]
     first = True
@@ -113,7 +142,8 @@ def compare(
         values = twin.everything(x.cpu())
         if first:
             first = False
-            wrong = forced(program, x[:FORCED].cpu(), start, graphs)
+            entry = None if preprocessing is None else (feed[:FORCED], preprocessing)
+            wrong = forced(program, x[:FORCED].cpu(), start, graphs, entry)
             for op, codes in zip(ops, parity.codes, strict=True):
                 codes.forced, codes.ties = wrong[op].unequal, wrong[op].ties
         for op, codes, got in zip(ops, parity.codes, tapped({"input": feed})[len(program.outputs) :], strict=True):
@@ -167,4 +197,4 @@ def _readers(model: nn.Module, program: Program) -> dict[nn.Module, tuple[tuple[
 
 
 def _codes(q: Quantizer, x: Tensor) -> Tensor:
-    return q.encode(x) - zero_point(*q.bounds(x), q.levels)
+    return q.encode(x) - zero_point(*q.grid_bounds(x), q.levels)

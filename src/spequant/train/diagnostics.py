@@ -75,7 +75,7 @@ class Diagnostics:
         codes = q.encode(layer.float_weight).to(torch.uint8)
         before, self.codes[name] = self.codes.get(name), codes
         changed = None if before is None else float((codes != before).float().mean())
-        return {"weight_bits": q.bits, "changed": changed, "clip": float(q.bounds(layer.float_weight)[1].mean())}
+        return {"weight_bits": q.bits, "changed": changed, "clip": float(q.grid_bounds(layer.float_weight)[1].mean())}
 
 
 def _names(
@@ -95,7 +95,7 @@ def _reader(row: dict[str, Any]):
 
     def read(quantizer: Quantizer, inputs: tuple[Tensor]) -> None:
         x = inputs[0]
-        low, high = quantizer.bounds(x)
+        low, high = quantizer.grid_bounds(x)
         row["clipped"] = float(((x < low) | (x > high)).float().mean())
         row["levels"] = len(torch.unique(quantizer.encode(x)))
         row["act_bits"] = quantizer.bits

@@ -24,7 +24,7 @@ from spequant.deploy.formats.format import Draft, Format
 from spequant.deploy.integer_modules import Codes, IntegerModule, integer_form, summands
 from spequant.deploy.last_bits import other_last_bits
 from spequant.deploy.loaded import Loaded, Preprocessing
-from spequant.deploy.onnx_file import check_size, loaded_onnx, metadata, read_onnx, write_onnx
+from spequant.deploy.onnx_file import check_size, loaded_onnx, metadata, numbers_in, read_onnx, write_onnx
 from spequant.deploy.onnx_versions import declare_lowest
 from spequant.deploy.outputs import by_name
 from spequant.deploy.parity import Batch, Parity
@@ -167,6 +167,9 @@ class MixedFormat(Format):
 
     def recognised(self, path: Path) -> bool:
         return read_onnx(path)[1]["kind"] == "mixed"
+
+    def stored(self, path: Path) -> dict[str, int]:
+        return numbers_in(read_onnx(path)[0])
 
     def open(self, path: Path, network: nn.Module | None) -> Loaded:
         return loaded_onnx(path, self.name, self.engines, *read_onnx(path))
