@@ -31,7 +31,7 @@ def test_every_step_without_a_form_is_named_at_once():
     before = {name: t.clone() for name, t in network.state_dict().items()}
     found = spequant.check_export(network, X)
     assert not found.ok and [f.name for f in found.refused] == ["layers.0", "layers.2"]
-    assert "LayerNorm" in str(found) and "--to mixed" in str(found)
+    assert "LayerNorm" in str(found) and "batch norm" in str(found) and "--to mixed" in str(found)
     assert all(torch.equal(before[name], t) for name, t in network.state_dict().items())
 
 
