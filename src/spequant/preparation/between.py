@@ -27,8 +27,9 @@ CURVE_NAMES = {
 CLAMPS = (nn.ReLU, nn.Hardtanh)
 CLAMP_NAMES = {"clamp", "clamp_max", "clamp_min", "clip", "hardtanh", "relu", "relu6"}
 ARITHMETIC_NAMES = {"add", "div", "iadd", "imul", "isub", "itruediv", "mul", "neg", "sub", "truediv"}
+SUMS = {"add", "iadd"}
 PRODUCTS = {"div", "imul", "isub", "itruediv", "mul", "sub", "truediv"}
-"""Of two tensors, that need both on grids; sums have theirs where they are marked or traced."""
+"""Of two tensors, that need both on grids."""
 MEANS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 MEAN_NAMES = {"mean", *(f"{kind}avg_pool{n}d" for kind in ("", "adaptive_") for n in (1, 2, 3))}
 NEAREST = ("nearest", "nearest-exact")
@@ -87,9 +88,14 @@ class _Between:
     def _read(self, node: fx.Node) -> Iterator[fx.Node]:
         """What `node` has to find on a grid."""
         inputs = self._inputs(node)
-        if not inputs or node.op == "output":
+        if node.op == "output":
+            yield from (s for s in self._sources(node) if self._is(s, CURVES, CURVE_NAMES))
+        elif not inputs:
             return
-        if self._is(node, (), PRODUCTS) and len(inputs) == 2:
+        elif self._is(node, (), SUMS) and len(inputs) == 2:
+            if any(self.tracer.maker(i) is None for i in inputs):  # else `residual` has them
+                yield from inputs
+        elif self._is(node, (), PRODUCTS) and len(inputs) == 2:
             roots = {root for i in inputs for root in self._roots(i)}
             yield from roots if len(roots) == 1 else inputs
         elif self._is_affine(node):
