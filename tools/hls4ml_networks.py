@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ def depthwise() -> nn.Module:
 
 def folded(network: nn.Sequential) -> nn.Module:
     """`network` with each batch norm in the layer before it."""
-    layers: list[nn.Module] = []
+    layers: list[Any] = []
     for layer in network.eval():
         if isinstance(layer, nn.BatchNorm1d):
             layers[-1] = fusion.fuse_linear_bn_eval(layers[-1], layer)
