@@ -143,7 +143,7 @@ class _Pieces(fx.Proxy):
         return self.count
 
     def __iter__(self) -> Iterator[Any]:
-        return (self[i] for i in range(self.count))
+        return (self[i] for i in range(self.count))  # type: ignore[index]
 
 
 def _pieces(node: fx.Node) -> int | None:
