@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import spequant
 from spequant.deploy import lower
 from spequant.deploy.engines import ENGINES
 from spequant.deploy.float_program import float_program
@@ -19,9 +20,10 @@ def test_functions_and_several_outputs_are_in_it(name):
     """Weights of 8 bits are nearly those of the network."""
     torch.manual_seed(0)
     network, x = EDGES[name].make().eval(), torch.randn(4, *EDGES[name].shape)
-    program = float_program(lower(prepared(network, x, LSQ(8), LSQ(8), between=8), x[:1]))
+    model = prepared(network, x, LSQ(8), LSQ(8), between=8)
+    program = float_program(lower(model, x[:1]))
     got = ENGINES["litert"](tflite_graph(program).data)({"input": x.numpy()})
     with torch.no_grad():
-        expected = by_name(network(x), ("input",))
+        expected = by_name(spequant.unprepare(model)(x), ("input",))
     for values, exact in zip(got, expected.values(), strict=True):
         assert float((torch.from_numpy(values) - exact).abs().max() / exact.std()) < 0.1
