@@ -108,8 +108,8 @@ def _affine(e: TfliteEmitter, op: Affine) -> int:
 
 def _clamp(e: TfliteEmitter, op: Clamp) -> int:
     (source,) = e.sources(op)
-    if (op.low, op.high) == (0.0, float("inf")):
-        return e.graph.node("RELU", [source], e.like(op))
+    if op.low == 0 and op.high in (6.0, float("inf")):
+        return e.graph.node("RELU" if op.high > 6 else "RELU6", [source], e.like(op))
     ends = (end if np.isfinite(end) else None for end in (op.low, op.high))
     return e.between(op, source, *ends)
 
