@@ -5,8 +5,8 @@ from typing import Any
 
 from rich.table import Table
 
+from spequant.app.commands.screen import print_table
 from spequant.app.commands.zoo import Zoo
-from spequant.app.terminal import print_table
 from spequant.deploy.zoo import card_of, names
 from spequant.files import destination, write_json
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spequant.deploy.engines import ENGINES, Run
+from spequant.deploy.formats.c import c_graph
 from spequant.deploy.formats.onnx import integer_graph
 from spequant.deploy.formats.openvino import openvino_graph
 from spequant.deploy.formats.qonnx import quant_graph
@@ -100,6 +101,7 @@ GRAPHS = {
     "qonnx": lambda program: quant_graph(program).SerializeToString(),
     "litert": _tflite,
     "tflm": _tflite,
+    "cc": lambda program: c_graph(program).data,
 }
 """{engine: the graph of a program that it runs}; others run integer ONNX."""
 

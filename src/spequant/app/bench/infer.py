@@ -97,7 +97,7 @@ def bench_infer(settings: Infer, reporter: Reporter | None = None) -> list[dict[
     Raises:
         ValueError: a setting is out of range, or the source holds no network.
     """
-    for name in ("image", "length", "batch", "threads", "rounds"):
+    for name in ("size", "length", "batch", "threads", "rounds"):
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; expected 1 or more")
@@ -146,11 +146,11 @@ def _onnx_network(settings: Infer) -> OnnxNetwork:
         return _random(settings)
     if settings.bits:
         raise ValueError(f"bits is {settings.bits!r}, which is for a network without a source; expected --act-bits")
-    source = open_source(settings.source, settings.root, data=settings.data)
+    source = open_source(settings.source, settings.root, arrays=settings.arrays)
     if source.kind.startswith("tflite"):
         return _tflite_file(settings, source)
     if source.model is None and not source.loaded.engines and settings.network is not None:
-        source = open_source(settings.source, settings.root, network=settings.network, data=settings.data)
+        source = open_source(settings.source, settings.root, network=settings.network, arrays=settings.arrays)
     if source.program is None and source.model is None:
         if not source.loaded.engines:
             raise source.network_needed("time it")
@@ -166,7 +166,7 @@ def _random(settings: Infer) -> OnnxNetwork:
     name = settings.network or "resnet18"
     check_name(name, tuple(BUILDERS))
     network = BUILDERS[name]() if name in BUILDERS else float_network(name)
-    x = torch.randn(settings.batch, 3, settings.image, settings.image)
+    x = torch.randn(settings.batch, 3, settings.size, settings.size)
     checked_logits(network, name, x)
     programs = {}
     for bits in settings.bits or (2,):
@@ -197,7 +197,7 @@ def _tokens(settings: Infer, source: Source) -> OnnxNetwork:
     inputs have names, on the first of them."""
     assert source.model is not None  # an integer graph is of images
     if settings.length is not None and not source.of_questions:
-        raise ValueError(f"length is {settings.length}, which is for questions; data has a length itself")
+        raise ValueError(f"length is {settings.length}, which is for questions; arrays have a length themselves")
     example = example_of(source, settings.length)
     assert isinstance(example, dict)
     inputs = {name: x.repeat(settings.batch, *[1] * (x.dim() - 1)) for name, x in example.items()}
@@ -205,7 +205,7 @@ def _tokens(settings: Infer, source: Source) -> OnnxNetwork:
         with torch.no_grad():
             source.model(**example)
     except (IndexError, RuntimeError) as error:
-        what = f"length is {settings.length}" if source.of_questions else f"data is {settings.data}"
+        what = f"length is {settings.length}" if source.of_questions else f"arrays is {settings.arrays}"
         raise ValueError(f"{what}: the network does not run on it ({error})") from error
     graphs = _at_widths(settings, source, lambda model: mixed_graph(model, inputs).graph)
     return OnnxNetwork(float_graph(unprepare(source.model), inputs), graphs, inputs)

@@ -7,9 +7,10 @@ import torch
 from rich.table import Table
 
 from spequant.app.bench.infer import bench_infer
-from spequant.app.bench.train import STEPS, StepKind, bench_train
+from spequant.app.bench.train import STEPS, StepKind, bench_train, in_full
 from spequant.app.commands.bench import BenchTrain, Infer
-from spequant.app.terminal import Terminal, print_table
+from spequant.app.commands.screen import print_table
+from spequant.app.terminal import Terminal
 from spequant.files import destination, write_json
 
 
@@ -20,6 +21,7 @@ def print_bench_train(settings: BenchTrain, kinds: Mapping[str, StepKind] = STEP
         settings: what is measured.
         kinds: what the rows train, by their names; the first one is "float".
     """
+    settings = in_full(settings)
     if settings.json is not None:
         destination(settings.json)
     with Terminal("bench train") as reporter:

@@ -9,7 +9,7 @@ from spequant.data import CIFAR10, DataSettings, ImageSettings, QuestionSettings
 from spequant.methods import SPEQ, MethodSettings, tasks
 from spequant.methods.tasks import AnyTask
 from spequant.models import TRANSFORMERS, check_network
-from spequant.names import chosen
+from spequant.names import called_with, chosen
 
 OF_IMAGES, OF_QUESTIONS = ("classification", "multi-label", "regression", "segmentation"), ("span-extraction",)
 """Names of the tasks that a recipe's images, and its questions, can have."""
@@ -95,7 +95,7 @@ class Recipe:
     def chosen_task(self) -> AnyTask | None:
         """The task that `task` names (an object of a class that it names); None: that of the data."""
         thing = None if self.task is None else chosen("task", self.task, tasks.by_name)
-        return thing() if isinstance(thing, type) else thing
+        return called_with(thing, {}, f"task {self.task}") if isinstance(thing, type) else thing
 
     def with_seed(self, seed: int) -> "Recipe":
         return replace(self, train=replace(self.train, seed=seed))

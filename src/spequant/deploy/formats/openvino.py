@@ -2,8 +2,10 @@
 form of its own (`OpenVinoGraph`)."""
 
 import json
+import math
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -147,6 +149,13 @@ class OpenVino(ProgramFormat):
     def placed(self, draft: Draft, path: Path) -> Any:
         graph, about = draft.content
         return openvino_placed(graph, path, about)
+
+    def stored(self, path: Path) -> dict[str, int]:
+        counts: Counter[str] = Counter()
+        for op in _read(path)[0].get_ops():
+            if op.get_type_name() == "Constant":
+                counts[op.get_element_type().to_dtype().name] += math.prod(op.get_output_shape(0))
+        return dict(counts)
 
     def open(self, path: Path, network: nn.Module | None) -> Loaded:
         model, about = _read(path)
