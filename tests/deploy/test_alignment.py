@@ -123,7 +123,7 @@ def test_a_graph_leaves_out_what_follows():
 
 
 @NEEDS_ONNXRUNTIME
-@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("bits", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_onnxruntime_has_the_twins_codes_from_one_rounding(bits, tmp_path):
     model = prepared(bits)
     two = integer_graph(program_of(model))

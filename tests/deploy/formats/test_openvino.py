@@ -64,7 +64,7 @@ class Block(nn.Module):
         return self.last(torch.flatten(torch.relu(self.c(y)), 1))
 
 
-@pytest.mark.parametrize("bits", [2, 8])
+@pytest.mark.parametrize("bits", [pytest.param(2, marks=pytest.mark.slow), 8])
 def test_an_addition_is_part_of_the_layer_before_it(bits):
     pytest.importorskip("openvino")
     x = torch.randn(16, 1, 8, 8)

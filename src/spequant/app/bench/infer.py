@@ -254,9 +254,16 @@ def _of_images(settings: Infer, network: nn.Module, x: Tensor, programs: Mapping
     tflite = _tflite_files(programs) if LITERT in engines else {}
     if set(engines) == {LITERT}:
         return OnnxNetwork(None, {}, {"input": x}, tflite=tflite)
-    graphs = {name: integer_graph(program) for name, program in programs.items()}
-    openvino = {name: openvino_graph(program) for name, program in programs.items() if OPENVINO in engines}
+    graphs = {name: _of_batch(integer_graph(program), len(x)) for name, program in programs.items()}
+    openvino = {name: _of_batch(openvino_graph(p), len(x)) for name, p in programs.items() if OPENVINO in engines}
     return OnnxNetwork(float_onnx(network.eval(), x), graphs, {"input": x}, openvino, static=True, tflite=tflite)
+
+
+def _of_batch(graph: Any, batch: int) -> Any:
+    """`graph` for `batch` samples, as the float one is; in place."""
+    for end in (*graph.graph.input, *graph.graph.output):
+        end.type.tensor_type.shape.dim[0].dim_value = batch
+    return graph
 
 
 def _tflite_files(programs: Mapping[str, Program]) -> dict[str, bytes]:
