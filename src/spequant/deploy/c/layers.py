@@ -13,6 +13,9 @@ from spequant.deploy.c.weights import Weights, lanes_for, packed, weights_of
 from spequant.deploy.operations import Add, Flatten, Mul, Operation, Weighted
 from spequant.deploy.operations.windows import sides
 
+BLOCK = 8
+"""Channels of a depthwise layer that are gathered together: whole bytes."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -67,14 +70,15 @@ def _call(e: CEmitter, op: Weighted, source: Tensor, w: Weights, results: list[R
     lanes = lanes_for(w, source.high - source.low, int(np.prod(out)))
     low = int(w.lows[0])
     varying = bool((w.lows != low).any())
-    last = results[-1]
+    last, inputs = results[-1], source.channels // op.groups
+    block = min(op.groups, BLOCK) if inputs == 1 else 1
     reads = source, *(r.other for r in results if r.other is not None)
     e.call(
         "conv",
         op,
         reads,
         tuple(r.to for r in results),
-        scratch=4 * w.chunks * w.chunk,
+        scratch=4 * w.chunks * w.chunk * block,
         macs=w.values.size * int(np.prod(out)),
         in_place=() if last.other is None else ((last.other, last.to),),
         **{"from": source, "size": three(source.shape[1:]), "out": three(out), "kernel": three(kernel)},
@@ -82,10 +86,10 @@ def _call(e: CEmitter, op: Weighted, source: Tensor, w: Weights, results: list[R
         dilation=three(op.dilation if op.spatial else (1,) * spatial),
         before=three(before, 0),
         groups=op.groups,
-        inputs=source.channels // op.groups,
+        inputs=inputs,
         outputs=op.shape[1] // op.groups,
         **{"chunks": w.chunks, "chunk": w.chunk, "row": w.row, "run": lanes.run},
-        **{"lanes": lanes.count, "lane_bits": lanes.bits % 32, "zero": -source.low},
+        **{"lanes": lanes.count, "zeros": _zeros(source), "block": block},
         low=0 if varying else low,
         step=w.step,
         lows=Table("int16_t", w.lows) if varying else None,
@@ -94,6 +98,11 @@ def _call(e: CEmitter, op: Weighted, source: Tensor, w: Weights, results: list[R
         results=results,
         count=len(results),
     )
+
+
+def _zeros(source: Tensor) -> int:
+    """A byte of what is stored for code 0."""
+    return sum(-source.low << at for at in range(0, 8, source.bits))
 
 
 def layer_rounding(e: CEmitter, op: Weighted, w: Weights, source: Tensor) -> Rounding:
@@ -138,7 +147,7 @@ def _of_last_dimension(e: CEmitter, op: Weighted) -> Tensor:
         **{"from": flat, "size": three((positions,)), "out": three((positions,)), "kernel": one, "stride": one},
         **{"dilation": one, "before": three((0,), 0), "groups": 1, "inputs": flat.channels, "outputs": to.channels},
         **{"chunks": w.chunks, "chunk": w.chunk, "row": w.row, "run": lanes.run},
-        **{"lanes": lanes.count, "lane_bits": lanes.bits % 32, "zero": -source.low},
+        **{"lanes": lanes.count, "zeros": _zeros(source), "block": 1},
         low=0 if varying else low,
         step=w.step,
         lows=Table("int16_t", w.lows) if varying else None,

@@ -29,6 +29,36 @@ DIGITS = 8
 LINE = 116
 
 
+GATHERED = {
+    1: ("sum = 0", "        sum += x[i];", "    sums[0] = sum;"),
+    2: (
+        "low = 0, high = 0",
+        "        low += x[i] & 0xFFFFu;\n        high += x[i] >> 16;",
+        "    sums[0] = low;\n    sums[1] = high;",
+    ),
+    4: (
+        "even = 0, odd = 0",
+        "        even += x[i] & 0x00FF00FFu;\n        odd += (x[i] >> 8) & 0x00FF00FFu;",
+        "    sums[0] = even & 0xFFFFu;\n    sums[1] = odd & 0xFFFFu;\n"
+        "    sums[2] = even >> 16;\n    sums[3] = odd >> 16;",
+    ),
+}
+"""{positions: variables, what is done with each word, and at the end} of their sums of codes"""
+
+
+def gather(lanes: int) -> str:
+    """The kernels that gather windows of `lanes` positions, and sum them."""
+    spaced = 32 // lanes
+    codes = " | ".join(f"((uint32_t)*rows[{i}] << {spaced * i})" if i else "(uint32_t)*rows[0]" for i in range(lanes))
+    first, each, last = GATHERED[lanes]
+    ones = f"0x{sum(1 << spaced * i for i in range(lanes)):X}u"
+    values = {"LANES": str(lanes), "ONES": ones, "CODES": codes, "FIRST": f", {first}", "SUM": each, "SUMS": last}
+    text = kernel("gather")
+    for name, value in values.items():
+        text = text.replace(f"@{name}@", value)
+    return text
+
+
 def dot(lanes: int, bits: int) -> str:
     """The kernel of products of weights of `bits` with codes of `lanes` positions."""
     count = 8 // int(np.gcd(8, bits))
@@ -48,6 +78,10 @@ def dot(lanes: int, bits: int) -> str:
     for name, value in values.items():
         text = text.replace(f"@{name}@", str(value))
     return text
+
+
+class Name(str):
+    """A function of the program."""
 
 
 class Constants:
@@ -108,8 +142,8 @@ class Constants:
         if isinstance(value, list):
             rows = [self.record({f.name: getattr(r, f.name) for f in fields(r)}) for r in value if is_dataclass(r)]
             return self.name("net_result", _braces(rows), True)
-        if isinstance(value, tuple) and len(value) == 2:  # a kernel of products
-            return f"net_dot{value[0]}_w{value[1]}"
+        if isinstance(value, Name):
+            return value
         return _braces(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
@@ -143,6 +177,7 @@ def kernels_of(calls: Iterable[Call]) -> list[str]:
     texts = [kernel(name) for name in PARTS if name in needed]
     texts += [kernel(name).replace("@DIGITS@", str(DIGITS)) for name in called]
     dots = sorted({call.fields["dot"] for call in calls if call.kernel == "conv"})  # type: ignore[type-var]
+    texts += [gather(lanes) for lanes in sorted({lanes for lanes, _ in dots})]  # type: ignore[misc]
     return texts + [dot(*d) for d in dots]  # type: ignore[misc]
 
 
@@ -151,8 +186,10 @@ def source(e: CEmitter, arena: int) -> tuple[str, int]:
     constants, lines = Constants(), []
     for i, call in enumerate(e.calls):
         values = dict(call.fields)
-        if call.scratch:
-            values["scratch"] = call.scratch_offset
+        if call.kernel == "conv":
+            lanes, bits = values["dot"]  # type: ignore[misc]
+            values |= {"gather": Name(f"net_gather{lanes}"), "total": Name(f"net_total{lanes}")}
+            values |= {"dot": Name(f"net_dot{lanes}_w{bits}"), "scratch": call.scratch_offset}
         body = constants.record(values)
         own = f"net_call_{i}"
         constants.lines.append(f"/* {call.name} */\nstatic const net_{call.kernel} {own} = {body};")
