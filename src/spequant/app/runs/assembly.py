@@ -100,7 +100,7 @@ def assemble(
         method,
         optimizer,
         make_schedule(settings.schedule, optimizer, steps),
-        wrapped=wrap(model, compile=settings.compile),
+        wrapped=wrap(model, compile=bool(settings.compile)),
         ema=settings.ema,
         freezer=_freezer(model, settings, steps),
         seed=settings.seed,
