@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
@@ -39,7 +39,8 @@ if given.root is None:
         for i in range(given.pictures):
             stripes = 128 + 60 * np.sin(angle / 2 + rng.uniform(0, 6))[..., None] + rng.normal(0, 80, (48, 48, 3))
             Image.fromarray(stripes.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.jpg")
-steps = [transforms.Resize(36), transforms.CenterCrop(32), transforms.ToTensor(), transforms.Normalize(0.5, 0.25)]
+steps = [ImageOps.exif_transpose, transforms.Resize(36), transforms.CenterCrop(32)]  # photos of phones: upright
+steps += [transforms.ToTensor(), transforms.Normalize(0.5, 0.25)]
 train, val = (datasets.ImageFolder(given.root / part, transforms.Compose(steps)) for part in ("train", "val"))
 batches, test = DataLoader(train, 16, shuffle=True, drop_last=True), list(DataLoader(val, 64))
 network = nn.Sequential()

@@ -3,7 +3,8 @@
 python examples/lightning_module.py
 
 SPEQ draws the teacher's precision from (seed, step). Its step is in the checkpoint, next to Lightning's own, so that a
-resumed run goes on with the draws of the uninterrupted one, and does not repeat the first ones.
+resumed run goes on with the draws of the uninterrupted one, and does not repeat the first ones. Batches are shuffled by
+the epoch's number. So the resumed run ends, bit for bit, where the uninterrupted one does: the last lines compare them.
 """
 
 import argparse
@@ -27,7 +28,12 @@ lightning.seed_everything(0)
 
 digits = load_digits()
 x, y = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16, torch.tensor(digits.target)
-batches, test = DataLoader(TensorDataset(x[:1400], y[:1400]), 50, shuffle=True), [(x[1400:], y[1400:])]
+train, test = TensorDataset(x[:1400], y[:1400]), [(x[1400:], y[1400:])]
+
+
+def batches(epoch):
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(epoch))
+    return DataLoader(train, 50, sampler=order.tolist())
 
 
 class Module(lightning.LightningModule):
@@ -36,6 +42,9 @@ class Module(lightning.LightningModule):
     def __init__(self, network):
         super().__init__()
         self.network, self.method = network, spequant.SPEQ()
+
+    def train_dataloader(self):
+        return batches(self.current_epoch)
 
     def training_step(self, batch, index):
         losses = self.method(self.network, batch)
@@ -56,14 +65,15 @@ class Module(lightning.LightningModule):
 
 def trainer(epochs):
     off = ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing")
-    return lightning.Trainer(max_epochs=epochs, accelerator="cpu", **dict.fromkeys(off, False))
+    each = {"reload_dataloaders_every_n_epochs": 1}  # batches of each epoch by its number
+    return lightning.Trainer(max_epochs=epochs, accelerator="cpu", **each, **dict.fromkeys(off, False))
 
 
 layers = nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10)
 network = nn.Sequential(*layers)
 floating = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
-for _ in range(given.epochs):
-    for images, labels in batches:
+for epoch in range(given.epochs):
+    for images, labels in batches(epoch):
         floating.zero_grad()
         nn.functional.cross_entropy(network(images), labels).backward()
         floating.step()
@@ -71,15 +81,17 @@ for _ in range(given.epochs):
 
 def low_bit():
     model = spequant.prepare(network, weight=LSQ(2), act=LSQ(2))
-    spequant.calibrate(model, batches, samples=500)
+    spequant.calibrate(model, batches(0), samples=500)
     return Module(model)
 
 
+whole, resumed = low_bit(), low_bit()
+trainer(given.epochs).fit(whole)
 half = trainer(given.epochs // 2)
-half.fit(low_bit(), batches)
+half.fit(low_bit())
 half.save_checkpoint(given.out / "half.ckpt")
-resumed = low_bit()
-trainer(given.epochs).fit(resumed, batches, ckpt_path=given.out / "half.ckpt")
-print(f"draws {resumed.method.step}, steps {given.epochs * len(batches)}")
+trainer(given.epochs).fit(resumed, ckpt_path=given.out / "half.ckpt", weights_only=True)
+print(f"draws {resumed.method.step}, steps {given.epochs * len(batches(0))}")
+print("resumed as uninterrupted:", all(map(torch.equal, whole.parameters(), resumed.parameters())))
 before, after = (evaluate(trained, test).accuracy for trained in (network, resumed.network))
 print(f"float {before:.1f} %, W2A2 {after:.1f} %")

@@ -8,7 +8,10 @@ from spequant.functional import (
     LEAST_END,
     dequantize,
     fake_quantize,
+    nearest_power,
+    on_power_of_two,
     positive,
+    power_above,
     quantize,
     scale_gradient,
     without_autocast,
@@ -130,3 +133,22 @@ def test_autocast_is_off_inside_and_on_again_after():
             product_dtype(x, fail=True)
         assert (x @ x).dtype == torch.bfloat16
     assert product_dtype(x) == torch.float32
+
+
+def test_the_nearest_power_of_two_and_the_next_one_above():
+    exponents = torch.arange(-120, 120)
+    powers = torch.ldexp(torch.ones(240), exponents)
+    assert torch.equal(nearest_power(powers), powers) and torch.equal(power_above(powers), powers)
+    x = torch.rand(240) * powers
+    assert torch.equal(nearest_power(x), x.double().log2().round().exp2().float())
+    assert torch.equal(power_above(x), x.double().log2().ceil().exp2().float())
+    assert nearest_power(torch.zeros(2)).eq(0).all() and power_above(torch.zeros(2)).eq(0).all()
+    assert power_above(torch.tensor([1 + 2**-23, 1.001])).tolist() == [1, 2]
+
+
+def test_bounds_that_are_zero_stay_zero_on_powers_of_two():
+    low, high = torch.tensor([-3.0, 0.0], requires_grad=True), torch.tensor([3.0, 0.0], requires_grad=True)
+    bounds = on_power_of_two(low, high, *numbers(4, 4))
+    assert [bound.tolist() for bound in bounds] == [[-3.0, 0.0], [3.0, 0.0]]
+    sum(bounds).sum().backward()
+    assert low.grad.isfinite().all() and high.grad.isfinite().all()

@@ -84,6 +84,8 @@ def test_functions_get_what_they_name():
     assert called_with(lambda *rest: rest, at_hand, "f") == ()
     with pytest.raises(ValueError, match=r"network f .* depth, width; .* classes, size"):
         called_with(lambda depth, width, classes: 0, at_hand, "network f")
+    with pytest.raises(ValueError, match=r"mine:f needs depth; .* default"):
+        called_with(lambda depth: 0, {}, "mine:f")
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ LEAST_END = 1e-30
 """The smallest end of a stored range, so that no range collapses to zero width."""
 LEAST_WIDTH = 1e-36
 """The smallest width to divide by: the range from 0 to 0 of an all-zero weight then gives zeros instead of NaN."""
+EXPONENT = 0x7F800000
+"""The bits of an fp32 number that hold its exponent."""
 
 
 def zero_point(low: Tensor | None, high: Tensor, levels: Tensor) -> Tensor:
@@ -82,6 +84,74 @@ def dequantize(codes: Tensor, low: Tensor | None, high: Tensor, levels: Tensor) 
     if low is None:
         return (codes / (levels - 1)).mul_(high)
     return (codes - zero_point(low, high, levels)).div_(levels - 1).mul_(high - low)
+
+
+def nearest_power(x: Tensor) -> Tensor:
+    """Return the power of two whose exponent is nearest to that of `x`: 2^round(log2 x).
+
+    The bits of the number give the exponent, so that the result is exactly a power of two on every device.
+
+    Args:
+        x: fp32, from 2^-125 to 2^126, or 0, which stays 0.
+
+    Returns:
+        fp32, of the shape of `x`.
+    """
+    return ((x * 2**0.5).view(torch.int32) & EXPONENT).view(torch.float32)
+
+
+def power_above(x: Tensor) -> Tensor:
+    """Return the smallest power of two of at least `x`, which may exceed it by a rounding error, a share of 1e-6.
+
+    Args:
+        x: fp32, from 2^-125 to 2^126, or 0, which stays 0.
+    """
+    return ((x * (2 - 2e-6)).view(torch.int32) & EXPONENT).view(torch.float32)
+
+
+class _OnPowerOfTwo(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(low, high, home, levels):
+        step = nearest_power((high - low) / (home - 1)) * nearest_power((home - 1) / (levels - 1))
+        zero = zero_point(low, high, levels)
+        return (0 - zero) * step, (levels - 1 - zero) * step
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:2], *output)
+
+    @staticmethod
+    def backward(ctx, grad_low, grad_high):
+        low, high, rounded_low, rounded_high = ctx.saved_tensors
+        width = high - low
+        ratio = torch.where(width > 0, (rounded_high - rounded_low) / width.clamp_min(LEAST_WIDTH), 1.0)
+        return grad_low * ratio, grad_high * ratio, None, None
+
+
+@one_node("(Tensor low, Tensor high, Tensor home, Tensor levels) -> (Tensor, Tensor)")
+def on_power_of_two(low: Tensor, high: Tensor, home: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the bounds with the same zero point whose step is the power of two nearest to that of [low, high].
+
+        s = (high - low) / (home - 1);  S = 2^round(log2 s);  at other levels S 2^round(log2((home - 1) / (levels - 1)))
+        low' = -z S,  high' = (levels - 1 - z) S,  z the zero point
+
+    The gradient passes straight through the rounding of the exponent: d log2 S = d log2 s, so that dS/ds = S / s, and
+    the bounds' gradients are those of low' and high' times S / s.
+
+    Args:
+        low, high: ends of the range at the home grid, fp32; both may be zero, and stay so.
+        home: number of levels of the home grid, 0-dim fp32.
+        levels: number of levels of the grid in use, 0-dim fp32.
+
+    Returns:
+        (low', high'), of the shape of `high`.
+
+    References:
+        The straight-through gradient in the exponent: Jain et al., MLSys 2020, arXiv 1903.08066, who round it up.
+    """
+    return _OnPowerOfTwo.apply(low, high, home, levels)
 
 
 class _FakeQuantize(torch.autograd.Function):

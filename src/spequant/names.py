@@ -72,7 +72,8 @@ def called_with(make: Callable[..., Any], at_hand: Mapping[str, Any], what: str)
     needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     missing = [p.name for p in needed if p.name not in arguments]
     if missing:
-        raise ValueError(f"{what} needs {', '.join(missing)}; expected parameters among {', '.join(at_hand)}")
+        expected = f"parameters among {', '.join(at_hand)}" if at_hand else "a default for each parameter"
+        raise ValueError(f"{what} needs {', '.join(missing)}; expected {expected}")
     return make(**arguments)
 
 

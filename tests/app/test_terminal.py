@@ -8,7 +8,8 @@ import pytest
 from rich.table import Table
 
 from spequant.app import terminal
-from spequant.app.terminal import Terminal, in_time, in_words, print_table, title_of
+from spequant.app.commands.screen import moves, print_table
+from spequant.app.terminal import Terminal, in_time, in_words, title_of
 
 ROW = {
     **{"epoch": 2, "epochs": 5, "task": 0.51234, "distill": 0.25, "train_accuracy": 81.5},
@@ -48,11 +49,11 @@ def test_a_phase_is_a_line_in_a_log_the_first_time(capsys):
 )
 def test_lines_move_on_terminals_alone(terminal_name, notebook, move, monkeypatch, capsys):
     on_a_terminal(monkeypatch)
-    assert terminal.moves()
+    assert moves()
     monkeypatch.setenv("TERM", terminal_name)
     if notebook is not None:
         monkeypatch.setenv("JPY_PARENT_PID", notebook)
-    assert terminal.moves() == move
+    assert moves() == move
     with Terminal("a-run") as reporter:
         reporter.phase("calibrating")
     assert ("\x1b" in capsys.readouterr().out) == move

@@ -18,7 +18,7 @@ from spequant.data import (
     load_folder,
     train_batches,
 )
-from spequant.data.image_files import rgb
+from spequant.data.image_files import open_image, rgb
 from support.image_folders import Listed, fill, needs_timm, order_of
 
 Image = pytest.importorskip("PIL.Image")
@@ -151,6 +151,37 @@ def test_images_of_every_mode_become_rgb(tmp_path):
     transparent.save(tmp_path / "clear.png", transparency=b"\0\x80\xff\xff")
     with Image.open(tmp_path / "clear.png") as opened:
         assert np.array_equal(np.array(rgb(opened)), np.array(transparent.convert("RGB")))
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tiff"])
+def test_photos_are_turned_upright_as_their_exif_says(ending, tmp_path):
+    """Stored as the camera held them; what is read is the upright picture, a file as an image in memory."""
+    upright = Image.fromarray(np.kron(np.array([[0, 80, 160], [240, 40, 200]], np.uint8), np.ones((16, 16), np.uint8)))
+    stored = {
+        1: (),
+        3: (3,),
+        6: (2,),
+        8: (4,),
+        2: (0,),
+        5: (5,),
+    }  # {orientation: pillow's transposition that undoes it}
+    for orientation, ways in stored.items():
+        exif, image = Image.Exif(), upright.convert("RGB")
+        for way in ways:
+            image = image.transpose(Image.Transpose(way))
+        exif[0x0112] = orientation
+        path = tmp_path / f"{orientation}.{ending}"
+        image.save(path, exif=exif, **({"quality": 100} if ending in ("jpg", "webp") else {}))
+        opened = open_image(path)
+        for each in (opened, opened, opened.convert("RGB")):
+            pixels = np.array(rgb(each)).astype(int)
+            assert pixels.shape == (32, 48, 3) and abs(pixels[..., 0] - np.array(upright)).mean() < 4, orientation
+
+
+def test_damaged_exif_leaves_the_image_as_it_is(tmp_path):
+    picture = Image.fromarray(np.zeros((8, 16, 3), np.uint8))
+    picture.save(tmp_path / "a.png", exif=b"Exif\0\0II*\0\xff\xff")
+    assert rgb(open_image(tmp_path / "a.png")).size == (16, 8)
 
 
 def test_images_smaller_than_the_crop_are_enlarged_and_a_batch_is_no_larger_than_the_set(pair):

@@ -7,10 +7,12 @@ import torch
 from spequant.deploy.grids import Grid
 from spequant.deploy.integers import Integers
 from spequant.deploy.requantization import (
+    PRODUCT,
+    SUM,
     litert_codes,
+    pair_scale,
     requantization,
     steps,
-    sum_scale,
     tflm_codes,
 )
 
@@ -90,6 +92,16 @@ def test_a_channel_without_weights_keeps_the_code_of_its_bias():
 def test_sums_of_two_codes():
     """Of equal steps every other sum is a tie; 1 / 2 and 5 / 2 engines round up, the twin to the even code."""
     same, half = Grid(0.5, 0, 3), (np.float32(0.5), np.float32(0.5))
-    assert sum_scale((same, same, Grid(0.5, 0, 6)), half) == (0.5, {"litert": 0, "tflm": 0})
-    scale, counts = sum_scale((same, same, Grid(1.0, 0, 3)), half)
-    assert scale == pytest.approx(1, rel=1e-5) and 0 < counts["litert"] <= 4
+    found = pair_scale(SUM, (same, same, Grid(0.5, 0, 6)), half)
+    assert (found.scale, found.unequal, found.inside) == (0.5, {"litert": 0, "tflm": 0}, True)
+    assert not pair_scale(SUM, (same, same, Grid(0.5, 0, 5)), half).inside
+    found = pair_scale(SUM, (same, same, Grid(1.0, 0, 3)), half)
+    assert found.scale == pytest.approx(1, rel=1e-5) and 0 < found.unequal["litert"] <= 4
+
+
+def test_products_of_two_codes():
+    """3 * 2 / 4 and 2 * 1 / 4 are ties: one engine rounds them to the even code, the other away from zero."""
+    grids, half = (Grid(0.5, -1, 3), Grid(0.5, -2, 2), Grid(1.0, -2, 2)), (np.float32(0.5), np.float32(0.5))
+    found = pair_scale(PRODUCT, grids, half)
+    assert found.inside and found.unequal["litert"] == 0 < found.unequal["tflm"]
+    assert not pair_scale(PRODUCT, (*grids[:2], Grid(0.5, -2, 2)), half).inside

@@ -140,6 +140,18 @@ def test_frozen_weights_and_ewgs_come_back():
     assert {q.ewgs for q in spequant.layers.act_quantizers(again).values()} == {0.01}
 
 
+def test_powers_of_two_come_back():
+    network, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(8, 4)
+    lsq = LSQ(4, power_of_two=True)
+    model = spequant.prepare(network, weight=lsq, act=lsq, per_channel=True)
+    spequant.calibrate(model, [x], samples=8)
+    again = made_again(network, model.eval())
+    check_equal(model, again, x)
+    free = spequant.prepare(network, weight=LSQ(4), act=LSQ(4), per_channel=True)
+    with pytest.raises(ValueError, match="than LSQ;"):
+        free.load_state_dict(model.state_dict())
+
+
 def test_a_description_of_something_else_is_refused():
     network = Block("f(x) + g(x)")
     model = spequant.prepare(network, weight=LSQ(3), act=LSQPlus(3))

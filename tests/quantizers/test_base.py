@@ -43,6 +43,9 @@ def test_a_forward_without_a_range_is_refused():
         (PACT(2, signed=False), 3, 7),
         (PACT(4, signed=False), 2, 4),
         (LSQ(2, signed=True), 8, 256),
+        (PACT(2, signed=False, power_of_two=True), 8, 193),
+        (PACT(2, signed=True, power_of_two=True), 8, 129),
+        (PACT(4, signed=False, power_of_two=True), 2, 4),
     ],
 )
 def test_levels_at_another_width(q, high, levels):
@@ -162,6 +165,7 @@ OPTIONS = {
     "percentile": lambda whole: MinMax(4, percentile=100 if whole else 90, of_weight=True),
     "levels": lambda odd: ready(Held(2, levels=3 if odd else 4, signed=True)),
 }
+POWERS = {"lsq": LSQ, "min-max": MinMax}
 
 
 @pytest.mark.parametrize("make", OPTIONS.values(), ids=OPTIONS)
@@ -175,6 +179,15 @@ def test_a_state_of_a_quantizer_with_other_options_is_refused(make):
     older = q.state_dict()
     older["conv._extra_state"][4] = zlib.crc32(type(q["conv"]).__qualname__.encode())  # without options
     other.load_state_dict(older)
+
+
+@pytest.mark.parametrize("kind", POWERS.values(), ids=POWERS)
+def test_a_state_of_other_steps_is_refused(kind):
+    q, other = (nn.ModuleDict({"conv": kind(4, of_weight=True, power_of_two=p)}) for p in (True, False))
+    copy.deepcopy(q).load_state_dict(q.state_dict())
+    for a, b in ((q, other), (other, q)):
+        with pytest.raises(ValueError, match=r"^conv: .* another kind "):
+            a.load_state_dict(b.state_dict())
 
 
 def test_options_that_leave_the_values_alone_may_differ():

@@ -22,6 +22,18 @@ def test_the_error_is_the_least_and_the_gradient_straight_through(bits, shape):
     assert torch.equal(leaf.grad, grad)
 
 
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("bits", BITS)
+def test_of_powers_of_two_it_takes_the_best(bits, zero):
+    w = torch.randn(4, 500) * torch.tensor([[1.0], [0.01], [0.6], [8.0]])
+    w[3, 0] = 100.0
+    q = LeastSquares(bits, zero=zero, shape=(4, 1), power_of_two=True)
+    half = (q.level_count() - 1) / 2
+    tried = [literal.on_uniform(w.double().numpy(), 2.0**e, half) for e in range(-16, 10)]
+    errors = np.stack([((y - w.double().numpy()) ** 2).mean(1) for y in tried])
+    np.testing.assert_allclose((q(w) - w).square().mean(1).numpy(), errors.min(0), rtol=1e-4)
+
+
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
 def test_nine_samples_per_channel_are_fitted_as_by_sawb_and_better_than_by_one_range(bits):
     w = torch.randn(300, 1, 3, 3) * torch.rand(300, 1, 1, 1)

@@ -9,12 +9,13 @@ from spequant.quantizers.lsq import paper_start
 from support.quantizing import BITS, close, ready, tensors
 
 
+@pytest.mark.parametrize("power_of_two", [False, True])
 @pytest.mark.parametrize("kind", ["weight", "unsigned", "signed"])
 @pytest.mark.parametrize("bits", BITS)
-def test_values_and_gradients(bits, kind):
+def test_values_and_gradients(bits, kind, power_of_two):
     if kind == "signed" and bits == 1:
         return
-    q = ready(LSQ(bits, signed=kind != "unsigned", of_weight=kind == "weight"))
+    q = ready(LSQ(bits, signed=kind != "unsigned", of_weight=kind == "weight", power_of_two=power_of_two))
     qn, qp = q.codes()
     assert (qn, qp) == {
         "unsigned": (0, 2**bits - 1),
@@ -24,7 +25,8 @@ def test_values_and_gradients(bits, kind):
     with torch.no_grad():
         q.step.fill_(1.6 / max(1, qp))
     q(leaf).backward(grad.reshape(6, 200))
-    expected, to_x, to_s = literal.lsq(
+    twin = literal.power_of_two_lsq if power_of_two else literal.lsq
+    expected, to_x, to_s = twin(
         x, grad.double().numpy(), float(q.step.detach()), qn, qp, 1200 if kind == "weight" else 200
     )
     close(q(leaf).flatten(), expected)

@@ -12,10 +12,11 @@ from spequant.quantizers import LSQ, PACT, LSQPlus, least_squares, percentile
 from support.quantizing import BITS, error, fitted
 
 
+@pytest.mark.parametrize("power_of_two", [False, True])
 @pytest.mark.parametrize("share", [-0.2, 0.0, 0.12, 0.45, 0.83, 1.0, 1.3])
 @pytest.mark.parametrize("bits", BITS)
-def test_values_and_gradients(bits, share):
-    q = LSQPlus(bits, signed=True)
+def test_values_and_gradients(bits, share, power_of_two):
+    q = LSQPlus(bits, signed=True, power_of_two=power_of_two)
     q.calibrated = True
     p = 2**bits - 1
     step = 1.9 / p
@@ -27,7 +28,8 @@ def test_values_and_gradients(bits, share):
     y.backward(grad)
     step, beta = float(q.step.detach()), float(q.offset.detach())
     x = leaf.detach().double().numpy()
-    expected, *gradients = literal.lsq_plus(x, grad.double().numpy(), step, beta, p, 200)
+    twin = literal.power_of_two_lsq_plus if power_of_two else literal.lsq_plus
+    expected, *gradients = twin(x, grad.double().numpy(), step, beta, p, 200)
     np.testing.assert_allclose(y.detach().numpy(), expected, rtol=1e-4, atol=1e-5)
     for parameter, gradient in zip((leaf, q.step, q.offset), gradients, strict=True):
         np.testing.assert_allclose(parameter.grad.numpy(), gradient, rtol=1e-4, atol=1e-4)

@@ -1,12 +1,16 @@
 """Properties of the grids of all quantizers, over random ranges, bits and values."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spequant.functional import dequantize
 from spequant.quantizers import CSQ, LSQ, PACT, SAWB, APoT, DoReFa, LeastSquares, LSQPlus, MinMax, least_squares
 from spequant.quantizers.base import level_tensor
+from spequant.quantizers.ranges import largest
 from support.quantizing import fitted
 
 ACTS = (PACT, LSQ, LSQPlus, MinMax, DoReFa)
@@ -112,6 +116,41 @@ def test_weight_grids(kind, bits, seed, scale):
     codes = q.encode(w)
     assert codes.min() >= 0 and codes.max() <= q.levels - 1 and torch.equal(codes, codes.round())
     assert (y >= low - 1e-5 * scale).all() and (y <= high + 1e-5 * scale).all()
+
+
+def is_power(step):
+    """Whether each fp32 number is a power of two, or zero."""
+    return torch.isin(step.frexp().mantissa, torch.tensor([0.0, 0.5])).all()
+
+
+@settings(quick, max_examples=30)
+@grids
+@torch.no_grad()
+def test_steps_are_powers_of_two_at_all_bits_and_nest(kind, signed, bits, clip, seed):
+    q, x = make(partial(kind, power_of_two=True), signed, bits, clip, seed)
+    y, before = q(x).detach(), torch.inf
+    for width in range(2 if signed else 1, 9):
+        q.levels = level_tensor(q.levels_at(width))
+        low, high = q.grid_bounds(x)
+        step = (high - low) / (q.levels - 1)
+        assert is_power(step) and step < before
+        assert q(torch.zeros(3)).eq(0).all() and q.levels <= 2**width and q.encode(x).max() <= q.levels - 1
+        if width >= q.bits:
+            assert torch.equal(q(y).detach(), y) and torch.equal((y / step).round(), y / step)
+        before = step
+
+
+@pytest.mark.parametrize("kind", [SAWB, LSQ, LeastSquares, MinMax, PACT, CSQ, DoReFa, APoT])
+@settings(quick, max_examples=8)
+@given(bits=st.integers(2, 6), seed=st.integers(0, 2**16), scale=st.floats(2**-10, 128, width=32))
+@torch.no_grad()
+def test_steps_of_weights_are_powers_of_two_in_each_channel(kind, bits, seed, scale):
+    w = torch.randn(4, 60, generator=torch.Generator().manual_seed(seed)) * scale
+    q = kind(bits).like(of_weight=True, shape=(4, 1), power_of_two=True)
+    q.fit(w, largest)
+    low, high = q.grid_bounds(w)
+    assert is_power((high - low) / (q.levels - 1)) and len(q(w).unique()) <= 4 * 2**bits
+    assert torch.equal(dequantize(q.encode(w), low, high, q.levels), q(w))
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1, 1), (1, 4, 1, 1)])

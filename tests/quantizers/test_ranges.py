@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from spequant.quantizers import LSQ, PACT, LSQPlus, least_squares, percentile
+from spequant.quantizers import LSQ, PACT, LSQPlus, MinMax, least_squares, percentile
 from spequant.quantizers.ranges import SWEEP_VALUES, best_zero, largest
 from support.quantizing import fitted, ready, tensors
 
@@ -54,6 +54,23 @@ def test_least_squares_equals_trying_its_fractions_one_by_one(kind, shape, many)
     coarse = best([torch.ones_like(top) * i / 100 for i in range(1, 101)])
     fine = best([(coarse + i / 1000).clamp(0.001, 1.0) for i in range(-9, 10)])
     torch.testing.assert_close(least_squares(q, x), top * fine)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("kind", [PACT, LSQ, LSQPlus, MinMax])
+@torch.no_grad()
+def test_of_powers_of_two_the_largest_value_is_not_clipped_and_least_squares_takes_the_best(kind, signed):
+    x = torch.randn(3000) if signed else torch.randn(3000).relu()
+    top = float(x.abs().max())
+    q = fitted(kind(3, signed=signed, power_of_two=True), x, largest)
+    ends = [float(end.abs()) for end in q.grid_bounds(x)]
+    assert top <= max(ends) < 2 * top
+    if kind is not MinMax:  # its rule is always its own
+        q.fit(x, least_squares)
+        clip, least = max(float(end.abs()) for end in q.grid_bounds(x)), float((q(x) - x).square().mean())
+        for factor in (0.25, 0.5, 2, 4):
+            q.set_clip(torch.tensor(clip * factor))
+            assert least <= float((q(x) - x).square().mean())
 
 
 @pytest.mark.parametrize("levels", [2, 4, 16])

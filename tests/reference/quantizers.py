@@ -38,6 +38,34 @@ def lsq(v, grad, s, qn, qp, elements):
     return s * rounded, grad * inside, (grad * to_s).sum() / np.sqrt(elements * max(qp, 1.0))
 
 
+def on_power(step):
+    """The power of two whose exponent is nearest to that of `step`."""
+    return 2.0 ** np.round(np.log2(step))
+
+
+def power_of_two_lsq(v, grad, s, qn, qp, elements):
+    """What `lsq` gives for the nearest power of two S; d log2 S = d log2 s, so that dL/ds = dL/dS S / s."""
+    y, to_v, to_step = lsq(v, grad, on_power(s), qn, qp, elements)
+    return y, to_v, to_step * on_power(s) / s
+
+
+def power_of_two_lsq_plus(x, grad, s, beta, p, elements):
+    """What `lsq_plus` gives for S and the zero point that it gives `s`; the gradient of beta times S / s, too, since
+    low = -z S = (low of the step s) S / s."""
+    ratio = on_power(s) / s
+    y, to_x, to_s, to_beta = lsq_plus(x, grad, s * ratio, beta * ratio, p, elements)
+    return y, to_x, to_s * ratio, to_beta * ratio
+
+
+def power_of_two_pact(x, grad, a, bits, signed=False):
+    """What `pact` gives for the clip A whose step is the nearest power of two; dL/da = dL/dA A / a."""
+    steps = 2**bits - 2 if signed else 2**bits - 1
+    width = 2 * a if signed else a
+    ratio = on_power(width / steps) * steps / width
+    y, to_x, to_a = pact(x, grad, a * ratio, bits, signed)
+    return y, to_x, to_a * ratio
+
+
 def lsq_plus(x, grad, s, beta, p, elements):
     """(x_hat, dL/dx, dL/ds, dL/dbeta): x_hat = s round(clip((x - low) / s, 0, p)) + low, where low = beta rounded to a
     multiple of `s` from -p s to 0; both gradients scaled by 1 / sqrt(elements p)."""
@@ -75,6 +103,13 @@ def least_squares_error(w, bits, zero=True):
     codes = lambda d: np.minimum(np.round(np.abs(w) / d - shift) + shift, half)  # noqa: E731
     steps = np.linspace(1e-3, 1, 3000) * np.abs(w).max() / half
     return min(((w - d * np.sign(w) * codes(d)) ** 2).mean() for d in steps)
+
+
+def on_uniform(w, step, half):
+    """w on the multiples of `step` up to `half` steps, or half-way between them where `half` is of that form."""
+    shift = half % 1
+    codes = np.round(w / step - shift) + shift
+    return step * np.clip(codes, -half, half)
 
 
 def least_error(rows, low, high, clips=600):

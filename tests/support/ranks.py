@@ -10,8 +10,6 @@ import torch
 
 import spequant
 from spequant.app.recipes import RECIPES, Recipe
-from spequant.app.runs.assembly import assemble
-from spequant.app.runs.run import start_processes
 from spequant.data import load_digits, train_batches
 from spequant.layers import act_quantizers
 from spequant.models import resnet8
@@ -19,6 +17,7 @@ from spequant.policies import Stochastic, precision
 from spequant.processes import gathered, portion, rank, sum_over_processes, world
 from spequant.quantizers import PACT, SAWB
 from spequant.train import make_accelerator, train_step
+from support.assembled import assembled
 
 STEPS = 8
 
@@ -35,7 +34,7 @@ def digest(model: torch.nn.Module) -> str:
 
 def trained(recipe: Recipe, steps: int, measured: bool = False) -> dict:
     """Losses of some steps over all processes, how far each parameter went, and whether all end with equal weights."""
-    assembly = assemble(recipe, start_processes(recipe, Path()))
+    assembly = assembled(recipe, Path())
     state = assembly.state
     start = {name: v.detach().clone() for name, v in state.model.named_parameters()}
     state.wrapped.train()

@@ -157,6 +157,7 @@ def test_python_runs(page: Page, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::Warning:lightning.*")  # its advice, and what it says of its own calls of torch
 @pytest.mark.parametrize("page", [p for p in WITH_PYTHON if str(p).removeprefix("docs/") not in QUICK], ids=str)
 def test_longer_python_runs(page: Page, tmp_path, monkeypatch):
     needed = NEEDS.get(str(page).removeprefix("docs/"), "torch")

@@ -15,7 +15,7 @@ import spequant
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "examples"
 ELSEWHERE = {"hls4ml_run.py", "onnxruntime_run.py", "squad_trainer.py"}  # need files, or an engine of their own
-MOST_LINES = 85
+MOST_LINES = 100
 
 
 def run(name, folder, *options):
@@ -95,8 +95,9 @@ def test_own_quantizer(tmp_path):
 def test_lightning_module(tmp_path):
     if importlib.util.find_spec("lightning") is None:
         pytest.skip("lightning is not installed")
-    draws, figures = run("lightning_module.py", tmp_path, "--epochs", "4").splitlines()[-2:]
+    draws, same, figures = run("lightning_module.py", tmp_path, "--epochs", "4").splitlines()[-3:]
     assert re.fullmatch(r"draws (\d+), steps \1", draws), draws
+    assert same == "resumed as uninterrupted: True"
     floating, trained = numbers(figures)
     assert floating > 80 and trained > 70
 

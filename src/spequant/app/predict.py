@@ -6,9 +6,9 @@ import io
 from rich.table import Table
 
 from spequant.app.commands.files import Predict
+from spequant.app.commands.screen import print_table
 from spequant.app.runs import predict_source
 from spequant.app.runs.prediction import Answers
-from spequant.app.terminal import print_table
 from spequant.files import destination, write_whole
 from spequant.names import some_of
 

@@ -1,6 +1,5 @@
 """What the commands say: on a terminal, lines that move; in a log, a pipe or a notebook, plain lines."""
 
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -8,18 +7,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
-from rich.table import Table
 from rich.text import Text
 
+from spequant.app.commands.screen import moves
 from spequant.app.runs.folder import figures
 from spequant.app.runs.reporter import Batch
 from spequant.train import Progress as State
-
-
-def moves() -> bool:
-    """Return whether lines of the standard output can move: not those in a file, a pipe or a cell of a notebook."""
-    notebook = "JPY_PARENT_PID" in os.environ  # where `!spequant ...` has a terminal that shows each line it is sent
-    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not notebook
 
 
 class Terminal:
@@ -162,8 +155,3 @@ def figure_in_words(name: str, value: float) -> str:
 def _right(row: dict[str, Any], name: str, digits: int) -> str:
     """The share of right answers in training; nothing, where the task counts none."""
     return f"{name} {row['train_accuracy']:.{digits}f} %" if "train_accuracy" in row else ""
-
-
-def print_table(table: Table) -> None:
-    """In a log as wide as it needs: nothing is cut off there."""
-    Console(width=None if moves() else 240).print(table)

@@ -1,4 +1,4 @@
-"""The commands recipes, train and runs."""
+"""The commands train and runs, and a recipe as JSON."""
 
 import shlex
 import sys
@@ -12,30 +12,25 @@ import tyro
 from rich.table import Table
 
 from spequant.app.commands.explain import parts_in_words, print_help, prose, rows
+from spequant.app.commands.screen import print_table
 from spequant.app.commands.table import HELP
-from spequant.app.commands.training import Recipes, Runs, Train
-from spequant.app.recipes import RECIPES, Recipe
+from spequant.app.commands.training import Runs, Train
+from spequant.app.recipes import Recipe
 from spequant.app.recipes.command_line import about_recipe, choices, parts_chosen, parts_of, recipe_named
 from spequant.app.recipes.origins import weights_origin
 from spequant.app.recipes.serial import to_json
 from spequant.app.runs import dry_run, listing, run
 from spequant.app.runs.folder import figures, main_figure
-from spequant.app.terminal import Terminal, figure_in_words, in_words, print_table, title_of
+from spequant.app.terminal import Terminal, figure_in_words, in_words, title_of
 from spequant.processes import leave, rank
 from spequant.train import Interrupted
 
 Settings = TypeVar("Settings", bound=Any)
 
 
-def recipes(settings: Recipes) -> None:
-    """Print the recipes of the catalogue, or one as JSON."""
-    if settings.name is not None:
-        print(to_json(recipe_named(settings.name)))
-        return
-    table = Table("recipe", "what it is")
-    for name in RECIPES:
-        table.add_row(name, about_recipe(name))
-    print_table(table)
+def print_recipe(name: str) -> None:
+    """Print the recipe of that name as JSON."""
+    print(to_json(recipe_named(name)))
 
 
 @dataclass(frozen=True)

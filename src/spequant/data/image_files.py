@@ -5,6 +5,7 @@ Random crops depend only on (seed, epoch, position in the epoch), not on the pro
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PATH_ATTRIBUTES = ("samples", "_samples", "_image_files", "_images")
 """Attributes in which torchvision's sets store the paths of their files."""
+ORIENTATION = 0x0112
+"""EXIF's tag for how the camera was held; 1: upright"""
 
 Transform = Callable[[Any], Tensor]
 """pillow's RGB image -> uint8 (3, size, size)"""
@@ -290,21 +293,21 @@ class _Checks(Dataset[Any]):
 
 
 def open_image(path: Path | str) -> Any:
-    """Return pillow's image of a file, decoded; torchvision's loader would convert it to RGB, which clips 16 bits.
-
-    An EXIF orientation is not applied: pixels are as they are stored.
-    """
+    """Return pillow's image of a file, decoded; torchvision's loader would convert it to RGB, which clips 16 bits."""
     with vision("PIL.Image").open(path) as image:
         image.load()
         return image
 
 
 def rgb(image: Any) -> Any:
-    """Return pillow's image in RGB; alpha is dropped, and 16-bit grays are scaled to 8 bits.
+    """Return pillow's image in RGB, upright; alpha is dropped, and 16-bit grays are scaled to 8 bits.
 
     Args:
-        image: An image of pillow's in any mode.
+        image: An image of pillow's in any mode. If its EXIF says how the camera was held, a copy is turned accordingly.
     """
+    with suppress(Exception):  # pillow raises many types where EXIF is damaged; the pixels may be whole
+        if image.getexif().get(ORIENTATION, 1) != 1:
+            image = vision("PIL.ImageOps").exif_transpose(image)
     if image.mode.startswith("I"):  # pillow would clip at 255
         pixels = np.clip(np.asarray(image, np.int64) >> 8, 0, 255)
         image = vision("PIL.Image").fromarray(pixels.astype(np.uint8))

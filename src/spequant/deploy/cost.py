@@ -138,7 +138,7 @@ def _bits(q: Quantizer | None) -> int:
 def _range(q: Quantizer | None, x: Tensor) -> tuple[float, float] | None:
     if q is None or q.bits is None:
         return None
-    low, high = q.bounds(x)
+    low, high = q.grid_bounds(x)
     return float(low.min()), float(high.max())
 
 

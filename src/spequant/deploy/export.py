@@ -16,7 +16,7 @@ from spequant.deploy.formats.onnx import GRAPHS
 from spequant.deploy.inputs import Images, Inputs, checked_preprocessing, with_example
 from spequant.deploy.loaded import Loaded, Preprocessing
 from spequant.deploy.parity import Parity
-from spequant.files import destination
+from spequant.deploy.zoo import file_of, network_of, of_zoo
 from spequant.functional import without_autocast
 from spequant.processes import innermost
 from spequant.quantizers import Quantizer
@@ -30,7 +30,7 @@ class Exported:
         path: of the file.
         format: name of its format.
         parity: the comparison with the network; of a packed file every answer is equal, bit for bit.
-        size: bytes of all its files.
+        size: bytes of all its files; of a C program those of its constants.
         float_size: bytes of the float network's tensors.
         islands: "module: operation", what is computed in float.
         saturating: layers whose sums some processors without VNNI clip.
@@ -47,7 +47,7 @@ class Exported:
     batch: int | None = None
 
     def __str__(self) -> str:
-        times = f"{self.float_size / self.size:.1f} times smaller than in fp32"
+        times = times_fp32(self.size, self.float_size)
         return f"{self.path} ({self.format}): {self.size:,} bytes, {times}\n{self.parity}"
 
 
@@ -106,14 +106,13 @@ def _export(
     if preprocessing is not None and not form.preprocessing:
         raise ValueError(f"preprocessing is given; a file of the format {form.name} has none")
     preprocessing = None if preprocessing is None else checked_preprocessing(preprocessing)
-    for file in form.files(path):
-        destination(file)  # whether there is a place for it, before the work
+    form.destinations(path)  # whether there is a place for it, before the work
     model = innermost(model)
     float_size = _float_size(model)
     one, batches = with_example(images, preprocessing)
     draft = form.draft(model, one, preprocessing, with_classes(about, classes, model, one))
     with form.placed(draft, path) as temporary:
-        size = sum(file.stat().st_size for file in form.files(temporary))
+        size = draft.size or sum(file.stat().st_size for file in form.files(temporary))
         start = ENGINES[form.engines[0]] if form.engines else None
         run = None if start is None else start(temporary)
         if draft.program is None or run is None:
@@ -161,7 +160,8 @@ def load(path: str | Path, network: nn.Module | None = None) -> Loaded:
     """Open a file of any format, of `export`, `pack`, `export_onnx`, `export_mixed` or the command `spequant export`.
 
     Args:
-        path: of the file; of OpenVINO's two files the .xml.
+        path: of the file; of OpenVINO's two files the .xml. Or "zoo/NAME", a network of the zoo, which needs no
+            `network`; `spequant zoo` lists them.
         network: for a packed file, the float network that its weights are of; its own weights are not read. None: what
             the file says of itself can be read, but it does not run.
 
@@ -172,11 +172,20 @@ def load(path: str | Path, network: nn.Module | None = None) -> Loaded:
         FileNotFoundError: there is no such file.
         ValueError: damaged, of a newer version, not written by this project, or of another network.
     """
+    if of_zoo(path):
+        path, network = file_of(path), network or network_of(path)
     path = Path(path)
     form = format_of_file(path)
     if network is not None and form.engines:
         raise ValueError(f"network is given; {path} is a file of the format {form.name}, which holds its own")
     return form.open(path, network)
+
+
+def times_fp32(size: int, float_size: int) -> str:
+    """Return how `size` bytes compare with the float network's, in words."""
+    if size > float_size:
+        return f"{size / float_size:.1f} times as large as in fp32"
+    return f"{float_size / size:.1f} times smaller than in fp32"
 
 
 def _float_size(model: nn.Module) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spequant.functional import dequantize, zero_point
+from spequant.functional import dequantize, on_power_of_two, zero_point
 from spequant.layers import QuantizedLayer
 from spequant.networks import TRANSPOSED
 from spequant.quantizers.base import Quantizer
@@ -18,12 +18,25 @@ from spequant.quantizers.base import Quantizer
 
 @dataclass(frozen=True)
 class Home:
-    """The quantizer that a grid comes from, as it was trained: `levels` values over [low, high], fp32 numbers."""
+    """The quantizer that a grid comes from, as it was trained: `levels` values over [low, high], fp32 numbers.
+
+    powers: number of levels in use, of a quantizer whose steps are powers of two at every width; None: of another.
+    """
 
     bits: int
     levels: int
     low: float
     high: float
+    powers: int | None = None
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The bounds at the width in use: low and high, or near them where steps are powers of two and wider."""
+        if self.powers is None:
+            return self.low, self.high
+        numbers = (self.low, self.high, self.levels, self.powers)
+        low, high = on_power_of_two(*(torch.tensor(v, dtype=torch.float32) for v in numbers))
+        return float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -50,7 +63,7 @@ class Grid:
         prefer; otherwise the number of its codes below zero."""
         low, high = self.low, self.high
         if self.home is not None:
-            low, high = (round(end / self.step) for end in (self.home.low, self.home.high))
+            low, high = (round(end / self.step) for end in self.home.ends)
         if low >= 0:
             return 0
         return 128 if low >= -128 and high <= 127 else -low
@@ -60,13 +73,14 @@ class Grid:
         """Codes per unit, the fp32 number that fake quantization multiplies by; 1 / step but for rounding."""
         if self.home is None:
             return float(1 / torch.tensor(self.step, dtype=torch.float32))
-        low, high = (torch.tensor(v, dtype=torch.float32) for v in (self.home.low, self.home.high))
+        low, high = (torch.tensor(v, dtype=torch.float32) for v in self.home.ends)
         return float(torch.round((high - low) / self.step) / (high - low))
 
     @property
     def bits(self) -> int:
         """Width that its codes need, before clamps."""
-        codes = self.high - self.low if self.home is None else round((self.home.high - self.home.low) / self.step)
+        low, high = (0.0, 0.0) if self.home is None else self.home.ends
+        codes = self.high - self.low if self.home is None else round((high - low) / self.step)
         return max(1, codes.bit_length())
 
     def clamped(self, low: float, high: float) -> "Grid":
@@ -74,6 +88,12 @@ class Grid:
         clamp = (min(max(end, low), high) for end in self.clamp)
         first, last = self.nearest(low), self.nearest(high)
         return replace(self, low=first, high=last, clamp=tuple(clamp))
+
+    def negated(self) -> "Grid":
+        """The grid of -x."""
+        home = None if self.home is None else replace(self.home, low=-self.home.high, high=-self.home.low)
+        low, high = self.clamp
+        return replace(self, low=-self.high, high=-self.low, home=home, clamp=(-high, -low))
 
     def lies_in(self, other: "Grid") -> bool:
         """Whether this is `other`, or what clamps leave of it: then rounding to `other` before changes nothing."""
@@ -98,7 +118,9 @@ def stored(codes: Tensor, grid: Grid) -> np.ndarray:
 def act_grid(q: Quantizer) -> Grid:
     """The grid in use of an activation quantizer; ValueError where it is none, or zero is not on it."""
     low, high = act_bounds(q)
-    home = Home(int(q.bits or 8), int(q.home_levels), float(low), float(high))
+    home = Home(
+        int(q.bits or 8), int(q.home_levels), float(low), float(high), int(q.levels) if q.power_of_two else None
+    )
     try:
         return grid_of(home, int(q.levels))
     except ValueError as error:
@@ -107,7 +129,8 @@ def act_grid(q: Quantizer) -> Grid:
 
 def grid_of(home: Home, levels: int) -> Grid:
     """`levels` codes between the bounds of `home`; ValueError where zero is none of them."""
-    low, high, count = (torch.tensor(v, dtype=torch.float32) for v in (home.low, home.high, levels))
+    home = home if home.powers is None else replace(home, powers=levels)
+    low, high, count = (torch.tensor(v, dtype=torch.float32) for v in (*home.ends, levels))
     zero = float(zero_point(low, high, count))
     if not zero.is_integer():
         raise ValueError(f"its grid of {levels} levels leaves zero out; it has no integer form")
@@ -157,15 +180,15 @@ def weight_codes(layer: QuantizedLayer) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def act_bounds(q: Quantizer) -> tuple[Tensor, Tensor]:
-    """(low, high) of an activation quantizer, 0-dim; ValueError where they follow from each tensor, or its values are
-    not those of an equally spaced grid."""
+    """(low, high) of an activation quantizer's home grid, 0-dim; ValueError where they follow from each tensor, or its
+    values are not those of an equally spaced grid."""
     with torch.no_grad():
         device = q.home_levels.device
-        low, high = (b.reshape(()) for b in q.bounds(torch.zeros(2, 1, device=device)))
+        low, high = (b.reshape(()) for b in q.grid_bounds(torch.zeros(2, 1, device=device), q.home_levels))
         x = torch.linspace(-1.5, 1.5, 4001, device=device) * torch.maximum(high, -low)
         codes = q.encode(x)
-        same = torch.equal(torch.stack(q.bounds(x)).reshape(2), torch.stack([low, high]))
-        if not same or not torch.equal(dequantize(codes, low, high, q.levels), q(x)):
+        same = torch.equal(torch.stack(q.grid_bounds(x, q.home_levels)).reshape(2), torch.stack([low, high]))
+        if not same or not torch.equal(dequantize(codes, *q.grid_bounds(x), q.levels), q(x)):
             raise ValueError(
                 f"{q.name}: {type(q).__name__} is no grid of equally spaced values between stored bounds, and has no "
                 "integer form"

@@ -47,14 +47,18 @@ class _Tables:
 
 
 def litert_metadata(
-    shape: Sequence[int], normalisation: tuple[Sequence[float], Sequence[float]] | None, labelled: bool
+    shape: Sequence[int],
+    outputs: Sequence[str],
+    normalisation: tuple[Sequence[float], Sequence[float]] | None,
+    labelled: bool,
 ) -> bytes:
     """The flatbuffer.
 
     Args:
         shape: of the network's input, (1, channels, height, width) of images.
+        outputs: their names.
         normalisation: (mean, std) of pixels of 0 .. 255 that the graph expects to be normalised by; None: not known.
-        labelled: whether `LABELS` is in the file.
+        labelled: whether `LABELS`, of the first output, is in the file.
     """
     t = _Tables()
     image = len(shape) == 4 and shape[1] in (1, 3)
@@ -66,12 +70,14 @@ def litert_metadata(
         options = t.table({0: mean, 1: std})
         source[4] = t.tables([t.table({0: ("byte", NORMALIZATION), 1: ("offset", options)})])
     inputs = t.tables([t.table(source)])
-    content = t.table({0: ("byte", FEATURES), 1: ("offset", t.table({}))})
-    result = {0: t.text("output"), 3: ("offset", content)}
-    if labelled:
-        result[6] = t.tables([t.table({0: t.text(LABELS), 2: ("byte", AXIS_LABELS)})])
-    outputs = t.tables([t.table(result)])
-    graphs = t.tables([t.table({2: inputs, 3: outputs})])
+    results = []
+    for i, name in enumerate(outputs):
+        content = t.table({0: ("byte", FEATURES), 1: ("offset", t.table({}))})
+        result = {0: t.text(name), 3: ("offset", content)}
+        if labelled and i == 0:
+            result[6] = t.tables([t.table({0: t.text(LABELS), 2: ("byte", AXIS_LABELS)})])
+        results.append(t.table(result))
+    graphs = t.tables([t.table({2: inputs, 3: t.tables(results)})])
     model = t.table({0: t.text("spequant"), 3: graphs, 7: t.text("1.0.0")})
     t.builder.Finish(model, b"M001")
     return bytes(t.builder.Output())

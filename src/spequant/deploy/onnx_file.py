@@ -13,6 +13,8 @@ Format 1 had no `act_bits`, and other names for operations (`_of_format_1`).
 """
 
 import json
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,7 @@ def describe(program: Program, tensors: Mapping[Operation, Sequence[str]]) -> li
             home = op.grid.home
             row["grid"] = [op.grid.step, op.grid.low, op.grid.high]
             row["clamp"] = op.grid.clamp
-            row["home"] = None if home is None else [home.bits, home.levels, home.low, home.high]
+            row["home"] = None if home is None else _home(home)
         if op in tensors:
             row["tensors"] = list(tensors[op])
         elif constants := [v.tolist() for v in vars(op).values() if isinstance(v, Tensor)]:
@@ -111,6 +113,15 @@ def read_onnx(path: str | Path) -> tuple[Any, dict[str, Any]]:
     return model, head
 
 
+def numbers_in(model: Any) -> dict[str, int]:
+    """How many numbers of each type an ONNX model stores, e.g. {"int8": 9408}."""
+    kinds = needs("onnx", "deploy").TensorProto.DataType
+    counts: Counter[str] = Counter()
+    for tensor in model.graph.initializer:
+        counts[kinds.Name(tensor.data_type).lower()] += math.prod(tensor.dims)
+    return dict(counts)
+
+
 def read_program(path: str | Path) -> tuple[Program, Preprocessing | None, dict[str, Any]]:
     """(program, preprocessing, about) of an integer graph; errors as `read_onnx`."""
     model, head = read_onnx(path)
@@ -164,6 +175,11 @@ def _pair(head: Mapping[str, Any]) -> Preprocessing | None:
 NAMES = {kind.__name__: kind for kind in OPERATIONS}
 KINDS_OF_1 = {**{kind.WORD: kind.__name__ for kind in OPERATIONS}, "layer": "FloatLayer"}
 ATTRIBUTES_OF_1 = ("stride", "padding", "dilation", "groups", "kernel", "keep")
+
+
+def _home(home: Home) -> list[Any]:
+    """The arguments of `Home`; the last stands only where steps are powers of two, as older versions know four."""
+    return [home.bits, home.levels, home.low, home.high, *([] if home.powers is None else [home.powers])]
 
 
 def _of_format_1(row: Mapping[str, Any]) -> dict[str, Any]:

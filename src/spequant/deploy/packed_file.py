@@ -9,6 +9,7 @@ One safetensors file:
 
         layers      {layer: [shape, bits, levels, shape of the range] of the weight, or null where it is float
         acts        [name, bits, levels, signed] of each activation quantizer
+                    one more entry, true, in either: its steps are powers of two at every width
         slots       {layer: numbers of its activation quantizers or null}: layers with one number share one; of a
                     module's output "NAME:output", of a product of two activations "NAME:product"
         floats      [[name, shape] ...]: what `floats` holds: ranges ("weight:LAYER", "act:NUMBER", low then high), then
@@ -76,7 +77,8 @@ def _check(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     for name, spec in content["layers"].items():
         if spec is None:
             continue
-        shape, bits, levels, ranges = spec
+        shape, bits, levels, ranges, *powers = spec
+        _expect(powers in ([], [True]), f"{name} has {powers!r} after its ranges")
         _expect(bits in range(1, 9) and 2 <= levels <= 2**bits, f"{name} has {bits!r} bits and {levels!r} levels")
         _expect(_is_shape(shape) and _is_shape(ranges), f"{name} has the shapes {shape!r} and {ranges!r}")
         broadcast = not ranges or (len(ranges) == len(shape) and all(r in (1, s) for r, s in zip(ranges, shape)))  # noqa: B905
@@ -86,7 +88,8 @@ def _check(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         _expect(codes.dtype == torch.uint8 and list(codes.shape) == [size], f"{name}: its codes are not {size} bytes")
         if levels < 2**bits:
             _expect(int(unpack_bits(codes.numpy(), math.prod(shape), bits).max(initial=0)) < levels, f"{name}: a code")
-    for q, bits, levels, signed in content["acts"]:
+    for q, bits, levels, signed, *powers in content["acts"]:
+        _expect(powers in ([], [True]), f"{q} has {powers!r} after its sign")
         _expect(isinstance(q, str) and isinstance(signed, bool), f"{q!r} is no name, or {signed!r} no sign")
         _expect(bits in range(1, 9) and 2 <= levels <= 2**bits, f"{q} has {bits!r} bits and {levels!r} levels")
     for name, numbers in content["slots"].items():

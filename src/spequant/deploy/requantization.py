@@ -13,6 +13,7 @@ and M and the bias, both free, are put where both ways of rounding step between 
 room: XNNPACK's steps stay right, and what the other gives otherwise is counted.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -191,30 +192,58 @@ def _factors(scale: np.ndarray, unit_in: np.float32, unit_out: np.float32) -> di
     return {"litert": litert.astype(np.float32), "tflm": np.float64(unit_in) * scale.astype(np.float64) / unit_out}
 
 
-def sum_scale(grids: tuple[Grid, Grid, Grid], scales: tuple[Any, Any]) -> tuple[np.float32, dict[str, int]]:
-    """The scale of a sum's tensor, its step but for the last bits, with which the fewest pairs of codes get another
-    code than the twin gives them; and how many do, by engine.
+@dataclass(frozen=True)
+class Pairs:
+    """What is computed of two codes. exact: as the twin has it, of codes and steps (the last of the result), fp32;
+    engines: {name: of codes and scales}, before the ends of the grid."""
+
+    exact: Callable[[np.ndarray, np.ndarray, Sequence[Any]], np.ndarray]
+    engines: Mapping[str, Callable[[np.ndarray, np.ndarray, Any, Any, Any], np.ndarray]]
+
+
+@dataclass(frozen=True)
+class PairScale:
+    """scale: of the result. unequal: {engine: by how much codes of pairs are off, added up}. inside: whether no pair
+    passes an end of the grid."""
+
+    scale: np.float32
+    unequal: dict[str, int]
+    inside: bool
+
+
+def pair_scale(pairs: Pairs, grids: tuple[Grid, Grid, Grid], scales: tuple[Any, Any]) -> PairScale:
+    """The scale of a result's tensor, its step but for the last bits, with which the fewest pairs of codes get another
+    code than the twin gives them.
 
     Args:
-        grids: of the two addends and of their sum.
-        scales: of the addends' tensors, their steps but for the last bits.
+        pairs: what is computed.
+        grids: of the two operands and of the result.
+        scales: of the operands' tensors, their steps but for the last bits.
     """
-    step = [np.float32(grid.step) for grid in grids]
+    step, low, high = [np.float32(grid.step) for grid in grids], grids[2].low, grids[2].high
     codes = [np.arange(grid.low, grid.high + 1) for grid in grids[:2]]
     first, second = (x.reshape(-1) for x in np.meshgrid(*codes, indexing="ij"))
-    exact = first.astype(np.float32) * (step[0] / step[2]) + second.astype(np.float32) * (step[1] / step[2])
+    exact = pairs.exact(first, second, step)
+    inside = bool((exact > low - 0.5 + NEAR).all() and (exact < high + 0.5 - NEAR).all())
     near = np.abs(exact - np.floor(exact) - 0.5) < NEAR
-    first, second, expected = first[near], second[near], np.rint(exact[near]).clip(grids[2].low, grids[2].high)
+    first, second, expected = first[near], second[near], np.rint(exact[near]).clip(low, high)
     best = None
     for off in sorted(range(-LAST_BITS, LAST_BITS + 1), key=abs):
         scale = np.float32(step[2] * (1 + off * 2.0**-23))
-        given = {"litert": _litert_sum, "tflm": _tflm_sum}
-        got = {name: add(first, second, *scales, scale) for name, add in given.items()}
-        counts = {n: int(np.abs(x.clip(grids[2].low, grids[2].high) - expected).sum()) for n, x in got.items()}
-        if best is None or _cost(counts) < _cost(best[1]):
-            best = scale, counts
+        got = {name: engine(first, second, *scales, scale) for name, engine in pairs.engines.items()}
+        counts = {name: int(np.abs(x.clip(low, high) - expected).sum()) for name, x in got.items()}
+        if best is None or _cost(counts) < _cost(best.unequal):
+            best = PairScale(scale, counts, inside)
     assert best is not None
     return best
+
+
+def _sum(a: np.ndarray, b: np.ndarray, step: Sequence[Any]) -> np.ndarray:
+    return a.astype(np.float32) * (step[0] / step[2]) + b.astype(np.float32) * (step[1] / step[2])
+
+
+def _product(a: np.ndarray, b: np.ndarray, step: Sequence[Any]) -> np.ndarray:
+    return (a * b).astype(np.float32) * (step[0] * step[1] / step[2])
 
 
 def _litert_sum(a: np.ndarray, b: np.ndarray, first: Any, second: Any, step: Any) -> np.ndarray:
@@ -230,3 +259,15 @@ def _tflm_sum(a: np.ndarray, b: np.ndarray, first: Any, second: Any, step: Any) 
     twice = 2 * max(np.float64(first), np.float64(second))
     scaled = [tflm_codes(x << 20, np.asarray(np.float64(unit) / twice)) for x, unit in ((a, first), (b, second))]
     return tflm_codes(scaled[0] + scaled[1], np.asarray(twice / (2.0**20 * np.float64(step))))
+
+
+def _litert_product(a: np.ndarray, b: np.ndarray, first: Any, second: Any, step: Any) -> np.ndarray:
+    return litert_codes(a * b, np.float32(first * second) / step)
+
+
+def _tflm_product(a: np.ndarray, b: np.ndarray, first: Any, second: Any, step: Any) -> np.ndarray:
+    return tflm_codes(a * b, np.asarray(np.float64(first) * np.float64(second) / np.float64(step)))
+
+
+SUM = Pairs(_sum, {"litert": _litert_sum, "tflm": _tflm_sum})
+PRODUCT = Pairs(_product, {"litert": _litert_product, "tflm": _tflm_product})

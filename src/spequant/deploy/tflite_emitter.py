@@ -6,7 +6,7 @@ RELU6 at the code that the tensor's scale calls 1 or 6. A scale is only a name w
 scales of their weights make up for it; additions and float operators need the grid's own step.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,29 +14,34 @@ import numpy as np
 
 from spequant.deploy.grids import Grid
 from spequant.deploy.operations import Operation
+from spequant.deploy.operations.windows import sides
 from spequant.deploy.requantization import LAST_BITS
 from spequant.deploy.tflite_graph import FLOAT, INT8, TfliteGraph
+from spequant.deploy.tflite_order import Order, laid, last, moving, place, regrouped, runs
 
 NONE, RELU, N1_TO_1, RELU6 = "NONE", "RELU", "RELU_N1_TO_1", "RELU6"
 
 
+MOST_DIMENSIONS = 5
+"""That TRANSPOSE of TensorFlow Lite Micro takes."""
+
+
 def channels_last(shape: Sequence[int]) -> list[int]:
     """Of a tensor in the graph: (1, C, H, W) as (1, H, W, C), (1, C, L) as (1, 1, L, C), (1, C) as it is."""
-    batch, channels, *positions = shape
-    return [batch, *([1] if len(positions) == 1 else []), *positions, channels]
+    return laid(shape, last(len(shape)))
 
 
 def end_shape(shape: Sequence[int]) -> list[int]:
     """Of an input or output of the graph, channels last: (1, C, L) as (1, L, C)."""
-    return [shape[0], *shape[2:], shape[1]]
+    return [shape[d] for d in last(len(shape))]
 
 
 def zeros(ops: Sequence[Operation]) -> dict[Operation, int]:
-    """What is stored for code 0, of each of `ops` with a grid: the same for all that are joined unchanged."""
+    """What is stored for code 0, of each of `ops` with a grid: the same for all of them that are joined unchanged."""
     group = {op: {op} for op in ops if op.grid is not None}
     for op in list(group):
         if op.COMMUTES:
-            together = group[op].union(*(group[i] for i in op.inputs))
+            together = group[op].union(*(group[i] for i in op.inputs if i in group))
             group.update(dict.fromkeys(together, together))
     return {op: _zero([o.grid for o in members if o.grid is not None]) for op, members in group.items()}
 
@@ -45,6 +50,25 @@ def _zero(grids: Sequence[Grid]) -> int:
     """The end of `grids` that is farther from code 0 becomes an end of int8: the upper one, if both are as far."""
     low, high = min(grid.low for grid in grids), max(grid.high for grid in grids)
     return min(127 - high, 127) if low >= 0 or -low >= high else -128 - low
+
+
+Ends = Sequence[tuple[int, int]]
+"""(before, after) each dimension of the graph."""
+
+
+def ends_of(padding: Sequence[int], spatial: int) -> Ends:
+    """Of `padding` of an operation on one or two positions, in a graph, where there are two, and channels last."""
+    around = list(zip(*sides(padding, spatial), strict=True))
+    return [(0, 0), *[(0, 0)] * (2 - spatial), *around, (0, 0)]
+
+
+def is_same(ends: Ends, sizes: Sequence[int], spans: Sequence[int], stride: Sequence[int]) -> bool:
+    """Whether padding is the one that engines call SAME: as many windows of `spans` as strides begin in `sizes`."""
+    for (before, after), n, span, step in zip(ends[1:3], sizes, spans, stride, strict=True):
+        total = max(0, (-(-n // step) - 1) * step + span - n)
+        if (before, after) != (total // 2, total - total // 2):
+            return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -73,28 +97,31 @@ def spread_of(grid: Grid) -> int:
 
 
 class TfliteEmitter:
-    """tensors: of each operation's result, codes or float. zero: what is stored for code 0. output: the operation whose
-    result leaves the graph. int4: whether weights that fit 4 bits are packed.
+    """tensors: of each operation's result, codes or float, as it lies; orders: of those that are not channels last.
+    zero: what is stored for code 0. outputs: the operations whose results leave the graph. micro: whether the graph is
+    for microcontrollers: weights that fit 4 bits packed, functions as tables.
 
     unequal: {operation: {engine: sums, or pairs of codes, to which it gives another code than the twin}}. scaled: of
-    codes that were rounded from float, what was rounded; wholes: the same codes in float.
+    codes that were rounded from float, whole numbers whose ends QUANTIZE clips; wholes: the codes in float.
     """
 
     def __init__(
         self,
         writers: "TfliteWriters",
         ops: Sequence[Operation],
-        output: Operation | None = None,
-        int4: bool = False,
+        outputs: Iterable[Operation] = (),
+        micro: bool = False,
     ) -> None:
-        self.graph, self.writers, self.int4 = TfliteGraph(), writers, int4
-        self.output, self.zero = output, zeros(ops)
+        self.graph, self.writers, self.micro = TfliteGraph(), writers, micro
+        self.outputs, self.zero = frozenset(outputs), zeros(ops)
         self.tensors: dict[Operation, int] = {}
+        self.orders: dict[Operation, Order] = {}
+        self.ordered: dict[tuple[int, Order], int] = {}
         self.floats: dict[Operation, int] = {}
         self.at_steps: dict[Operation, int] = {}
         self.scaled: dict[Operation, int] = {}
         self.wholes: dict[Operation, int] = {}
-        self.spreads: dict[tuple[Operation, int], int] = {}
+        self.spreads: dict[tuple[int, int], int] = {}
         self.unequal: dict[Operation, dict[str, int]] = {}
 
     def emit(self, op: Operation) -> None:
@@ -120,10 +147,58 @@ class TfliteEmitter:
         shape = channels_last(op.shape) if shape is None else shape
         return self.graph.tensor(op.name, shape, INT8, unit, self.zero[op])
 
+    def order(self, op: Operation) -> Order:
+        """In which the result of `op` lies."""
+        return self.orders.get(op, last(len(op.shape)))
+
+    def stored(self, op: Operation, order: Order | None = None) -> int:
+        """The result of `op`, codes or float, in `order`; None: channels last."""
+        wanted = last(len(op.shape)) if order is None else order
+        return self.transposed(op, self.tensors[op], op.shape, self.order(op), wanted)
+
+    def transposed(self, op: Operation, source: int, shape: Sequence[int], own: Order, order: Order) -> int:
+        """`source`, of torch's `shape`, which lies in the order `own`, in another one. op: whose name it has."""
+        if laid(shape, own) == laid(shape, order) and moving(shape, own) == moving(shape, order):
+            return source
+        if (source, order) not in self.ordered:
+            self.ordered[source, order] = self._transposed(op, source, shape, own, order)
+        return self.ordered[source, order]
+
+    def _transposed(self, op: Operation, source: int, shape: Sequence[int], own: Order, order: Order) -> int:
+        if moving(shape, own) == moving(shape, order):
+            return self.reshaped(op, source, laid(shape, order))
+        if len(self.graph.shape(source)) <= MOST_DIMENSIONS:
+            places = [place(own, d) for d in order]
+            places[1:1] = [1] if len(shape) == 3 else []
+            return self.permuted(op, source, places)
+        parts = runs(shape, own, order)
+        if len(parts) > MOST_DIMENSIONS:
+            raise ValueError(
+                f"{op.name}: the format tflite moves {MOST_DIMENSIONS} dimensions at most, not {len(parts)}"
+            )
+        there = sorted(range(len(parts)), key=lambda i: own.index(parts[i][0]))
+        sizes = [int(np.prod([shape[d] for d in part])) for part in parts]
+        source = self.reshaped(op, source, [sizes[i] for i in there])
+        return self.reshaped(
+            op, self.permuted(op, source, [there.index(i) for i in range(len(parts))]), laid(shape, order)
+        )
+
+    def permuted(self, op: Operation, source: int, places: Sequence[int]) -> int:
+        inputs = [source, self.graph.constant(op.name, np.asarray(places, np.int32))]
+        shape = self.graph.shape(source)
+        return self.graph.node("TRANSPOSE", inputs, self.like(op, [shape[p] for p in places], source))
+
+    def moved(self, op: Operation, source: int, shape: Sequence[int], own: Order) -> int:
+        """`source`, of torch's `shape`, which lies in the order `own`, in the shape of `op`, whose order it sets."""
+        before, self.orders[op] = regrouped(shape, own, op.shape)
+        source = self.transposed(op, source, shape, own, before)
+        wanted = laid(op.shape, self.orders[op])
+        return source if self.graph.shape(source) == wanted else self.reshaped(op, source, wanted)
+
     def at_step(self, op: Operation) -> int:
         """The codes of `op` in a tensor whose scale is their step: the same numbers, under the name that they have."""
         assert op.grid is not None
-        source, step = self.tensors[op], np.float32(op.grid.step)
+        source, step = self.stored(op), np.float32(op.grid.step)
         if self.graph.scale(source) == step:
             return source
         if op not in self.at_steps:
@@ -133,38 +208,44 @@ class TfliteEmitter:
     def near_step(self, op: Operation) -> int:
         """As `at_step`; the last bits of its scale may be others, as of a sum."""
         assert op.grid is not None
-        source = self.tensors[op]
+        source = self.stored(op)
         return source if abs(self.graph.scale(source) / op.grid.step - 1) < LAST_BITS * 2.0**-22 else self.at_step(op)
 
     def renamed(self, op: Operation, source: int, unit: np.float32, activation: str) -> int:
         """The codes in `source` with another scale: times the code 1, whose own scale is the quotient of the two."""
         one = self.graph.constant(op.name, np.ones(1, np.int8), unit / self.graph.scale(source))
-        out = self.codes(op, unit)
+        out = self.codes(op, unit, self.graph.shape(source))
         return self.graph.node("MUL", [source, one], out, fusedActivationFunction=self.activation(activation))
 
-    def spread(self, op: Operation, times: int) -> int:
-        """The codes of `op` stored `times` as large, so that sums of products with them are, too."""
+    def spread(self, op: Operation, source: int, times: int) -> int:
+        """The codes of `op` in `source` stored `times` as large, so that sums of products with them are, too."""
         assert op.grid is not None
-        if (op, times) not in self.spreads:
-            source = self.tensors[op]
+        if (source, times) not in self.spreads:
             inputs = [source, self.graph.constant(op.name, np.ones(1, np.int8), 1.0)]
             zero, unit = -128 - times * op.grid.low, self.graph.scale(source) / np.float32(times)
             out = self.graph.tensor(op.name, self.graph.shape(source), INT8, unit, zero)
             self.graph.node("MUL", inputs, out, fusedActivationFunction=self.activation(NONE))
-            self.spreads[op, times] = out
-        return self.spreads[op, times]
+            self.spreads[source, times] = out
+        return self.spreads[source, times]
 
-    def value(self, op: Operation) -> int:
-        """The float values of an operation's result."""
+    def value(self, op: Operation, order: Order | None = None) -> int:
+        """The float values of an operation's result, in `order`; None: channels last."""
         if op.grid is None:
-            return self.tensors[op]
+            return self.stored(op, order)
         if op not in self.floats:
             self.floats[op] = self.graph.node("DEQUANTIZE", [self.at_step(op)], self.like(op))
-        return self.floats[op]
+        own = last(len(op.shape))
+        return self.transposed(op, self.floats[op], op.shape, own, own if order is None else order)
 
     def sources(self, op: Operation) -> list[int]:
-        """What `op` reads: codes where its own result is codes, else values."""
-        return [self.value(i) if op.grid is None else self.tensors[i] for i in op.inputs]
+        """What `op` reads, channels last: codes where its own result is codes, else values."""
+        return [self.value(i) if op.grid is None else self.stored(i) for i in op.inputs]
+
+    def as_it_lies(self, op: Operation, source: Operation) -> tuple[int, Order]:
+        """What `op` reads of `source`, and in which order."""
+        if op.grid is None and source.grid is not None:
+            return self.value(source), last(len(source.shape))
+        return self.tensors[source], self.order(source)
 
     def activation(self, name: str) -> int:
         return getattr(self.graph.schema.ActivationFunctionType, name)
@@ -190,7 +271,7 @@ class TfliteEmitter:
         for kind, end in (("MAXIMUM", low), ("MINIMUM", high)):
             if end is not None:
                 inputs = [source, self.number_like(op, source, end)]
-                source = self.graph.node(kind, inputs, self.like(op, None, source))
+                source = self.graph.node(kind, inputs, self.like(op, self.graph.shape(source), source))
         return source
 
     def clipped(self, op: Operation, source: int) -> int:
@@ -205,37 +286,37 @@ class TfliteEmitter:
         return self.activation(RELU if op.grid.low == 0 else NONE)
 
     def rounded(self, op: Operation, scaled: int) -> int:
-        """Float values in units of codes, behind `least`, as codes of the scale 1."""
+        """Float values in units of codes, behind `least`, as codes of the scale 1. ROUND takes ties to the even code;
+        QUANTIZE does so in LiteRT only."""
         assert op.grid is not None
         zero, low, high = self.zero[op], op.grid.low, op.grid.high
         least, most = low if low and low + zero > -128 else None, high if high + zero < 127 else None
-        self.scaled[op] = self.between(op, scaled, least, most)
-        return self.graph.node("QUANTIZE", [self.scaled[op]], self.codes(op, np.float32(1)))
+        clipped, shape = self.between(op, scaled, least, most), self.graph.shape(scaled)
+        self.scaled[op] = self.graph.node("ROUND", [clipped], self.like(op, shape))
+        return self.graph.node("QUANTIZE", [self.scaled[op]], self.codes(op, np.float32(1), shape))
 
     def whole(self, op: Operation) -> int:
-        """The codes that `rounded` gave, or that the graph is given, in float."""
+        """The codes of `op` as float numbers."""
         assert op.grid is not None
         if op not in self.wholes:
             if op in self.scaled:
-                low, high = op.grid.low, op.grid.high
-                kind, source = "ROUND", self.between(op, self.scaled[op], low or None, high)
+                self.wholes[op] = self.between(op, self.scaled[op], op.grid.low or None, op.grid.high)
             else:
-                kind, source = "DEQUANTIZE", self.tensors[op]
-            self.wholes[op] = self.graph.node(kind, [source], self.like(op))
+                source, one = self.stored(op), np.float32(1)
+                source = source if self.graph.scale(source) == one else self.renamed(op, source, one, NONE)
+                self.wholes[op] = self.graph.node("DEQUANTIZE", [source], self.like(op))
         return self.wholes[op]
 
-    def padded(self, op: Operation, source: int, padding: Sequence[int], lowest: bool = False) -> int:
-        """With zeros around, or with the lowest number, which is the largest of no window."""
-        if not any(padding):
+    def padded(self, op: Operation, source: int, ends: Ends, filling: float | None = None) -> int:
+        """With `filling`, as it is stored, around the dimensions of the graph; None: with zeros."""
+        if not any(map(any, ends)):
             return source
         shape = self.graph.shape(source)
-        sides = [0] * (3 - len(padding)) + list(padding) + [0]
-        inputs = [source, self.graph.constant(op.name, np.asarray([[side, side] for side in sides], np.int32))]
-        out = self.like(op, [n + 2 * side for n, side in zip(shape, sides, strict=True)], source)
-        if not lowest:
+        inputs = [source, self.graph.constant(op.name, np.asarray(ends, np.int32))]
+        out = self.like(op, [a + n + b for n, (a, b) in zip(shape, ends, strict=True)], source)
+        if filling is None:
             return self.graph.node("PAD", inputs, out)
-        least = -128 if self.graph.kind(source) == INT8 else float(np.finfo(np.float32).min)
-        return self.graph.node("PADV2", [*inputs, self.number_like(op, source, least)], out)
+        return self.graph.node("PADV2", [*inputs, self.number_like(op, source, filling)], out)
 
 
 TfliteWriters = Mapping[type[Operation], Callable[[Any, Any], int]]

@@ -5,6 +5,7 @@ Metadata of the model: "spequant", JSON with
     format         of what follows
     kind           name of the format
     inputs         shape of the network's input by name, as torch has it, null: any
+    outputs        names of the network's outputs
     preprocessing  [mean, std] where the input is uint8 images, or null
     act_bits       widths of its activations, in ascending order
     layers         what each costs (`cost.LayerCost`)
@@ -44,7 +45,7 @@ def metadata(head: Mapping[str, Any], about: Mapping[str, Any] | None, shape: Se
     if head["preprocessing"] is None:
         known = about.get(NORMALISATION)
         normalisation = None if known is None else tuple([255.0 * v for v in values] for values in known)
-    ends = litert_metadata(shape, normalisation, bool(about.get(CLASS_NAMES)))
+    ends = litert_metadata(shape, head["outputs"], normalisation, bool(about.get(CLASS_NAMES)))
     return {KEY: text.encode(), SEAL: OPEN.encode(), NAME: ends}
 
 
@@ -95,6 +96,7 @@ def read_tflite(path: Path, name: str, engines: tuple[str, ...]) -> Loaded:
         engines,
         about=head["about"],
         inputs={end: tuple(shape) for end, shape in head["inputs"].items()},
+        outputs=tuple(head["outputs"]),
         act_bits=tuple(head["act_bits"]),
         preprocessing=None if values is None else (values[0], values[1]),
     )

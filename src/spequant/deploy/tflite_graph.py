@@ -10,13 +10,20 @@ from spequant.deploy.bits import pack_bits
 from spequant.extras import needs
 
 OPTIONS = {
+    "ABS": "AbsOptions",
     "ADD": "AddOptions",
+    "AVERAGE_POOL_2D": "Pool2DOptions",
+    "CAST": "CastOptions",
     "CONCATENATION": "ConcatenationOptions",
     "CONV_2D": "Conv2DOptions",
     "DEPTHWISE_CONV_2D": "DepthwiseConv2DOptions",
     "DEQUANTIZE": "DequantizeOptions",
     "DIV": "DivOptions",
+    "EXP": "ExpOptions",
     "FULLY_CONNECTED": "FullyConnectedOptions",
+    "GATHER": "GatherOptions",
+    "LEAKY_RELU": "LeakyReluOptions",
+    "LOG": None,
     "LOGISTIC": None,
     "MAXIMUM": "MaximumMinimumOptions",
     "MAX_POOL_2D": "Pool2DOptions",
@@ -25,11 +32,18 @@ OPTIONS = {
     "MUL": "MulOptions",
     "PAD": "PadOptions",
     "PADV2": "PadV2Options",
+    "PRELU": None,
     "QUANTIZE": "QuantizeOptions",
+    "REDUCE_MAX": "ReducerOptions",
     "RELU": None,
     "RESHAPE": "ReshapeOptions",
+    "RESIZE_NEAREST_NEIGHBOR": "ResizeNearestNeighborOptions",
     "ROUND": None,
+    "SQRT": None,
+    "STRIDED_SLICE": "StridedSliceOptions",
     "SUB": "SubOptions",
+    "SUM": "ReducerOptions",
+    "TANH": None,
     "TRANSPOSE": "TransposeOptions",
 }
 """{operator: its table of options in the schema}"""
@@ -41,8 +55,8 @@ KINDS = {
     np.dtype(np.int32): "INT32",
     np.dtype(np.int64): "INT64",
 }
-FLOAT, INT8, INT16, UINT8 = (np.dtype(kind) for kind in (np.float32, np.int8, np.int16, np.uint8))
-IN_INT8 = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 12, "QUANTIZE": 1, "RESHAPE": 1}
+FLOAT, INT8, INT16, INT32, UINT8 = (np.dtype(kind) for kind in (np.float32, np.int8, np.int16, np.int32, np.uint8))
+IN_INT8 = {"CAST": 1, "CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 12, "QUANTIZE": 1, "RESHAPE": 1}
 """Version of an operator on int8 with a scale per channel; of others it is 2."""
 IN_INT4 = {"CONV_2D": 7, "DEPTHWISE_CONV_2D": 6}
 """Version of an operator whose weights have 4 bits."""

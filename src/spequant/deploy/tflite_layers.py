@@ -1,18 +1,23 @@
 """Convolutions and linear layers in a .tflite graph: on int8 codes, with int16 results at the end, or in float."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from spequant.deploy.integers import SUM, largest_sums
-from spequant.deploy.operations import FloatLayer, Quantize, Weighted
-from spequant.deploy.requantization import ENGINES, Requantization, Steps, requantization, steps
-from spequant.deploy.tflite_emitter import NONE, TfliteEmitter, clip, spread_of
+from spequant.deploy.integers import SUM, Integers, largest_sums
+from spequant.deploy.operations import FloatLayer, Operation, Quantize, Weighted
+from spequant.deploy.requantization import Requantization, Steps, requantization, steps
+from spequant.deploy.tflite_emitter import NONE, TfliteEmitter, channels_last, clip, ends_of, is_same, spread_of
 from spequant.deploy.tflite_graph import INT16
+from spequant.deploy.tflite_order import laid
 
 LARGEST = 2**15 - 1  # of an int16
+ONES = 127
+"""Weights of sums: sums lie so many units apart."""
 INT4 = 7  # the largest, of either sign
 FEW_PRODUCTS = 2**20
 
@@ -26,22 +31,69 @@ def weighted(e: TfliteEmitter, op: Weighted) -> int:
             "tflite has no such layer; train its weights on a symmetric grid (SAWB, or LSQ with fewer bits)"
         )
     if op.grid is None:
-        return _at_the_end(e, op) if op is e.output and not op.spatial else _in_float(e, op)
-    return _packed(e, op) or _on_codes(e, op)
+        return _arranged(e, op, _at_the_end(e, op) if op in e.outputs and not op.spatial else _in_float(e, op))
+    return _arranged(e, op, _packed(e, op) or _on_codes(e, op))
+
+
+def _in_rows(op: Weighted | FloatLayer) -> bool:
+    """Whether it is a linear layer on more than two dimensions: on rows, all others together."""
+    return not op.spatial and len(op.shape) > 2
+
+
+def _source(e: TfliteEmitter, op: Weighted | FloatLayer, values: bool = False) -> int:
+    """What it reads, codes or values, as its operator takes it."""
+    (source,), read = op.inputs, e.value if values else e.stored
+    if not _in_rows(op):
+        return read(source)
+    rows = [int(np.prod(source.shape[:-1])), source.shape[-1]]
+    return e.reshaped(op, read(source, tuple(range(len(source.shape)))), rows)
+
+
+def _shape(op: Weighted | FloatLayer) -> list[int]:
+    """Of what its operator gives."""
+    return [int(np.prod(op.shape[:-1])), op.shape[-1]] if _in_rows(op) else channels_last(op.shape)
+
+
+def _arranged(e: TfliteEmitter, op: Weighted | FloatLayer, out: int) -> int:
+    """What its operator gave, in its own shape."""
+    if not _in_rows(op):
+        return out
+    e.orders[op] = tuple(range(len(op.shape)))
+    return e.reshaped(op, out, laid(op.shape, e.orders[op]))
 
 
 def _on_codes(e: TfliteEmitter, op: Weighted) -> int:
     assert op.grid is not None
     form, how, twin = op.integers, clip(op.grid, e.zero[op]), _steps(op)
-    source = e.tensors[op.inputs[0]]
+    source = _source(e, op)
     found = requantization(twin, e.graph.scale(source), how.unit)
     times = min(spread_of(op.source), SUM // form.bound)
     if found.unequal["tflm"] and times > 1:
-        source = e.spread(op.inputs[0], times)
+        source = e.spread(op.inputs[0], source, times)
         found = requantization(twin.times(times), e.graph.scale(source), how.unit)
-    elif found.unequal["tflm"] and _may_be_float(op):
+    if found.unequal["tflm"] and _may_be_float(op):
         return _of_float_sums(e, op)
     return _layer(e, op, source, form.weight.numpy(), found)
+
+
+def equal_sums(
+    e: TfliteEmitter, op: Operation, factor: Tensor, shape: Sequence[int], window: Sequence[Sequence[int]]
+) -> int:
+    """Codes of `op`, of `shape`: sums of the codes in each window of its input, times `factor`, 0-dim fp32. window:
+    kernel, stride, padding. A convolution by channels, with equal weights."""
+    assert op.grid is not None
+    (source,), (kernel, stride, padding) = op.inputs, map(tuple, window)
+    channels, ones = source.shape[1], torch.ones(source.shape[1], 1, *kernel, dtype=torch.int8)
+    none = torch.zeros(channels)
+    parts = ones, none, none, stride, padding, (1,) * len(kernel)
+    conv = Weighted(op.name, (source,), op.grid, tuple(shape), *parts, channels)
+    form = Integers(ones[:1], none[:1].int(), none[:1])
+    twin = steps(form, factor.view(1), (conv.source.low, conv.source.high), op.grid.low, op.grid.high)
+    times = min(ONES, SUM // form.bound)
+    found = requantization(twin.times(times), e.graph.scale(e.stored(source)), clip(op.grid, e.zero[op]).unit)
+    scale, bias = (np.repeat(v, channels) for v in (found.scale, found.bias))
+    e.zero[conv] = e.zero[op]
+    return _layer(e, conv, e.stored(source), times * ones.numpy(), Requantization(scale, bias, found.unequal))
 
 
 def _packed(e: TfliteEmitter, op: Weighted) -> int | None:
@@ -53,9 +105,9 @@ def _packed(e: TfliteEmitter, op: Weighted) -> int | None:
     weight = weight // divisor
     factor = INT4 // max(1, int(np.abs(weight).max()))
     times = min(spread_of(op.source), SUM // op.integers.bound)
-    if not (e.int4 and op.spatial and factor):
+    if not (e.micro and op.spatial and factor):
         return None
-    source = e.spread(op.inputs[0], times) if times > 1 else e.tensors[op.inputs[0]]
+    source = e.spread(op.inputs[0], e.stored(op.inputs[0]), times) if times > 1 else e.stored(op.inputs[0])
     unit = clip(op.grid, e.zero[op]).unit
     found = requantization(_steps(op).times(times * factor, divisor), e.graph.scale(source), unit)
     if any(found.unequal.values()):  # LiteRT has kernels of its own for these, which round as the other engine's do
@@ -80,7 +132,7 @@ def _layer(
     assert op.grid is not None
     how = clip(op.grid, e.zero[op])
     e.unequal[op] = found.unequal
-    out = e.codes(op, how.unit)
+    out = e.codes(op, how.unit, _shape(op))
     constants = weight, found.scale, found.bias
     _product(e, op, source, constants, out, e.activation(how.activation or NONE), int4)
     return out if how.activation else e.clipped(op, out)
@@ -88,35 +140,39 @@ def _layer(
 
 def float_layer(e: TfliteEmitter, op: FloatLayer) -> int:
     constants = (op.weight.detach().numpy(), None, op.bias.detach().numpy())
-    return _product(e, op, e.value(op.inputs[0]), constants, e.like(op), e.activation(NONE))
+    out = _product(e, op, _source(e, op, values=True), constants, e.like(op, _shape(op)), e.activation(NONE))
+    return _arranged(e, op, out)
 
 
 def _may_be_float(op: Weighted) -> bool:
     """Whether it is a first layer, its input float until there, so small that float sums cost little."""
     products = math.prod(op.shape) * math.prod(op.weight.shape[1:])
-    return isinstance(op.inputs[0], Quantize) and products <= FEW_PRODUCTS and op.integers.exact_in_fp32
+    return (
+        isinstance(op.inputs[0], Quantize)
+        and not _in_rows(op)
+        and products <= FEW_PRODUCTS
+        and op.integers.exact_in_fp32
+    )
 
 
 def _of_float_sums(e: TfliteEmitter, op: Weighted) -> int:
-    """Sums in units of output codes, in float, then rounded: as the twin's but for the last bits of a sum."""
-    form = op.integers
-    factor = _factor(op)
-    weight, bias = form.weight * _columns(factor, form.weight), form.bias * factor
-    e.unequal[op] = dict.fromkeys(ENGINES, 0)
-    constants = (weight.numpy(), None, bias.numpy())
-    return e.rounded(op, _product(e, op, e.whole(op.inputs[0]), constants, e.like(op), e.least(op)))
+    """Sums of whole numbers in float, which are exact, then as the twin has it: times the factor, and rounded."""
+    constants = (op.integers.weight.float().numpy(), None, op.integers.bias.float().numpy())
+    sums = _product(e, op, e.whole(op.inputs[0]), constants, e.like(op), e.activation(NONE))
+    inputs = [sums, e.number(op, _factor(op).numpy())]
+    return e.rounded(op, e.graph.node("MUL", inputs, e.like(op), fusedActivationFunction=e.least(op)))
 
 
 def _in_float(e: TfliteEmitter, op: Weighted) -> int:
     form = op.integers
     weight = form.weight.float() * _columns(form.scale, form.weight)
     constants = (weight.numpy(), None, (form.bias.double() * (op.step * form.scale).double()).float().numpy())
-    return _product(e, op, e.value(op.inputs[0]), constants, e.like(op), e.activation(NONE))
+    return _product(e, op, _source(e, op, values=True), constants, e.like(op, _shape(op)), e.activation(NONE))
 
 
 def _at_the_end(e: TfliteEmitter, op: Weighted) -> int:
     """A linear layer whose result leaves the graph: in int16, whose ends its sums cannot pass, then in float."""
-    form, source = op.integers, e.tensors[op.inputs[0]]
+    form, source = op.integers, _source(e, op)
     unit, units = e.graph.scale(source), op.step * form.scale
     largest = largest_sums(form.weight, op.source.low, op.source.high) + form.bias.abs()
     step = np.float32(float((largest.double() * units.double()).max()) / LARGEST)
@@ -124,9 +180,9 @@ def _at_the_end(e: TfliteEmitter, op: Weighted) -> int:
     e.graph.node("QUANTIZE", [source], codes)
     scale = units.numpy() / unit
     scale = scale[:1] if bool((scale == scale[0]).all()) else scale
-    out = e.graph.tensor(op.name, list(op.shape), INT16, step or np.float32(1))
+    out = e.graph.tensor(op.name, _shape(op), INT16, step or np.float32(1))
     _product(e, op, codes, (form.weight.numpy(), scale, form.bias.numpy().astype(np.int64)), out, e.activation(NONE))
-    return e.graph.node("DEQUANTIZE", [out], e.like(op))
+    return e.graph.node("DEQUANTIZE", [out], e.like(op, _shape(op)))
 
 
 def _product(
@@ -150,10 +206,10 @@ def _product(
     row = (1,) if op.spatial == 1 else ()
     kernel, stride, dilation = ((*row, *v) for v in (weight.shape[2:], op.stride, op.dilation))
     weight = weight.reshape(*weight.shape[:2], *kernel)
-    spans = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-    padding = (*(0 for _ in row), *op.padding)
-    same = set(stride) == {1} and [2 * p for p in padding] == spans and any(padding)
-    source = source if same else e.padded(op, source, padding)
+    spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    ends = ends_of(op.padding, op.spatial)
+    same = is_same(ends, e.graph.shape(source)[1:3], spans, stride) and any(map(any, ends))
+    source = source if same else e.padded(op, source, ends)
     fused |= {"padding": e.graph.schema.Padding.SAME if same else e.graph.schema.Padding.VALID}
     fused |= dict(zip(("strideH", "strideW", "dilationHFactor", "dilationWFactor"), (*stride, *dilation), strict=True))
     channels = e.graph.shape(source)[-1]

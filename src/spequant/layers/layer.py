@@ -100,10 +100,11 @@ def run_with(layer: nn.Module, weight: Tensor, input: Tensor, *args: Any, **kwar
         return layer.run_with(input, weight)  # type: ignore[operator]
     if torch.compiler.is_compiling():  # there the parameter is only swapped in the graph
         plain: Any = layer
-        if type(layer) is nn.Linear and not _hooked(layer):  # as in its own forward; traced in a tenth of the time
-            return F.linear(input, weight, plain.bias)
-        if type(layer) is nn.Conv2d and not _hooked(layer):
-            return plain._conv_forward(input, weight, plain.bias)
+        if not torch.compiler.is_exporting() and not _hooked(layer):  # an exported graph is to name the layer
+            if type(layer) is nn.Linear:  # as in its own forward; traced in a tenth of the time
+                return F.linear(input, weight, plain.bias)
+            if type(layer) is nn.Conv2d:
+                return plain._conv_forward(input, weight, plain.bias)
         return functional_call(layer, {"weight": weight}, (input, *args), kwargs)
     twin = _with_weight(layer, weight)
     version = None if weight.is_inference() else weight._version

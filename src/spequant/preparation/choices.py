@@ -113,7 +113,9 @@ def _weight_templates(layers: Mapping[str, nn.Module], choices: LayerChoices) ->
     """Return {name of a layer: the quantizer whose kind its weight gets}."""
     weight, depthwise = choices.weight, choices.depthwise
     if depthwise is None:
-        depthwise = weight if weight is None or weight.fits_few else LeastSquares(weight.bits, zero=False)
+        depthwise = weight
+        if weight is not None and not weight.fits_few:
+            depthwise = LeastSquares(weight.bits, zero=False, power_of_two=weight.power_of_two)
     elif not any(_is_depthwise(layer) for layer in layers.values()):
         raise ValueError(f"depthwise is {depthwise!r}, but no layer outside skip is a depthwise convolution")
     return {name: depthwise if _is_depthwise(layer) else weight for name, layer in layers.items()}

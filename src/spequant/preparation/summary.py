@@ -113,5 +113,5 @@ def _range(quantizer: Quantizer | None) -> str:
         return "not calibrated"
     if not quantizer.stored:
         return "of each tensor"
-    low, high = quantizer.bounds(torch.zeros(1))
+    low, high = quantizer.grid_bounds(torch.zeros(1))
     return f"{float(low if quantizer.signed else 0.0):.4g} to {float(high):.4g}"

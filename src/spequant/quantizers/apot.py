@@ -59,7 +59,7 @@ class APoT(Quantizer):
 
     Args:
         bits: 2 to 6, or None.
-        signed, shape, of_weight: as in `Quantizer`; the grid is always signed.
+        signed, shape, of_weight, power_of_two: as in `Quantizer`; the grid is always signed.
 
     Raises:
         ValueError: other bits, or `signed` is False.
@@ -75,13 +75,19 @@ class APoT(Quantizer):
     middles: Tensor
 
     def __init__(
-        self, bits: int | None, *, signed: bool | None = True, shape: tuple[int, ...] = (), of_weight: bool = True
+        self,
+        bits: int | None,
+        *,
+        signed: bool | None = True,
+        shape: tuple[int, ...] = (),
+        of_weight: bool = True,
+        power_of_two: bool = False,
     ):
         if not signed:
             raise ValueError(f"signed is {signed!r}; APoT quantizes weights, around zero: use PACT or LSQ here")
         if isinstance(bits, int) and bits - 1 not in TERMS:
             raise ValueError(f"bits is {bits!r}; expected 2 to 6 for APoT: beyond, the levels' codes leave int8")
-        super().__init__(bits, signed=True, shape=shape, of_weight=of_weight)
+        super().__init__(bits, signed=True, shape=shape, of_weight=of_weight, power_of_two=power_of_two)
         for name, table in _tables(bits or 2).items():
             self.register_buffer(name, table, persistent=False)
         self.clip = self.new_range()
@@ -102,18 +108,18 @@ class APoT(Quantizer):
         """Return APoT at 2 to 6 bits, else LSQ, for example for the 8 bits of the first and the last layer."""
         if bits is None or bits - 1 in TERMS:
             return self.like(bits=bits)
-        return LSQ(bits, shape=self.shape, of_weight=self.of_weight)
+        return LSQ(bits, shape=self.shape, of_weight=self.of_weight, power_of_two=self.power_of_two)
 
     def quantized(self, x: Tensor) -> Tensor:
-        clip = positive(self.range_of(self.clip))
+        clip = self.grid_bounds(x)[1]
         share = (self.normalised(x) / clip).clamp(-1, 1)
         v = share.detach()
         smooth = clip * (share + (self._units(v) / self.points[-1] - v))
-        values = dequantize(self._units(v) + self.points[-1], *self.bounds(x), self.levels).detach()
+        values = dequantize(self._units(v) + self.points[-1], *self.grid_bounds(x), self.levels).detach()
         return (values + (smooth - smooth.detach())).to(x.dtype)  # exactly the values that `dequantize` gives the codes
 
     def nearest(self, x: Tensor) -> Tensor:
-        v = (self.normalised(x) / positive(self.range_of(self.clip))).clamp(-1, 1)
+        v = (self.normalised(x) / self.grid_bounds(x)[1]).clamp(-1, 1)
         return self._units(v) + self.points[-1]
 
     def normalised(self, w: Tensor) -> Tensor:

@@ -11,41 +11,13 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, fx, nn
 
-from spequant.functional import dequantize, fake_quantize, quantize, reduced
+from spequant.functional import dequantize, fake_quantize, on_power_of_two, quantize, reduced
 from spequant.quantizers.settings import QuantizerSettings, give_settings
 from spequant.quantizers.state import check_settings, decode_flags, encode_settings, reshape_older
+from spequant.quantizers.widths import check_bits, level_tensor
 
 Rule = Callable[["Quantizer", Tensor], Tensor]
 """A calibration rule, (quantizer, values) -> clip: it chooses the end of a stored range. See `ranges.py`."""
-
-
-def check_bits(bits: object, argument: str, *, both_signs: bool = False, or_float: bool = False) -> None:
-    """Check that `bits` is a whole number from 1 to 8.
-
-    Args:
-        bits: the value to check.
-        argument: name of the argument that holds it, for the message.
-        both_signs: True asks for 2 bits or more, which a grid with values on both sides of zero needs.
-        or_float: True also accepts None, which leaves the tensor float.
-
-    Raises:
-        ValueError: `bits` is another value.
-    """
-    if bits is None and or_float:
-        return
-    least = 2 if both_signs else 1
-    if isinstance(bits, bool) or not isinstance(bits, int) or not least <= bits <= 8:
-        reason = ": one bit has no grid of values on both sides of zero" if both_signs else ""
-        other = ", or None to leave it float" if or_float else ""
-        raise ValueError(f"{argument} is {bits!r}; expected a whole number of bits from {least} to 8{reason}{other}")
-
-
-def level_tensor(levels: int, like: Tensor | None = None) -> Tensor:
-    """Return a number of levels as a 0-dim fp32 tensor, on the device of `like`; the default is the CPU.
-
-    Quantizers hold the number as data, so that torch.compile does not compile again when it changes.
-    """
-    return torch.tensor(float(levels), device=None if like is None else like.device)
 
 
 class Quantizer(nn.Module):
@@ -63,6 +35,8 @@ class Quantizer(nn.Module):
             channel of a convolution's weight.
         of_weight: True for a weight, which is signed and present as a whole; False for an activation, whose first axis
             counts samples.
+        power_of_two: whether the step is the power of two nearest to that of `bounds`, at every precision (see
+            `on_power_of_two`); the gradient passes straight through the rounding of its exponent.
 
     Raises:
         ValueError: bits out of range, or too few for the grid.
@@ -84,10 +58,17 @@ class Quantizer(nn.Module):
         give_settings(cls)
 
     def __init__(
-        self, bits: int | None, *, signed: bool | None = None, shape: tuple[int, ...] = (), of_weight: bool = False
+        self,
+        bits: int | None,
+        *,
+        signed: bool | None = None,
+        shape: tuple[int, ...] = (),
+        of_weight: bool = False,
+        power_of_two: bool = False,
     ):
         super().__init__()
         check_bits(bits, "bits", or_float=True)
+        self.power_of_two = bool(power_of_two)
         self.bits, self.shape, self.of_weight = bits, tuple(shape), of_weight
         self.signed = True if of_weight else signed
         self.sign_open = self.signed is None  # every calibration decides the sign anew
@@ -167,7 +148,8 @@ class Quantizer(nn.Module):
     def config(self) -> dict[str, Any]:
         """Return the constructor's arguments that make this quantizer again; a subclass adds its own."""
         signed = None if self.sign_open else self.signed
-        return {"bits": self.bits, "signed": signed, "shape": self.shape, "of_weight": self.of_weight}
+        powers = {"power_of_two": True} if self.power_of_two else {}
+        return {"bits": self.bits, "signed": signed, "shape": self.shape, "of_weight": self.of_weight, **powers}
 
     def new_range(self, value: float = 1.0) -> nn.Parameter:
         """Return a new parameter for a range of `self.shape`; read it through `range_of`.
@@ -182,13 +164,23 @@ class Quantizer(nn.Module):
 
     # --- what follows from the interface -----------------------------------------------------------------------
 
-    def span(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return `bounds(x)`, but (0, 0) wherever zeros of a weight would come back as other values.
+    def grid_bounds(self, x: Tensor, levels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the (low, high) between which a grid of `levels` (default: those in use) lies, fp32, of `self.shape`.
+
+        They are `bounds(x)`; with `power_of_two`, the nearest ones at which the step is a power of two.
+        """
+        low, high = self.bounds(x)
+        if not self.power_of_two:
+            return low, high
+        return on_power_of_two(low, high, self.home_levels, self.levels if levels is None else levels)
+
+    def span(self, x: Tensor, levels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return `grid_bounds(x, levels)`, but (0, 0) wherever zeros of a weight would come back as other values.
 
         A grid without zero would do that to ranges that are all zero, and to an all-zero padding row. The result has
         `self.shape`, or one pair per row if there is a padding row.
         """
-        low, high = self.bounds(x)
+        low, high = self.grid_bounds(x, levels)
         if not self.of_weight or not self.leaves_zero_out() or (self.vanishes and self.padding is None):
             return low, high
         nonzero = self.nonzero(x)
@@ -211,7 +203,8 @@ class Quantizer(nn.Module):
         config = {**self.config(), **changes}
         variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         parameters = inspect.signature(type(self)).parameters.values()
-        missing = [p.name for p in parameters if p.kind not in variadic and p.name not in config]
+        optional = (*config, "power_of_two")  # which `config` leaves out where it is False
+        missing = [p.name for p in parameters if p.kind not in variadic and p.name not in optional]
         if missing:
             raise TypeError(
                 f"{type(self).__name__}.config() lacks {', '.join(missing)}, which the constructor takes: copies for "
@@ -261,15 +254,15 @@ class Quantizer(nn.Module):
         """Return the number of levels when the precision is switched to `bits` over the same bounds.
 
         Below home bits this is `level_count(bits)`. Otherwise it is k (L - 1) + 1, where L is the number of levels of
-        the home grid and the whole number k brings the result nearest to `level_count(bits)`; every value of the home
-        grid is then on the finer grid.
+        the home grid and the whole number k brings the result nearest to `level_count(bits)`, or with `power_of_two` is
+        2^(bits - home bits); every value of the home grid is then on the finer grid.
         """
         assert self.bits is not None
         if bits < self.bits:
             return self.level_count(bits)
         steps = self.level_count() - 1
-        refine = max(1, round((self.level_count(bits) - 1) / steps))
-        return refine * steps + 1
+        refine = 2 ** (bits - self.bits) if self.power_of_two else round((self.level_count(bits) - 1) / steps)
+        return max(1, refine) * steps + 1
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` rounded to the grid in use, of the same shape and dtype; frozen elements at their codes.
@@ -305,7 +298,7 @@ class Quantizer(nn.Module):
 
     def _values_of(self, codes: Tensor, x: Tensor) -> Tensor:
         """Return the values of `codes` of the home grid, whose bounds may follow from the weight `x`."""
-        return dequantize(codes.float(), *self.span(x), self.home_levels).to(x.dtype)
+        return dequantize(codes.float(), *self.span(x, self.home_levels), self.home_levels).to(x.dtype)
 
     def quantized(self, x: Tensor) -> Tensor:
         """Return `x` rounded to the grid in use; frozen elements count like all others."""
@@ -359,8 +352,12 @@ class Quantizer(nn.Module):
         return self
 
     def get_extra_state(self) -> Tensor:
-        kind = type(self), self.shape, self.grid_options()
+        kind = self._kind(), self.shape, self.grid_options()
         return encode_settings(self.bits, self.signed, self.calibrated, self.sign_open, *kind)
+
+    def _kind(self) -> str:
+        """Return the name of the class, and whether it rounds to powers of two, as states hold them."""
+        return type(self).__qualname__ + ("(power_of_two=True)" if self.power_of_two else "")
 
     def set_extra_state(self, state: Tensor) -> None:
         signed, self.calibrated, self.sign_open = decode_flags(state)
@@ -369,7 +366,7 @@ class Quantizer(nn.Module):
 
     def check_state(self, state_dict: Mapping[str, Any], prefix: str) -> None:
         """Raise a ValueError if the state below `prefix` is that of a quantizer with other settings than this one's."""
-        kind = type(self), self.shape, self.grid_options()
+        kind = self._kind(), self.shape, self.grid_options()
         check_settings(state_dict.get(prefix + "_extra_state"), prefix[:-1], self.bits, *kind)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):

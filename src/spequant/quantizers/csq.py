@@ -22,7 +22,7 @@ class CSQ(Quantizer):
     forward; the gradient is this library's choice.
 
     Args:
-        bits, signed, shape, of_weight: as in `Quantizer`; the grid is always signed.
+        bits, signed, shape, of_weight, power_of_two: as in `Quantizer`; the grid is always signed.
 
     Raises:
         ValueError: `signed` is False.
@@ -35,11 +35,17 @@ class CSQ(Quantizer):
     inner = True
 
     def __init__(
-        self, bits: int | None, *, signed: bool | None = True, shape: tuple[int, ...] = (), of_weight: bool = True
+        self,
+        bits: int | None,
+        *,
+        signed: bool | None = True,
+        shape: tuple[int, ...] = (),
+        of_weight: bool = True,
+        power_of_two: bool = False,
     ):
         if not signed:
             raise ValueError(f"signed is {signed!r}; CSQ's grid is symmetric around zero: use PACT or LSQ here")
-        super().__init__(bits, signed=True, shape=shape, of_weight=of_weight)
+        super().__init__(bits, signed=True, shape=shape, of_weight=of_weight, power_of_two=power_of_two)
         self.step = self.new_range()
 
     def level_count(self, bits: int | None = None) -> int:

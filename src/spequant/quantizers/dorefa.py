@@ -18,6 +18,7 @@ class DoReFa(Quantizer):
 
     Args:
         bits, signed, shape, of_weight: as in `Quantizer`.
+        power_of_two: as there: activations then have steps of 2^-k, so that the largest is 1 - 2^-k.
 
     References:
         Zhou et al. 2016, arXiv 1606.06160.

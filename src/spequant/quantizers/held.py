@@ -12,7 +12,7 @@ class Held(Quantizer):
     At another width b the grid has 2^b levels if `levels` is even, and 2^b - 1 if it is odd.
 
     Args:
-        bits, signed, shape, of_weight: as in `Quantizer`.
+        bits, signed, shape, of_weight, power_of_two: as in `Quantizer`.
         levels: number of levels of the home grid, 2 to 2^bits.
 
     Raises:
@@ -29,11 +29,12 @@ class Held(Quantizer):
         signed: bool | None = None,
         shape: tuple[int, ...] = (),
         of_weight: bool = False,
+        power_of_two: bool = False,
     ):
         if bits is not None and not 2 <= levels <= 2**bits:
             raise ValueError(f"levels is {levels!r}; expected 2 to {2**bits}, what {bits} bits can number")
         self.held_levels = levels
-        super().__init__(bits, signed=signed, shape=shape, of_weight=of_weight)
+        super().__init__(bits, signed=signed, shape=shape, of_weight=of_weight, power_of_two=power_of_two)
         self.register_buffer("low", torch.zeros(shape))
         self.register_buffer("high", torch.ones(shape))
 

@@ -22,7 +22,7 @@ class LSQ(Quantizer):
     bounds -Qn s and Qp s stay, and the grid between them changes.
 
     Args:
-        bits, signed, shape, of_weight: as in `Quantizer`.
+        bits, signed, shape, of_weight, power_of_two: as in `Quantizer`.
 
     References:
         Esser et al., ICLR 2020, arXiv 1902.08153.
@@ -31,9 +31,15 @@ class LSQ(Quantizer):
     inner = True
 
     def __init__(
-        self, bits: int | None, *, signed: bool | None = None, shape: tuple[int, ...] = (), of_weight: bool = False
+        self,
+        bits: int | None,
+        *,
+        signed: bool | None = None,
+        shape: tuple[int, ...] = (),
+        of_weight: bool = False,
+        power_of_two: bool = False,
     ):
-        super().__init__(bits, signed=signed, shape=shape, of_weight=of_weight)
+        super().__init__(bits, signed=signed, shape=shape, of_weight=of_weight, power_of_two=power_of_two)
         self.step = self.new_range()
 
     def level_count(self, bits: int | None = None) -> int:

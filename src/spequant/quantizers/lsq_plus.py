@@ -28,7 +28,7 @@ class LSQPlus(Quantizer):
     below zero. For unsigned tensors low = 0 and `beta` is not trained, as in LSQ.
 
     Args:
-        bits, signed, shape: as in `Quantizer`.
+        bits, signed, shape, power_of_two: as in `Quantizer`.
         of_weight: False; True is an error.
 
     Raises:
@@ -41,14 +41,20 @@ class LSQPlus(Quantizer):
     inner = True
 
     def __init__(
-        self, bits: int | None, *, signed: bool | None = None, shape: tuple[int, ...] = (), of_weight: bool = False
+        self,
+        bits: int | None,
+        *,
+        signed: bool | None = None,
+        shape: tuple[int, ...] = (),
+        of_weight: bool = False,
+        power_of_two: bool = False,
     ):
         if of_weight:
             raise ValueError(
                 "LSQPlus was given for a weight (of_weight is True); it is for activations: use LSQ for weights, as "
                 "its paper does"
             )
-        super().__init__(bits, signed=signed, shape=shape, of_weight=of_weight)
+        super().__init__(bits, signed=signed, shape=shape, of_weight=of_weight, power_of_two=power_of_two)
         self.step = self.new_range()
         self.offset = self.new_range(-float(self.steps // 2)).requires_grad_(signed is not False)
         self.offset_unused = signed is False  # then the offset needs no gradient

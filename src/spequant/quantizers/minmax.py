@@ -19,7 +19,7 @@ class MinMax(Quantizer):
     Backward   dy/dx = 1 inside the bounds, else 0; the bounds are not trained
 
     Args:
-        bits, signed, shape, of_weight: as in `Quantizer`.
+        bits, signed, shape, of_weight, power_of_two: as in `Quantizer`.
         percentile: percentage of the magnitudes that are not clipped, above 0 and at most 100.
 
     Raises:
@@ -41,8 +41,9 @@ class MinMax(Quantizer):
         signed: bool | None = None,
         shape: tuple[int, ...] = (),
         of_weight: bool = False,
+        power_of_two: bool = False,
     ):
-        super().__init__(bits, signed=signed, shape=shape, of_weight=of_weight)
+        super().__init__(bits, signed=signed, shape=shape, of_weight=of_weight, power_of_two=power_of_two)
         if not 0 < percentile <= 100:
             raise ValueError(f"percentile is {percentile!r}; expected above 0 and at most 100, e.g. 99.9")
         self.percentile = percentile

@@ -21,7 +21,7 @@ class PACT(Quantizer):
     Signed tensors: clip(x, -a, a) on 2^k - 1 levels, and dy_q/da = -1 on x <= -a.
 
     Args:
-        bits, signed, shape, of_weight: as in `Quantizer`.
+        bits, signed, shape, of_weight, power_of_two: as in `Quantizer`.
         decay: factor of the L2 penalty on `a`, 0 or more; 0 leaves the penalty out.
 
     Raises:
@@ -47,8 +47,9 @@ class PACT(Quantizer):
         signed: bool | None = None,
         shape: tuple[int, ...] = (),
         of_weight: bool = False,
+        power_of_two: bool = False,
     ):
-        super().__init__(bits, signed=signed, shape=shape, of_weight=of_weight)
+        super().__init__(bits, signed=signed, shape=shape, of_weight=of_weight, power_of_two=power_of_two)
         if not 0 <= decay < math.inf:
             raise ValueError(
                 f"decay is {decay!r}; expected a finite number of 0 or more, the factor of the clip's L2 penalty"

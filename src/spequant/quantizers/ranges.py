@@ -1,16 +1,18 @@
 """Calibration rules, (quantizer, values) -> clip: each chooses the end of a stored range.
 
-Nothing here trains. A user may write a rule of the same form.
+Nothing here trains. A user may write a rule of the same form. For quantizers with `power_of_two`, the rules here return
+a clip at which the step is one: `largest` and `percentile` the least that clips no more than they say, `least_squares`
+that of least error. Of another rule's clip, the quantizer takes the nearest.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from spequant.functional import LEAST_END, fake_quantize
+from spequant.functional import LEAST_END, fake_quantize, nearest_power, power_above
 from spequant.quantizers.base import Quantizer, Rule
 
 FEW_VALUES = 32
@@ -25,7 +27,7 @@ SWEEP_VALUES = 2**15
 
 def largest(quantizer: Quantizer, values: Tensor) -> Tensor:
     """Calibration rule: the clip max|x|, which clips nothing."""
-    return quantizer.reduce(values.abs(), torch.amax)
+    return with_power_of_two(quantizer, quantizer.reduce(values.abs(), torch.amax), power_above)
 
 
 largest.reads_ends = True  # type: ignore[attr-defined]
@@ -57,7 +59,17 @@ def quantile(quantizer: Quantizer, magnitudes: Tensor, q: float) -> Tensor:
     """Return the `q`-th percentile of `magnitudes` for each range of `quantizer`, in its shape."""
     rows = grouped(magnitudes, quantizer.shape)
     k = max(1, min(rows.shape[1], round(rows.shape[1] * q / 100)))
-    return rows.kthvalue(k, dim=1).values.reshape(quantizer.shape)
+    clip = rows.kthvalue(k, dim=1).values.reshape(quantizer.shape)
+    return with_power_of_two(quantizer, clip, power_above)
+
+
+def with_power_of_two(quantizer: Quantizer, clip: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return `clip`, of the quantizer's shape; if it has `power_of_two`, the clip of the step that `rounded` gives."""
+    if not quantizer.power_of_two:
+        return clip
+    low, high = quantizer.bounds_at(clip)
+    step = ((high - low) / (quantizer.home_levels - 1)).clamp_min(torch.finfo(torch.float32).tiny)
+    return clip * (rounded(step) / step)
 
 
 def least_squares(quantizer: Quantizer, values: Tensor) -> Tensor:
@@ -70,9 +82,12 @@ def least_squares(quantizer: Quantizer, values: Tensor) -> Tensor:
     top = largest(quantizer, values).clamp_min(LEAST_END)
     unit = torch.exp2(top.log2().floor())  # errors in this unit have squares within fp32, whatever the scale
 
+    def stepped(clip: Tensor) -> Tensor:
+        return with_power_of_two(quantizer, clip, nearest_power)
+
     def errors(fractions: Tensor) -> list[Tensor]:
         """Return the squared errors of each row of `fractions`; a row has the shape of the range."""
-        ends = [quantizer.bounds_at(top * fraction) for fraction in fractions]
+        ends = [quantizer.bounds_at(stepped(top * fraction)) for fraction in fractions]
         if len(ends) == 1:
             rounded = fake_quantize(values, *ends[0], quantizer.levels)
             return [quantizer.reduce(((rounded - values) / unit).square(), torch.mean)]
@@ -94,12 +109,12 @@ def least_squares(quantizer: Quantizer, values: Tensor) -> Tensor:
     if quantizer.of_weight:
         fit = best(_fractions_on_levels(quantizer, values).to(top).view(column) * torch.ones_like(top))
         for _ in range(FIT_ROUNDS):
-            rounded = fake_quantize(values, *quantizer.bounds_at(top * fit), quantizer.levels) / unit
+            rounded = fake_quantize(values, *quantizer.bounds_at(stepped(top * fit)), quantizer.levels) / unit
             product = quantizer.reduce(values / unit * rounded, torch.sum)
             fit = fit * torch.where(product > 0, product / quantizer.reduce(rounded.square(), torch.sum), 1.0)
         ((sweep_error,), (fit_error,)) = errors(fraction[None]), errors(fit[None])
         fraction = torch.where(fit_error < CLEARLY_LESS * sweep_error, fit, fraction)
-    return top * fraction
+    return stepped(top * fraction)
 
 
 def _fractions_on_levels(quantizer: Quantizer, values: Tensor) -> Tensor:

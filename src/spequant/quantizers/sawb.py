@@ -9,7 +9,7 @@ from torch import Tensor
 from spequant.functional import reduced
 from spequant.graphs import one_node
 from spequant.quantizers.base import Quantizer
-from spequant.quantizers.least_squares import nearest_step
+from spequant.quantizers.least_squares import nearest_power_step, nearest_step
 from spequant.quantizers.ranges import FEW_VALUES, grouped
 from spequant.quantizers.settings import QuantizerSettings
 
@@ -44,9 +44,10 @@ class SAWB(Quantizer):
       times the least one on 5,120 Gaussian values, and 28 times on uniform ones); or the clip of least error, where the
       error at max|w| is more than `TOLERATED_LOSS` times as large. The clip of least error is not always taken because
       many clips have nearly that error, so that it jumps as the weight moves, while max|w| moves with the weight.
+    - With `power_of_two`, where the formula holds the step nearest to its own, elsewhere that of least squared error.
 
     Args:
-        bits, signed, shape, of_weight: as in `Quantizer`; the grid is always signed.
+        bits, signed, shape, of_weight, power_of_two: as in `Quantizer`; the grid is always signed.
         clip_gradient: whether weights beyond the clip get no gradient.
 
     Raises:
@@ -76,10 +77,11 @@ class SAWB(Quantizer):
         signed: bool | None = True,
         shape: tuple[int, ...] = (),
         of_weight: bool = True,
+        power_of_two: bool = False,
     ):
         if not signed:
             raise ValueError(f"signed is {signed!r}; SAWB's grid is symmetric around zero: use PACT or LSQ here")
-        super().__init__(bits, signed=True, shape=shape, of_weight=of_weight)
+        super().__init__(bits, signed=True, shape=shape, of_weight=of_weight, power_of_two=power_of_two)
         self.saturate = self.clip_gradient = clip_gradient
 
     def level_count(self, bits: int | None = None) -> int:
@@ -89,23 +91,27 @@ class SAWB(Quantizer):
 
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            clip = _clip(x, self.shape, self.level_count())
+            clip = _clip(x, self.shape, self.level_count(), self.power_of_two)
             return -clip, clip
 
     def config(self) -> dict[str, object]:
         return {**super().config(), "clip_gradient": self.clip_gradient}
 
 
-@one_node("(Tensor x, int[] shape, int levels) -> Tensor", on_cpu=lambda x, shape, levels: x.new_empty(shape).float())
-def _clip(x: Tensor, shape: Sequence[int], levels: int) -> Tensor:
+@one_node(
+    "(Tensor x, int[] shape, int levels, bool power_of_two) -> Tensor",
+    on_cpu=lambda x, shape, levels, power_of_two: x.new_empty(shape).float(),
+)
+def _clip(x: Tensor, shape: Sequence[int], levels: int, power_of_two: bool) -> Tensor:
     """Return the clip `a` of each range of the weight `x`, fp32, of `shape`, that of the ranges."""
     w = x.float()
     rows, half = grouped(w, shape), (levels - 1) / 2
     many = rows.shape[1] >= FEW_VALUES
     if many and levels in COEFFICIENTS:
         return _published(w, shape, levels)
-    clip = half * nearest_step(rows, half).reshape(shape)
-    return _steady(w, shape, clip, half) if many else clip
+    search = nearest_power_step if power_of_two else nearest_step
+    clip = half * search(rows, half).reshape(shape)
+    return _steady(w, shape, clip, half) if many and not power_of_two else clip
 
 
 def _steady(w: Tensor, shape: Sequence[int], nearest: Tensor, half: float) -> Tensor:

@@ -1,5 +1,6 @@
 """What a recipe says of a quantizer apart from its bits: each quantizer class has a class `Settings` of its options."""
 
+import inspect
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -18,9 +19,20 @@ class QuantizerSettings:
     def __post_init__(self) -> None:
         self.build(None)
 
-    def build(self, bits: int | None) -> Any:
-        """Return the quantizer at `bits`, 1 to 8, or None for float."""
-        return self.kind(bits, **{field.name: getattr(self, field.name) for field in fields(self)})
+    def build(self, bits: int | None, *, power_of_two: bool = False) -> Any:
+        """Return the quantizer at `bits`, 1 to 8, or None for float; with `power_of_two`, its steps are powers of two.
+
+        Raises:
+            ValueError: `power_of_two` is True, and the quantizer's class does not take it.
+        """
+        parameters = inspect.signature(self.kind).parameters.values()
+        if power_of_two and not any(p.name == "power_of_two" or p.kind is p.VAR_KEYWORD for p in parameters):
+            raise ValueError(
+                f"power_of_two is True, but {self.kind.__name__} takes no power_of_two; expected a quantizer whose "
+                "constructor gives it to Quantizer's, e.g. LSQ"
+            )
+        options: dict[str, Any] = {"power_of_two": True} if power_of_two else {}
+        return self.kind(bits, **{field.name: getattr(self, field.name) for field in fields(self)}, **options)
 
 
 def give_settings(kind: Any) -> None:

@@ -17,7 +17,7 @@ def encode_settings(
     signed: bool | None,
     calibrated: bool,
     sign_open: bool,
-    kind: type,
+    kind: str,
     shape: tuple[int, ...],
     options: str = "",
 ) -> Tensor:
@@ -34,7 +34,7 @@ def decode_flags(settings: Tensor) -> tuple[bool | None, bool, bool]:
 
 
 def check_settings(
-    settings: Tensor | None, place: str, bits: int | None, kind: type, shape: tuple[int, ...], options: str = ""
+    settings: Tensor | None, place: str, bits: int | None, kind: str, shape: tuple[int, ...], options: str = ""
 ) -> None:
     """Check that saved settings are those of the quantizer that they are loaded into.
 
@@ -55,7 +55,7 @@ def check_settings(
         )
     if int(settings[4]) not in (_number_of(kind, options), _number_of(kind)):
         raise ValueError(
-            f"{place}: the state holds another kind of quantizer than {kind.__name__}"
+            f"{place}: the state holds another kind of quantizer than {kind}"
             f"{f' with {options}' if options else ''}; prepare the model with the kind and the options that the state "
             "was trained with"
         )
@@ -74,5 +74,5 @@ def reshape_older(state: dict[str, Tensor], prefix: str, parameters: Mapping[str
             state[prefix + name] = saved.reshape(parameter.shape)
 
 
-def _number_of(kind: type, options: str = "") -> int:
-    return zlib.crc32(f"{kind.__qualname__} {options}".strip().encode())
+def _number_of(kind: str, options: str = "") -> int:
+    return zlib.crc32(f"{kind} {options}".strip().encode())

@@ -81,7 +81,7 @@ class Diagnostics:
         q: Quantizer = layer.weight_quantizer
         codes = q.encode(layer.float_weight).to(torch.uint8)
         before, self.codes[name] = self.codes.get(name), codes
-        clip = q.bounds(layer.float_weight)[1].mean()
+        clip = q.grid_bounds(layer.float_weight)[1].mean()
         return torch.stack([torch.full_like(clip, -1.0) if before is None else (codes != before).float().mean(), clip])
 
 
@@ -108,7 +108,7 @@ def _reader(figures: dict[str, Tensor], name: str):
 
     def read(quantizer: Quantizer, inputs: tuple[Tensor]) -> None:
         x = inputs[0]
-        low, high = quantizer.bounds(x)
+        low, high = quantizer.grid_bounds(x)
         used = torch.zeros(2**8, device=x.device)
         used[quantizer.encode(x).flatten().long()] = 1.0
         clipped = ((x < low) | (x > high)).float().mean()

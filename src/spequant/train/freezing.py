@@ -110,6 +110,24 @@ class OscillationFreezer:
             tensor.copy_(state[name])
 
 
+def make_freezer(
+    model: nn.Module, first: float | None, last: float | None = None, steps: int = 1
+) -> OscillationFreezer | None:
+    """Return a freezer whose threshold is `first`, or goes from `first` to `last`; None if `first` is None.
+
+    Args:
+        model: Prepared and calibrated.
+        first: Threshold at the start, 0 to 1.
+        last: Threshold after `steps` steps, reached as in `annealed`; None: it stays the same.
+        steps: Optimizer steps of the training.
+    """
+    if first is None:
+        return None
+    return OscillationFreezer(
+        model, threshold=first if last is None else lambda number: annealed(first, last, number / steps)
+    )
+
+
 def annealed(first: float, last: float, done: float) -> float:
     """Return a threshold between `first` and `last` that decreases along half a cosine.
 

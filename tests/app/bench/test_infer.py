@@ -34,7 +34,7 @@ def test_rows_at_the_trained_width_and_of_random_weights(digits_run, tmp_path):
     short = "--rounds", 1, "--engines", "onnxruntime"
     for source, names in (("onnx", ["fp32", "A2"]), ("packed", ["fp32", "W2A2"])):
         assert [r["name"] for r in rows_of(tmp_path, exported(digits_run, source), *short)] == names
-    rows = rows_of(tmp_path, "--network", "resnet20", "--image", 32, "--batch", 3, *short)
+    rows = rows_of(tmp_path, "--network", "resnet20", "--size", 32, "--batch", 3, *short)
     assert [(r["name"], r["batch"]) for r in rows] == [("fp32", 3), ("W2A2", 3)]
 
 
@@ -44,7 +44,7 @@ def test_rows_at_the_trained_width_and_of_random_weights(digits_run, tmp_path):
         ([], "bench measures ''; expected train or infer"),
         (["infer", "--network", "resnet19"], "network is 'resnet19'; expected one of resnet8, resnet20"),
         (["infer", "--network", "load_weights"], "network is 'load_weights'; expected one of"),
-        (["infer", "--network", "vgg16_bn", "--image", "8"], "image is 8: vgg16_bn"),
+        (["infer", "--network", "vgg16_bn", "--size", "8"], "size is 8: vgg16_bn"),
         (["infer", "--rounds", "0"], "rounds is 0; expected 1"),
     ],
 )

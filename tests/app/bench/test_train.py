@@ -14,8 +14,8 @@ from support.bench_workers import Worker, answering
 from support.reporters import Said
 
 FIELDS = {"name", "step_ms", "ratio_to_float", "peak_mib", "graphs", "threads", "device", "dtype"}
-TINY = ["--network", "resnet8", "--batch", "4", "--image", "8", "--rounds", "2", "--threads", "1", "--device", "cpu"]
-SETTINGS = BenchTrain("resnet8", batch=2, image=8, rounds=1, threads=1, device="cpu", compile=False)
+TINY = ["--network", "resnet8", "--batch", "4", "--size", "8", "--rounds", "2", "--threads", "1", "--device", "cpu"]
+SETTINGS = BenchTrain("resnet8", batch=2, size=8, rounds=1, threads=1, device="cpu", compile=False)
 
 
 def test_rows_are_medians_over_the_rounds(monkeypatch, tmp_path, capsys):

@@ -9,7 +9,7 @@ from spequant.app.bench.train import STEPS, BenchTrain, ready
 from spequant.app.bench.workers import WorkerGroup
 from support.bench_workers import Worker, answering
 
-SETTINGS = BenchTrain("resnet8", batch=2, image=8, rounds=1, threads=1, device="cpu", compile=False)
+SETTINGS = BenchTrain("resnet8", batch=2, size=8, rounds=1, threads=1, device="cpu", compile=False)
 FLOAT = partial(ready, STEPS["float"], SETTINGS)
 
 

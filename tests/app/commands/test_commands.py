@@ -25,7 +25,7 @@ HELP = [
         for name in ("digits-w2a2-speq", "cifar10-5k-resnet20-w2a2-beyond", "squad-bert-float")
     ),
     *(["ladder", "digits-w2a2-retrain", "--help"], ["study", "table2", "-h"], ["sweep", "digits-float", "--help"]),
-    *([], ["help"], ["help", "bench", "train"], ["bench", "--help"], ["version"], ["--version"]),
+    *([], ["help"], ["help", "bench", "train"], ["bench", "--help"], ["version"], ["--version"], ["recipes"]),
     *(["completion", shell] for shell in SHELLS),
 ]
 WITHOUT_TORCH = f"""
@@ -64,7 +64,7 @@ def test_help_and_completion_import_no_torch(process):
 def test_help_is_no_wider_than_the_terminal(process):
     _, texts, _ = process
     for words, text in texts.items():
-        if not words.startswith("completion ") or words.endswith("--help"):
+        if not words.startswith(("completion ", "recipes")) or words.endswith("--help"):
             wide = [line for line in text.splitlines() if len(line) > 80]
             assert [line for line in wide if not line.startswith("usage: ")] == [], words  # tyro's, of a few options
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from spequant.app.recipes import RECIPES
-from spequant.app.recipes.command_line import choices, options_of, parts_chosen, parts_of
+from spequant.app.recipes.command_line import choices, options_of, parts_chosen, parts_of, recipe_named
 from spequant.app.train import parsed_train
 from spequant.data import CIFAR100, Digits
 from spequant.methods import QKD, SPEQ, ExtendedSPEQ, SPEQDistill
@@ -60,6 +60,12 @@ def test_a_setting_that_the_part_does_not_have_or_refuses_ends_the_command(words
 def test_parts_that_do_not_go_together_are_refused():
     with pytest.raises(ValueError, match="act_bits is None"):
         parsed("--quant.act-bits", "None")
+
+
+def test_a_function_that_needs_something_makes_no_recipe(tmp_path):
+    (tmp_path / "mine.py").write_text("def wide(width):\n    return width\n")
+    with pytest.raises(ValueError, match=r"mine\.py:wide needs width"):
+        recipe_named(f"{tmp_path / 'mine.py'}:wide")
 
 
 @pytest.mark.parametrize(

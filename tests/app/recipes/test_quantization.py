@@ -71,6 +71,16 @@ def test_the_backward_of_weights_and_activations_is_scaled_where_the_recipe_says
         assert {q.ewgs for q in quantizers} == {d}
 
 
+def test_scales_are_powers_of_two_everywhere_where_the_recipe_says_so():
+    choice = Quantization(power_of_two=True, depthwise="lsq", overrides=("layer1.0.conv1=5/6",))
+    model = replace(choice, depthwise=None).build(small())
+    quantizers = [*weight_quantizers(model).values(), *act_quantizers(model).values()]
+    assert all(q.power_of_two for q in quantizers) and choice.at(4).power_of_two
+    assert {q.bits for q in quantizers} == {2, 5, 6, 8}
+    with pytest.raises(ValueError, match="power_of_two is True; expected False"):
+        Quantization(power_of_two=True, weight_bits=None, act_bits=None)
+
+
 def test_bits_of_single_layers():
     texts = ("layer*=3/4", "layer2.0.conv1=8", "layer3.*=float/2", "linear=4", "conv1=float", "layer1.0.conv1=5/float")
     model = Quantization(overrides=texts).build(small())

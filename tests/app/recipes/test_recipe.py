@@ -36,6 +36,7 @@ def taught_by(name, teacher):
         (lambda: Recipe(data=CIFAR10(mixup=0.2), train=Training(batch_size=33)), r"train\.batch_size is 33; .* even"),
         (lambda: Recipe(network=Network(name="transformers/bert")), r"network\.name is 'transformers/bert' and data"),
         (lambda: Recipe(task="nowhere:Task"), "nowhere:Task: there is no module nowhere"),
+        (lambda: Recipe(task="fractions:Fraction"), "fractions:Fraction.*logits, loss, hits"),
         (lambda: Recipe(task="regresion"), "task is 'regresion'; did you mean regression"),
         (lambda: Recipe(task="detection"), "task is 'detection' and data are CIFAR10; expected classification"),
         (lambda: Recipe(task="span-extraction"), "task is 'span-extraction' and data are CIFAR10"),

@@ -20,9 +20,8 @@ from spequant.app.recipes.recipe import Network, Recipe
 from spequant.app.recipes.serial import from_json, to_json
 from spequant.app.recipes.training import Training
 from spequant.app.runs import evaluate_source, export_source, run
-from spequant.app.runs.assembly import assemble
 from spequant.app.runs.dry_run import dry_run
-from spequant.app.runs.run import Quiet, start_processes
+from spequant.app.runs.reporter import Quiet
 from spequant.app.runs.sources import load_run
 from spequant.app.runs.weights import build_network
 from spequant.calibration.batch_norm import reestimate_batch_norm
@@ -31,6 +30,7 @@ from spequant.methods import SPEQ, Retrain
 from spequant.methods.tasks import Classification
 from spequant.models import make_network
 from spequant.train import Interrupted, evaluate, make_accelerator, train_step
+from support.assembled import assembled
 from support.image_folders import fill
 
 CPU = torch.device("cpu")
@@ -111,7 +111,7 @@ def test_sets_in_memory_are_mixed_in_training_alone_and_the_same_for_teacher_and
     pytest.importorskip("timm")
     mixed = on_digits(mixup=0.3, cutmix=1.0)
     plain = replace(mixed, data=replace(mixed.data, mixup=0.0, cutmix=0.0), train=on_digits().train)
-    made, other = (assemble(one, start_processes(one, tmp_path)) for one in (mixed, plain))
+    made, other = (assembled(one, tmp_path) for one in (mixed, plain))
     for a, b in zip(made.state.model.state_dict().values(), other.state.model.state_dict().values(), strict=True):
         assert torch.equal(a, b)  # calibrated on the same images
     first = list(islice(made.field.batches(0, 0), 4))
@@ -133,7 +133,7 @@ def test_hits_on_soft_labels_are_those_of_their_largest(tmp_path):
     def hits(smoothing):
         one = on_digits("digits-float")
         one = replace(one, train=replace(one.train, label_smoothing=smoothing, lr=1e-6))
-        made = assemble(one, start_processes(one, tmp_path))
+        made = assembled(one, tmp_path)
         made.state.wrapped.train()
         return float(train_step(made.state, next(iter(made.field.batches(0, 0))), make_accelerator())[3])
 

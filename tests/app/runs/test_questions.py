@@ -202,15 +202,14 @@ def test_an_interrupted_run_ends_with_the_same_weights(place, tmp_path):
 
 
 def test_two_parts_of_a_batch_add_up_to_the_whole(place, tmp_path):
-    from spequant.app.runs.assembly import assemble
-    from spequant.app.runs.run import start_processes
     from spequant.train import train_step
+    from support.assembled import assembled
 
     found = []
     for parts in (1, 3):
         made = recipe(place, method=Retrain.Settings(), quant=replace(recipe(place).quant, act=LSQ.Settings()))
         made = replace(made, train=replace(made.train, accumulate=parts))
-        assembly = assemble(made, start_processes(made, tmp_path))
+        assembly = assembled(made, tmp_path)
         assembly.state.wrapped.train()
         batch = next(assembly.field.batches(0, 0))
         for module in assembly.state.model.modules():

@@ -32,11 +32,11 @@ def test_each_phase_is_said_and_how_long_compiling_takes_once_that_is_known(tmp_
     said = told(tmp_path / "first", recipe())
     measuring = ["measuring on 300 held-out samples", "looking at the layers"]
     assert said.phases == [
-        *("loading data and network", "calibrating", *measuring),
+        *("loading data", "loading the network", "calibrating", *measuring),
         "compiling the training step, which can take a minute",
         *("training, 1 epochs of 2 steps", *measuring),
         *("measuring batch norm's statistics", "testing on 500 samples", measuring[0]),
     ]
     assert said.counts == {measuring[0]: (2, 2), "testing on 500 samples": (2, 2)}
     again = told(tmp_path / "again", recipe())
-    assert again.phases[4] == "compiling the training step, about 30 s, as the last time"
+    assert again.phases[5] == "compiling the training step, about 30 s, as the last time"

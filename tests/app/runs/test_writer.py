@@ -25,8 +25,13 @@ def test_folders_that_cannot_take_a_run(tmp_path):
             pass
     assert not in_use(folder)
     (folder / "result.json").write_text("{}")
-    with pytest.raises(FileExistsError, match="holds a finished run"), opened(Recipe(), folder, True):
+    with pytest.raises(FileExistsError, match="holds a finished run"), opened(Recipe(), folder, False):
         pass
+    with pytest.raises(ValueError, match=r"result\.json is no result"), opened(Recipe(), folder, True):
+        pass
+    (folder / "result.json").write_text('{"recipe": "run", "seed": 0}')
+    with FileLock(folder / ".lock"), opened(Recipe(), folder, True) as writer:  # read, so that nothing has to be free
+        assert writer.result == {"recipe": "run", "seed": 0}
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot be written to"), opened(Recipe(), tmp_path / "file" / "run", False):
         pass

@@ -29,6 +29,7 @@ def calibrated(network, weight, act, x, **options):
     [
         (SAWB(2), PACT(2), {}),
         (LSQ(3), LSQ(4), {"per_channel": True}),
+        (LSQ(3, power_of_two=True), LSQ(4, power_of_two=True), {"per_channel": True}),
         (DoReFa(2), DoReFa(3), {"residual": MinMax(8)}),
         (LeastSquares(1), MinMax(8), {"ends": 6}),
         (SAWB(5), PACT(2, signed=True), {"ends": None, "residual": None}),

@@ -9,7 +9,8 @@ from rich.table import Table
 from spequant.app.bench.infer import bench_infer
 from spequant.app.bench.train import STEPS, StepKind, bench_train, in_full
 from spequant.app.commands.bench import BenchTrain, Infer
-from spequant.app.terminal import Terminal, print_table
+from spequant.app.commands.screen import print_table
+from spequant.app.terminal import Terminal
 from spequant.files import destination, write_json
 
 
@@ -59,5 +60,5 @@ def print_bench_infer(settings: Infer) -> None:
         table.add_row(row["name"], engine, f"{row['ms']:.2f}", times_as_fast, f"{row['file_bytes']:,}")
     print_table(table)
     sets = ", ".join(rows[0]["instruction_sets"]) or "not known"
-    print(f"batch {settings.batch}, {settings.threads} thread(s), instruction sets: {sets}")
+    print(f"batch {settings.batch}, {settings.threads} thread(s), {settings.clock} time, instruction sets: {sets}")
     write_json(settings.json, rows)

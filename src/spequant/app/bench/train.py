@@ -180,12 +180,12 @@ def _check(settings: BenchTrain, kinds: Mapping[str, StepKind]) -> None:
     unknown = [name for name in settings.rows if name not in kinds]
     if unknown:
         raise ValueError(f"rows has {', '.join(map(repr, unknown))}; expected some of {', '.join(map(repr, kinds))}")
-    for name, least in (("batch", 2), ("image", 1), ("rounds", 1), ("steps", 0), ("at_once", 1), ("threads", 1)):
+    for name, least in (("batch", 2), ("size", 1), ("rounds", 1), ("steps", 0), ("at_once", 1), ("threads", 1)):
         value = getattr(settings, name)
         if value is not None and value < least:
             raise ValueError(f"{name} is {value}; expected {least} or more")
     check_device(settings.device, "device")
-    make_subject(settings.network, 2, settings.image, torch.device("cpu"))
+    make_subject(settings.network, 2, settings.size, torch.device("cpu"))
 
 
 def _times(name: str, times: Mapping[str, float]) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def ready(kind: StepKind, settings: BenchTrain) -> tuple[Step, Callable[[], int]
     Returns:
         (the step, the bytes of all tensors that exist between steps: parameters, buffers, momenta, teacher, batch).
     """
-    subject = make_subject(settings.network, settings.batch, settings.image, torch.device(settings.device))
+    subject = make_subject(settings.network, settings.batch, settings.size, torch.device(settings.device))
     compiled = kind.compiled and settings.compile
     method = kind.method(subject, compiled)
     model = kind.model(subject, settings.bits).to(settings.device)
@@ -222,7 +222,7 @@ def ready(kind: StepKind, settings: BenchTrain) -> tuple[Step, Callable[[], int]
 def _input_seconds(settings: BenchTrain, threads: int) -> float:
     """The time that a step waits for its images, which are augmented as in training when they are used."""
     keep_freed_memory()  # as in a run
-    images = torch.randint(256, (max(5000, 2 * settings.batch), 3, settings.image, settings.image), dtype=torch.uint8)
+    images = torch.randint(256, (max(5000, 2 * settings.batch), 3, settings.size, settings.size), dtype=torch.uint8)
     data = ImageSet(images, torch.zeros(len(images), dtype=torch.int64), (0.5,) * 3, (0.25,) * 3, 10)
     data, times, before = data.to(torch.device(settings.device)), [], torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -1,26 +1,28 @@
-"""The commands help and version, and the help of every command, as far as it is known without torch."""
+"""The commands help and recipes, and the help of every command, as far as it is known without torch."""
 
-import platform
+import pkgutil
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import tyro
+from rich.table import Table
 
-from spequant import __version__
 from spequant.app.commands.explain import Row, parts_in_words, print_help, prose, rows
 from spequant.app.commands.index import index, parts_of_recipe, rows_of_recipe
-from spequant.app.commands.shell import Version
+from spequant.app.commands.screen import print_table
 from spequant.app.commands.table import HELP, Command
+from spequant.app.commands.training import Recipes
 
 
-def print_version(settings: Version) -> None:
-    """Print the versions of spequant, torch and Python."""
-    try:
-        torch = version("torch")
-    except PackageNotFoundError:
-        torch = "not installed"
-    print(f"spequant {__version__}, torch {torch}, Python {platform.python_version()}")
+def print_recipes(settings: Recipes) -> None:
+    """Print what the recipes of the catalogue are, or one as JSON; only that imports torch."""
+    if settings.name is not None:
+        pkgutil.resolve_name("spequant.app.train:print_recipe")(settings.name)
+        return
+    table = Table("recipe", "what it is")
+    for name, entry in index()["recipes"].items():
+        table.add_row(name, entry["about"])
+    print_table(table)
 
 
 def explain(command: Command, words: Sequence[str]) -> bool:

@@ -52,6 +52,8 @@ class Study:
     """of sensitivity: what is limited in its mixed networks"""
     trials: int = 30
     """of beyond: the number of trials of each search"""
+    sizes: tuple[int, ...] = (2560, 5120, 10240, 20480)
+    """of when: numbers of training images; each gets as many steps as the recipe takes on its number of images"""
     widths: tuple[int, ...] = ALL_WIDTHS
     """of table1, any-precision and fig2's soft labels: bits at which networks are measured"""
     smoke: FlagCreatePairsOff[bool] = False

@@ -11,7 +11,7 @@ from spequant.app.recipes.catalogue import RECIPES
 from spequant.app.recipes.choices import DATA, METHOD, OPTIMIZER, QUANTIZER, Choice
 from spequant.app.recipes.recipe import Recipe
 from spequant.app.recipes.serial import content_of, flat, from_json
-from spequant.names import imported, nearest
+from spequant.names import called_with, imported, nearest
 from spequant.quantizers import LSQPlus
 
 PARTS: dict[str, Choice[Any]] = {
@@ -37,7 +37,7 @@ def recipe_named(name: str) -> Recipe:
         return from_json(Path(name).read_text())
     if ":" in name:
         thing = imported(name)
-        recipe = thing if isinstance(thing, Recipe) or not callable(thing) else thing()
+        recipe = thing if isinstance(thing, Recipe) or not callable(thing) else called_with(thing, {}, name)
         if not isinstance(recipe, Recipe):
             raise ValueError(f"{name} is {type(recipe).__name__}; expected a Recipe, or a function that returns one")
         return recipe

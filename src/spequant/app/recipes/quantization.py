@@ -20,7 +20,7 @@ Bits = int | tuple[int | None, int | None] | None
 CALIBRATION = 1024
 """Samples from which ranges are set."""
 WIDTHS = ("weight_bits", "act_bits", "end_bits", "embedding_bits", "residual_bits", "product_bits", "between_bits")
-ONLY_QUANTIZED = ("ewgs", "percentile", "per_channel", "overrides")
+ONLY_QUANTIZED = ("ewgs", "percentile", "per_channel", "power_of_two", "overrides")
 """Fields that a float network cannot have."""
 
 
@@ -52,6 +52,8 @@ class Quantization:
     that --to onnx computes it on integers; None: float"""
     per_channel: bool = False
     """whether weights have one range per output channel"""
+    power_of_two: bool = False
+    """whether the scales of weights and activations are powers of two, so that fixed-point hardware shifts"""
     overrides: tuple[str, ...] = ()
     """bits of single layers in place of the widths above: PATTERN=WEIGHT/INPUT, PATTERN=BITS or PATTERN=float, e.g.
     layer1.*=3/4 fc=8; the last pattern that matches a layer decides"""
@@ -70,7 +72,8 @@ class Quantization:
         parse_overrides(self.overrides)
         if not self.quantized:
             self._check_float()
-        self.weight.build(self.weight_bits)
+        self.weight.build(self.weight_bits, power_of_two=self.power_of_two)
+        self.act.build(None, power_of_two=self.power_of_two)
         self.weight.kind(None, of_weight=True)
         if self.act.kind.weights_only:
             raise ValueError(
@@ -93,17 +96,17 @@ class Quantization:
         if not self.quantized:
             return network
         # PACT's decay makes clips smaller, which pays with few levels. At 8 bits it would only clip more.
-        plain = type(self.act)()
+        plain, powers = type(self.act)(), self.power_of_two
         quantized = prepare(
             network,
-            weight=None if self.weight_bits is None else self.weight.build(self.weight_bits),
-            act=None if self.act_bits is None else self.act.build(self.act_bits),
+            weight=None if self.weight_bits is None else self.weight.build(self.weight_bits, power_of_two=powers),
+            act=None if self.act_bits is None else self.act.build(self.act_bits, power_of_two=powers),
             depthwise=self._depthwise(),
-            ends=(self._weight_at(self.end_bits), plain.build(self.end_bits)),
+            ends=(self._weight_at(self.end_bits), plain.build(self.end_bits, power_of_two=powers)),
             embeddings=self._weight_at(self.embedding_bits),
-            residual=None if self.residual_bits is None else plain.build(self.residual_bits),
-            products=None if self.product_bits is None else plain.build(self.product_bits),
-            between=None if self.between_bits is None else plain.build(self.between_bits),
+            residual=None if self.residual_bits is None else plain.build(self.residual_bits, power_of_two=powers),
+            products=None if self.product_bits is None else plain.build(self.product_bits, power_of_two=powers),
+            between=None if self.between_bits is None else plain.build(self.between_bits, power_of_two=powers),
             overrides=parse_overrides(self.overrides),
             per_channel=self.per_channel,
         )
@@ -130,14 +133,14 @@ class Quantization:
         return replace(self, weight=weight, weight_bits=bits, act_bits=bits)
 
     def _weight_at(self, bits: int | None) -> Quantizer:
-        return type(self.weight)().build(None).at(bits)
+        return type(self.weight)().build(None, power_of_two=self.power_of_two).at(bits)
 
     def _depthwise(self) -> Quantizer | None:
         if self.depthwise is None:
             return None
         if self.depthwise not in quantizers.by_name:
             raise ValueError(f"quant.depthwise is {self.depthwise!r}; expected {', '.join(quantizers.by_name)} or None")
-        return quantizers.by_name[self.depthwise](self.weight_bits, of_weight=True)
+        return quantizers.by_name[self.depthwise](self.weight_bits, of_weight=True, power_of_two=self.power_of_two)
 
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, Bits]:

@@ -7,8 +7,9 @@ from spequant.app.recipes.quantization import Quantization
 from spequant.app.recipes.training import Training, check_device
 from spequant.data import CIFAR10, DataSettings, ImageSettings, QuestionSettings
 from spequant.methods import SPEQ, MethodSettings, tasks
+from spequant.methods.tasks import AnyTask
 from spequant.models import TRANSFORMERS, check_network
-from spequant.names import chosen
+from spequant.names import called_with, chosen
 
 OF_IMAGES, OF_QUESTIONS = ("classification", "multi-label", "regression", "segmentation"), ("span-extraction",)
 """Names of the tasks that a recipe's images, and its questions, can have."""
@@ -78,13 +79,7 @@ class Recipe:
                 f"train.layers_every is {self.train.layers_every!r}; expected None, since nothing is quantized"
             )
         if self.task is not None:
-            chosen("task", self.task, tasks.by_name)
-            if self.task in tasks.by_name and self.task not in (OF_QUESTIONS if self.asks else OF_IMAGES):
-                fitting = ", ".join(OF_QUESTIONS if self.asks else OF_IMAGES)
-                raise ValueError(
-                    f"task is {self.task!r} and data are {type(self.data).__name__}; expected {fitting}, or a task of "
-                    "your own"
-                )
+            self._check_task(self.task)
         self._check_data()
 
     @property
@@ -95,6 +90,12 @@ class Recipe:
     def asks(self) -> bool:
         """Whether the data are questions; otherwise they are images."""
         return isinstance(self.data, QuestionSettings)
+
+    @property
+    def chosen_task(self) -> AnyTask | None:
+        """The task that `task` names (an object of a class that it names); None: that of the data."""
+        thing = None if self.task is None else chosen("task", self.task, tasks.by_name)
+        return called_with(thing, {}, f"task {self.task}") if isinstance(thing, type) else thing
 
     def with_seed(self, seed: int) -> "Recipe":
         return replace(self, train=replace(self.train, seed=seed))
@@ -123,6 +124,21 @@ class Recipe:
                     "a float run or weights: --method.teacher RUN"
                     f"{'' if network.new_head else ', or --network.weights RUN, which the student starts from as well'}"
                 )
+
+    def _check_task(self, name: str) -> None:
+        thing, fitting = chosen("task", name, tasks.by_name), OF_QUESTIONS if self.asks else OF_IMAGES
+        if name in tasks.by_name and name not in fitting:
+            raise ValueError(
+                f"task is {name!r} and data are {type(self.data).__name__}; expected {', '.join(fitting)}, or a task "
+                "of your own"
+            )
+        missing = [part for part in ("logits", "loss") if not callable(getattr(thing, part, None))]
+        if not any(callable(getattr(thing, part, None)) for part in ("hits", "meter")):
+            missing.append("hits")
+        if missing:
+            raise ValueError(
+                f"task is {name!r}, which has no {', '.join(missing)}; expected logits, loss, and hits or meter"
+            )
 
     def _check_data(self) -> None:
         name, smoothing = self.network.name, self.train.label_smoothing

@@ -2,13 +2,18 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from spequant.names import chosen
-from spequant.train import SGD, OptimizerSettings
+from spequant.processes import world
+from spequant.train import SGD, OptimizerSettings, keep_freed_memory, make_accelerator, make_deterministic
 from spequant.train.optimizers import schedules
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +78,45 @@ class Training:
             if not holds:
                 raise ValueError(f"train.{name} is {getattr(self, name)!r}; expected {expected}")
         chosen("train.schedule", self.schedule, schedules)
+
+    def start(self, folder: Path) -> "Accelerator":
+        """Join the other processes, if a launcher started some; set threads, kernels and memory.
+
+        Args:
+            folder: Where a tracker writes.
+
+        Raises:
+            ValueError: A batch does not split evenly over the processes; the same in every process.
+        """
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        if self.deterministic:
+            make_deterministic()
+        keep_freed_memory()
+        accelerator = make_accelerator(
+            self.precision, device=self.device, accumulate=self.accumulate, tracker=self.tracker, folder=folder
+        )
+        self.check_split(world())
+        return accelerator
+
+    def device_of(self, accelerator: "Accelerator") -> torch.device:
+        """Return the device that `device` names, in this process."""
+        return accelerator.device if self.device == "auto" else torch.device(self.device)
+
+    def check_split(self, processes: int) -> None:
+        """Refuse a batch that does not split evenly over `processes` and `accumulate` parts.
+
+        Raises:
+            ValueError: It does not; the text names the next size that does.
+        """
+        together = processes * self.accumulate
+        if self.batch_size % together:
+            raise ValueError(
+                f"train.batch_size is {self.batch_size} and train.accumulate {self.accumulate}, on {processes} "
+                f"process(es); expected a batch that splits evenly into {processes} x {self.accumulate} parts: give "
+                f"--train.batch-size {-(-self.batch_size // together) * together}, or another --train.accumulate or "
+                "number of processes"
+            )
 
     def _rules(self) -> list[tuple[str, bool, str]]:
         """Return for each rule the field, whether its value obeys, and what is expected."""

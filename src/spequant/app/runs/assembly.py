@@ -1,4 +1,4 @@
-"""Everything that a recipe trains with: data, network, method, optimizer."""
+"""Everything that a recipe trains with: network, method, optimizer."""
 
 import copy
 from collections.abc import Callable
@@ -9,11 +9,8 @@ import torch
 from torch import nn
 
 from spequant.app.recipes.choices import METHOD
-from spequant.app.recipes.origins import weights_origin
 from spequant.app.recipes.recipe import Recipe
-from spequant.app.recipes.training import Training
-from spequant.app.runs.fields import Field, make_field
-from spequant.app.runs.folder import run_first
+from spequant.app.runs.fields import Field
 from spequant.app.runs.images import channels_last
 from spequant.app.runs.weights import load_teacher
 from spequant.calibration.batch_norm import synchronise_batch_norm
@@ -29,7 +26,7 @@ from spequant.train import (
     parameter_groups,
     wrap,
 )
-from spequant.train.freezing import OscillationFreezer, annealed
+from spequant.train.freezing import make_freezer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -52,40 +49,33 @@ class Assembly:
 
 def assemble(
     recipe: Recipe,
+    field: Field,
     accelerator: "Accelerator",
     snapshot: Snapshot | None = None,
     *,
     phase: Callable[[str], None] = lambda text: None,
 ) -> Assembly:
-    """Load, prepare and calibrate as `recipe` says.
+    """Load the network, prepare and calibrate it as `recipe` says.
 
     Args:
         recipe: What to train.
+        field: Its data.
         accelerator: Of the processes that train.
         snapshot: The state to go on from; default: the start.
         phase: Is told what begins.
 
     Raises:
-        ValueError: A batch does not split evenly over processes and train.accumulate, or the data, the network or the
-            method refuse. The error is the same in every process.
+        ValueError: The network or the method refuse. The error is the same in every process.
     """
     settings = recipe.train
-    _check_parts(settings)
     if settings.compile:  # graphs compiled earlier in this process would be reused for other networks
         torch.compiler.reset()
     torch.manual_seed(settings.seed)
-    device = accelerator.device if settings.device == "auto" else torch.device(settings.device)
-    phase("loading data and network")
-    field = make_field(recipe, device)
-    try:
-        network = field.network()
-    except FileNotFoundError as error:
-        if recipe.network.weights is not None and run_first(recipe.network.weights):
-            raise  # it says which command makes the run
-        raise FileNotFoundError(f"{error}. {weights_origin(recipe)}") from error
+    phase("loading the network")
+    network = field.network()
     if recipe.quantized and snapshot is None:
         phase("calibrating")
-    model = _student(recipe, field, network, snapshot, device)
+    model = _student(recipe, field, network, snapshot)
     steps = settings.epochs * (field.sizes[0] // settings.batch_size)
     method = _method(recipe, field, network, model, steps * settings.accumulate, phase)
     partner = trained_by(method)
@@ -102,7 +92,7 @@ def assemble(
         make_schedule(settings.schedule, optimizer, steps),
         wrapped=wrap(model, compile=bool(settings.compile)),
         ema=settings.ema,
-        freezer=_freezer(model, settings, steps),
+        freezer=make_freezer(model, settings.freeze_threshold, settings.freeze_threshold_end, steps),
         seed=settings.seed,
     )
     if snapshot is not None:
@@ -110,9 +100,7 @@ def assemble(
     return Assembly(recipe, accelerator, field, state)
 
 
-def _student(
-    recipe: Recipe, field: Field, network: nn.Module, snapshot: Snapshot | None, device: torch.device
-) -> nn.Module:
+def _student(recipe: Recipe, field: Field, network: nn.Module, snapshot: Snapshot | None) -> nn.Module:
     """Return the network that is trained: calibrated, or with the tensors of a snapshot."""
     float_student = network if recipe.quantized else copy.deepcopy(network)  # it changes; `network` teaches
     if snapshot is None:
@@ -121,7 +109,7 @@ def _student(
         model = recipe.quant.build(float_student)
         # before the optimizer is made: by loading, layers may come to share quantizers
         model.load_state_dict(versioned(model, snapshot.part("model")))
-        model = channels_last(model, device)
+        model = channels_last(model, field.device)
     if not recipe.quantized:
         allow_float(model)
     return model
@@ -170,24 +158,3 @@ def _check_alone(recipe: Recipe, partner: nn.Module | None) -> None:
             f"method {METHOD.name_of(recipe.method)} trains a network of its own next to the student; there are "
             f"{world()} processes, expected one"
         )
-
-
-def _check_parts(settings: Training) -> None:
-    """Refuse a batch that does not split evenly over processes and train.accumulate."""
-    size, parts, processes = settings.batch_size, settings.accumulate, world()
-    together = processes * parts
-    if size % together:
-        raise ValueError(
-            f"train.batch_size is {size} and train.accumulate {parts}, on {processes} process(es); expected a batch "
-            f"that splits evenly into {processes} x {parts} parts: give --train.batch-size "
-            f"{-(-size // together) * together}, or another --train.accumulate or number of processes"
-        )
-
-
-def _freezer(model: nn.Module, settings: Training, steps: int) -> OscillationFreezer | None:
-    first, last = settings.freeze_threshold, settings.freeze_threshold_end
-    if first is None:
-        return None
-    return OscillationFreezer(
-        model, threshold=first if last is None else lambda number: annealed(first, last, number / steps)
-    )

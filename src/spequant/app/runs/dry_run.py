@@ -10,8 +10,8 @@ import torch
 
 from spequant.app.recipes.recipe import Recipe
 from spequant.app.runs.assembly import assemble
+from spequant.app.runs.fields import make_field
 from spequant.app.runs.reporter import Quiet, Reporter
-from spequant.app.runs.run import start_processes
 from spequant.layers import weight_bits
 from spequant.processes import rank, world
 from spequant.train import train_step
@@ -71,9 +71,11 @@ def dry_run(recipe: Recipe, reporter: Reporter | None = None) -> Estimate:
         ValueError: the recipe cannot be trained here, as in `run`.
     """
     recipe.check_ready()
-    accelerator = start_processes(replace(recipe, train=replace(recipe.train, tracker=None)), Path())
+    accelerator = replace(recipe.train, tracker=None).start(Path())
     reporter = reporter if reporter and rank() == 0 else Quiet()
-    assembly = assemble(recipe, accelerator, phase=reporter.phase)
+    reporter.phase("loading data")
+    field = make_field(recipe, recipe.train.device_of(accelerator))
+    assembly = assemble(recipe, field, accelerator, phase=reporter.phase)
     state = assembly.state
     count = min(WARM_UP + TIMED, assembly.steps)
     warm = min(WARM_UP, count - 1)

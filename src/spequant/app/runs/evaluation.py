@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spequant.app.runs.images import task_of
 from spequant.app.runs.questions import Answer, QuestionSet, answer_by, score
 from spequant.app.runs.reporter import Quiet, Reporter, Track, untracked
 from spequant.app.runs.samples import Samples
@@ -20,7 +19,7 @@ from spequant.data import ImageSet
 from spequant.deploy.engines import ENGINES
 from spequant.deploy.running import TORCH, in_engine
 from spequant.deploy.running import at_bits as model_at_bits
-from spequant.methods.tasks import AnyTask, Classification, Regression
+from spequant.methods.tasks import AnyTask, Regression
 from spequant.train import Evaluation, evaluate
 
 BATCH = 500
@@ -39,7 +38,7 @@ def evaluate_source(
     root: Path | None = None,
     threads: int | None = None,
     network: str | None = None,
-    data: Path | None = None,
+    arrays: Path | None = None,
     reporter: Reporter | None = None,
 ) -> list[dict[str, Any]]:
     """Measure accuracy, or exact match and F1 of questions, on the test set.
@@ -51,7 +50,7 @@ def evaluate_source(
         images: how many samples of the test set to use; None: all.
         root: the folder of the data set; None: the recipe's.
         threads: threads per operation; None: as many as torch uses.
-        network, data: as in `open_source`.
+        network, arrays: as in `open_source`.
         reporter: is told the phases; None: nobody is.
 
     Returns:
@@ -63,7 +62,7 @@ def evaluate_source(
     """
     reporter = reporter or Quiet()
     reporter.phase("loading network and data")
-    source = open_source(path, root, network=network, data=data)
+    source = open_source(path, root, network=network, arrays=arrays)
     if source.model is None and not source.loaded.engines:
         raise source.network_needed("evaluate it")
     test = first_samples(source.test_set(root), images)
@@ -87,7 +86,7 @@ def _row(
     if isinstance(test, QuestionSet):
         figures = {**score(test, answer_of(source, engine, bits, threads), reporter.track), "samples": len(test)}
     else:
-        task = None if source.recipe is None or source.recipe.task is None else task_of(source.recipe, Classification())
+        task = None if source.recipe is None else source.recipe.chosen_task
         figures = measured(logits_of(source, test, engine, bits, threads), test, task, reporter.track)
     return {
         "source": str(source.path),

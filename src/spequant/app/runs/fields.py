@@ -17,6 +17,8 @@ from spequant.methods.tasks import AnyTask
 class Field(Protocol):
     """Data of a recipe, loaded on one device, and what depends on their kind."""
 
+    device: torch.device
+
     @property
     def task(self) -> AnyTask:
         """The task of the batches."""

@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from spequant.app.recipes.recipe import Recipe
 from spequant.app.runs.facts import keep_facts
 from spequant.app.runs.reporter import Track, untracked
-from spequant.app.runs.weights import build_network
+from spequant.app.runs.weights import build_network, origin_named
 from spequant.data import Augment, ImageSet, ImageSettings, Mixing, RandomCrop, eval_batches, train_batches
-from spequant.methods import tasks
 from spequant.methods.tasks import AnyTask, Classification
-from spequant.names import chosen
 from spequant.processes import portion, rank, world
 from spequant.train import Evaluation, evaluate
 
@@ -30,10 +28,10 @@ class Images:
 
     def __init__(self, recipe: Recipe, device: torch.device):
         self.recipe, self.device = recipe, device
+        self.task = recipe.chosen_task or Classification()
         assert isinstance(recipe.data, ImageSettings)
         self.data = recipe.data
         self.train, self.held, self.test = self.data.parts(recipe.network.name, device)
-        self.task = task_of(recipe, Classification())
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -44,7 +42,8 @@ class Images:
         return self.data.augmentation(self.train)
 
     def network(self) -> nn.Module:
-        return channels_last(build_network(self.recipe.network, self.train), self.device)
+        with origin_named(self.recipe):
+            return channels_last(build_network(self.recipe.network, self.train), self.device)
 
     def batches(self, epoch: int, start: int) -> Iterator[Any]:
         """Return the batches, with soft labels if labels are smoothed or images mixed.
@@ -95,26 +94,6 @@ class Images:
     def keep(self, folder: Path) -> None:
         """Write the facts of the images: with the recipe, all that makes the network."""
         keep_facts(self.train, folder)
-
-
-def task_of(recipe: Recipe, default: AnyTask) -> AnyTask:
-    """Return the task that `recipe` names (an object of a class that it names), or `default` if it names none.
-
-    Raises:
-        ValueError: the object is no task.
-    """
-    if recipe.task is None:
-        return default
-    thing = chosen("task", recipe.task, tasks.by_name)
-    task = thing() if isinstance(thing, type) else thing
-    missing = [name for name in ("logits", "loss") if not callable(getattr(task, name, None))]
-    if not any(callable(getattr(task, name, None)) for name in ("hits", "meter")):
-        missing.append("hits")
-    if missing:
-        raise ValueError(
-            f"task is {recipe.task!r}, which has no {', '.join(missing)}; expected logits, loss, and hits or meter"
-        )
-    return task
 
 
 def channels_last(model: nn.Module, device: torch.device) -> nn.Module:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from spequant.app.recipes.recipe import Recipe
 from spequant.app.runs.folder import NETWORK, weight_file
-from spequant.app.runs.images import task_of
 from spequant.app.runs.reporter import Track, untracked
+from spequant.app.runs.weights import origin_named
 from spequant.calibration.batch_norm import modes_kept
 from spequant.data import (
     Question,
@@ -63,7 +63,7 @@ class Questions:
     def __init__(self, recipe: Recipe, device: torch.device):
         assert isinstance(recipe.data, QuestionSettings)
         self.recipe, self.device, self.data = recipe, device, recipe.data
-        self.task = task_of(recipe, SpanExtraction())
+        self.task = recipe.chosen_task or SpanExtraction()
         name, data = recipe.network.name, recipe.data
         self.tokenizer, self.config = load_tokenizer(name), configuration(name)
         check_tokenizer(self.tokenizer, self.config, max_length=data.max_length)
@@ -84,9 +84,10 @@ class Questions:
     def network(self) -> nn.Module:
         choice = self.recipe.network
         whole = choice.weights is None and choice.pretrained
-        model = make_answering(choice.name, pretrained=whole, new_head=choice.new_head)
-        if choice.weights is not None:
-            load_weights(model, weight_file(choice.weights), new_head=choice.new_head)
+        with origin_named(self.recipe):
+            model = make_answering(choice.name, pretrained=whole, new_head=choice.new_head)
+            if choice.weights is not None:
+                load_weights(model, weight_file(choice.weights), new_head=choice.new_head)
         return model.to(self.device)
 
     def batches(self, epoch: int, start: int) -> Iterator[Any]:

@@ -2,21 +2,17 @@
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import Any
 
 from spequant.app.recipes.recipe import Recipe
 from spequant.app.runs.assembly import assemble
 from spequant.app.runs.divergence import Assembled, diverged
+from spequant.app.runs.fields import make_field
 from spequant.app.runs.reporter import Quiet, Reporter
 from spequant.app.runs.session import Session
-from spequant.app.runs.writer import Writer, opened, result_of
+from spequant.app.runs.writer import Writer, opened
 from spequant.processes import rank
-from spequant.train import NotFinite, keep_freed_memory, make_accelerator, make_deterministic
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from spequant.train import NotFinite
 
 
 def run(recipe: Recipe, folder: Path, reporter: Reporter | None = None, *, resume: bool = False) -> dict[str, Any]:
@@ -41,12 +37,14 @@ def run(recipe: Recipe, folder: Path, reporter: Reporter | None = None, *, resum
         Interrupted: SIGINT or SIGTERM stopped the run, after a checkpoint.
     """
     recipe.check_ready()
-    if resume and (result := result_of(recipe, folder)):
-        return result
-    accelerator = start_processes(recipe, folder)
+    accelerator = recipe.train.start(folder)
+    device = recipe.train.device_of(accelerator)
     reporter = reporter if reporter and rank() == 0 else Quiet()
-    assembled = partial(assemble, recipe, accelerator, phase=reporter.phase)
     with opened(recipe, folder, resume) as writer:
+        if writer.result is not None:
+            return writer.result
+        reporter.phase("loading data")
+        assembled = partial(assemble, recipe, make_field(recipe, device), accelerator, phase=reporter.phase)
         try:
             return _train(assembled, writer, reporter, resume)
         except NotFinite as error:
@@ -57,20 +55,3 @@ def run(recipe: Recipe, folder: Path, reporter: Reporter | None = None, *, resum
 def _train(assembled: Assembled, writer: Writer, reporter: Reporter, resume: bool) -> dict[str, Any]:
     snapshot, facts = writer.last_checkpoint() if resume else (None, {})
     return Session(assembled(snapshot), writer, reporter, facts).train(snapshot)
-
-
-def start_processes(recipe: Recipe, folder: Path) -> "Accelerator":
-    """Join the other processes, if a launcher started some; set threads and kernels as `recipe` says."""
-    settings = recipe.train
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    if settings.deterministic:
-        make_deterministic()
-    keep_freed_memory()
-    return make_accelerator(
-        settings.precision,
-        device=settings.device,
-        accumulate=settings.accumulate,
-        tracker=settings.tracker,
-        folder=folder,
-    )

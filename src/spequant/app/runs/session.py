@@ -11,7 +11,7 @@ from spequant.app.runs.compile_time import last_seconds, remember
 from spequant.app.runs.reporter import Reporter
 from spequant.app.runs.writer import Writer
 from spequant.calibration.batch_norm import reestimate_batch_norm
-from spequant.deploy import quantize_biases
+from spequant.deploy import align_ranges, quantize_biases
 from spequant.layers import weight_bits
 from spequant.processes import anyone
 from spequant.train import Diagnostics, Interrupted, Progress, Snapshot, TrainingState, fit, layers_row
@@ -176,12 +176,15 @@ class Session:
         self.writer.checkpoint(Snapshot({**snapshot.tensors, **codes}, snapshot.numbers), facts)
 
     def _finish(self) -> dict[str, Any]:
-        """Measure batch norm's statistics anew, put biases on their grid, measure the network, and write it."""
+        """Align ranges, measure batch norm's statistics anew, put biases on their grid, measure the network, and write
+        it."""
         model, example = self.state.result, self.field.example
+        example = example if self.recipe.quantized else None
+        aligned = {} if example is None else _aligned_ranges(model, example)
         self.reporter.phase("measuring batch norm's statistics")
         reestimate_batch_norm(model, self.field.statistics())
-        if self.recipe.quantized and example is not None:
-            self.writer.row({"kind": "biases", **_integer_biases(model, example)})
+        if example is not None:
+            self.writer.row({"kind": "biases", **_integer_biases(model, example), "aligned": aligned})
         result = {
             "recipe": self.recipe.name,
             "seed": self.recipe.train.seed,
@@ -196,6 +199,14 @@ class Session:
     def _seconds(self) -> float:
         """Training time so far, with that before the last checkpoint."""
         return self.earlier + time.perf_counter() - self.begin
+
+
+def _aligned_ranges(model: nn.Module, example: Tensor) -> dict[str, float]:
+    """Let tensors that two quantizers read be rounded once in an export; the share by which each range changed."""
+    try:
+        return {name: round(factor, 4) for name, factor in align_ranges(model, example).items()}
+    except ValueError:  # `_integer_biases` says what is in the way
+        return {}
 
 
 def _integer_biases(model: nn.Module, example: Tensor) -> dict[str, Any]:

@@ -1,14 +1,17 @@
 """The float network of a recipe, with the weights that it starts from."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import nn
 
 from spequant import models
+from spequant.app.recipes.origins import weights_origin
 from spequant.app.recipes.quantization import Quantization
-from spequant.app.recipes.recipe import Network
+from spequant.app.recipes.recipe import Network, Recipe
 from spequant.app.recipes.serial import from_json
-from spequant.app.runs.folder import RECIPE, weight_file
+from spequant.app.runs.folder import RECIPE, run_first, weight_file
 from spequant.data import ImageSet
 from spequant.models.weights import OtherHead
 from spequant.preparation.placement import unprepare
@@ -44,6 +47,17 @@ def build_network(choice: Network, data: ImageSet) -> nn.Module:
             ) from error
         model = model if low_bit is None else unprepare(whole)
     return model
+
+
+@contextmanager
+def origin_named(recipe: Recipe) -> Iterator[None]:
+    """Say where float weights come from in the error for a file that does not exist."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if recipe.network.weights is not None and run_first(recipe.network.weights):
+            raise  # it says which command makes the run
+        raise FileNotFoundError(f"{error}. {weights_origin(recipe)}") from error
 
 
 def load_teacher(network: nn.Module, weights: Path) -> None:

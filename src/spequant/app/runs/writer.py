@@ -44,6 +44,8 @@ class Writer:
         self.recipe, self.folder = recipe, folder
         self.writes = rank() == 0
         self.rows: TextIO | None = None
+        self.result: dict[str, Any] | None = None
+        """of a run that was finished when its folder was opened"""
 
     def last_checkpoint(self) -> tuple[Snapshot | None, dict[str, Any]]:
         """Return the last checkpoint and the facts that were written with it, or (None, {}) if there is none.
@@ -116,18 +118,27 @@ class Writer:
 def opened(recipe: Recipe, folder: Path, resume: bool) -> Iterator[Writer]:
     """Keep `folder` for one run, and create it if it does not exist. It is removed again if nothing was written.
 
+    A finished run that is to go on is only read: the writer has its `result`.
+
     Args:
         recipe: What the run trains.
         folder: The run's folder.
-        resume: Whether the folder may hold an unfinished run.
+        resume: Whether the folder may hold a run.
 
     Raises:
-        FileExistsError: It holds a finished run, or an unfinished one and `resume` is false.
+        FileExistsError: It holds a run and `resume` is false.
         OSError: It cannot be written to, or another run uses it.
+        ValueError: The finished run in it is of another recipe, or damaged.
     """
+    writer = Writer(recipe, folder)
+    if resume and (folder / RESULT).exists():
+        _check_same(from_json((folder / RECIPE).read_text()), recipe, folder)
+        writer.result = read_result(folder)
+        yield writer
+        return
     if rank() > 0:
         barrier()  # rank 0 looks first; if it fails, the launcher ends all
-        yield Writer(recipe, folder)
+        yield writer
         return
     if (folder / RESULT).exists():
         raise FileExistsError(f"{folder} holds a finished run; give another --out, or remove it")
@@ -148,7 +159,7 @@ def opened(recipe: Recipe, folder: Path, resume: bool) -> Iterator[Writer]:
     try:
         clean(folder / CHECKPOINTS)
         barrier()
-        yield Writer(recipe, folder)
+        yield writer
     finally:
         lock.release()
         if new and not (folder / RECIPE).exists():
@@ -156,18 +167,6 @@ def opened(recipe: Recipe, folder: Path, resume: bool) -> Iterator[Writer]:
             with suppress(OSError):  # another run has started in one of these folders
                 for path in new:
                     path.rmdir()
-
-
-def result_of(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
-    """Return the result of the finished run in `folder`, or None if there is none.
-
-    Raises:
-        ValueError: The run is of another recipe than `recipe`, or damaged.
-    """
-    if not (folder / RESULT).exists():
-        return None
-    _check_same(from_json((folder / RECIPE).read_text()), recipe, folder)
-    return read_result(folder)
 
 
 def _check_same(actual: Recipe, expected: Recipe, where: Path) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 
 from rich.table import Table
 
+from spequant.app.commands.screen import print_table
 from spequant.app.commands.studies import Compare
 from spequant.app.recipes import Recipe
 from spequant.app.recipes.distinctions import distinctions, in_words
 from spequant.app.recipes.serial import from_json
 from spequant.app.runs.folder import RECIPE, RESULT, figures, main_figure, read_result, state_of
-from spequant.app.terminal import print_table
 from spequant.comparison import Comparison, compare, students_t
 from spequant.extras import needs
 from spequant.files import destination, write_whole

@@ -8,12 +8,13 @@ from typing import Any
 
 from rich.table import Table
 
+from spequant.app.commands.screen import print_table
 from spequant.app.commands.training import Demo
 from spequant.app.recipes import RECIPES
 from spequant.app.runs import run
 from spequant.app.studies.compare import check_seeds
 from spequant.app.studies.pictures import draw_curves
-from spequant.app.terminal import Terminal, print_table
+from spequant.app.terminal import Terminal
 from spequant.comparison import compare, deviation, students_t
 from spequant.extras import needs
 from spequant.files import make_folder, remove

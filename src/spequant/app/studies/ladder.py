@@ -9,6 +9,7 @@ import torch
 import tyro
 from rich.table import Table
 
+from spequant.app.commands.screen import print_table
 from spequant.app.commands.training import Ladder
 from spequant.app.recipes import RECIPES, Recipe
 from spequant.app.recipes.command_line import about_recipe, recipe_named
@@ -18,7 +19,7 @@ from spequant.app.runs import run
 from spequant.app.runs.images import Images, measure
 from spequant.app.studies.pictures import draw_lines
 from spequant.app.studies.sensitivity import LAYER_IMAGES, losses_alone
-from spequant.app.terminal import Terminal, print_table, title_of
+from spequant.app.terminal import Terminal, title_of
 from spequant.app.train import parse
 from spequant.comparison.pictures import blank, save
 from spequant.extras import needs

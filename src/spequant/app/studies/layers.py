@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from spequant.app.commands.screen import print_table
 from spequant.app.commands.studies import LayersSettings
 from spequant.app.recipes.serial import from_json
 from spequant.app.runs.folder import RECIPE, rows_of, run_first
-from spequant.app.terminal import print_table
 from spequant.comparison.pictures import blank, save, within
 from spequant.extras import needs
 from spequant.files import destination

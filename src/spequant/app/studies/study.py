@@ -31,6 +31,7 @@ from spequant.app.studies.mixed import sensitivity
 from spequant.app.studies.page import StudyReport, write_report
 from spequant.app.studies.pictures import draw_grids, draw_lines
 from spequant.app.studies.tables import CIFAR, IMAGENET, Change, Family, method, table2, table3, table4, table5
+from spequant.app.studies.when import when
 from spequant.app.studies.widths import at_activation_widths, every_pair
 from spequant.app.studies.workshop import Workshop, about, low_bits, once
 from spequant.extras import needs
@@ -165,6 +166,7 @@ STUDIES: dict[str, Callable[[Workshop], StudyReport]] = {
     "any-precision": any_precision,
     "sensitivity": sensitivity,
     "beyond": beyond_study,
+    "when": when,
 }
 
 
@@ -172,6 +174,7 @@ READ_BY = {
     "run": ("sensitivity",),
     "budget": ("sensitivity",),
     "trials": ("beyond",),
+    "sizes": ("when",),
     "widths": ("table1", "fig2", "any-precision"),
     "only": ("table2", "table3", "table4", "table5"),
 }

@@ -75,7 +75,7 @@ def pack(model: nn.Module, path: str | Path, about: Mapping[str, Any] | None = N
             codes, low, high = weight_codes(layer)
             bits = max(int(q.bits or 8), (int(q.home_levels) - 1).bit_length())  # more than its own: APoT's codes
             tensors[name + CODES] = torch.from_numpy(pack_bits(codes.reshape(-1).cpu().numpy(), bits))
-            specs[name] = [list(codes.shape), bits, int(q.home_levels), list(low.shape)]
+            specs[name] = [list(codes.shape), bits, int(q.home_levels), list(low.shape), *_powers(q)]
             floats += [(f"weight:{name}", low), (f"weight:{name}", high)]
     acts, slots = _acts(model)
     for number, q in enumerate(acts):
@@ -89,7 +89,7 @@ def pack(model: nn.Module, path: str | Path, about: Mapping[str, Any] | None = N
     tensors[FLOATS] = torch.cat([t.detach().cpu().reshape(-1) for _, t in floats])
     content = {
         "layers": specs,
-        "acts": [[q.name, q.bits, int(q.home_levels), bool(q.signed)] for q in acts],
+        "acts": [[q.name, q.bits, int(q.home_levels), bool(q.signed), *_powers(q)] for q in acts],
         "slots": slots,
         "floats": [[name, list(t.shape)] for name, t in floats],
         "about": dict(about or {}),
@@ -189,6 +189,11 @@ def _acts(model: nn.Module) -> tuple[list[Quantizer], dict[str, list[int | None]
     return acts, slots
 
 
+def _powers(q: Quantizer) -> list[bool]:
+    """[True] of a quantizer whose steps are powers of two, at every width; nothing of others, as in older files."""
+    return [True] if q.power_of_two else []
+
+
 def _state(network: nn.Module, layers: Mapping[str, Any]) -> dict[str, Tensor]:
     """The state of a float network but for the weights that `layers` quantizes and the counters of training steps."""
     weights = {f"{name}.weight" if name else "weight" for name, spec in layers.items() if spec is not None}
@@ -217,8 +222,8 @@ def _layer(path: Path, model: nn.Module, name: str) -> Any:
 
 
 def _act(number: int, spec: list[Any], floats: Mapping[str, Tensor]) -> Held:
-    name, bits, levels, signed = spec
-    q = Held(bits, levels=levels, signed=signed)
+    name, bits, levels, signed, *powers = spec
+    q = Held(bits, levels=levels, signed=signed, power_of_two=powers == [True])
     q.name = name
     q.hold(*floats[f"act:{number}"])
     return q
@@ -229,12 +234,12 @@ def _weight(name: str, head: Mapping[str, Any], tensors: Mapping[str, Tensor], f
     spec = head["layers"][name]
     if spec is None:
         return None
-    shape, bits, levels, ranges = spec
-    q = Held(bits, levels=levels, shape=tuple(ranges), of_weight=True)
+    shape, bits, levels, ranges, *powers = spec
+    q = Held(bits, levels=levels, shape=tuple(ranges), of_weight=True, power_of_two=powers == [True])
     q.name = name
     q.hold(*floats[f"weight:{name}"])
     codes = unpack_bits(tensors[name + CODES].numpy(), math.prod(shape), bits)
-    values = dequantize(torch.from_numpy(codes).float().reshape(shape), *q.bounds(layer.weight), q.levels)
+    values = dequantize(torch.from_numpy(codes).float().reshape(shape), *q.grid_bounds(layer.weight), q.levels)
     layer.weight = nn.Parameter(values.to(layer.weight.dtype))
     if hasattr(layer, "effective_weight"):
         layer.folded = True
@@ -278,5 +283,5 @@ class Packed(Format):
     def open(self, path: Path, network: nn.Module | None) -> Loaded:
         _, head = read_packed(path)
         model = None if network is None else load_packed(path, network)
-        widths = {bits for _, bits, _, _ in head["acts"]}
+        widths = {spec[1] for spec in head["acts"]}
         return Loaded(path, self.name, about=head["about"], act_bits=tuple(sorted(widths)), model=model)

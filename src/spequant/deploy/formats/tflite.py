@@ -4,7 +4,7 @@ How codes lie in tensors: `tflite_emitter.py`; layers: `tflite_layers.py`; why t
 the same codes: `requantization.py`; the file: `tflite_file.py`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,41 +17,15 @@ from spequant.deploy.code_graphs import CodedGraph, CodeGraphs
 from spequant.deploy.cost import program_costs
 from spequant.deploy.formats.format import Draft, ProgramFormat
 from spequant.deploy.loaded import Loaded, Preprocessing
-from spequant.deploy.operations import (
-    Add,
-    Affine,
-    Amax,
-    AvgPool,
-    Clamp,
-    Concat,
-    Curve,
-    Divide,
-    Flatten,
-    FloatLayer,
-    Function,
-    Input,
-    MaxPool,
-    Mean,
-    Mul,
-    Operation,
-    Pad,
-    PixelShuffle,
-    PRelu,
-    Quantize,
-    Repeat,
-    Reshape,
-    Sigmoid,
-    Slice,
-    Subtract,
-    Transpose,
-    Weighted,
-)
+from spequant.deploy.operations import FloatLayer, Input, Operation, Quantize, Weighted
 from spequant.deploy.program import Program
-from spequant.deploy.requantization import sum_scale
-from spequant.deploy.tflite_emitter import NONE, RELU, TfliteEmitter, TfliteWriters, channels_last, clip, end_shape
+from spequant.deploy.tflite_emitter import NONE, TfliteEmitter, TfliteWriters, channels_last, end_shape
 from spequant.deploy.tflite_file import metadata, read_head, read_tflite, with_labels, write_tflite
 from spequant.deploy.tflite_graph import FLOAT, INT8, UINT8
 from spequant.deploy.tflite_layers import float_layer, weighted
+from spequant.deploy.tflite_moves import MOVES
+from spequant.deploy.tflite_pointwise import POINTWISE
+from spequant.deploy.tflite_windows import WINDOWS
 
 
 def _quantize(e: TfliteEmitter, op: Quantize) -> int:
@@ -61,101 +35,14 @@ def _quantize(e: TfliteEmitter, op: Quantize) -> int:
     return e.rounded(op, e.graph.node("MUL", inputs, e.like(op), fusedActivationFunction=e.least(op)))
 
 
-def _add(e: TfliteEmitter, op: Add) -> int:
-    none = e.activation(NONE)
-    if op.grid is None:
-        return e.graph.node("ADD", [e.value(i) for i in op.inputs], e.like(op), fusedActivationFunction=none)
-    how = clip(op.grid, e.zero[op])
-    fused = how.activation if how.activation in (NONE, RELU) else NONE
-    inputs, (a, b) = [e.near_step(i) for i in op.inputs], (i.grid for i in op.inputs)
-    assert a is not None and b is not None
-    first, second = (e.graph.scale(tensor) for tensor in inputs)
-    scale, e.unequal[op] = sum_scale((a, b, op.grid), (first, second))
-    out = e.codes(op, scale)
-    e.graph.node("ADD", inputs, out, fusedActivationFunction=e.activation(fused))
-    if how.activation is None:
-        return e.clipped(op, out)
-    return out if fused == how.activation else e.renamed(op, out, how.unit, how.activation)
-
-
-def _affine(e: TfliteEmitter, op: Affine) -> int:
-    none = e.activation(NONE)
-    scaled = [*e.sources(op), e.number(op, op.factor.numpy())]
-    moved = [e.graph.node("MUL", scaled, e.like(op), fusedActivationFunction=none), e.number(op, op.shift.numpy())]
-    return e.graph.node("ADD", moved, e.like(op), fusedActivationFunction=none)
-
-
-def _mul(e: TfliteEmitter, op: Mul) -> int:
-    return e.graph.node("MUL", e.sources(op), e.like(op), fusedActivationFunction=e.activation(NONE))
-
-
-def _clamp(e: TfliteEmitter, op: Clamp) -> int:
-    (source,) = e.sources(op)
-    if (op.low, op.high) == (0.0, float("inf")):
-        return e.graph.node("RELU", [source], e.like(op))
-    ends = (end if np.isfinite(end) else None for end in (op.low, op.high))
-    return e.between(op, source, *ends)
-
-
-def _pool(e: TfliteEmitter, op: MaxPool | Amax, source: int, kernel: Sequence[int], stride: Sequence[int]) -> int:
-    height, width = ((n - k) // s + 1 for n, k, s in zip(e.graph.shape(source)[1:3], kernel, stride, strict=True))
-    window = {"filterHeight": kernel[0], "filterWidth": kernel[1], "strideH": stride[0], "strideW": stride[1]}
-    options = {**window, "padding": e.graph.schema.Padding.VALID, "fusedActivationFunction": e.activation(NONE)}
-    out = e.like(op, [1, height, width, e.graph.shape(source)[-1]], source)
-    return e.graph.node("MAX_POOL_2D", [source], out, **options)
-
-
-def _max_pool(e: TfliteEmitter, op: MaxPool) -> int:
-    (source,) = e.sources(op)
-    above_zero = op.grid is not None and op.grid.low >= 0
-    source = e.padded(op, source, op.padding, lowest=not above_zero)
-    return _pool(e, op, source, op.kernel, op.stride)
-
-
-def _amax(e: TfliteEmitter, op: Amax) -> int:
-    (source,) = e.sources(op)
-    out = _pool(e, op, source, e.graph.shape(source)[1:3], (1, 1))
-    return out if op.keep else e.reshaped(op, out, op.shape)
-
-
-def _mean(e: TfliteEmitter, op: Mean) -> int:
-    axes = e.graph.constant(op.name, np.asarray([1, 2], np.int32))
-    return e.graph.node("MEAN", [*e.sources(op), axes], e.like(op), keepDims=op.keep)
-
-
-def _flatten(e: TfliteEmitter, op: Flatten) -> int:
-    """In torch's order: channels first."""
-    (source,) = e.sources(op)
-    *positions, channels = e.graph.shape(source)[1:]
-    if channels > 1 and int(np.prod(positions)) > 1:
-        order = e.graph.constant(op.name, np.asarray([0, 3, 1, 2], np.int32))
-        out = e.like(op, [1, channels, *positions], source)
-        source = e.graph.node("TRANSPOSE", [source, order], out)
-    return e.reshaped(op, source, op.shape)
-
-
-def _concat(e: TfliteEmitter, op: Concat) -> int:
-    inputs = [e.value(i) if op.grid is None else e.at_step(i) for i in op.inputs]
-    axis = len(e.graph.shape(inputs[0])) - 1
-    none = e.activation(NONE)
-    return e.graph.node("CONCATENATION", inputs, e.like(op, None, inputs[0]), axis=axis, fusedActivationFunction=none)
-
-
 WRITERS: TfliteWriters = {
     Input: lambda e, op: e.tensors[op],
     Quantize: _quantize,
     Weighted: weighted,
     FloatLayer: float_layer,
-    Affine: _affine,
-    Add: _add,
-    Mul: _mul,
-    Clamp: _clamp,
-    Sigmoid: lambda e, op: e.graph.node("LOGISTIC", e.sources(op), e.like(op)),
-    Mean: _mean,
-    Amax: _amax,
-    MaxPool: _max_pool,
-    Flatten: _flatten,
-    Concat: _concat,
+    **POINTWISE,
+    **WINDOWS,
+    **MOVES,
 }
 
 
@@ -164,9 +51,9 @@ def _entered(e: TfliteEmitter, op: Operation, end: int) -> int:
     return e.reshaped(op, end, channels_last(op.shape)) if len(op.shape) == 3 else end
 
 
-def _left(e: TfliteEmitter, op: Operation, tensor: int) -> int:
-    """A tensor of the graph as an output of it."""
-    return e.reshaped(op, tensor, end_shape(op.shape)) if len(op.shape) == 3 else tensor
+def _left(e: TfliteEmitter, op: Operation, tensor: int, ends: Iterable[int]) -> int:
+    """A tensor of the graph as an output of it; a copy of one that is among its `ends` already."""
+    return e.reshaped(op, tensor, end_shape(op.shape)) if len(op.shape) == 3 or tensor in ends else tensor
 
 
 def _normalised(e: TfliteEmitter, op: Operation, pixels: int, preprocessing: Preprocessing) -> int:
@@ -187,26 +74,26 @@ def tflite_graph(
     preprocessing: Preprocessing | None = None,
     taps: Sequence[Operation] = (),
     about: Mapping[str, Any] | None = None,
-    int4: bool = False,
+    micro: bool = False,
 ) -> CodedGraph:
-    """The .tflite model of `program`: input "input", output "output", for one sample, which the engine may change.
+    """The .tflite model of `program`: input "input", output "output" or several by name, for one sample, which the
+    engine may change.
 
-    Both are channels last: (1, height, width, channels) of what torch has as (1, channels, height, width).
+    All are channels last: (1, height, width, channels) of what torch has as (1, channels, height, width).
 
     Args:
         program: what `lower` makes.
         preprocessing: (mean, std) per channel, of images scaled to [0, 1]: the input is then uint8 images.
         taps: operations whose stored codes are outputs, too, "tap0", "tap1" ...
         about: JSON that `read_tflite` gives back.
-        int4: whether weights of convolutions that fit 4 bits are packed, two in a byte.
+        micro: whether it is for microcontrollers: weights of convolutions that fit 4 bits packed, two in a byte, and
+            functions as tables.
 
     Raises:
         ModuleNotFoundError: the extra `tflite` is not installed.
         ValueError: a layer that has no form in it, by name.
     """
-    if len(program.outputs) > 1:
-        raise ValueError(f"the network has the outputs {', '.join(program.outputs)}; a file of --to tflite has one")
-    e = TfliteEmitter(WRITERS, program.ops, program.output, int4)
+    e = TfliteEmitter(WRITERS, program.ops, program.outputs.values(), micro)
     source = program.input
     shape, kind = end_shape(source.shape), FLOAT if preprocessing is None else UINT8
     end = e.graph.tensor("input", shape, kind, None if preprocessing is None else 1.0)
@@ -214,22 +101,26 @@ def tflite_graph(
     e.tensors[source] = _entered(e, source, x)
     for op in program.ops[1:]:
         e.emit(op)
-    outputs = {"output": _left(e, program.output, e.value(program.output))}
-    outputs |= {f"tap{i}": _left(e, op, e.tensors[op]) for i, op in enumerate(taps)}
+    outputs: dict[str, int] = {}
+    for name, op in program.outputs.items():
+        outputs[name] = _left(e, op, e.value(op), [end, *outputs.values()])
+    for i, op in enumerate(taps):
+        outputs[f"tap{i}"] = _left(e, op, e.stored(op), [end, *outputs.values()])
     head = {
-        "kind": "tflite4" if int4 else "tflite",
+        "kind": "tflite4" if micro else "tflite",
         "preprocessing": preprocessing,
         "act_bits": program.act_bits,
         "unequal": e.unequal_by_name(),
+        "outputs": list(program.outputs),
     }
     head["layers"] = [asdict(cost) for cost in program_costs(program)]
     model = e.graph.model({"input": end}, outputs, metadata(head, about, source.shape))
     return CodedGraph(with_labels(model, about), e.zero, INT8)
 
 
-def op_graph(op: Operation, int4: bool = False) -> CodedGraph:
+def op_graph(op: Operation, micro: bool = False) -> CodedGraph:
     """One operation on stored codes given as inputs "in0", "in1" ...: what an engine makes of it, forced to these."""
-    e = TfliteEmitter(WRITERS, [*dict.fromkeys(op.inputs), op], int4=int4)
+    e = TfliteEmitter(WRITERS, [*dict.fromkeys(op.inputs), op], micro=micro)
     inputs = {}
     for i, source in enumerate(dict.fromkeys(op.inputs)):
         shape = end_shape(source.shape)
@@ -240,11 +131,7 @@ def op_graph(op: Operation, int4: bool = False) -> CodedGraph:
             end = e.codes(source, np.float32(unit), shape)
         inputs[f"in{i}"], e.tensors[source] = end, _entered(e, source, end)
     e.emit(op)
-    return CodedGraph(e.graph.model(inputs, {"output": _left(e, op, e.tensors[op])}, {}), e.zero, INT8)
-
-
-UNWRITTEN = (AvgPool, Curve, Divide, Function, PRelu, Pad, PixelShuffle, Repeat, Reshape, Slice, Subtract, Transpose)
-"""Operations that no writer of this format is there for yet."""
+    return CodedGraph(e.graph.model(inputs, {"output": _left(e, op, e.stored(op), inputs.values())}, {}), e.zero, INT8)
 
 
 class Tflite(ProgramFormat):
@@ -257,12 +144,11 @@ class Tflite(ProgramFormat):
     preprocessing = True
     graphs = CodeGraphs(tflite_graph, op_graph)
     writers = WRITERS
-    refused = UNWRITTEN
-    int4: ClassVar[bool] = False
-    """whether weights that fit 4 bits are packed"""
+    micro: ClassVar[bool] = False
+    """whether graphs are for microcontrollers"""
 
     def content(self, program: Program, preprocessing: Preprocessing | None, about: Mapping[str, Any] | None) -> Any:
-        return tflite_graph(program, preprocessing=preprocessing, about=about, int4=self.int4).data
+        return tflite_graph(program, preprocessing=preprocessing, about=about, micro=self.micro).data
 
     def write(self, draft: Draft, path: Path) -> None:
         write_tflite(draft.content, path)
@@ -275,9 +161,9 @@ class Tflite(ProgramFormat):
 
 
 class TfliteInt4(Tflite):
-    """The same files, smaller; on phones slower."""
+    """The same for microcontrollers: smaller, functions as tables; on phones slower."""
 
     name, suffix = "tflite4", ".int4.tflite"
     help = "the same, weights that fit 4 bits in half a byte"
-    graphs = CodeGraphs(partial(tflite_graph, int4=True), partial(op_graph, int4=True))
-    int4 = True
+    graphs = CodeGraphs(partial(tflite_graph, micro=True), partial(op_graph, micro=True))
+    micro = True

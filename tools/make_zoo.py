@@ -1,0 +1,155 @@
+"""Makes the networks of the zoo: trains them, writes the packed file and its card.
+
+    python tools/make_zoo.py NAME ... [--work FOLDER]
+
+A run that is there already is taken as it is, one that was stopped goes on. The file is of the first seed: nothing is
+chosen by the test set. Without a name, it says which networks there are.
+"""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from spequant.app.recipes import RECIPES, Recipe
+from spequant.app.runs import export_source, run
+from spequant.app.runs.folder import ENVIRONMENT
+from spequant.app.terminal import Terminal
+from spequant.data import CIFAR10
+from spequant.deploy.zoo import FOLDER
+from spequant.files import write_whole
+
+LICENCES = {
+    "digits": "scikit-learn's handwritten digits (UCI, Optical Recognition of Handwritten Digits): CC BY 4.0",
+    "cifar10": "CIFAR-10 (Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009): no licence stated",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A network of the zoo.
+
+    Args:
+        title: One line.
+        data: Key of `LICENCES`.
+        floating: Makes the recipe of the float network that the low-bit one starts from; trained with seed 0.
+        low_bit: Makes the recipe of the low-bit network.
+        seeds: Of the low-bit runs.
+    """
+
+    title: str
+    data: str
+    floating: Callable[[], Recipe]
+    low_bit: Callable[[], Recipe]
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+def _resnet8(bits: int) -> Entry:
+    """ResNet-8 on CIFAR-10: 30 float epochs, then 15 by SPEQ."""
+
+    def floating() -> Recipe:
+        recipe = RECIPES["cifar10-resnet20-float"]()
+        return replace(
+            recipe,
+            name="cifar10-resnet8-float",
+            data=CIFAR10(held_out=0),
+            network=replace(recipe.network, name="resnet8"),
+            train=replace(recipe.train, epochs=30, schedule="one-cycle", precision="fp32"),
+        )
+
+    def low_bit() -> Recipe:
+        recipe = RECIPES["cifar10-resnet20-w2a2-speq"]()
+        return replace(
+            recipe,
+            name=f"cifar10-resnet8-w{bits}a{bits}-speq",
+            network=floating().network,
+            quant=replace(recipe.quant, weight_bits=bits, act_bits=bits),
+            train=replace(recipe.train, epochs=15, precision="fp32"),
+        )
+
+    return Entry(f"ResNet-8, W{bits}A{bits} by SPEQ, on CIFAR-10", "cifar10", floating, low_bit)
+
+
+ZOO = {
+    "resnet8-digits-w2a2": Entry(
+        "ResNet-8, W2A2 by SPEQ, on handwritten digits of 8 x 8 pixels: for tests and tutorials",
+        "digits",
+        RECIPES["digits-float"],
+        RECIPES["digits-w2a2-speq"],
+    ),
+    **{f"resnet8-cifar10-w{bits}a{bits}": _resnet8(bits) for bits in (2, 3, 4)},
+}
+
+
+def make(name: str, work: Path) -> dict[str, Any]:
+    """Train, pack, and write file and card; return the card."""
+    entry = ZOO[name]
+    floating = entry.floating()
+    start = work / floating.name
+    plain = _trained(floating, start)
+    base = entry.low_bit()
+    base = replace(base, network=replace(base.network, weights=start))
+    results = {seed: _trained(base.with_seed(seed), work / f"{base.name}-seed{seed}") for seed in entry.seeds}
+    folder = work / f"{base.name}-seed{entry.seeds[0]}"
+    path = FOLDER / f"{name}.packed"
+    report = export_source(folder, "packed", path)
+    facts = json.loads((folder / "data.json").read_text())
+    environment = json.loads((folder / ENVIRONMENT).read_text())[-1]
+    card = {
+        "name": name,
+        "title": entry.title,
+        "network": {
+            "call": "spequant.models:make_network",
+            "arguments": {
+                "name": base.network.name,
+                "classes": facts["classes"],
+                "in_channels": facts["shape"][0],
+                "size": facts["shape"][-1],
+            },
+        },
+        "weight_bits": base.quant.weight_bits,
+        "act_bits": base.quant.act_bits,
+        "bytes": path.stat().st_size,
+        "float_bytes": report.exported.float_size,
+        "test_accuracy": {str(seed): result["test_accuracy"] for seed, result in results.items()},
+        "seed": entry.seeds[0],
+        "float_test_accuracy": plain["test_accuracy"],
+        "test_images": report.images,
+        "recipe": base.name,
+        "epochs": {"float": floating.train.epochs, "low-bit": base.train.epochs},
+        "hours": round((plain["seconds"] + results[entry.seeds[0]]["seconds"]) / 3600, 3),
+        "command": f"python tools/make_zoo.py {name}",
+        "commit": environment["commit"],
+        "processor": environment["device"],
+        "torch": environment["torch"],
+        "date": date.today().isoformat(),
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "licence": "Apache-2.0",
+        "data": LICENCES[entry.data],
+    }
+    write_whole(FOLDER / f"{name}.json", json.dumps(card, indent=1) + "\n")
+    return card
+
+
+def _trained(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    with Terminal(folder.name) as reporter:
+        return run(recipe, folder, reporter, resume=True)
+
+
+def main() -> None:
+    """Make the networks that are named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+", choices=list(ZOO), metavar="NAME", help=", ".join(ZOO))
+    parser.add_argument("--work", type=Path, default=Path("runs/zoo"), help="where the runs lie")
+    settings = parser.parse_args()
+    for name in settings.names:
+        card = make(name, settings.work)
+        print(f"zoo/{name}: {card['test_accuracy']}, {card['bytes']:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
