@@ -22,7 +22,7 @@ class Waits(TorchDispatchMode):
     """While it is entered, notes operations that wait for the GPU, or that mix its tensors with the processor's.
 
     Attributes:
-        places: "file:function operation", where the library calls such an operation; without repetition.
+        places: "file operation", where the library calls such an operation; without repetition.
         count: Number of such operations.
     """
 
@@ -63,7 +63,7 @@ class Waits(TorchDispatchMode):
     def _note(self, what: str) -> None:
         self.count += 1
         frames = [f for f in traceback.extract_stack() if "/src/spequant/" in f.filename]
-        place = "outside" if not frames else f"{frames[-1].filename.split('/src/spequant/')[1]}:{frames[-1].name}"
+        place = "outside" if not frames else f"{frames[-1].filename.split('/src/spequant/')[1]}"
         if (line := f"{place} {what}") not in self.places:
             self.places.append(line)
 

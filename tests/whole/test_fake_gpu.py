@@ -10,6 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 import spequant
+from spequant.layers import QuantizedLayer
 from spequant.methods import SPEQ, by_name
 from spequant.quantizers import LSQ
 from spequant.train import Diagnostics, evaluate
@@ -53,17 +54,16 @@ def test_an_evaluation_waits_once_for_all_batches(subject):
         model, batch = moved(model), moved(subject.batch)
         waits.forget()
         evaluate(model, [batch, batch, batch])
-        assert waits.places == ["train/loop.py:evaluate _local_scalar_dense"] and waits.count == 2  # hits and loss
+        assert waits.places == ["train/loop.py _local_scalar_dense"] and waits.count == 2  # hits and loss
 
 
-def test_diagnostics_wait_for_all_layers_together(subject):
+def test_diagnostics_only_read_figures(subject):
     model = copy.deepcopy(subject.at[2])
     with fake_gpu() as waits:
         model, batch = moved(model), moved(subject.batch)
         waits.forget()
         Diagnostics()(model, batch, run=subject.task.logits)
-        reads = {place for place in waits.places if "levels_at" not in place}
-        assert reads <= {f"train/diagnostics.py:{name} _local_scalar_dense" for name in ("__call__", "_numbers")}, reads
+        assert waits.places == ["train/diagnostics.py _local_scalar_dense"]
 
 
 def test_calibration_waits_only_after_the_last_batch(subject):
@@ -72,8 +72,9 @@ def test_calibration_waits_only_after_the_last_batch(subject):
         model, batch = moved(model), moved(subject.batch)
         waits.forget()
         with pytest.raises(DataDependentOutputException):  # ranges follow from values, of which there are none
-            spequant.calibrate(model, [batch, batch], samples=12)
-        assert waits.places and all("_check_finite" in p or "<dictcomp>" in p for p in waits.places), waits.places
+            spequant.calibrate(model, [batch] * 20, samples=120)
+        layers = sum(isinstance(m, QuantizedLayer) for m in model.modules())
+        assert 0 < waits.count <= 2 * layers, waits  # not for each batch
 
 
 def test_statistics_of_batch_norm_wait_for_nothing():
