@@ -56,6 +56,14 @@ def test_of_a_layer_that_is_called_twice_the_calls_are_not_told_apart(tmp_path):
     assert {c.name.split()[0]: c.torch for c in parity.codes}["first"] is None
 
 
+def test_codes_of_a_layer_that_takes_in_the_zeros_before_it_are_compared_where_they_are_the_same(tmp_path):
+    x = torch.randn(16, 1, 4, 4)
+    layers = [nn.Identity(), nn.ZeroPad2d(1), nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten()]
+    parity = export_onnx(prepared(nn.Sequential(*layers, nn.Linear(16, 3)), x), tmp_path / "net.onnx", [x])
+    assert {c.name.split()[0]: c.torch for c in parity.codes}["2"] == 0  # which the next layer reads
+    assert parity.looked_at == 16 and parity.images == 16
+
+
 X = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 LABELS = torch.arange(8) % 10
 FORMS = {

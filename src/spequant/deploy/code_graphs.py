@@ -37,10 +37,19 @@ class Whole(Protocol):
     ) -> CodedGraph: ...
 
 
+def _none(program: Program) -> Mapping[Operation, Operation]:
+    return {}
+
+
 @dataclass(frozen=True)
 class CodeGraphs:
-    """What a format has for that. one: an operation on its own, its inputs "in0", "in1" ...; None: a whole program may
-    be given the codes of its taps as inputs "tap0", "tap1" ..., in place of those that it computes."""
+    """What a format has for that.
+
+    one: an operation on its own, its inputs "in0", "in1" ...; of two, the first of those that the format makes of the
+    codes of the second, "in0" (`alignment.py`). None: a whole program may be given the codes of its taps as inputs
+    "tap0", "tap1" ..., in place of those that it computes. pairs: {such an operation: the other} of a program.
+    """
 
     whole: Whole
-    one: Callable[[Operation], CodedGraph] | None
+    one: Callable[..., CodedGraph] | None
+    pairs: Callable[[Program], Mapping[Operation, Operation]] = _none

@@ -20,6 +20,7 @@ from spequant.deploy.biases import off_grid
 from spequant.deploy.code_graphs import CodeGraphs
 from spequant.deploy.engines import Run
 from spequant.deploy.formats.onnx import GRAPHS
+from spequant.deploy.last_bits import other_last_bits
 from spequant.deploy.loaded import Preprocessing
 from spequant.deploy.operations import Add, Operation, Weighted
 from spequant.deploy.outputs import by_name
@@ -51,8 +52,9 @@ def forced(
     graphs: CodeGraphs = GRAPHS,
     entry: tuple[np.ndarray, Preprocessing] | None = None,
 ) -> dict[Operation, Forced]:
-    """Each operation on its own, on what the twin has before it for the input `x`. start: of `engines.ENGINES`. entry:
-    (images that become `x`, their preprocessing), where that is in the graph."""
+    """Each operation on its own, on what the twin has before it for the input `x`, where the format makes it of that;
+    else on the twin's codes of the finer one that it is made of. start: of `engines.ENGINES`. entry: (images that
+    become `x`, their preprocessing), where that is in the graph."""
     twin = Twin(program)
     values = twin.everything(x)
     wrong = {}
@@ -81,9 +83,11 @@ def _on_its_own(
         got = start(whole.data)({"input": x, **feed})
         yield from zip(taps, got[len(program.outputs) :], stored, strict=True)
         return
+    pairs = graphs.pairs(program)
     for op in program.integer_ops:
-        graph = graphs.one(op)
-        feed = {f"in{i}": graph.stored(values[s], s) for i, s in enumerate(dict.fromkeys(op.inputs))}
+        fine = [pairs[op]] if op in pairs else []
+        graph, sources = graphs.one(op, *fine), fine or op.inputs
+        feed = {f"in{i}": graph.stored(values[s], s) for i, s in enumerate(dict.fromkeys(sources))}
         (codes,) = start(graph.data)(feed)
         yield op, codes, graph.stored(values[op], op)
 
@@ -114,6 +118,7 @@ def compare(
         What came of it; `Parity.check` judges it.
     """
     parity = Parity(saturating=program.saturating(), off_grid=off_grid(program))
+    seen = 0
     twin, ops = Twin(program), program.integer_ops
     tapped = coded = None
     if start is not None:
@@ -125,9 +130,13 @@ def compare(
     for x, feed, labels in batches:
         with torch.no_grad(), modes_kept(model), _codes_read(model, program) as read:
             out = model.eval()(cloned(x))
-        expected = by_name(out, ("input",))
+        expected, moved = by_name(out, ("input",)), dict[str, Tensor]()
+        if seen < FORCED:
+            with torch.no_grad(), modes_kept(model), other_last_bits(model.eval()):
+                moved = by_name(model(cloned(x)), ("input",))
+        seen += len(x)
         for (name, value), got in zip(expected.items(), run({"input": feed}), strict=True):
-            parity.add(value, got, labels, output=name)
+            parity.add(value, got, labels, moved.get(name), output=name, choices=False)
         if tapped is None or coded is None or start is None:
             continue
         values = twin.everything(x.cpu())
@@ -140,7 +149,7 @@ def compare(
         for op, codes, got in zip(ops, parity.codes, tapped({"input": feed})[len(program.outputs) :], strict=True):
             codes.count += got.size
             codes.twin += int((got != coded.stored(values[op], op)).sum())
-            if op in read:
+            if op in read and read[op].shape == got.shape:  # not where a layer takes in the zeros put around its input
                 codes.torch = (codes.torch or 0) + int((got != coded.stored(read[op], op)).sum())
     return parity
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from math import inf
 from typing import Any
 
-from spequant.deploy.operations import Clamp, FloatLayer, Operation, Quantize, Weighted
+from spequant.deploy.operations import Clamp, FloatLayer, Function, Operation, Quantize, Weighted
 from spequant.deploy.program import Program
 
 NO_CLAMP = (-inf, inf)
@@ -28,11 +28,17 @@ def float_program(program: Program) -> Program:
             result = inputs[0] if isinstance(op, Quantize) else _in_float(op, inputs)
             made[key] = result if clamp == NO_CLAMP else Clamp(op.name, (result,), None, op.shape, *clamp)
         new[op] = made[key]
-    ops = list(dict.fromkeys(_before(new[program.output])))
-    return Program(ops, new[program.output])
+    outputs = {name: new[op] for name, op in program.outputs.items()}
+    ops = [op for output in outputs.values() for op in _before(output)]
+    return Program(list(dict.fromkeys(ops)), new[program.output], outputs)
 
 
 def _in_float(op: Operation, inputs: tuple[Operation, ...]) -> Operation:
+    if isinstance(op, Function):
+        parts = dict(zip(op.inputs, inputs, strict=True))
+        for part in op.parts:
+            parts[part] = replace(part, inputs=tuple(parts[i] for i in part.inputs))
+        return parts[op.parts[-1]]
     if not isinstance(op, Weighted):
         return replace(op, inputs=inputs, grid=None)
     weight = op.weight.float() * op.scale.float().view(-1, *[1] * (op.weight.dim() - 1))

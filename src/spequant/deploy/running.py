@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from spequant.deploy.engines import ENGINES, Run
 from spequant.deploy.formats.c import c_graph
 from spequant.deploy.formats.onnx import integer_graph
+from spequant.deploy.formats.openvino import openvino_graph
 from spequant.deploy.formats.qonnx import quant_graph
 from spequant.deploy.formats.tflite import tflite_graph
 from spequant.deploy.loaded import Loaded, outputs_of
@@ -96,6 +97,7 @@ def _tflite(program: Program) -> bytes:
 
 
 GRAPHS = {
+    "openvino": lambda program: openvino_graph(program).SerializeToString(),
     "qonnx": lambda program: quant_graph(program).SerializeToString(),
     "litert": _tflite,
     "tflm": _tflite,

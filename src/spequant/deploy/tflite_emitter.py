@@ -98,8 +98,8 @@ def spread_of(grid: Grid) -> int:
 
 class TfliteEmitter:
     """tensors: of each operation's result, codes or float, as it lies; orders: of those that are not channels last.
-    zero: what is stored for code 0. outputs: the operations whose results leave the graph. int4: whether weights that
-    fit 4 bits are packed.
+    zero: what is stored for code 0. outputs: the operations whose results leave the graph. micro: whether the graph is
+    for microcontrollers: weights that fit 4 bits packed, functions as tables.
 
     unequal: {operation: {engine: sums, or pairs of codes, to which it gives another code than the twin}}. scaled: of
     codes that were rounded from float, whole numbers whose ends QUANTIZE clips; wholes: the codes in float.
@@ -110,9 +110,9 @@ class TfliteEmitter:
         writers: "TfliteWriters",
         ops: Sequence[Operation],
         outputs: Iterable[Operation] = (),
-        int4: bool = False,
+        micro: bool = False,
     ) -> None:
-        self.graph, self.writers, self.int4 = TfliteGraph(), writers, int4
+        self.graph, self.writers, self.micro = TfliteGraph(), writers, micro
         self.outputs, self.zero = frozenset(outputs), zeros(ops)
         self.tensors: dict[Operation, int] = {}
         self.orders: dict[Operation, Order] = {}

@@ -1,6 +1,7 @@
 """A .tflite model, node by node: tensors with their scales, constants, operators. What the nodes mean: the writers of
 `formats/tflite.py`."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,7 @@ OPTIONS = {
     "QUANTIZE": "QuantizeOptions",
     "REDUCE_MAX": "ReducerOptions",
     "RELU": None,
+    "RELU6": None,
     "RESHAPE": "ReshapeOptions",
     "RESIZE_NEAREST_NEIGHBOR": "ResizeNearestNeighborOptions",
     "ROUND": None,
@@ -62,6 +64,10 @@ IN_INT4 = {"CONV_2D": 7, "DEPTHWISE_CONV_2D": 6}
 """Version of an operator whose weights have 4 bits."""
 OF_TWO_TYPES = {"DEQUANTIZE": 3, "QUANTIZE": 2, "FULLY_CONNECTED": 12, "RESHAPE": 1}
 """Version of an operator on int16."""
+
+
+FUSING = ("ADD", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "MUL", "SUB")
+"""Operators that take an activation into them, in both engines."""
 
 
 def schema() -> Any:
@@ -153,13 +159,17 @@ class TfliteGraph:
         """The file's bytes. inputs, outputs: {name: tensor}, in their order."""
         s, model, graph = self.schema, self.schema.ModelT(), self.schema.SubGraphT()
         self._keep(set(outputs.values()))
+        self._fuse(set(outputs.values()))
         for name, tensor in (*inputs.items(), *outputs.items()):
             self.tensors[tensor].name = name
         graph.name, graph.tensors, graph.operators = "main", self.tensors, self.operators
         graph.inputs, graph.outputs = (np.asarray(list(ends.values()), np.int32) for ends in (inputs, outputs))
         model.version, model.description, model.subgraphs = 3, "spequant", [graph]
         model.operatorCodes, model.metadata, model.signatureDefs = [], [], [self._signature(inputs, outputs)]
-        for kind, version in self.codes:
+        used = sorted({operator.opcodeIndex for operator in self.operators})
+        for operator in self.operators:
+            operator.opcodeIndex = used.index(operator.opcodeIndex)
+        for kind, version in (self.codes[i] for i in used):
             code = s.OperatorCodeT()
             code.builtinCode = getattr(s.BuiltinOperator, kind)
             code.deprecatedBuiltinCode, code.version = min(code.builtinCode, 127), version
@@ -181,6 +191,22 @@ class TfliteGraph:
                 kept.append(operator)
                 needed.update(operator.inputs.tolist())
         self.operators = kept[::-1]
+
+    def _fuse(self, ends: set[int]) -> None:
+        """Put RELU and RELU6 of float values into the operator before them, where nothing else reads what that gives.
+        In float LiteRT would do it, too; its own quantization of a float graph does not."""
+        before = {operator.outputs[0]: operator for operator in self.operators}
+        reads = Counter(tensor for operator in self.operators for tensor in operator.inputs.tolist())
+        for operator in list(self.operators):
+            kind, source = self.codes[operator.opcodeIndex][0], operator.inputs[0]
+            made = before.get(source)
+            if kind not in ("RELU", "RELU6") or made is None or reads[source] > 1 or source in ends:
+                continue
+            if self.codes[made.opcodeIndex][0] in FUSING and not made.builtinOptions.fusedActivationFunction:
+                made.builtinOptions.fusedActivationFunction = getattr(self.schema.ActivationFunctionType, kind)
+                made.outputs = operator.outputs
+                before[made.outputs[0]] = made
+                self.operators.remove(operator)
 
     def _signature(self, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> Any:
         signature = self.schema.SignatureDefT()

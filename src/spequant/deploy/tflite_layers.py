@@ -105,7 +105,7 @@ def _packed(e: TfliteEmitter, op: Weighted) -> int | None:
     weight = weight // divisor
     factor = INT4 // max(1, int(np.abs(weight).max()))
     times = min(spread_of(op.source), SUM // op.integers.bound)
-    if not (e.int4 and op.spatial and factor):
+    if not (e.micro and op.spatial and factor):
         return None
     source = e.spread(op.inputs[0], e.stored(op.inputs[0]), times) if times > 1 else e.stored(op.inputs[0])
     unit = clip(op.grid, e.zero[op]).unit

@@ -1,6 +1,6 @@
 """What puts numbers elsewhere and computes none, in a .tflite graph; see `tflite_order.py`."""
 
-from typing import Literal
+from typing import Any
 
 import numpy as np
 
@@ -70,7 +70,7 @@ def _picked(e: TfliteEmitter, op: Operation, source: int, axis: int, indices: np
     return e.graph.node("GATHER", inputs, e.like(op, shape, source), axis=axis)
 
 
-MIRRORED: dict[str, Literal["reflect", "edge"]] = {"reflect": "reflect", "replicate": "edge"}
+MIRRORED: dict[str, Any] = {"reflect": "reflect", "replicate": "edge"}
 """{torch's word for a kind of padding: numpy's}"""
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from spequant.deploy.onnx_function import float_step
 from spequant.deploy.operations import (
     Add,
     Affine,
@@ -26,8 +27,23 @@ from spequant.deploy.tflite_graph import INT32
 
 
 def _function(e: TfliteEmitter, op: Function) -> int:
-    """A table of stored codes, which GATHER looks up: the same in both engines, and in integers alone. One table for
-    each channel, one after the other, where they differ."""
+    """In float, which LiteRT makes a table of, where no result lies near the middle of two codes; for microcontrollers,
+    and elsewhere, as a table in the graph."""
+    step = None if e.micro else float_step(op)
+    if step is None or not all(map(_has_float, op.parts)):
+        return _table(e, op)
+    for part in op.parts:
+        e.emit(part)
+    inputs = [e.value(op.parts[-1]), e.number(op, [np.float32(1 / step)])]
+    return e.rounded(op, e.graph.node("MUL", inputs, e.like(op), fusedActivationFunction=e.least(op)))
+
+
+def _has_float(part: Operation) -> bool:
+    return not isinstance(part, Curve) or part.function in CURVES or _is_square(part)
+
+
+def _table(e: TfliteEmitter, op: Function) -> int:
+    """Stored codes, which GATHER looks up; one table for each channel, one after the other, where they differ."""
     (source,) = op.inputs
     assert op.grid is not None and source.grid is not None
     table = torch.round(op.table).clamp(op.grid.low, op.grid.high) + e.zero[op]
@@ -92,8 +108,8 @@ def _affine(e: TfliteEmitter, op: Affine) -> int:
 
 def _clamp(e: TfliteEmitter, op: Clamp) -> int:
     (source,) = e.sources(op)
-    if (op.low, op.high) == (0.0, float("inf")):
-        return e.graph.node("RELU", [source], e.like(op))
+    if op.low == 0 and op.high in (6.0, float("inf")):
+        return e.graph.node("RELU" if op.high > 6 else "RELU6", [source], e.like(op))
     ends = (end if np.isfinite(end) else None for end in (op.low, op.high))
     return e.between(op, source, *ends)
 
@@ -171,9 +187,13 @@ CURVES: dict[str, Callable[..., int]] = {
 """In float. Without those that TensorFlow Lite Micro has no operators for: gelu by erf, and powers but the square."""
 
 
+def _is_square(op: Curve) -> bool:
+    return (op.function, op.numbers) == ("pow", (2.0,))
+
+
 def _curve(e: TfliteEmitter, op: Curve) -> int:
     f = _Float(e, op)
-    if op.function == "pow" and op.numbers == (2.0,):
+    if _is_square(op):
         return f.of("MUL", f.source, f.source)
     if op.function not in CURVES:
         numbers = f" {', '.join(map(str, op.numbers))}" if op.numbers else ""

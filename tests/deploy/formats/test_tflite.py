@@ -21,6 +21,7 @@ from spequant.deploy.tflite_file import read_head, write_tflite
 from spequant.deploy.tflite_graph import schema
 from spequant.models import mobilenet_v2, resnet18, vgg16_bn
 from spequant.quantizers import LSQ, PACT, SAWB
+from support.edge_networks import EDGES
 from support.integer_networks import QUANTIZED, Joined, Mixed, Shared, lowered, prepared
 
 QUICK = ("two bits",)
@@ -137,6 +138,61 @@ def test_larger_networks(network, size):
     assert wrong <= 2 and apart < 0.02
 
 
+EDGES_HELD = ("MLPerf Tiny ResNet-8", "MLPerf Tiny DS-CNN", "U-Net, transposed", "U-Net, nearest", "ESPCN")
+EDGES_HELD += ("detector like VGG-SSD", "CNN of one dimension")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", EDGES_HELD)
+def test_networks_of_edges(name, tmp_path):
+    """Integers throughout: LiteRT has the twin's codes, TensorFlow Lite Micro but for what the file lists."""
+    torch.manual_seed(0)
+    x = torch.randn(4, *EDGES[name].shape)
+    program = lower(prepared(EDGES[name].make().eval(), x, SAWB(4), LSQ(4), between=8), x[:1])
+    graphs, expected = FORMATS["tflite"].graphs, Twin(program).outputs(x)
+    others = listed(program, "tflm", tmp_path / "net.tflite")
+    for engine, images, most in (("litert", 4, 1e-3), ("tflm", 1, 0.1 if others else 1e-3)):
+        start = partial(ENGINES[engine], threads=1)
+        found = forced(program, x[:images], start, graphs)
+        wrong = {f"{op.name} [{op.grid.low}, {op.grid.high}]" for op, f in found.items() if f.unequal - f.ties}
+        assert wrong <= (others if engine == "tflm" else set())
+        got = start(graphs.whole(program).data)({"input": x[:images].numpy()})
+        for values, exact in zip(got, expected.values(), strict=True):
+            assert float((torch.from_numpy(values) - exact[:images]).abs().max() / exact.std()) < most
+
+
+@pytest.mark.slow
+def test_several_outputs_have_names(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, 32, 32)
+    model = prepared(EDGES["detector like VGG-SSD"].make().eval(), x, between=8)
+    report = spequant.export(model, tmp_path / "net.tflite", [x])
+    loaded = spequant.load(report.path)
+    assert loaded.outputs == ("boxes", "classes")
+    with torch.no_grad():
+        expected = model(x)
+    for name, values in loaded(x).items():
+        torch.testing.assert_close(values, expected[name], rtol=1e-3, atol=1e-3)
+
+
+def test_an_input_may_be_an_output_and_one_result_several():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(4, 3)
+
+        def forward(self, x):
+            y = self.a(x)
+            return {"given": x, "one": y, "same": y}
+
+    x = torch.randn(8, 4)
+    program = lower(prepared(Twice(), x), x[:1])
+    got = ENGINES["litert"](tflite_graph(program).data)({"input": x.numpy()})
+    for values, expected in zip(got, Twin(program).outputs(x).values(), strict=True):
+        np.testing.assert_allclose(values, expected, atol=1e-4)
+
+
 def one_layer() -> tuple[Input, Weighted]:
     """From two bits to two."""
     source = Input("x", (), CODES, (1, 2, 4, 4))
@@ -167,7 +223,7 @@ def test_the_numbers_in_a_file():
 def test_half_a_byte():
     """Codes of -3 .. 3 times 2, two in a byte, on input codes that are stored 85 times as large."""
     _, op = one_layer()
-    graph = op_graph(op, int4=True)
+    graph = op_graph(op, micro=True)
     tensors, operators = graph_of(graph.data)
     assert [kind for kind, _ in operators] == ["MUL", "CONV_2D"]
     spread, weight, _ = (tensors[i] for i in operators[1][1].inputs)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from spequant.deploy.arena import Plan
 from spequant.deploy.c.emitter import CEmitter, entries
 from spequant.deploy.c.manifest import MANIFEST, VERSION, kernel, renamed
 from spequant.deploy.c.pools import input_zero
@@ -30,7 +31,7 @@ TAPS = "static const net_tap net_taps[] = "
 class Project:
     """A C program, its names beginning with net_. head: what the manifest says of it, but for sizes of the compiled.
     host: the program that runs images from stdin. taps: operations whose codes that can show; zero: what is stored for
-    code 0. flash: bytes of constants."""
+    code 0. flash: bytes of constants. plan: of the arena."""
 
     header: str
     source: str
@@ -40,6 +41,7 @@ class Project:
     taps: tuple[Operation, ...]
     zero: Mapping[Operation, int]
     flash: int
+    plan: Plan
 
     def files(self, name: str) -> dict[str, str]:
         """{file: text} of a program called `name`, without the manifest."""
@@ -65,7 +67,8 @@ add_test(NAME net_test COMMAND net_test)
 
 def project(e: CEmitter, preprocessing: Preprocessing | None, about: Mapping[str, Any] | None) -> Project:
     """The texts of what `e` holds."""
-    arena = e.placed().size
+    plan = e.placed()
+    arena = plan.size
     shown = e.taps()
     ops = tuple(sorted(shown, key=lambda op: shown[op][0]))
     text, flash = source(e, arena)
@@ -75,7 +78,7 @@ def project(e: CEmitter, preprocessing: Preprocessing | None, about: Mapping[str
     host = kernel("host").replace("@TAPS@", shared)
     body = f'#include "net.h"\n\n#include <string.h>\n\n{kernel("head")}{text}{_labels(classes)}'
     zero = {op: -t.low for op, t in e.tensors.items()}
-    return Project(_header(e, head, classes), body, _test(e, ops, shared, head), host, head, ops, zero, flash)
+    return Project(_header(e, head, classes), body, _test(e, ops, shared, head), host, head, ops, zero, flash, plan)
 
 
 def _taps(shown: list[tuple[int, Tensor]]) -> str:

@@ -104,6 +104,10 @@ class Format(ABC):
         """Whether `path`, which has its extension, is one of its files. ValueError: of no format, or damaged."""
         return True
 
+    def stored(self, path: Path) -> dict[str, int]:
+        """How many numbers of each type a file holds, e.g. {"int8": 9408}. Empty: the format does not say."""
+        return {}
+
     @abstractmethod
     def open(self, path: Path, network: nn.Module | None) -> Loaded:
         """ValueError: damaged, of a newer version, or not written by this project."""

@@ -74,7 +74,7 @@ def tflite_graph(
     preprocessing: Preprocessing | None = None,
     taps: Sequence[Operation] = (),
     about: Mapping[str, Any] | None = None,
-    int4: bool = False,
+    micro: bool = False,
 ) -> CodedGraph:
     """The .tflite model of `program`: input "input", output "output" or several by name, for one sample, which the
     engine may change.
@@ -86,13 +86,14 @@ def tflite_graph(
         preprocessing: (mean, std) per channel, of images scaled to [0, 1]: the input is then uint8 images.
         taps: operations whose stored codes are outputs, too, "tap0", "tap1" ...
         about: JSON that `read_tflite` gives back.
-        int4: whether weights of convolutions that fit 4 bits are packed, two in a byte.
+        micro: whether it is for microcontrollers: weights of convolutions that fit 4 bits packed, two in a byte, and
+            functions as tables.
 
     Raises:
         ModuleNotFoundError: the extra `tflite` is not installed.
         ValueError: a layer that has no form in it, by name.
     """
-    e = TfliteEmitter(WRITERS, program.ops, program.outputs.values(), int4)
+    e = TfliteEmitter(WRITERS, program.ops, program.outputs.values(), micro)
     source = program.input
     shape, kind = end_shape(source.shape), FLOAT if preprocessing is None else UINT8
     end = e.graph.tensor("input", shape, kind, None if preprocessing is None else 1.0)
@@ -106,7 +107,7 @@ def tflite_graph(
     for i, op in enumerate(taps):
         outputs[f"tap{i}"] = _left(e, op, e.stored(op), [end, *outputs.values()])
     head = {
-        "kind": "tflite4" if int4 else "tflite",
+        "kind": "tflite4" if micro else "tflite",
         "preprocessing": preprocessing,
         "act_bits": program.act_bits,
         "unequal": e.unequal_by_name(),
@@ -117,9 +118,9 @@ def tflite_graph(
     return CodedGraph(with_labels(model, about), e.zero, INT8)
 
 
-def op_graph(op: Operation, int4: bool = False) -> CodedGraph:
+def op_graph(op: Operation, micro: bool = False) -> CodedGraph:
     """One operation on stored codes given as inputs "in0", "in1" ...: what an engine makes of it, forced to these."""
-    e = TfliteEmitter(WRITERS, [*dict.fromkeys(op.inputs), op], int4=int4)
+    e = TfliteEmitter(WRITERS, [*dict.fromkeys(op.inputs), op], micro=micro)
     inputs = {}
     for i, source in enumerate(dict.fromkeys(op.inputs)):
         shape = end_shape(source.shape)
@@ -143,11 +144,11 @@ class Tflite(ProgramFormat):
     preprocessing = True
     graphs = CodeGraphs(tflite_graph, op_graph)
     writers = WRITERS
-    int4: ClassVar[bool] = False
-    """whether weights that fit 4 bits are packed"""
+    micro: ClassVar[bool] = False
+    """whether graphs are for microcontrollers"""
 
     def content(self, program: Program, preprocessing: Preprocessing | None, about: Mapping[str, Any] | None) -> Any:
-        return tflite_graph(program, preprocessing=preprocessing, about=about, int4=self.int4).data
+        return tflite_graph(program, preprocessing=preprocessing, about=about, micro=self.micro).data
 
     def write(self, draft: Draft, path: Path) -> None:
         write_tflite(draft.content, path)
@@ -160,9 +161,9 @@ class Tflite(ProgramFormat):
 
 
 class TfliteInt4(Tflite):
-    """The same files, smaller; on phones slower."""
+    """The same for microcontrollers: smaller, functions as tables; on phones slower."""
 
     name, suffix = "tflite4", ".int4.tflite"
     help = "the same, weights that fit 4 bits in half a byte"
-    graphs = CodeGraphs(partial(tflite_graph, int4=True), partial(op_graph, int4=True))
-    int4 = True
+    graphs = CodeGraphs(partial(tflite_graph, micro=True), partial(op_graph, micro=True))
+    micro = True
