@@ -1,7 +1,7 @@
 """Memory for tensors: none lies where another one does that is needed at the same time, and few bytes are lost."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spequant.deploy.arena import Buffer, aligned, peak, plan
@@ -17,6 +17,7 @@ BUFFERS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(BUFFERS)
 def test_buffers_of_one_time_lie_apart(buffers):
     made = plan(buffers)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spequant.deploy.c.rounding import code_sum, rounding, steps
@@ -31,6 +31,7 @@ def by_rounding(how, sums):
     return codes.clip(how.low, how.top) - how.low
 
 
+@settings(deadline=None)
 @given(
     st.floats(2.0**-18, 2.0**2),
     st.integers(-3000, 3000),
@@ -48,9 +49,10 @@ def test_sums_become_the_twins_codes(factor, bias, ends, moved):
     first, last = np.asarray([-4000]), np.asarray([4000])
     how = rounding(twin, np.asarray([float(slope)]), first, last, low, high, np.asarray([moved]))
     sums = np.arange(first[0], last[0] + 1)
-    expected = np.rint(twin(sums)).clip(low, high) - low
-    wrong = int((by_rounding(how, sums - moved)[0] != expected).sum())
-    assert wrong <= how.unequal <= 8 and (how.unequal == 0 or high - low >= 16)
+    exact = twin(sums)
+    wrong = by_rounding(how, sums - moved)[0] != np.rint(exact).clip(low, high) - low
+    assert int(wrong.sum()) <= how.unequal and (how.unequal == 0 or high - low >= 16)
+    assert (np.abs(exact - np.floor(exact) - 0.5)[wrong] < 2e-4).all()  # ties, which the twin has rounded in fp32
 
 
 @pytest.mark.parametrize("power", range(-12, 1))
