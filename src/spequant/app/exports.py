@@ -24,6 +24,8 @@ from spequant.deploy import (
     tflite_costs,
     totals,
 )
+from spequant.deploy.c.manifest import read_manifest
+from spequant.deploy.cost import c_costs
 from spequant.deploy.export import times_fp32
 from spequant.deploy.running import TORCH
 from spequant.deploy.tflite_engines import arena_size
@@ -195,6 +197,8 @@ def print_inspection(settings: Inspect) -> None:
         print(f"classes: {len(names)}: {some_of(names, separator='; ')}")
     if source.kind.startswith("tflite"):
         _print_tflite(source.path)
+    if source.kind == "c":
+        _print_c(source.path)
     facts = {"source": str(settings.source), "classes": names, "layers": [c.row() for c in costs], "total": total}
     write_json(settings.json, facts)
 
@@ -228,6 +232,15 @@ def _print_tflite(path: Path) -> None:
         print(f"{name}: sums that get another code than in training: {said}")
 
 
+def _print_c(folder: Path) -> None:
+    """What a machine needs for it beside the code of its kernels, and where its codes are others than in training."""
+    head = read_manifest(folder)
+    stack = "" if head["stack"] is None else f", {head['stack']:,} bytes of stack compiled for this machine"
+    print(f"C: {head['constants']:,} bytes of constants, {head['arena']:,} bytes of arena{stack}")
+    for name, count in head["unequal"].items():
+        print(f"{name}: {count:,} sums that get another code than in training")
+
+
 def _range(ends: tuple[float, float] | None) -> str:
     return "float" if ends is None else f"{ends[0]:.3g} .. {ends[1]:.3g}"
 
@@ -239,13 +252,15 @@ def _costs(source: Source) -> list[LayerCost]:
         return model_costs(source.model, example_of(source))
     if source.kind.startswith("tflite"):
         return tflite_costs(source.path)
+    if source.kind == "c":
+        return c_costs(source.path)
     return packed_costs(source.path)
 
 
 def _has_layers(source: Source) -> bool:
     """Whether it is known what each layer holds: not in files which are only an engine's graph."""
     known = source.program is not None or source.model is not None
-    return known or not source.loaded.engines or source.kind.startswith("tflite")
+    return known or not source.loaded.engines or source.kind in ("tflite", "tflite4", "c")
 
 
 def _print_file(settings: Inspect, source: Source) -> None:
@@ -276,5 +291,5 @@ def _print_file(settings: Inspect, source: Source) -> None:
     print("numbers stored: " + ", ".join(f"{count:,} {kind}" for kind, count in numbers.items()))
     if loaded.classes is not None:
         print(f"classes: {len(loaded.classes)}: {some_of(loaded.classes, separator='; ')}")
-    print("layer by layer: inspect the run, or its file of --to packed, onnx or tflite")
+    print("layer by layer: inspect the run, or its file of --to packed, onnx, tflite or c")
     write_json(settings.json, facts)

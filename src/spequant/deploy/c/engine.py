@@ -34,6 +34,7 @@ def compiler() -> str:
 
 def compiled(folder: Path, source: str, *flags: str, name: str = "program") -> Path:
     """The program of the file `source` in `folder`. RuntimeError: the compiler refuses it."""
+    folder = folder.resolve()
     path = folder / name
     command = [compiler(), *FLAGS, *flags, f"-I{folder}", str(folder / source), "-o", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
@@ -46,7 +47,8 @@ def stack_size(folder: Path, name: str) -> int | None:
     """Bytes of stack that a run needs at most, compiled for this machine: those of all functions together, none
     of which calls itself. None: the compiler does not say."""
     with tempfile.TemporaryDirectory() as out:
-        command = [compiler(), *FLAGS, "-fno-inline", "-fstack-usage", "-c", str(folder / f"{name}.c")]
+        source = folder.resolve() / f"{name}.c"
+        command = [compiler(), *FLAGS, "-fno-inline", "-fstack-usage", "-c", str(source)]
         done = subprocess.run([*command, "-o", f"{out}/{name}.o"], capture_output=True, check=False, cwd=out)
         reports = list(Path(out).glob("*.su"))
         if done.returncode or not reports:
