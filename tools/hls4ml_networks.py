@@ -3,6 +3,8 @@
 
 usage: hls4ml_networks.py [--python 3.11] [REQUIREMENT ...]     by default hls4ml==1.3.0 qonnx==1.0.0
 
+In networks "on powers of two" batch norm is folded and each scale is a power of two.
+
 hls4ml gets an environment of its own in a temporary folder, as in old_engines.py. Prints a Markdown table.
 """
 
@@ -11,10 +13,12 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import fusion
 
 import spequant
 from old_engines import environment
@@ -25,6 +29,7 @@ from spequant.quantizers import LSQ, PACT, SAWB, percentile
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "hls4ml_run.py"
 REQUIREMENTS = ("hls4ml==1.3.0", "qonnx==1.0.0")
 SAMPLES = 64
+PRECISIONS = ("fixed<48,16>", "fixed<32,16>", "fixed<16,6>")
 
 
 def mlp() -> nn.Module:
@@ -45,9 +50,25 @@ def depthwise() -> nn.Module:
     return nn.Sequential(*block(1, 6), *block(6, 6, groups=6), *block(6, 8, 1), nn.Flatten(), nn.Linear(512, 5))
 
 
+def folded(network: nn.Sequential) -> nn.Module:
+    """`network` with each batch norm in the layer before it."""
+    layers: list[Any] = []
+    for layer in network.eval():
+        if isinstance(layer, nn.BatchNorm1d):
+            layers[-1] = fusion.fuse_linear_bn_eval(layers[-1], layer)
+        elif isinstance(layer, nn.BatchNorm2d):
+            layers[-1] = fusion.fuse_conv_bn_eval(layers[-1], layer)
+        else:
+            layers.append(layer)
+    return nn.Sequential(*layers)
+
+
 def residual() -> nn.Module:
     return CifarResNet(1, in_channels=1, widths=(4, 6, 8))
 
+
+POWERS = LSQ(4, power_of_two=True)
+ON_POWERS = ", on powers of two"
 
 NETWORKS: dict[str, Callable[[], tuple[nn.Module, dict[str, object]]]] = {
     "MLP, W2A2": lambda: (mlp(), {"weight": SAWB(2), "act": PACT(2)}),
@@ -57,6 +78,8 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, dict[str, object]]]] = {
     "MLP, W1A1": lambda: (mlp(), {"weight": SAWB(1), "act": PACT(1)}),
     "CNN, W1A1": lambda: (cnn(), {"weight": SAWB(1), "act": PACT(1)}),
     "CNN, W4A4, a scale a channel, ends W8A8": lambda: (cnn(), {"weight": LSQ(4), "act": LSQ(4), "per_channel": True}),
+    f"MLP, W4A4{ON_POWERS}": lambda: (mlp(), {"weight": POWERS, "act": POWERS}),
+    f"CNN, W4A4, a scale a channel{ON_POWERS}": lambda: (cnn(), {"weight": POWERS, "act": POWERS, "per_channel": True}),
     "MLP, W2A2, ends float": lambda: (mlp(), {"weight": SAWB(2), "act": PACT(2), "ends": None}),
 }
 
@@ -70,6 +93,7 @@ def write(name: str, path: Path) -> tuple[Tensor, Tensor]:
             nn.init.uniform_(norm.weight, 0.5, 1.5)
             nn.init.normal_(norm.bias, 0, 0.3)
             nn.init.uniform_(norm.running_var, 0.5, 2.0)  # type: ignore[arg-type]
+    network = folded(network) if name.endswith(ON_POWERS) else network  # type: ignore[arg-type]
     x = torch.randn(SAMPLES, 16) if name.startswith("MLP") else torch.randn(SAMPLES, 1, 8, 8)
     model = spequant.prepare(network.eval(), **options)  # type: ignore[arg-type]
     spequant.calibrate(model, [x], samples=SAMPLES, rule=percentile(99.0), reestimate=False)
@@ -97,11 +121,16 @@ def main(arguments: list[str]) -> None:
         python, arguments = arguments[1], arguments[2:]
     with tempfile.TemporaryDirectory() as work:
         interpreter = environment(Path(work) / "env", *(arguments or REQUIREMENTS), python=python)
-        print("| network | equal classes |\n|---|---|")
+        print(
+            "| network |", *(f"`{precision}` |" for precision in PRECISIONS), "\n|---" + "|---" * len(PRECISIONS) + "|"
+        )
         for i, name in enumerate(NETWORKS):
-            folder = Path(work) / str(i)
-            folder.mkdir()
-            print("|", name, "|", equal(interpreter, name, folder), "|", flush=True)
+            cells = []
+            for precision in PRECISIONS:
+                folder = Path(work) / f"{i}-{precision}"
+                folder.mkdir()
+                cells.append(equal(interpreter, name, folder, precision))
+            print("|", name, "|", " | ".join(cells), "|", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from spequant.calibration.ranges import calibrate
     from spequant.comparison import compare
     from spequant.deploy import (
+        align_ranges,
         check_export,
         export,
         export_onnx,
@@ -56,6 +57,7 @@ __all__ = [
     "Stochastic",
     "TokenClassification",
     "__version__",
+    "align_ranges",
     "calibrate",
     "check_export",
     "compare",
@@ -77,7 +79,16 @@ _HOMES = {
     "calibration.batch_norm": ("reestimate_batch_norm",),
     "calibration.ranges": ("calibrate",),
     "comparison": ("compare",),
-    "deploy": ("check_export", "export", "export_onnx", "load", "load_packed", "pack", "quantize_biases"),
+    "deploy": (
+        "align_ranges",
+        "check_export",
+        "export",
+        "export_onnx",
+        "load",
+        "load_packed",
+        "pack",
+        "quantize_biases",
+    ),
     "methods": ("SPEQ", "Distill", "Retrain"),
     "methods.tasks": (
         *("Classification", "Detection", "MultiLabel", "Regression", "Segmentation", "SpanExtraction"),

@@ -184,6 +184,25 @@ def placed_folder(path: Path) -> Iterator[Path]:
         sync(end.parent)
 
 
+def destination_folder(path: Path) -> Path:
+    """Return the folder that `path` leads to, after a check that `placed_folder` can write it.
+
+    Raises:
+        NotADirectoryError: `path`, or something above it, exists and is no folder.
+        PermissionError: the folder above it is read-only.
+        OSError: symbolic links that lead in a circle.
+    """
+    end = _followed(path)
+    if not stat.S_ISDIR(_mode(end) or stat.S_IFDIR):
+        raise NotADirectoryError(f"{path} cannot be written: it exists and is no folder; give another name")
+    above = next(folder for folder in end.parents if folder.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(f"{path} cannot be written: {above} is no folder; give another name")
+    if not os.access(above, os.W_OK):
+        raise PermissionError(f"{path} cannot be written: {above} is read-only; give another name, or make it writable")
+    return end
+
+
 def make_folder(path: Path) -> None:
     """Create the folder `path` and the folders above it, where they do not exist; symbolic links are followed.
 

@@ -3,7 +3,7 @@
 Custom autograd functions live only in this file; modules, state and policy live elsewhere.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import wraps
 from typing import ParamSpec, TypeVar
@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
+
+from spequant.graphs import one_node
 
 Given = ParamSpec("Given")
 Returned = TypeVar("Returned")
@@ -128,6 +130,7 @@ class _OnPowerOfTwo(torch.autograd.Function):
         return grad_low * ratio, grad_high * ratio, None, None
 
 
+@one_node("(Tensor low, Tensor high, Tensor home, Tensor levels) -> (Tensor, Tensor)")
 def on_power_of_two(low: Tensor, high: Tensor, home: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the bounds with the same zero point whose step is the power of two nearest to that of [low, high].
 
@@ -189,6 +192,13 @@ class _FakeQuantize(torch.autograd.Function):
         grad_low = (grad32 * (below - rounding)).sum_to_size(low.shape) if needs_low and low is not None else None
         grad_high = (grad32 * (above + rounding)).sum_to_size(high.shape) if needs_high else None
         return grad_x, grad_low, grad_high, None, None, None, None
+
+
+@one_node("(Tensor x, Tensor? low, Tensor high, Tensor levels, bool saturate, bool inner, float ewgs) -> Tensor")
+def _fake_quantize(
+    x: Tensor, low: Tensor | None, high: Tensor, levels: Tensor, saturate: bool, inner: bool, ewgs: float
+) -> Tensor:
+    return _FakeQuantize.apply(x, low, high, levels, saturate, inner, ewgs)
 
 
 def _rounding(x: Tensor, low: Tensor | None, high: Tensor, levels: Tensor) -> Tensor:
@@ -253,7 +263,7 @@ def fake_quantize(
         Straight-through estimator: Bengio et al. 2013, arXiv 1308.3432. PACT: arXiv 1805.06085. LSQ: arXiv 1902.08153.
         EWGS: arXiv 2104.00903.
     """
-    return _FakeQuantize.apply(x, low, high, levels, saturate, inner, ewgs)
+    return _fake_quantize(x, low, high, levels, saturate, inner, ewgs)
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -272,6 +282,7 @@ class _ScaleGradient(torch.autograd.Function):
         return grad * ctx.factor, None
 
 
+@one_node("(Tensor(a) x, float factor) -> Tensor(a)")
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
     """Return `x` unchanged; in the backward pass its gradient is multiplied by `factor`."""
     return _ScaleGradient.apply(x, factor)
@@ -301,6 +312,13 @@ def all_reduce(x: Tensor) -> Tensor:
     The result in every process depends on `x` in every process, so the backward pass sums the gradients as well.
     """
     return _AllReduce.apply(x)
+
+
+def reduced(x: Tensor, shape: Sequence[int], how: Callable[..., Tensor]) -> Tensor:
+    """Apply `how` (torch.mean, torch.amax ...) to the values that share a range of `shape`, which the result has."""
+    if not shape:
+        return how(x)
+    return how(x, dim=[d for d, size in enumerate(shape) if size == 1], keepdim=True)
 
 
 def positive(x: Tensor) -> Tensor:

@@ -28,6 +28,15 @@ def test_other_packages_show_no_bars(monkeypatch, capsys):
     assert [os.environ.get(name) for name in names] == ["1"] * 3
 
 
+def test_the_version_needs_no_extra(monkeypatch, capsys):
+    for name in ("tyro", "rich"):
+        monkeypatch.setitem(sys.modules, name, None)
+    main(["--version"])
+    assert capsys.readouterr().out.startswith("spequant ")
+    with pytest.raises(SystemExit, match="needs tyro: pip install"):
+        main(["runs"])
+
+
 def test_a_run_is_evaluated_compared_and_listed(digits_run, capsys):
     result = json.loads((digits_run / "result.json").read_text())
     main(["evaluate", str(digits_run)])

@@ -15,7 +15,7 @@ from spequant.app.bench.train import STEPS, BenchTrain, ready
 from spequant.methods import Retrain, allow_float
 from spequant.models import resnet8
 
-SETTINGS = BenchTrain("resnet8", batch=2, image=8, rounds=1, threads=1, device="cpu", compile=False)
+SETTINGS = BenchTrain("resnet8", batch=2, size=8, rounds=1, threads=1, device="cpu", compile=False)
 
 
 def test_every_layer_and_addend_has_its_own():
@@ -101,7 +101,7 @@ def test_no_peer_stands_for_a_row_of_ours():
 @pytest.mark.slow
 def test_the_script_prints_rows_of_both():
     script = Path(__file__).parents[2] / "benchmarks" / "peers.py"
-    size = ("--network", "resnet8", "--batch", "2", "--image", "8", "--rounds", "1")
+    size = ("--network", "resnet8", "--batch", "2", "--size", "8", "--rounds", "1")
     options = (*size, "--threads", "1", "--device", "cpu", "--no-compile", "--rows", "retrain", "torch.ao eager")
     command = [sys.executable, str(script), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -13,8 +13,8 @@ from support.task_networks import Pixels, Tokens
 NAMES = ["zero", "one", "zwei", "trois", "fyra", "пять", "six", "seven", "eight", "nine"]
 
 
-SLOW = ("mixed", "openvino", "qonnx", "tflite4")
-PACKAGES = {"litert": "ai_edge_litert"}  # engines whose package has another name
+SLOW = ("mixed", "openvino", "qonnx", "tflite4", "c")
+PACKAGES = {"litert": "ai_edge_litert", "cc": "spequant"}  # engines whose package has another name
 
 
 @NEEDS_ONNXRUNTIME

@@ -63,7 +63,8 @@ def test_openvino_runs_convolutions_and_additions_in_int8():
             in_integers.append(kind)
         elif kind in ("Convolution", "FullyConnected", "Eltwise") and "pad" not in name:
             in_float.add((kind, name))
-    assert in_integers.count("Convolution") == 8 and in_integers.count("FullyConnected") == 1
+    # The first layer is there once, though two quantizers read it: `percentile` gives them ranges that agree.
+    assert in_integers.count("Convolution") == 7 and in_integers.count("FullyConnected") == 1
     assert {kind for kind, _ in in_float} <= {"Eltwise"}
     assert all("DequantizeLinear" in name for _, name in in_float)  # of the option-A shortcuts
 

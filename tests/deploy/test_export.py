@@ -56,6 +56,14 @@ def test_of_a_layer_that_is_called_twice_the_calls_are_not_told_apart(tmp_path):
     assert {c.name.split()[0]: c.torch for c in parity.codes}["first"] is None
 
 
+def test_codes_of_a_layer_that_takes_in_the_zeros_before_it_are_compared_where_they_are_the_same(tmp_path):
+    x = torch.randn(16, 1, 4, 4)
+    layers = [nn.Identity(), nn.ZeroPad2d(1), nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten()]
+    parity = export_onnx(prepared(nn.Sequential(*layers, nn.Linear(16, 3)), x), tmp_path / "net.onnx", [x])
+    assert {c.name.split()[0]: c.torch for c in parity.codes}["2"] == 0  # which the next layer reads
+    assert parity.looked_at == 16 and parity.images == 16
+
+
 X = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 LABELS = torch.arange(8) % 10
 FORMS = {
@@ -95,7 +103,7 @@ def test_what_holds_no_samples_is_refused(images, network, tmp_path):
 
 
 NAMES = {"packed": "net.packed", "onnx": "net.onnx", "mixed": "net.mixed.onnx", "openvino": "net.xml"}
-NAMES |= {"qonnx": "net.qonnx.onnx", "tflite": "net.tflite", "tflite4": "net.int4.tflite"}
+NAMES |= {"qonnx": "net.qonnx.onnx", "tflite": "net.tflite", "tflite4": "net.int4.tflite", "c": "net.c"}
 
 
 def written(name, network, folder, **options):
@@ -111,12 +119,15 @@ def test_the_names_here_are_all_formats():
     assert set(NAMES) == set(FORMATS)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "c" else n for n in NAMES])
 def test_any_format_in_one_call_and_back(name, network, tmp_path):
     report, loaded = written(name, network, tmp_path)
     assert (report.format, report.path) == (name, tmp_path / NAMES[name])
     assert report.parity.images == report.parity.labelled == 8 and report.parity.agreement == 1
-    assert report.size == sum(path.stat().st_size for path in tmp_path.iterdir())
+    if name == "c":  # of which the constants count, not the text
+        assert report.size < (tmp_path / "net.c" / "net.c").stat().st_size
+    else:
+        assert report.size == sum(path.stat().st_size for path in tmp_path.iterdir())
     assert (
         report.float_size == sum(4 * p.numel() for p in small().state_dict().values() if p.is_floating_point()) + 8 * 7
     )

@@ -8,11 +8,22 @@ import torch
 from torch import nn
 
 import spequant
-from spequant.deploy import Twin, export_onnx, lower, quantize_biases
+from spequant.deploy import (
+    Twin,
+    export_onnx,
+    integer_graph,
+    load_packed,
+    lower,
+    pack,
+    quant_graph,
+    quantize_biases,
+    write_onnx,
+)
+from spequant.deploy.engines import ENGINES
 from spequant.deploy.operations import Weighted
 from spequant.layers import QuantizedLayer
-from spequant.quantizers import PACT, SAWB, percentile
-from support.integer_networks import Shared, prepared, small
+from spequant.quantizers import LSQ, PACT, SAWB, percentile
+from support.integer_networks import NEEDS_ONNXRUNTIME, Shared, prepared, small
 
 
 def names(program) -> list[str]:
@@ -124,3 +135,26 @@ def test_one_layer_on_integers_is_enough():
     model = spequant.prepare(Sides("quantized"), weight=SAWB(4), act=PACT(4), skip=["plain"])
     spequant.calibrate(model, [x], samples=64)
     assert names(lower(model, x)) == ["quantized"]
+
+
+@NEEDS_ONNXRUNTIME
+def test_on_powers_of_two_without_batch_norm_every_factor_is_a_shift_and_all_formats_give_torchs_numbers(tmp_path):
+    pytest.importorskip("qonnx")
+    block = [nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 4, 3), nn.ReLU()]
+    network, x = nn.Sequential(*block, nn.Flatten(), nn.Linear(16, 3)), torch.randn(32, 1, 8, 8)
+    with torch.no_grad():
+        block[3].weight *= torch.logspace(-1, 1, 4).view(4, 1, 1, 1)
+    lsq = LSQ(4, power_of_two=True)
+    model = prepared(network, x, weight=lsq, act=lsq, per_channel=True)
+    program = lower(model, x[:1])
+    for layer in program.weighted:
+        (source,) = layer.inputs
+        factor = source.grid.step * layer.scale / (1.0 if layer.grid is None else layer.grid.step)
+        assert torch.equal(factor.log2().round().exp2(), factor)
+    assert len(program.weighted[1].scale.unique()) > 1 and torch.equal(Twin(program)(x), model(x))
+    for name, graph in {"onnxruntime": integer_graph(program), "qonnx": quant_graph(program)}.items():
+        write_onnx(graph, tmp_path / f"{name}.onnx")
+        (got,) = ENGINES[name](tmp_path / f"{name}.onnx")({"input": x.numpy()})
+        assert torch.equal(torch.from_numpy(got), model(x)), name
+    pack(model, tmp_path / "net.packed")
+    assert torch.equal(load_packed(tmp_path / "net.packed", network)(x), model(x))

@@ -115,7 +115,7 @@ def test_a_parity_says_the_verdict_first_and_then_what_came_of_it():
     bad = compared(logits, -logits, logits.argmax(1), -logits)
     verdict, same, values, own, accuracy = str(bad).splitlines()
     assert verdict.startswith("refused: ") and same.startswith("0.00 % of 200 images")
-    assert "1 deviations" in values and own.endswith("on 200") and accuracy.startswith("accuracy: 0.00 %")
+    assert "1 deviations" in values and own.endswith("on 200 of 200") and accuracy.startswith("accuracy: 0.00 %")
     assert re.match(
         r"Parity\(images=200, equal=0, .*values=\[Values\(output='output', kind='scores', apart=1\.0", repr(bad)
     )

@@ -31,7 +31,7 @@ def test_every_step_without_a_form_is_named_at_once():
     before = {name: t.clone() for name, t in network.state_dict().items()}
     found = spequant.check_export(network, X)
     assert not found.ok and [f.name for f in found.refused] == ["layers.0", "layers.2"]
-    assert "LayerNorm" in str(found) and "--to mixed" in str(found)
+    assert "LayerNorm" in str(found) and "batch norm" in str(found) and "--to mixed" in str(found)
     assert all(torch.equal(before[name], t) for name, t in network.state_dict().items())
 
 
@@ -88,3 +88,16 @@ def test_formats_without_a_program_are_asked_too():
     found = spequant.check_export(network, X, "mixed")
     assert found.ok and {f.name for f in found.floats} >= {"layers.0", "layers.1"}
     assert spequant.check_export(network, X, "packed").ok
+
+
+def test_what_prepare_cannot_trace_is_said():
+    class Unfolded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.act, self.b = nn.Linear(6, 6), nn.SiLU(), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.b(self.act(self.a(x)).view(*x.shape[:1], 6))
+
+    found = spequant.check_export(Unfolded(), torch.randn(2, 6))
+    assert found.ok and "cannot be traced" in str(found)

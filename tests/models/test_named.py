@@ -1,6 +1,7 @@
 """Networks by name, from this project and from libraries; published weights and new heads."""
 
 import re
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def test_an_unknown_network_is_refused_with_near_names(name, message):
 def test_channels_weights_and_classes_that_a_library_does_not_have_are_refused():
     with pytest.raises(ValueError, match=r"torchvision/resnet18', for 3 channels; .* 1$"):
         make_network("torchvision/resnet18", classes=2, in_channels=1)
-    with pytest.raises(ValueError, match="resnet20 has no published"):
+    with pytest.raises(ValueError, match=r"resnet20 has no published .*--network\.no-pretrained"):
         make_network("resnet20", classes=10, pretrained=True)
     with pytest.raises(ValueError, match=r"timm's resnet18 has 1000 classes, .* 7; .*--network\.new-head"):
         make_network("timm/resnet18", classes=7, pretrained=True)
@@ -43,6 +44,15 @@ def test_channels_weights_and_classes_that_a_library_does_not_have_are_refused()
         with pytest.raises(ValueError, match=r"torchvision's.* 1000 classes, .* 7; .*--network\.new-head"):
             make_network(name, classes=7, pretrained=True)
     assert make_network("timm/test_resnet", classes=2, in_channels=1)(torch.zeros(2, 1, 32, 32)).shape == (2, 2)
+
+
+def test_published_weights_that_cannot_be_fetched_are_named(monkeypatch):
+    def refused(*_args, **_named):
+        raise URLError("no network")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refused)
+    with pytest.raises(OSError, match=r"https://\S+resnet18\S+\.pth .*no network.*--network\.weights FILE"):
+        make_network("resnet18", classes=1000, pretrained=True)
 
 
 def test_published_names_of_densenet_are_mapped_to_its_modules(monkeypatch):

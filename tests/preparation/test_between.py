@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import spequant
@@ -38,6 +39,33 @@ def test_between_gives_them_its_bits_and_none_leaves_them_float():
     assert not spequant.check_export(model, x[:1], "onnx").refused
     plain = spequant.prepare(Excited(), weight=SAWB(4), act=PACT(4))
     assert not any(".output" in name for name in act_quantizers(plain))
+
+
+class Everyday(nn.Module):
+    """A sum of what ReLU leaves as a function, parts in a list, lines between pixels, a sigmoid at the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(6, 2, 1)
+        self.up, self.gate, self.last = nn.Upsample(scale_factor=2, mode="bilinear"), nn.Sigmoid(), nn.Sigmoid()
+
+    def forward(self, x):
+        parts = list((F.relu(self.a(x)) + F.relu(self.b(x))).chunk(2, 1))
+        y = torch.cat([*parts, parts[0]], 1)
+        return self.last(self.c(y)), self.up(self.c(y))
+
+
+def test_sums_of_functions_and_functions_that_are_outputs_are_found():
+    groups = groups_between(Everyday())
+    assert ["a"] in groups and ["b"] in groups and ["last"] in groups
+
+
+def test_timms_batch_norm_has_its_function_behind_a_grid():
+    layers = pytest.importorskip("timm.layers")
+    norms = [layers.BatchNormAct2d(4, act_layer=act) for act in (nn.SiLU, nn.ReLU)]
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), norms[0], nn.Conv2d(4, 4, 1), norms[1], nn.Conv2d(4, 2, 1))
+    assert groups_between(network) == [["1.drop"]]
+    assert str(spequant.check_export(network, torch.randn(2, 3, 4, 4))) == "--to onnx: integers throughout"
 
 
 def test_where_it_cannot_be_traced_a_warning_says_so():

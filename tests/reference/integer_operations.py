@@ -201,7 +201,7 @@ def _over_all(op, inputs):
 
 MOVED = {
     "Flatten": _moved(_in_order),
-    "Reshape": _moved(_in_order),
+    "Reshape": lambda op, inputs: torch.from_numpy(inputs[0].reshape(-1, *op.shape[1:])).double(),  # several rows, too
     "Transpose": _moved(_turned),
     "PixelShuffle": _moved(_shuffled),
     "Slice": _moved(_cut),

@@ -1,6 +1,7 @@
 """SPEQ's steps through torch.compile against eager mode. For a process of its own, whose counters start at zero."""
 
 import copy
+import os
 from collections.abc import Callable
 
 import torch
@@ -71,3 +72,17 @@ def graphs(steps: int, make: Callable[..., nn.Module], *names: str) -> int:
         optimizer.step()
         optimizer.zero_grad()
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def read_from_disk(cache: str) -> int:
+    """How many graphs of a step of `small` come whole out of torch's cache in the folder `cache`."""
+    from torch._inductor import config
+
+    config.compile_threads, config.cpp.vec_isa_ok = 1, True
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+    torch.manual_seed(4)
+    images, labels = torch.randn(16, 3, 8, 8), torch.randint(0, 10, (16,))
+    model = small()
+    spequant.calibrate(model, [images], samples=16)
+    spequant.SPEQ()(torch.compile(model), (images, labels)).total.backward()
+    return torch._dynamo.utils.counters["aot_autograd"]["autograd_cache_hit"]

@@ -53,7 +53,7 @@ def mobilenet_v1() -> nn.Module:
     widths = (8, 16, 32, 32, 64, 64, *[128] * 6, 256, 256)
     strides = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
     layers = [conv(3, 8, 3, 2)]
-    for inputs, outputs, stride in zip(widths, widths[1:], strides, strict=True):
+    for (inputs, outputs), stride in zip(pairwise(widths), strides, strict=True):
         layers += [conv(inputs, inputs, 3, stride, inputs), conv(inputs, outputs, 1)]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 2))
 
@@ -153,6 +153,20 @@ def mobileone() -> nn.Module:
     from timm.utils.model import reparameterize_model
 
     return reparameterize_model(timm("mobileone_s0")().eval())
+
+
+def made_up(count: int, shape: tuple[int, ...]) -> Tensor:
+    """Samples of this shape that differ as images do: in what is large as well as in what is small, with some noise, in
+    256 levels."""
+    if len(shape) == 1:
+        x = torch.randn(count, 12) @ torch.randn(12, *shape) / 12**0.5
+    else:
+        channels, *sizes = shape
+        mode = "linear" if len(sizes) == 1 else "bilinear"
+        layers = [torch.randn(count, channels, *(min(n, size) for size in sizes)) for n in (2, 4, 8)]
+        x = sum(F.interpolate(layer, sizes, mode=mode) for layer in layers)
+    levels = ((x + torch.randn(count, *shape) / 10) * 40 + 128).round().clamp(0, 255)
+    return (levels / 255 - 0.45) / 0.225
 
 
 @dataclass(frozen=True)

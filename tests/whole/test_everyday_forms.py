@@ -59,6 +59,13 @@ def shuffled(y):
     return y.view(b, 2, c // 2, h, w).transpose(1, 2).contiguous().view(b, -1, h, w)
 
 
+def shuffled_across(y):
+    """As ShuffleNetV2 has it elsewhere: the halves of channels change places with the batch."""
+    b, c, h, w = y.shape
+    y = y.reshape(b * c // 2, 2, h * w).permute(1, 0, 2).reshape(2, -1, c // 2, h, w)
+    return torch.cat([y[0], y[1]], 1)
+
+
 def halves(y):
     a, b = y.chunk(2, dim=1)
     return torch.cat([b, a], 1)
@@ -112,6 +119,29 @@ SHAPES = {
     "negative": form(lambda y: -y),
     "times a number": form(lambda y: 0.5 * y / 2 + 0.25),
     "number minus": form(lambda y: 1 - y),
+    "shuffle across the batch": form(shuffled_across),
+    "groups in the batch": form(lambda y: y.view(-1, 2, 6, 8).amax(1).view(y.size(0), -1)),
+    "rows of a sample": lambda: Between(
+        lambda net, y: net.parts[0](y.reshape(-1, 8)).view(y.shape[0], -1), nn.Linear(8, 5)
+    ),
+    "positions first": lambda: Between(
+        lambda net, y: net.parts[0](y.permute(2, 3, 0, 1)[0].transpose(0, 1)), nn.Linear(4, 2)
+    ),
+    "batch second and back": form(lambda y: y.transpose(0, 1)[1:3].unbind(0)[1]),
+    "movedim": form(lambda y: y.movedim(1, -1)),
+    "flip": form(lambda y: y.flip(3, 2)),
+    "roll": form(lambda y: torch.roll(y, (1, -3), (1, 3))),
+    "copies": form(lambda y: y.repeat(1, 2, 1, 3)),
+    "copies in a row": form(lambda y: y.repeat_interleave(2, dim=1)),
+    "channels by a list": form(lambda y: y[:, [2, 0, 0, 3]]),
+    "channels by a tensor": form(lambda y: torch.index_select(y, 1, torch.tensor([3, 1]))),
+    "circular": conv(4, 3, 3, padding=1, padding_mode="circular"),
+    "circular pad": part(nn.CircularPad2d((1, 0, 2, 1))),
+    "nearest to less": form(lambda y: F.interpolate(y, scale_factor=0.5)),
+    "nearest-exact to less": form(lambda y: F.interpolate(y, size=(3, 2), mode="nearest-exact")),
+    "one pixel in lines": form(lambda y: F.interpolate(y[:, :, :1, :1], size=(3, 5), mode="bilinear")),
+    "larger of two": form(lambda y: torch.maximum(y[:, :2], y[:, 2:])),
+    "largest along a dimension": form(lambda y: y.max(dim=3, keepdim=True)[0]),
     "linear on more dimensions": lambda: Between(lambda net, y: net.parts[0](y.flatten(2)), nn.Linear(48, 5)),
     "linear on the last of four": part(nn.Linear(8, 3), nn.ReLU(), nn.Linear(3, 2)),
 }
@@ -137,6 +167,13 @@ POOLS = {
     "global": part(nn.AdaptiveAvgPool2d(1)),
     "whole window": part(nn.AvgPool2d((6, 8))),
     "zeros before an average": part(nn.ZeroPad2d(1), nn.AvgPool2d(4)),
+    "bilinear": part(nn.Upsample(scale_factor=2, mode="bilinear")),
+    "bilinear, sizes that differ": form(lambda y: F.interpolate(y, size=(24, 8), mode="bilinear")),
+    "linear, four times": lambda: Between(
+        lambda net, y: F.interpolate(y, scale_factor=4, mode="linear"), first=nn.Conv1d(2, 4, 1)
+    ),
+    "half in lines": form(lambda y: F.interpolate(y, scale_factor=0.5, mode="bilinear")),
+    "area": form(lambda y: F.interpolate(y, size=(3, 2), mode="area")),
     "mean of mean": form(lambda y: y.mean(3).mean(2)),
     "mean over positions": form(lambda y: y.mean((2, 3))),
     "mean over channels": form(lambda y: y.mean(1, keepdim=True)),
@@ -186,6 +223,10 @@ FUNCTIONS = {
         lambda net, y: net.parts[2](net.parts[0](y)) * net.parts[1](y),
         *(nn.Conv2d(4, 3, 1), nn.Conv2d(4, 3, 1), nn.Sigmoid()),
     ),
+    "difference of two layers": lambda: Between(
+        lambda net, y: net.parts[0](y) - net.parts[1](y), nn.Conv2d(4, 3, 1), nn.Conv2d(4, 3, 1)
+    ),
+    "hard sigmoid by hand": form(lambda y: F.relu6(y + 3) / 6),
     "batch norm behind a concatenation": lambda: Between(
         lambda net, y: net.parts[1](torch.relu(net.parts[0](torch.cat([net.parts[2](y), net.parts[3](y)], 1)))),
         *(nn.BatchNorm2d(6), nn.Conv2d(6, 3, 1), nn.Conv2d(4, 3, 1), nn.Conv2d(4, 3, 1)),
@@ -201,6 +242,8 @@ FORMS = {f"{kind}: {name}": make for kind, forms in ALL.items() for name, make i
 QUICK = {
     *("shape: channel shuffle", "shape: halves", "shape: index", "shape: linear on more dimensions", "shape: nearest"),
     *("shape: pad alone", "shape: pixel shuffle", "shape: replicate", "shape: same", "shape: zero pad"),
+    *("shape: shuffle across the batch", "shape: rows of a sample", "shape: channels by a list", "pool: bilinear"),
+    *("shape: larger of two", "function: difference of two layers"),
     *("shape: ceil mode with a part of a window", "shape: view of size", "transposed: output padding"),
     *("pool: average, padded", "pool: average, padding not counted", "pool: mean of mean"),
     *("function: batch norm behind a concatenation", "function: prelu by channel", "function: hardswish by hand"),

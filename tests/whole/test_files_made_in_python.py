@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
 
 
 NETWORK = ("--network", "networks.py:small")
-DATA = ("--data", "test.npz")
+DATA = ("--arrays", "test.npz")
 
 
 def ran(folder, monkeypatch, *args):
@@ -69,7 +69,13 @@ def test_formats_that_run_only_as_they_are(name, package, folder, monkeypatch):
     spequant.export(case.model, folder / name, [case.x])
     (row,) = ran(folder, monkeypatch, "evaluate", name, *DATA)
     assert row["accuracy"] == 100 and row["act_bits"] == 2
-    for args in ("evaluate", name, *DATA, "--act-bits", "4"), ("inspect", name), ("bench", "infer", name):
+    facts = ran(folder, monkeypatch, "inspect", name)
+    assert facts["inputs"] == {"input": [None, *case.x.shape[1:]]} and facts["act_bits"] == [2, 8]
+    files = {path.name: path.stat().st_size for path in folder.glob(f"{name.removesuffix('.xml')}*")}
+    assert facts["bytes"].items() <= files.items() and facts["bytes"][name] > 0
+    weights = sum(module.weight.numel() for module in case.model.modules() if hasattr(module, "weight"))
+    assert facts["numbers"]["int8"] > 0 and sum(facts["numbers"].values()) > 0.5 * weights
+    for args in ("evaluate", name, *DATA, "--act-bits", "4"), ("bench", "infer", name):
         with pytest.raises(SystemExit, match=f"{name} is .*--to {spequant.load(folder / name).format}"):
             main([*args])
 
@@ -81,9 +87,9 @@ def test_numbers_of_other_types_become_floats(kind, folder, tmp_path, monkeypatc
         labels = lowered("two bits").model(torch.from_numpy(inputs).float()).argmax(1)
     np.savez(tmp_path / "other.npz", inputs=inputs, labels=labels.numpy())
     for source in ("net.packed", *NETWORK), ("plain.onnx", "--engines", "torch"):
-        (row,) = ran(folder, monkeypatch, "evaluate", *source, "--data", str(tmp_path / "other.npz"))
+        (row,) = ran(folder, monkeypatch, "evaluate", *source, "--arrays", str(tmp_path / "other.npz"))
         assert row["accuracy"] > 90  # ties apart
-    data = "--data", str(tmp_path / "other.npz")
+    data = "--arrays", str(tmp_path / "other.npz")
     main(["inspect", "net.packed", *NETWORK, *data])
     main(["export", "net.packed", "--to", "onnx", "--round-biases", *NETWORK, *data, "--out", str(tmp_path / "n.onnx")])
 
@@ -96,11 +102,11 @@ def test_images_that_the_file_normalises_itself(folder, tmp_path, monkeypatch):
         labels = case.model((images.float() / 255 - 0.5) / 0.25).argmax(1)
     np.savez(tmp_path / "images.npz", inputs=images.numpy(), labels=labels.numpy())
     for engine in ("onnxruntime", "torch"):
-        data = "--data", str(tmp_path / "images.npz"), "--engines", engine
+        data = "--arrays", str(tmp_path / "images.npz"), "--engines", engine
         (row,) = ran(folder, monkeypatch, "evaluate", "images.onnx", *data)
         assert row["accuracy"] == 100, engine
     (row,) = ran(
-        folder, monkeypatch, "evaluate", "images.onnx", "--data", str(tmp_path / "images.npz"), "--act-bits", "3"
+        folder, monkeypatch, "evaluate", "images.onnx", "--arrays", str(tmp_path / "images.npz"), "--act-bits", "3"
     )
     assert row["act_bits"] == 3
     with pytest.raises(SystemExit, match=r"input is torch\.float32; images\.onnx .*torch\.uint8"):
@@ -133,7 +139,7 @@ def test_export(to, folder, tmp_path, monkeypatch):
     pytest.importorskip("openvino")
     monkeypatch.chdir(folder)
     out = tmp_path / {"onnx": "net.onnx", "packed": "net.packed", "openvino": "net.xml"}[to]
-    main(["export", "net.packed", "--to", to, *NETWORK, "--data", "inputs.npz", "--out", str(out)])
+    main(["export", "net.packed", "--to", to, *NETWORK, "--arrays", "inputs.npz", "--out", str(out)])
     case = lowered("two bits")
     loaded = spequant.load(out)
     assert loaded.about == {} and loaded.act_bits == (2, 8)
@@ -144,7 +150,7 @@ def test_export(to, folder, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_bench_infer(folder, monkeypatch):
     pytest.importorskip("onnxscript")
-    for source in ("plain.onnx", *NETWORK), ("net.packed", *NETWORK, "--data", "inputs.npz"):
+    for source in ("plain.onnx", *NETWORK), ("net.packed", *NETWORK, "--arrays", "inputs.npz"):
         rows = ran(folder, monkeypatch, "bench", "infer", *source, "--rounds", "1", "--engines", "onnxruntime")
         assert [row["name"] for row in rows] == ["fp32", "A2"] and all(row["ms"] > 0 for row in rows)
 
@@ -152,32 +158,32 @@ def test_bench_infer(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ("evaluate plain.onnx", r"plain\.onnx .*tested on, .*--data"),
-        ("evaluate net.packed --data test.npz", r"net\.packed .*what network it holds, .*--network"),
-        ("evaluate net.packed --network networks.py:small", r"net\.packed .*--data FILE\.npz"),
+        ("evaluate plain.onnx", r"plain\.onnx .*tested on, .*--arrays"),
+        ("evaluate net.packed --arrays test.npz", r"net\.packed .*what network it holds, .*--network"),
+        ("evaluate net.packed --network networks.py:small", r"net\.packed .*--arrays FILE\.npz"),
         ("evaluate net.onnx", r"net\.onnx .*what network it holds .*--network"),
-        ("evaluate plain.onnx --data inputs.npz", r"no labels; .*labels"),
-        ("evaluate plain.onnx --data wrong.npz", "labels run from .* 0 to 9"),
-        ("evaluate plain.onnx --data few.npz", r"few\.npz: labels .*\(32,\)"),
-        ("evaluate plain.onnx --data other.npz", r"other\.npz holds .*images; .*inputs and labels"),
-        ("evaluate plain.onnx --data text.npz", r"text\.npz is no \.npz"),
-        ("evaluate plain.onnx --data nowhere.npz", r"nowhere\.npz does not exist"),
-        ("evaluate plain.onnx --data small.npz", r"input has the shape \(32, 1, 4, 8\); .*plain\.onnx"),
-        ("evaluate net.packed --data test.npz --network networks.py:number", "number'.*called without arguments"),
-        ("evaluate net.packed --data test.npz --network collections:OrderedDict", "gives OrderedDict; .*Module"),
-        ("evaluate net.packed --data test.npz --network networks.py:other", r"networks\.py has no 'other'"),
-        ("evaluate net.packed --data test.npz --network torch.nn:Identity", "file of another network"),
-        ("export net.packed --to onnx --data test.npz", r"net\.packed .*to export it, give --network"),
-        ("export net.packed --to onnx --network networks.py:small", r"net\.packed .*--data FILE\.npz"),
+        ("evaluate plain.onnx --arrays inputs.npz", r"no labels; .*labels"),
+        ("evaluate plain.onnx --arrays wrong.npz", "labels run from .* 0 to 9"),
+        ("evaluate plain.onnx --arrays few.npz", r"few\.npz: labels .*\(32,\)"),
+        ("evaluate plain.onnx --arrays other.npz", r"other\.npz holds .*images; .*inputs and labels"),
+        ("evaluate plain.onnx --arrays text.npz", r"text\.npz is no \.npz"),
+        ("evaluate plain.onnx --arrays nowhere.npz", r"nowhere\.npz does not exist"),
+        ("evaluate plain.onnx --arrays small.npz", r"input has the shape \(32, 1, 4, 8\); .*plain\.onnx"),
+        ("evaluate net.packed --arrays test.npz --network networks.py:number", "number'.*called without arguments"),
+        ("evaluate net.packed --arrays test.npz --network collections:OrderedDict", "gives OrderedDict; .*Module"),
+        ("evaluate net.packed --arrays test.npz --network networks.py:other", r"networks\.py has no 'other'"),
+        ("evaluate net.packed --arrays test.npz --network torch.nn:Identity", "file of another network"),
+        ("export net.packed --to onnx --arrays test.npz", r"net\.packed .*to export it, give --network"),
+        ("export net.packed --to onnx --network networks.py:small", r"net\.packed .*--arrays FILE\.npz"),
         (
-            "export net.packed --to onnx --network networks.py:small --data test.npz --preprocessing",
-            "preprocessing .*data holds",
+            "export net.packed --to onnx --network networks.py:small --arrays test.npz --preprocessing",
+            "preprocessing .*arrays hold",
         ),
         ("export plain.onnx --to packed", r"plain\.onnx is .*--to onnx; .*a packed file"),
-        ("inspect net.packed --network networks.py:small", r"net\.packed .*--data FILE\.npz"),
+        ("inspect net.packed --network networks.py:small", r"net\.packed .*--arrays FILE\.npz"),
         ("bench infer plain.onnx", r"plain\.onnx .*--network"),
         ("bench infer net.packed", r"net\.packed .*to time it, give --network"),
-        ("bench infer net.packed --network networks.py:small", r"net\.packed .*--data FILE\.npz"),
+        ("bench infer net.packed --network networks.py:small", r"net\.packed .*--arrays FILE\.npz"),
     ],
 )
 def test_what_is_missing_is_named(args, message, folder, monkeypatch):

@@ -59,14 +59,14 @@ def ran(folder, monkeypatch, *args):
 
 
 def test_tokens_are_evaluated_and_inspected(folder, monkeypatch, capsys):
-    (row,) = ran(folder, monkeypatch, "evaluate", "words.packed", *NETWORK, "--data", "words.npz")
+    (row,) = ran(folder, monkeypatch, "evaluate", "words.packed", *NETWORK, "--arrays", "words.npz")
     assert (row["accuracy"], row["samples"]) == (100, 24) and "samples 24" in capsys.readouterr().out
-    (few,) = ran(folder, monkeypatch, "evaluate", "words.packed", *NETWORK, "--data", "words.npz", "--images", "5")
+    (few,) = ran(folder, monkeypatch, "evaluate", "words.packed", *NETWORK, "--arrays", "words.npz", "--images", "5")
     assert few["samples"] == 5
-    costs = ran(folder, monkeypatch, "inspect", "words.packed", *NETWORK, "--data", "words.npz")
+    costs = ran(folder, monkeypatch, "inspect", "words.packed", *NETWORK, "--arrays", "words.npz")
     assert costs["total"]["macs"] > 0 and costs["classes"] == ["good", "bad", "neither"]
     assert "classes: 3: good; bad; neither" in capsys.readouterr().out
-    main(["export", "words.packed", "--to", "packed", *NETWORK, "--data", "words.npz", "--out", "again.packed"])
+    main(["export", "words.packed", "--to", "packed", *NETWORK, "--arrays", "words.npz", "--out", "again.packed"])
     assert spequant.load("again.packed").classes == ("good", "bad", "neither")
 
 
@@ -80,7 +80,7 @@ def test_a_file_that_was_loaded_takes_them(folder):
 @pytest.mark.slow
 def test_tokens_are_exported_and_timed_in_an_engine(folder, monkeypatch):
     pytest.importorskip("onnxscript")
-    data = "--data", "words.npz"
+    data = "--arrays", "words.npz"
     monkeypatch.chdir(folder)
     main(["export", "words.packed", "--to", "mixed", *NETWORK, *data, "--out", "words.mixed.onnx"])
     (row,) = ran(folder, monkeypatch, "evaluate", "words.mixed.onnx", *data)
@@ -96,7 +96,7 @@ def test_tokens_are_exported_and_timed_in_an_engine(folder, monkeypatch):
             spequant.load("words.mixed.onnx")({name: x.astype(np.float32) for name, x in few.items()})
     for wrong in ("images.npz", "ids.npz"):
         with pytest.raises(SystemExit, match=rf"{wrong} holds .*words\.mixed\.onnx takes input_ids, attention_mask"):
-            main(["evaluate", "words.mixed.onnx", "--data", wrong])
+            main(["evaluate", "words.mixed.onnx", "--arrays", wrong])
     options = *NETWORK, *data, "--rounds", "1", "--engines", "onnxruntime"
     rows = ran(folder, monkeypatch, "bench", "infer", "words.packed", *options)
     assert [row["name"] for row in rows] == ["fp32", "A4"]
@@ -105,13 +105,13 @@ def test_tokens_are_exported_and_timed_in_an_engine(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("args", "named"),
     [
-        ("evaluate words.packed --data images.npz", r"images\.npz holds inputs; words\.packed takes input_ids, att"),
-        ("evaluate words.packed --data ids.npz", "ids.npz holds input_ids; .* takes input_ids, attention_mask"),
-        ("evaluate words.packed --data words.npz --engines onnxruntime", "inputs have names, .*--to mixed"),
-        ("export words.packed --to onnx --data words.npz", "images have names; .*mixed"),
-        ("export words.packed --to mixed --data words.npz --round-biases", "round_biases .*tokens"),
-        ("bench infer words.packed --data words.npz --length 9", "length is 9"),
-        ("inspect words.packed", r"--data FILE\.npz .*input_ids"),
+        ("evaluate words.packed --arrays images.npz", r"images\.npz holds inputs; words\.packed takes input_ids, att"),
+        ("evaluate words.packed --arrays ids.npz", "ids.npz holds input_ids; .* takes input_ids, attention_mask"),
+        ("evaluate words.packed --arrays words.npz --engines onnxruntime", "inputs have names, .*--to mixed"),
+        ("export words.packed --to onnx --arrays words.npz", "images have names; .*mixed"),
+        ("export words.packed --to mixed --arrays words.npz --round-biases", "round_biases .*tokens"),
+        ("bench infer words.packed --arrays words.npz --length 9", "length is 9"),
+        ("inspect words.packed", r"--arrays FILE\.npz .*input_ids"),
     ],
 )
 def test_what_does_not_fit_is_named(args, named, folder, monkeypatch):
@@ -121,12 +121,12 @@ def test_what_does_not_fit_is_named(args, named, folder, monkeypatch):
 
 
 def test_values_are_measured_by_how_far_they_are_off(folder, monkeypatch, capsys):
-    (row,) = ran(folder, monkeypatch, "evaluate", "values.onnx", "--data", "values.npz")
+    (row,) = ran(folder, monkeypatch, "evaluate", "values.onnx", "--arrays", "values.npz")
     assert 0 < row["mean_absolute_error"] < 0.2 and row["r2"] > 99 and "accuracy" not in row
     network = "--network", "networks.py:values"
     capsys.readouterr()
-    main(["export", "values.packed", "--to", "onnx", *network, "--data", "values.npz", "--out", "again.onnx"])
+    main(["export", "values.packed", "--to", "onnx", *network, "--arrays", "values.npz", "--out", "again.onnx"])
     printed = capsys.readouterr().out
     assert "arg-max" not in printed and re.search(r"24 samples .*: output by at most [\d.e-]+, [\d.e-]+ in", printed)
     with pytest.raises(SystemExit, match=r"targets are .*\(24, 1\); .*\(24, 2\)"):
-        main(["evaluate", "values.onnx", "--data", "other.npz"])
+        main(["evaluate", "values.onnx", "--arrays", "other.npz"])

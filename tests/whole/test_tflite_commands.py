@@ -23,7 +23,7 @@ def test_a_file_is_inspected_evaluated_and_timed(tmp_path, monkeypatch, capsys):
     costs = json.loads((tmp_path / "costs.json").read_text())
     assert costs["total"]["macs"] == sum(layer["macs"] for layer in costs["layers"]) > 0
     assert "bytes of memory" in capsys.readouterr().out
-    main(["evaluate", "net.tflite", "--engines", "litert", "tflm", "--data", "test.npz", "--json", "rows.json"])
+    main(["evaluate", "net.tflite", "--engines", "litert", "tflm", "--arrays", "test.npz", "--json", "rows.json"])
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [(row["engine"], row["accuracy"]) for row in rows] == [("litert", 100), ("tflm", 100)]
     main(["bench", "infer", "net.tflite", "--network", "networks.py:small", "--rounds", "1", "--json", "times.json"])

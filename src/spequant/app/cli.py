@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from spequant.app.commands.table import COMMANDS, HELP, Command, usage
+from spequant.app.commands.versions import print_version
 from spequant.names import nearest
 
 BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
@@ -28,6 +29,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         words = [*words[1:], "--help"]
     if words[:1] == ["--version"]:
         words[0] = "version"
+    if words == ["version"]:
+        print_version()
+        return
     if not words or words[0] in HELP:
         print(usage())
         return

@@ -24,6 +24,8 @@ from spequant.deploy import (
     tflite_costs,
     totals,
 )
+from spequant.deploy.c.manifest import read_manifest
+from spequant.deploy.cost import c_costs
 from spequant.deploy.export import times_fp32
 from spequant.deploy.running import TORCH
 from spequant.deploy.tflite_engines import arena_size
@@ -50,7 +52,7 @@ def print_export(settings: Export) -> None:
             images=settings.images,
             root=settings.root,
             network=settings.network,
-            data=settings.data,
+            arrays=settings.arrays,
             show=partial(_print_parity, verbose=settings.verbose),
             reporter=reporter,
         )
@@ -86,7 +88,7 @@ def _print_details(exported: Exported) -> None:
 
 def _command(settings: Export, exported: Exported) -> str:
     """Return the command that runs the file."""
-    options: dict[str, object] = {"root": settings.root, "data": settings.data}
+    options: dict[str, object] = {"root": settings.root, "arrays": settings.arrays}
     if not FORMATS[settings.to].engines:
         options["network"] = settings.network
     words = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
@@ -149,7 +151,7 @@ def print_evaluation(settings: Evaluate) -> None:
                 root=settings.root,
                 threads=settings.threads,
                 network=settings.network,
-                data=settings.data,
+                arrays=settings.arrays,
                 reporter=reporter,
             )
         ]
@@ -158,7 +160,7 @@ def print_evaluation(settings: Evaluate) -> None:
         head = f"{row['recipe']}  {row['engine']}  {width}"
         figures = {name: value for name, value in row.items() if name not in NO_FIGURES}
         loss = f"  loss {row['loss']:.4f}" if "loss" in row else ""
-        what = "questions" if "exact_match" in row else "images" if settings.data is None else "samples"
+        what = "questions" if "exact_match" in row else "images" if settings.arrays is None else "samples"
         print(f"{head}  {in_words(figures)}{loss}  {what} {row['samples']}")
     write_json(settings.json, rows)
 
@@ -169,15 +171,20 @@ def print_inspection(settings: Inspect) -> None:
         destination(settings.json)
     with Terminal(settings.source.name) as reporter:
         reporter.phase("loading network and data")
-        source = open_source(settings.source, settings.root, network=settings.network, data=settings.data)
-        reporter.phase("counting operations")
-        costs = _costs(source)
+        source = open_source(settings.source, settings.root, network=settings.network, arrays=settings.arrays)
+        known = _has_layers(source)
+        if known:
+            reporter.phase("counting operations")
+        costs = _costs(source) if known else []
+    if not known:
+        _print_file(settings, source)
+        return
     total = totals(costs)
     print_table(_table_of_costs(costs, total))
     if total["macs"] is None:
         print(
             f"of the quantized layers what the file says, {total['times_smaller_than_fp32'] or 1:.1f} times smaller "
-            "than in fp32; operations need the network (--network and --data)"
+            "than in fp32; operations need the network (--network and --arrays)"
         )
     else:
         print(
@@ -190,6 +197,8 @@ def print_inspection(settings: Inspect) -> None:
         print(f"classes: {len(names)}: {some_of(names, separator='; ')}")
     if source.kind.startswith("tflite"):
         _print_tflite(source.path)
+    if source.kind == "c":
+        _print_c(source.path)
     facts = {"source": str(settings.source), "classes": names, "layers": [c.row() for c in costs], "total": total}
     write_json(settings.json, facts)
 
@@ -223,6 +232,15 @@ def _print_tflite(path: Path) -> None:
         print(f"{name}: sums that get another code than in training: {said}")
 
 
+def _print_c(folder: Path) -> None:
+    """What a machine needs for it beside the code of its kernels, and where its codes are others than in training."""
+    head = read_manifest(folder)
+    stack = "" if head["stack"] is None else f", {head['stack']:,} bytes of stack compiled for this machine"
+    print(f"C: {head['constants']:,} bytes of constants, {head['arena']:,} bytes of arena{stack}")
+    for name, count in head["unequal"].items():
+        print(f"{name}: {count:,} sums that get another code than in training")
+
+
 def _range(ends: tuple[float, float] | None) -> str:
     return "float" if ends is None else f"{ends[0]:.3g} .. {ends[1]:.3g}"
 
@@ -234,8 +252,44 @@ def _costs(source: Source) -> list[LayerCost]:
         return model_costs(source.model, example_of(source))
     if source.kind.startswith("tflite"):
         return tflite_costs(source.path)
-    if source.loaded.engines:
-        raise ValueError(
-            f"{source.path} is a file of --to {source.kind}; expected a run or a file of --to packed, onnx or tflite"
-        )
+    if source.kind == "c":
+        return c_costs(source.path)
     return packed_costs(source.path)
+
+
+def _has_layers(source: Source) -> bool:
+    """Whether it is known what each layer holds: not in files which are only an engine's graph."""
+    known = source.program is not None or source.model is not None
+    return known or not source.loaded.engines or source.kind in ("tflite", "tflite4", "c")
+
+
+def _print_file(settings: Inspect, source: Source) -> None:
+    """Print what a file says as a whole: its ends, widths, bytes and stored numbers."""
+    loaded, form = source.loaded, FORMATS[source.kind]
+    sizes = {file.name: file.stat().st_size for file in form.files(source.path)}
+    numbers = form.stored(source.path)
+    ends = {name: list(shape) for name, shape in loaded.inputs.items()}
+    facts = {
+        "source": str(settings.source),
+        "format": source.kind,
+        "engines": list(loaded.engines),
+        "bytes": sizes,
+        "inputs": ends,
+        "outputs": list(loaded.outputs),
+        "act_bits": list(loaded.act_bits),
+        "uint8_images": loaded.preprocessing is not None,
+        "numbers": numbers,
+        "classes": loaded.classes,
+    }
+    shapes = [f"{name} ({', '.join('any' if n is None else str(n) for n in shape)})" for name, shape in ends.items()]
+    print(f"a file of --to {source.kind}, which {' or '.join(loaded.engines)} runs")
+    print("bytes: " + ", ".join(f"{name} {size:,}" for name, size in sizes.items()))
+    print(f"inputs: {', '.join(shapes)}{', uint8 images' if loaded.preprocessing is not None else ''}")
+    print(f"outputs: {', '.join(loaded.outputs)}")
+    if loaded.act_bits:
+        print(f"activations: {', '.join(map(str, loaded.act_bits))} bits")
+    print("numbers stored: " + ", ".join(f"{count:,} {kind}" for kind, count in numbers.items()))
+    if loaded.classes is not None:
+        print(f"classes: {len(loaded.classes)}: {some_of(loaded.classes, separator='; ')}")
+    print("layer by layer: inspect the run, or its file of --to packed, onnx, tflite or c")
+    write_json(settings.json, facts)

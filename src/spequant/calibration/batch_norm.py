@@ -4,6 +4,7 @@ What batch norm does in one forward pass is set by a context manager. Running st
 calibration, because quantization shifts them. With several processes, batch statistics are taken over all of them.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
@@ -145,7 +146,7 @@ def reestimate_batch_norm(
     norms = [m for m in norms if not is_frozen(m, model)]
     running = [b for m in norms for b in m.buffers(recurse=False)]
     before, momenta = [b.clone() for b in running], [m.momentum for m in norms]
-    count = 0
+    count, hooks = 0, [m.register_forward_pre_hook(_averaging()) for m in norms]
     try:
         with dropout_off(model), modes_kept(model):
             others = [m for m in model.modules() if isinstance(m, _BatchNorm) and m not in norms]
@@ -153,7 +154,6 @@ def reestimate_batch_norm(
             for m in others:
                 m.eval()
             for m in norms:
-                m.momentum = None  # so that torch averages over all batches
                 m.num_batches_tracked.zero_()  # type: ignore[union-attr]
             for count, batch in enumerate(batches, start=1):
                 _run_one(model, batch, count, run)
@@ -166,9 +166,23 @@ def reestimate_batch_norm(
             b.copy_(value)
         raise
     finally:
-        for m, momentum in zip(norms, momenta, strict=True):
+        for m, momentum, hook in zip(norms, momenta, hooks, strict=True):
             m.momentum = momentum
+            hook.remove()
     average_over_processes(running)
+
+
+def _averaging() -> Callable[[nn.Module, Any], None]:
+    """Make a hook that lets one batch norm average over all its calls.
+
+    torch does so where the momentum is None, but then reads the number of calls from the device at each of them.
+    """
+    calls = itertools.count(1)
+
+    def weigh(norm: Any, args: Any) -> None:
+        norm.momentum = 1.0 / next(calls)
+
+    return weigh
 
 
 def _run_one(model: nn.Module, batch: Any, number: int, run: Callable[[nn.Module, Any], Any]) -> None:

@@ -3,6 +3,7 @@
 Needs the extra `deploy` where a function writes or runs a graph; importing it here needs nothing.
 """
 
+from spequant.deploy.alignment import align_ranges
 from spequant.deploy.biases import quantize_biases
 from spequant.deploy.compare import compare
 from spequant.deploy.cost import LayerCost, model_costs, packed_costs, program_costs, tflite_costs, totals
@@ -34,6 +35,7 @@ __all__ = [
     "Parity",
     "Program",
     "Twin",
+    "align_ranges",
     "at_width",
     "check_export",
     "check_packed",

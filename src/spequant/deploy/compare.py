@@ -5,7 +5,7 @@ codes, and has to give the twin's. End to end: the whole graph is given images; 
 the later ones.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from spequant.deploy.biases import off_grid
 from spequant.deploy.code_graphs import CodeGraphs
 from spequant.deploy.engines import Run
 from spequant.deploy.formats.onnx import GRAPHS
+from spequant.deploy.last_bits import other_last_bits
 from spequant.deploy.loaded import Preprocessing
 from spequant.deploy.operations import Add, Operation, Weighted
 from spequant.deploy.outputs import by_name
@@ -45,22 +46,50 @@ class Forced:
 
 @torch.no_grad()
 def forced(
-    program: Program, x: Tensor, start: Callable[[bytes], Run], graphs: CodeGraphs = GRAPHS
+    program: Program,
+    x: Tensor,
+    start: Callable[[bytes], Run],
+    graphs: CodeGraphs = GRAPHS,
+    entry: tuple[np.ndarray, Preprocessing] | None = None,
 ) -> dict[Operation, Forced]:
-    """Each operation on its own, on what the twin has before it for the input `x`. start: of `engines.ENGINES`."""
+    """Each operation on its own, on what the twin has before it for the input `x`, where the format makes it of that;
+    else on the twin's codes of the finer one that it is made of. start: of `engines.ENGINES`. entry: (images that
+    become `x`, their preprocessing), where that is in the graph."""
     twin = Twin(program)
     values = twin.everything(x)
     wrong = {}
-    for op in program.integer_ops:
-        assert op.grid is not None
-        graph = graphs.one(op)
-        feed = {f"in{i}": graph.stored(values[s], s) for i, s in enumerate(dict.fromkeys(op.inputs))}
-        (got,) = start(graph.data)(feed)
-        off = torch.from_numpy(got.astype(np.int32) - graph.stored(values[op], op))
+    for op, got, expected in _on_its_own(program, values, start, graphs, entry):
+        off = torch.from_numpy(got.astype(np.int32) - expected)
         exact = op.compute([values[i] for i in op.inputs])
         tie = ((exact - exact.floor() - 0.5).abs() < TIE) & (off.abs() == 1)
         wrong[op] = Forced(int((off != 0).sum()), int(tie.sum()))
     return wrong
+
+
+def _on_its_own(
+    program: Program,
+    values: Mapping[Operation, Tensor],
+    start: Callable[[bytes], Run],
+    graphs: CodeGraphs,
+    entry: tuple[np.ndarray, Preprocessing] | None,
+) -> Iterator[tuple[Operation, np.ndarray, np.ndarray]]:
+    """(operation, codes that an engine gives it when it is given the twin's before it, the twin's)."""
+    if graphs.one is None:
+        x, preprocessing = (values[program.input].numpy(), None) if entry is None else entry
+        whole = graphs.whole(program, preprocessing=preprocessing, taps=program.integer_ops)
+        taps = program.integer_ops if whole.taps is None else whole.taps
+        stored = [whole.stored(values[op], op) for op in taps]
+        feed = {f"tap{i}": codes for i, codes in enumerate(stored)}
+        got = start(whole.data)({"input": x, **feed})
+        yield from zip(taps, got[len(program.outputs) :], stored, strict=True)
+        return
+    pairs = graphs.pairs(program)
+    for op in program.integer_ops:
+        fine = [pairs[op]] if op in pairs else []
+        graph, sources = graphs.one(op, *fine), fine or op.inputs
+        feed = {f"in{i}": graph.stored(values[s], s) for i, s in enumerate(dict.fromkeys(sources))}
+        (codes,) = start(graph.data)(feed)
+        yield op, codes, graph.stored(values[op], op)
 
 
 @without_autocast
@@ -89,31 +118,38 @@ def compare(
         What came of it; `Parity.check` judges it.
     """
     parity = Parity(saturating=program.saturating(), off_grid=off_grid(program))
+    seen = 0
     twin, ops = Twin(program), program.integer_ops
     tapped = coded = None
     if start is not None:
         coded = graphs.whole(program, preprocessing=preprocessing, taps=ops)
+        ops = ops if coded.taps is None else list(coded.taps)
         tapped = start(coded.data)
         parity.codes = [Codes(_label(op)) for op in ops]
     first = True
     for x, feed, labels in batches:
         with torch.no_grad(), modes_kept(model), _codes_read(model, program) as read:
             out = model.eval()(cloned(x))
-        expected = by_name(out, ("input",))
+        expected, moved = by_name(out, ("input",)), dict[str, Tensor]()
+        if seen < FORCED:
+            with torch.no_grad(), modes_kept(model), other_last_bits(model.eval()):
+                moved = by_name(model(cloned(x)), ("input",))
+        seen += len(x)
         for (name, value), got in zip(expected.items(), run({"input": feed}), strict=True):
-            parity.add(value, got, labels, output=name)
+            parity.add(value, got, labels, moved.get(name), output=name, choices=False)
         if tapped is None or coded is None or start is None:
             continue
         values = twin.everything(x.cpu())
         if first:
             first = False
-            wrong = forced(program, x[:FORCED].cpu(), start, graphs)
+            entry = None if preprocessing is None else (feed[:FORCED], preprocessing)
+            wrong = forced(program, x[:FORCED].cpu(), start, graphs, entry)
             for op, codes in zip(ops, parity.codes, strict=True):
                 codes.forced, codes.ties = wrong[op].unequal, wrong[op].ties
         for op, codes, got in zip(ops, parity.codes, tapped({"input": feed})[len(program.outputs) :], strict=True):
             codes.count += got.size
             codes.twin += int((got != coded.stored(values[op], op)).sum())
-            if op in read:
+            if op in read and read[op].shape == got.shape:  # not where a layer takes in the zeros put around its input
                 codes.torch = (codes.torch or 0) + int((got != coded.stored(read[op], op)).sum())
     return parity
 

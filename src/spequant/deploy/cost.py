@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spequant.calibration.batch_norm import modes_kept
 from spequant.calibration.batches import cloned, run_model
+from spequant.deploy.c.manifest import read_manifest
 from spequant.deploy.integers import smallest_codes
 from spequant.deploy.operations import FloatLayer, Weighted
 from spequant.deploy.packed_file import layer_facts
@@ -204,6 +205,11 @@ def packed_costs(path: str | Path) -> list[LayerCost]:
 def tflite_costs(path: str | Path) -> list[LayerCost]:
     """Of every layer of a file of --to tflite, as `program_costs` of what it was made of. Errors as `read_head`'s."""
     return [LayerCost(**row) for row in read_head(Path(path))["layers"]]
+
+
+def c_costs(path: str | Path) -> list[LayerCost]:
+    """Of every layer of a folder of --to c, as `program_costs` of what it was made of. Errors as `read_manifest`'s."""
+    return [LayerCost(**row) for row in read_manifest(Path(path))["layers"]]
 
 
 def _macs(weight: Tensor, shape: tuple[int, ...]) -> int:

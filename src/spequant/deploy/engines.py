@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from spequant.deploy.c.engine import cc
 from spequant.deploy.tflite_engines import litert, tflm
 from spequant.extras import needs
 
@@ -91,6 +92,7 @@ ENGINES: dict[str, Callable[..., Run]] = {
     "qonnx": qonnx,
     "litert": litert,
     "tflm": tflm,
+    "cc": cc,
 }
 PACKAGES = {"litert": "ai-edge-litert", "tflm": "tflite-micro"}
 """Those that have another name than the engine."""

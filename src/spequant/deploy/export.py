@@ -17,7 +17,6 @@ from spequant.deploy.inputs import Images, Inputs, checked_preprocessing, with_e
 from spequant.deploy.loaded import Loaded, Preprocessing
 from spequant.deploy.parity import Parity
 from spequant.deploy.zoo import file_of, network_of, of_zoo
-from spequant.files import destination
 from spequant.functional import without_autocast
 from spequant.processes import innermost
 from spequant.quantizers import Quantizer
@@ -31,7 +30,7 @@ class Exported:
         path: of the file.
         format: name of its format.
         parity: the comparison with the network; of a packed file every answer is equal, bit for bit.
-        size: bytes of all its files.
+        size: bytes of all its files; of a C program those of its constants.
         float_size: bytes of the float network's tensors.
         islands: "module: operation", what is computed in float.
         saturating: layers whose sums some processors without VNNI clip.
@@ -107,14 +106,13 @@ def _export(
     if preprocessing is not None and not form.preprocessing:
         raise ValueError(f"preprocessing is given; a file of the format {form.name} has none")
     preprocessing = None if preprocessing is None else checked_preprocessing(preprocessing)
-    for file in form.files(path):
-        destination(file)  # whether there is a place for it, before the work
+    form.destinations(path)  # whether there is a place for it, before the work
     model = innermost(model)
     float_size = _float_size(model)
     one, batches = with_example(images, preprocessing)
     draft = form.draft(model, one, preprocessing, with_classes(about, classes, model, one))
     with form.placed(draft, path) as temporary:
-        size = sum(file.stat().st_size for file in form.files(temporary))
+        size = draft.size or sum(file.stat().st_size for file in form.files(temporary))
         start = ENGINES[form.engines[0]] if form.engines else None
         run = None if start is None else start(temporary)
         if draft.program is None or run is None:

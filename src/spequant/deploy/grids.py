@@ -89,6 +89,12 @@ class Grid:
         first, last = self.nearest(low), self.nearest(high)
         return replace(self, low=first, high=last, clamp=tuple(clamp))
 
+    def negated(self) -> "Grid":
+        """The grid of -x."""
+        home = None if self.home is None else replace(self.home, low=-self.home.high, high=-self.home.low)
+        low, high = self.clamp
+        return replace(self, low=-self.high, high=-self.low, home=home, clamp=(-high, -low))
+
     def lies_in(self, other: "Grid") -> bool:
         """Whether this is `other`, or what clamps leave of it: then rounding to `other` before changes nothing."""
         return other.clamped(*self.clamp) == self

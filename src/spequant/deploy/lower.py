@@ -39,8 +39,9 @@ def lower(model: nn.Module, example: Tensor) -> Program:
     program = _Lowering(trace(model, example)).program()
     if not any(on_integers(op) for op in program.ops):
         raise on_no_integers(model)
-    for op in program.ops:  # read off two samples, to see what mixes them
-        op.shape = (1, *op.shape[1:])
+    samples = program.input.shape[0]
+    for op in program.ops:  # read off two samples, to see what mixes them; one may be several rows
+        op.shape = (op.shape[0] // samples, *op.shape[1:])
     return program
 
 

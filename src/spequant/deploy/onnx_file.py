@@ -13,6 +13,8 @@ Format 1 had no `act_bits`, and other names for operations (`_of_format_1`).
 """
 
 import json
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,15 @@ def read_onnx(path: str | Path) -> tuple[Any, dict[str, Any]]:
             "version that wrote it"
         )
     return model, head
+
+
+def numbers_in(model: Any) -> dict[str, int]:
+    """How many numbers of each type an ONNX model stores, e.g. {"int8": 9408}."""
+    kinds = needs("onnx", "deploy").TensorProto.DataType
+    counts: Counter[str] = Counter()
+    for tensor in model.graph.initializer:
+        counts[kinds.Name(tensor.data_type).lower()] += math.prod(tensor.dims)
+    return dict(counts)
 
 
 def read_program(path: str | Path) -> tuple[Program, Preprocessing | None, dict[str, Any]]:

@@ -54,8 +54,8 @@ class Parity:
     values: of each output, how far all its numbers are from the network's, and the limit of that. right: (network,
     engine) of those with labels; codes by op.
 
-    own: images that the network itself answers otherwise where its float values change by their last bits; counted of
-    networks with inputs by name.
+    own: images that the network itself answers otherwise where its float values change by their last bits, of
+    `looked_at` images: of all with inputs by name, else of the first ones.
     choices: whether the largest number is the answer, as of classes; None: it is where there are labels, or inputs
     with names. Of values (regression, boxes) not the answers are told, but how far they are off.
     saturating: layers whose sums of products may pass 16 bits, to which some processors clip them.
@@ -65,6 +65,7 @@ class Parity:
     images: int = 0
     equal: int = 0
     own: int = 0
+    looked_at: int = 0
     labelled: int = 0
     right: tuple[int, int] = (0, 0)
     codes: list[Codes] = field(default_factory=list)
@@ -109,10 +110,12 @@ class Parity:
         *,
         output: str = "output",
         padding: Tensor | None = None,
+        choices: bool = True,
     ) -> None:
         """One batch of an output: (samples,), (samples, channels) or (samples, channels, ...), the network's and the
         engine's. labels: whole numbers, one an answer; others are left out. moved: the network's with other last bits.
-        padding: where True, nothing is compared. ValueError: another shape."""
+        padding: where True, nothing is compared. choices: whether the largest number is the answer though there are no
+        labels, but `moved`. ValueError: another shape."""
         a, b = expected.detach().float().cpu(), torch.from_numpy(np.asarray(got)).float()
         moved = None if moved is None else moved.detach().float().cpu()
         if a.shape != b.shape:
@@ -127,12 +130,15 @@ class Parity:
             a, b = a.masked_fill(padding, -inf), b.masked_fill(padding, -inf)
             moved = None if moved is None else moved.masked_fill(padding, -inf)
         differ = _other_answers if several else _other_values
-        apart = NEAR if not several else LIMITS[values.kind] if labels is None and moved is None else 0.0
+        choices = choices and moved is not None
+        apart = NEAR if not several else LIMITS[values.kind] if labels is None and not choices else 0.0
         other = differ(a, b, apart)
         self.images += other.numel()
         self.equal += int((~other).sum())
-        self.own += 0 if moved is None else int(differ(a, moved, apart).sum())
-        self.by_name |= several and moved is not None
+        if moved is not None:
+            self.own += int(differ(a, moved, apart).sum())
+            self.looked_at += other.numel()
+        self.by_name |= several and choices
         if labels is not None:
             network, engine = (int((x.argmax(1) == labels.cpu()).sum()) for x in (a, b))
             self.labelled += labels.numel()
@@ -167,8 +173,9 @@ class Parity:
             yield f"nothing was compared with {engine}; expected at least one image"
         few = min(FEW, self.images // 2)
         advice = self._biases() + self._clipped()
-        if self.images - self.equal > max(few, (1 - AGREEMENT) * self.images, 2 * self.own):
-            twice = f", or twice the {self.own} on which the network does with other last bits" if self.own else ""
+        own = self.own * self.images // max(1, self.looked_at)
+        if self.images - self.equal > max(few, (1 - AGREEMENT) * self.images, 2 * own):
+            twice = f", or twice the {own} on which the network does with other last bits" if own else ""
             yield (
                 f"{engine} gives another arg-max (of one number: another value) than the network on "
                 f"{self.images - self.equal} of {self.images} images; expected at most {100 * (1 - AGREEMENT):.1f} %, "
@@ -191,7 +198,7 @@ class Parity:
         lines += [self.answers] if fault else []
         lines += [str(v) for v in self.values]
         if self.own:
-            lines.append(f"the network's own with other last bits differs on {self.own:,}")
+            lines.append(f"the network's own with other last bits differs on {self.own:,} of {self.looked_at:,}")
         if self.labelled:
             lines.append("accuracy: {1:.2f} %, the network's {0:.2f} %".format(*self.accuracy))
         if self.codes:

@@ -95,7 +95,8 @@ def check_export(model: nn.Module, example: Tensor | Mapping[str, Tensor], forma
     found = ExportCheck(format)
     model = innermost(model)
     try:
-        ready = _ready(model, example)
+        ready, untraced = _ready(model, example)
+        found.floats += [Finding("", what) for what in untraced]
     except (ValueError, RuntimeError) as error:
         found.refused.append(Finding("", _first(error)))
         return found
@@ -118,20 +119,22 @@ def check_export(model: nn.Module, example: Tensor | Mapping[str, Tensor], forma
     return found
 
 
-def _ready(model: nn.Module, example: Any) -> nn.Module:
-    """A copy of `model` in eval mode, prepared and calibrated."""
+def _ready(model: nn.Module, example: Any) -> tuple[nn.Module, list[str]]:
+    """(a copy of `model` in eval mode, prepared and calibrated; what `prepare` says that could not be traced)."""
+    untraced: list[str] = []
     if any(isinstance(m, Wrapper) for m in model.modules()):
         model = copied(model)
     else:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what stays float is a finding
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")  # layers that stay float are findings of their own
             model = prepare(model, weight=SAWB(BITS), act=PACT(BITS), between=8)
+        untraced = [str(one.message) for one in said if "cannot be traced" in str(one.message)]
     quantizers = [*act_quantizers(model).values(), *weight_quantizers(model).values()]
     if not all(q.calibrated for q in quantizers):
         first = next(iter(example.values())) if isinstance(example, Mapping) else example
         with torch.no_grad():
             calibrate(model, [example], samples=len(first), reestimate=False)
-    return model.eval()
+    return model.eval(), untraced
 
 
 def _of_draft(form: Format, model: nn.Module, example: Any, found: ExportCheck) -> None:

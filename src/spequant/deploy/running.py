@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from spequant.deploy.engines import ENGINES, Run
+from spequant.deploy.formats.c import c_graph
 from spequant.deploy.formats.onnx import integer_graph
+from spequant.deploy.formats.openvino import openvino_graph
 from spequant.deploy.formats.qonnx import quant_graph
 from spequant.deploy.formats.tflite import tflite_graph
 from spequant.deploy.loaded import Loaded, outputs_of
@@ -95,9 +97,11 @@ def _tflite(program: Program) -> bytes:
 
 
 GRAPHS = {
+    "openvino": lambda program: openvino_graph(program).SerializeToString(),
     "qonnx": lambda program: quant_graph(program).SerializeToString(),
     "litert": _tflite,
     "tflm": _tflite,
+    "cc": lambda program: c_graph(program).data,
 }
 """{engine: the graph of a program that it runs}; others run integer ONNX."""
 

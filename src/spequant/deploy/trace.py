@@ -18,9 +18,11 @@ from torch.utils._pytree import tree_leaves
 
 from spequant.calibration.batch_norm import PLAIN, modes_kept
 from spequant.calibration.batches import cloned
+from spequant.deploy.advice import instead
 from spequant.deploy.checks import check_dtype, check_forwards, check_hooks
 from spequant.deploy.draws import run_without_draws
-from spequant.deploy.operations import READ, Input, Operation, Parts, Step, Unread
+from spequant.deploy.operations import READ, SEVERAL, Displaced, Input, Operation, Step, Unread, settled
+from spequant.deploy.operations.shaping import batch_of
 from spequant.deploy.outputs import output_names
 from spequant.deploy.writes import ShapedProxy, propagate
 from spequant.layers import OUTPUT, QuantizedAdd, QuantizedLayer
@@ -172,15 +174,32 @@ def _steps(model: nn.Module, graph: fx.Graph, names: tuple[str, ...], problems: 
             try:
                 steps[node] = _read(node, model, steps)
             except ValueError as error:
+                name = getattr(error, "place", _name(node))
                 if problems is None:
-                    raise ValueError(f"{_name(node)}: {error}") from error.__cause__
-                problems.append((_name(node), str(error)))
+                    raise ValueError(f"{name}: {error}") from error.__cause__
+                problems.append((name, str(error)))
                 steps[node] = Step(_name(node), Unread, shape=_shape_or_none(node))
-    count = sum(step.kind is Input for step in steps.values())
+    count = sum(step.kind is Input for step in dict.fromkeys(steps.values()))
     if count != 1:
         raise ValueError(f"the network reads {count} inputs; expected one tensor")
     by_name = dict(zip(names, (steps[o] for o in outputs), strict=True))
-    return Trace([step for step in dict.fromkeys(steps.values()) if step.kind is not Parts], by_name)
+    for name, step in by_name.items():
+        _check_output(name, step, problems)
+    passed = (*SEVERAL, Displaced)
+    return Trace([step for step in dict.fromkeys(steps.values()) if step.kind not in passed], by_name)
+
+
+def _check_output(name: str, step: Step, problems: list[tuple[str, str]] | None) -> None:
+    """ValueError: the batch is not its first dimension."""
+    if step.kind is Unread or (step.kind is not Displaced and step.shape[:1] == (batch_of(step),)):
+        return
+    why = (
+        f"the shape {step.shape}, of which the first is not the batch, has no form here; expected outputs of one row a "
+        "sample: reshape it to (batch, ...)"
+    )
+    if problems is None:
+        raise ValueError(f"{name}: {why}")
+    problems.append((name, why))
 
 
 def _needed(outputs: list[Any]) -> set[fx.Node]:
@@ -215,10 +234,11 @@ def _read(node: fx.Node, model: nn.Module, steps: dict[fx.Node, Step]) -> Step:
     inputs = tuple(steps[a] for a in tree_leaves(arguments) if isinstance(a, fx.Node))  # one may be there twice
     module = model.get_submodule(name) if node.op == "call_module" else None
     kind, attributes = _of_call(node, *arguments) if module is None else _of_module(module)
-    if kind is Parts:
-        attributes["shapes"] = [tuple(meta.shape) for meta in node.meta["tensor_meta"]]
+    meta: Any = node.meta.get("tensor_meta")
+    if kind in SEVERAL and not hasattr(meta, "shape"):
+        attributes["shapes"] = [tuple(part.shape) for part in meta]
         return Step(name, kind, inputs, (), attributes)
-    return kind.settled(Step(name, kind, inputs, _shape(node), attributes, module))
+    return settled(Step(name, kind, inputs, _shape(node), attributes, module))
 
 
 def _constant(argument: Any, model: nn.Module) -> Any:
@@ -244,7 +264,8 @@ def _of_module(module: nn.Module) -> tuple[type[Operation], dict[str, Any]]:
     for known, kind, read in MODULES:
         if isinstance(module, known):
             return kind, read(module)
-    raise ValueError(f"{type(module).__name__} has no integer form")
+    name = type(module).__name__
+    raise ValueError(f"{name} has no integer form{instead(name)}")
 
 
 def _of_call(node: fx.Node, args: Any, kwargs: Any) -> tuple[type[Operation], dict[str, Any]]:
@@ -252,9 +273,9 @@ def _of_call(node: fx.Node, args: Any, kwargs: Any) -> tuple[type[Operation], di
     if node.target not in table:
         what = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
         raise ValueError(
-            f"the operation {what} has no integer form; known are convolutions and linear layers, batch norm, ReLU and "
-            "clamps, functions of single numbers, pooling, sums and products, reshaping, slicing, padding, "
-            "concatenation and upsampling"
+            f"the operation {what} has no integer form{instead(str(what))}; known are convolutions and linear layers, "
+            "batch norm, ReLU and clamps, functions of single numbers, pooling, sums and products, reshaping, slicing, "
+            "padding, concatenation and upsampling"
         )
     if "out" in node.kwargs:
         raise ValueError("out= has no integer form; expected the result that the operation returns")

@@ -39,8 +39,9 @@ class Values:
     largest: float = 0.0
     mean: float = 0.0
     infinite: tuple[int, int] = (0, 0)
-    sums: Tensor = field(default_factory=lambda: torch.zeros(5, 0, dtype=torch.float64), repr=False, compare=False)
-    """by channel: samples, mean, sum of squared differences from it, of squared errors of the engine, of the network"""
+    sums: Tensor = field(default_factory=lambda: torch.zeros(6, 0, dtype=torch.float64), repr=False, compare=False)
+    """by channel: samples, mean, sum of squared differences from it, of squared errors of the engine, of the network,
+    and the samples of that"""
 
     @property
     def limit(self) -> float:
@@ -53,8 +54,8 @@ class Values:
         return f"{self.output}: {self.apart:.2g} deviations from the network's ({limit})"
 
     def add(self, expected: Tensor, got: Tensor, moved: Tensor | None = None, padding: Tensor | None = None) -> None:
-        """One batch, (samples, channels, ...) or (samples,) each. moved: the network's with other last bits. padding:
-        where True, nothing is compared."""
+        """One batch, (samples, channels, ...) or (samples,) each. moved: the network's with other last bits; None: not
+        measured on this batch. padding: where True, nothing is compared."""
         used = torch.ones_like(expected, dtype=torch.bool) if padding is None else ~padding
         finite = expected.isfinite(), got.isfinite()
         network, engine = (int((used & ~f).sum()) for f in finite)
@@ -67,11 +68,14 @@ class Values:
         self.mean = (self.mean * before + float(off.sum())) / max(1.0, before + now)
         mean = a.sum(1) / count.clamp(min=1)
         squares = torch.where(used, a - mean[:, None], 0.0).square().sum(1)
-        errors, own = (a - b).square().sum(1), torch.zeros_like(count)
+        errors, own, counted = (a - b).square().sum(1), torch.zeros_like(count), torch.zeros_like(count)
         if moved is not None:
-            own = torch.where(used & _columns(moved.isfinite()), a - _columns(moved), 0.0).square().sum(1)
-        self.sums = _together(self.sums, torch.stack([count, mean, squares, errors, own]))
-        self.apart, self.own = (_apart(self.sums[:3], off) for off in self.sums[3:])
+            used = used & _columns(moved.isfinite())
+            own, counted = torch.where(used, a - _columns(moved), 0.0).square().sum(1), used.sum(1).double()
+        self.sums = _together(self.sums, torch.stack([count, mean, squares, errors, own, counted]))
+        errors, own, counted = self.sums[3:]
+        self.apart = _apart(self.sums[:3], errors)
+        self.own = _apart(self.sums[:3], own * self.sums[0] / counted.clamp(min=1))
 
 
 def _columns(x: Tensor) -> Tensor:
@@ -86,7 +90,7 @@ def _together(one: Tensor, other: Tensor) -> Tensor:
     counts, step = one[0] + other[0], other[1] - one[1]
     share = other[0] / counts.clamp(min=1)
     squares = one[2] + other[2] + step.square() * one[0] * share
-    return torch.stack([counts, one[1] + step * share, squares, one[3] + other[3], one[4] + other[4]])
+    return torch.stack([counts, one[1] + step * share, squares, *(one[3:] + other[3:])])
 
 
 def _apart(sums: Tensor, off: Tensor) -> float:

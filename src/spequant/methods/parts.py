@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from spequant.functional import fake_quantize
 from spequant.networks import QUANTIZABLE
-from spequant.quantizers.base import level_tensor
 from spequant.recomputation import entered_again
 
 FEWEST_STAGES = 3
@@ -187,6 +186,5 @@ def rounded(x: Tensor, bits: int) -> Tensor:
         bits: 1 or more; 2 or more if a value is negative.
     """
     low, high = x.detach().amin().float(), x.detach().abs().amax().float().clamp_min(1e-8)
-    signed = bool(low < 0)
-    levels = level_tensor(2**bits - signed, x)
-    return fake_quantize(x, -high if signed else None, high, levels)
+    signed = (low < 0).float()  # on the device, which is not waited for
+    return fake_quantize(x, -high * signed, high, 2**bits - signed)

@@ -83,6 +83,7 @@ def make_network(
     Raises:
         ValueError: an unknown name (the message lists near ones), a network that cannot take these images, or no
             published weights for this number of classes.
+        OSError: published weights could not be fetched.
         ModuleNotFoundError: the extra `vision` is not installed.
     """
     check_network(name)
@@ -98,12 +99,18 @@ def make_network(
         network = _torchvision(library_name, classes, in_channels, size)
     if pretrained:
         if library_name is None:
-            raise ValueError(f"network.pretrained is True, but {name} has no published weights; give network.weights")
+            raise _unpublished(name)
         published: Any = needs("torchvision.models", "vision").get_model_weights(library_name).DEFAULT
         published_classes = len(published.meta["categories"])
         if published_classes != classes and not new_head:
             raise _other_head(f"torchvision's {published}", published_classes, classes)
-        state = published.get_state_dict(progress=False, check_hash=True)
+        try:
+            state = published.get_state_dict(progress=False, check_hash=True)
+        except OSError as error:
+            raise OSError(
+                f"network.pretrained is True, but {published.url} could not be fetched ({error}). Fetch it elsewhere "
+                "and give --network.weights FILE, or --network.no-pretrained for random weights"
+            ) from error
         state = {OLD_DENSENET_NAMES.sub(r"\1\2", n): t for n, t in state.items() if not n.startswith(AUXILIARY_HEADS)}
         load_state(network, state, f"torchvision's {published}", new_head=new_head)
     return network
@@ -112,7 +119,7 @@ def make_network(
 def _imported(name: str, classes: int, in_channels: int, size: int | None, pretrained: bool) -> nn.Module:
     """A class or function of the user's, or a network itself."""
     if pretrained:
-        raise ValueError(f"network.pretrained is True, but {name} has no published weights; give network.weights")
+        raise _unpublished(name)
     make = imported(name)
     if isinstance(make, nn.Module):
         return copied(make)
@@ -148,6 +155,13 @@ def _timm(name: str, classes: int, in_channels: int, size: int | None, pretraine
         if size is not None and published.fixed_input_size and size != published.input_size[-1]:
             options["img_size"] = size
     return timm.create_model(name, pretrained=pretrained, num_classes=classes, in_chans=in_channels, **options)
+
+
+def _unpublished(name: str) -> ValueError:
+    return ValueError(
+        f"network.pretrained is True, but {name} has no published weights; give --network.no-pretrained for random "
+        "weights, with --network.weights FILE for weights of yours"
+    )
 
 
 def _other_head(what: str, published_classes: int, classes: int) -> ValueError:

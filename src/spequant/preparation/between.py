@@ -6,6 +6,7 @@ a product of two (squeeze and excitation) one of codes, a mean an exact sum, bat
 """
 
 from collections.abc import Iterator, Set
+from typing import Any
 
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -26,20 +27,26 @@ CURVE_NAMES = {
 CLAMPS = (nn.ReLU, nn.Hardtanh)
 CLAMP_NAMES = {"clamp", "clamp_max", "clamp_min", "clip", "hardtanh", "relu", "relu6"}
 ARITHMETIC_NAMES = {"add", "div", "iadd", "imul", "isub", "itruediv", "mul", "neg", "sub", "truediv"}
-PRODUCTS = {"div", "imul", "itruediv", "mul", "truediv"}
+SUMS = {"add", "iadd"}
+PRODUCTS = {"div", "imul", "isub", "itruediv", "mul", "sub", "truediv"}
+"""Of two tensors, that need both on grids."""
 MEANS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 MEAN_NAMES = {"mean", *(f"{kind}avg_pool{n}d" for kind in ("", "adaptive_") for n in (1, 2, 3))}
+NEAREST = ("nearest", "nearest-exact")
 CONCATENATIONS = {"cat", "concat", "concatenate", "stack"}
 MOVES = (
     *(nn.Identity, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.Upsample),
     *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
-    *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, nn.ReflectionPad2d, nn.ReplicationPad2d),
+    *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, nn.ReflectionPad1d, nn.ReflectionPad2d),
+    *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.CircularPad1d, nn.CircularPad2d),
 )
 MOVE_NAMES = {
     *("amax", "channel_shuffle", "chunk", "clone", "contiguous", "dropout", "expand", "flatten", "getitem"),
-    *("interpolate", "max_pool1d", "max_pool2d", "max_pool3d", "narrow", "pad", "permute", "pixel_shuffle"),
-    *("pixel_unshuffle", "reshape", "select", "split", "squeeze", "stochastic_depth", "swapaxes", "tensor_split"),
-    *("transpose", "unbind", "unflatten", "unsqueeze", "view"),
+    *("flip", "hstack", "index_select", "interpolate", "max", "max_pool1d", "max_pool2d", "max_pool3d", "maximum"),
+    *("moveaxis", "movedim", "narrow", "pad", "permute", "pixel_shuffle", "pixel_unshuffle", "repeat"),
+    *("repeat_interleave", "reshape", "reshape_as", "roll", "select", "split", "squeeze", "stochastic_depth"),
+    *("swapaxes", "swapdims", "tensor_split", "tile", "transpose", "unbind", "unflatten", "unsqueeze", "view"),
+    "view_as",
 }
 """What puts numbers elsewhere, or takes the largest, and leaves a grid what it is."""
 
@@ -75,22 +82,29 @@ class _Between:
         for node in graph.nodes:
             for source in dict.fromkeys(self._read(node)):
                 self._want(source)
+            if (name := self._inside(node)) is not None:
+                self.groups.append([name])
 
     def _read(self, node: fx.Node) -> Iterator[fx.Node]:
         """What `node` has to find on a grid."""
         inputs = self._inputs(node)
-        if not inputs or node.op == "output":
+        if node.op == "output":
+            yield from (s for s in self._sources(node) if self._is(s, CURVES, CURVE_NAMES))
+        elif not inputs:
             return
-        if self._is(node, (), PRODUCTS) and len(inputs) == 2:
+        elif self._is(node, (), SUMS) and len(inputs) == 2:
+            if any(self.tracer.maker(i) is None for i in inputs):  # else `residual` has them
+                yield from inputs
+        elif self._is(node, (), PRODUCTS) and len(inputs) == 2:
             roots = {root for i in inputs for root in self._roots(i)}
             yield from roots if len(roots) == 1 else inputs
-        elif self._is(node, (), ARITHMETIC_NAMES) and len(inputs) == 1:
+        elif self._is_affine(node):
             if not self._is_layer(inputs[0], (_BatchNorm,), {"batch_norm"} | ARITHMETIC_NAMES):
                 yield inputs[0]
         elif self._is(node, CURVES, CURVE_NAMES):
             roots = self._roots(inputs[0])
             yield from roots if len(roots) == 1 else inputs[:1]
-        elif self._is(node, MEANS, MEAN_NAMES):
+        elif self._is(node, MEANS, MEAN_NAMES) or self._blends(node):
             yield inputs[0]
         elif self._is(node, (_BatchNorm,), {"batch_norm"}):
             if not self._is_layer(inputs[0]):
@@ -98,8 +112,26 @@ class _Between:
         elif self._is(node, (), CONCATENATIONS) and any(self._is(s, (), CONCATENATIONS) for s in self._sources(node)):
             yield node
 
+    def _inside(self, node: fx.Node) -> str | None:
+        """The module between timm's batch norm behind a layer and the activation that it has inside, a function of what
+        has to be on a grid."""
+        if node.op != "call_module" or self.tracer.calls[str(node.target)] != 1:
+            return None
+        module: Any = self.network.get_submodule(str(node.target))
+        if not isinstance(module, _BatchNorm) or not self._is_layer(self._inputs(node)[0]):
+            return None
+        return (
+            None
+            if isinstance(getattr(module, "act", None), (*CLAMPS, nn.Identity, type(None)))
+            else f"{node.target}.drop"
+        )
+
     def _inputs(self, node: fx.Node) -> list[fx.Node]:
         return [i for i in node.all_input_nodes if i in self.activations]
+
+    def _is_affine(self, node: fx.Node) -> bool:
+        """Whether `node` is a tensor plus or times a constant."""
+        return self._is(node, (), ARITHMETIC_NAMES) and len(self._inputs(node)) == 1
 
     def _is(self, node: fx.Node, modules: tuple[type, ...], names: Set[str]) -> bool:
         if node.op == "call_module":
@@ -119,7 +151,17 @@ class _Between:
     def _drops(self, node: fx.Node) -> bool:
         return node.op == "call_module" and type(self.network.get_submodule(str(node.target))).__name__ in DROPOUTS
 
+    def _blends(self, node: fx.Node) -> bool:
+        """Whether `node` resizes by means or lines between pixels."""
+        if node.op == "call_module":
+            module: Any = self.network.get_submodule(str(node.target))
+            return isinstance(module, nn.Upsample) and module.mode not in NEAREST
+        mode = node.kwargs.get("mode", node.args[3] if len(node.args) > 3 else NEAREST[0])
+        return self._is(node, (), {"interpolate"}) and mode not in NEAREST
+
     def _moves(self, node: fx.Node) -> bool:
+        if self._blends(node):
+            return False
         return self._is(node, MOVES, MOVE_NAMES | CONCATENATIONS) or self._drops(node)
 
     def _pointwise(self, node: fx.Node) -> bool:
@@ -164,7 +206,7 @@ class _Between:
                 ahead += self._inputs(one)
             elif name is not None:
                 made.append(name)
-            elif self._is(one, CLAMPS, CLAMP_NAMES):
+            elif self._is(one, CLAMPS, CLAMP_NAMES) or self._is_affine(one):
                 ahead += self._inputs(one)
         self.wanted |= seen
         if made:

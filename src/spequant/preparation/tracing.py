@@ -93,6 +93,10 @@ class Tracer(fx.Tracer):
         self.first_by: dict[fx.Node, str] = {}
         self.calls: Counter[str] = Counter()
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        count = _pieces(node)
+        return super().proxy(node) if count is None else _Pieces(node, self, count)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         is_leaf = isinstance(m, (*QUANTIZABLE, *self.opaque)) or getattr(m, "residual_addition", False)
         is_leaf = is_leaf or type(m).__module__.startswith(adapters.__name__) or type(m).__name__ in DROPOUTS
@@ -126,6 +130,34 @@ class Tracer(fx.Tracer):
         if node.target is operator.getitem and node.args[1] == 0 and node.args[0] in self.first_by:
             return [self.first_by[node.args[0]]]
         return self.returned_by.get(node, [])
+
+
+class _Pieces(fx.Proxy):
+    """The tensors that one was cut into, so many that a list can be made of them."""
+
+    def __init__(self, node: fx.Node, tracer: fx.Tracer, count: int):
+        super().__init__(node, tracer)
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(self.count))  # type: ignore[index]
+
+
+def _pieces(node: fx.Node) -> int | None:
+    """How many tensors `node` gives, where that is written in it."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if node.op not in ("call_function", "call_method") or name not in ("chunk", "split", "tensor_split"):
+        return None
+    given = next((node.kwargs[k] for k in PIECES if k in node.kwargs), node.args[1] if len(node.args) > 1 else None)
+    if isinstance(given, list | tuple):
+        return len(given) + (name == "tensor_split")
+    return given if isinstance(given, int) and name == "chunk" else None
+
+
+PIECES = ("chunks", "split_size", "split_size_or_sections", "sections", "indices", "tensor_indices_or_sections")
 
 
 def _opaque(which: str) -> Iterator[Any]:

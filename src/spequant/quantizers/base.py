@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, fx, nn
 
-from spequant.functional import dequantize, fake_quantize, on_power_of_two, quantize
+from spequant.functional import dequantize, fake_quantize, on_power_of_two, quantize, reduced
 from spequant.quantizers.settings import QuantizerSettings, give_settings
 from spequant.quantizers.state import check_settings, decode_flags, encode_settings, reshape_older
 from spequant.quantizers.widths import check_bits, level_tensor
@@ -335,9 +335,7 @@ class Quantizer(nn.Module):
 
     def reduce(self, x: Tensor, how: Callable[..., Tensor]) -> Tensor:
         """Apply `how` (torch.mean, torch.amax ...) to the values that share a range; the result has `self.shape`."""
-        if not self.shape:
-            return how(x)
-        return how(x, dim=[d for d, size in enumerate(self.shape) if size == 1], keepdim=True)
+        return reduced(x, self.shape, how)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move parameters, buffers and levels between devices; a change of dtype leaves all of them in fp32."""

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spequant.functional import nearest_power, power_above
+from spequant.graphs import one_node
 from spequant.quantizers.base import Quantizer
 from spequant.quantizers.ranges import FEW_VALUES, FIT_ROUNDS, grouped
 
@@ -73,7 +74,7 @@ class LeastSquares(Quantizer):
         half = (self.level_count() - 1) / 2
         with torch.no_grad():
             search = nearest_power_step if self.power_of_two else nearest_step
-            step = search(grouped(self, x.float()), half).reshape(self.shape)
+            step = search(grouped(x.float(), self.shape), half).reshape(self.shape)
             return -half * step, half * step
 
     def grid_options(self) -> str:
@@ -83,6 +84,7 @@ class LeastSquares(Quantizer):
         return {**super().config(), "zero": self.zero}
 
 
+@one_node("(Tensor rows, float half) -> Tensor")
 def nearest_step(rows: Tensor, half: float) -> Tensor:
     """Search, for each range, the step whose grid has the least squared error, or nearly.
 

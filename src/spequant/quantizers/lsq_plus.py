@@ -109,7 +109,7 @@ class LSQPlus(Quantizer):
 
     def fit(self, values: Tensor, rule: Rule, ends: Tensor | None = None) -> None:
         if self.signed and self.bits is not None:
-            rows = grouped(self, values.detach().float())
+            rows = grouped(values.detach().float(), self.shape)
             zeros = torch.tensor([best_zero(row, self.level_count()) for row in rows], device=values.device)
             with torch.no_grad():
                 self.step.fill_(1.0)

@@ -6,7 +6,7 @@ that of least error. Of another rule's clip, the quantizer takes the nearest.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,7 +57,7 @@ class _Percentile:
 
 def quantile(quantizer: Quantizer, magnitudes: Tensor, q: float) -> Tensor:
     """Return the `q`-th percentile of `magnitudes` for each range of `quantizer`, in its shape."""
-    rows = grouped(quantizer, magnitudes)
+    rows = grouped(magnitudes, quantizer.shape)
     k = max(1, min(rows.shape[1], round(rows.shape[1] * q / 100)))
     clip = rows.kthvalue(k, dim=1).values.reshape(quantizer.shape)
     return with_power_of_two(quantizer, clip, power_above)
@@ -127,7 +127,7 @@ def _fractions_on_levels(quantizer: Quantizer, values: Tensor) -> Tensor:
     per_step = (float(quantizer.levels) - 1) / (high - low)
     last = max(-low, high) * per_step
     lowest = min(-low, high) * per_step / (3 if quantizer.leaves_zero_out() else 2)
-    spacing = 0.5 if grouped(quantizer, values).shape[1] < FEW_VALUES else 1.0
+    spacing = 0.5 if grouped(values, quantizer.shape).shape[1] < FEW_VALUES else 1.0
     return per_step / (last - torch.arange(0, last - lowest, spacing))
 
 
@@ -160,9 +160,9 @@ def best_zero(values: Tensor, levels: int) -> int:
     return best[1]
 
 
-def grouped(quantizer: Quantizer, x: Tensor) -> Tensor:
-    """Return `x` as a matrix, (ranges of `quantizer`, elements per range)."""
-    if max(quantizer.shape, default=1) == 1:
+def grouped(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return `x` as a matrix, (ranges, elements per range), where `shape` is that of the ranges."""
+    if max(shape, default=1) == 1:
         return x.reshape(1, -1)
-    channel = max(range(x.dim()), key=lambda d: quantizer.shape[d])
+    channel = max(range(x.dim()), key=lambda d: shape[d])
     return x.movedim(channel, 0).reshape(x.shape[channel], -1)

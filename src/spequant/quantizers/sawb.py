@@ -1,10 +1,13 @@
 """SAWB: statistics-aware weight binning (Choi et al. 2018, arXiv 1807.06964)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from spequant.functional import reduced
+from spequant.graphs import one_node
 from spequant.quantizers.base import Quantizer
 from spequant.quantizers.least_squares import nearest_power_step, nearest_step
 from spequant.quantizers.ranges import FEW_VALUES, grouped
@@ -87,40 +90,49 @@ class SAWB(Quantizer):
         return 2**bits if bits <= 4 else 2**bits - 1
 
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        levels = self.level_count()
         with torch.no_grad():
-            w = x.float()
-            rows, half = grouped(self, w), (levels - 1) / 2
-            many = rows.shape[1] >= FEW_VALUES
-            if many and levels in COEFFICIENTS:
-                clip = self._published(w, levels)
-            else:
-                search = nearest_power_step if self.power_of_two else nearest_step
-                clip = half * search(rows, half).reshape(self.shape)
-                clip = self._steady(w, clip, half) if many and not self.power_of_two else clip
+            clip = _clip(x, self.shape, self.level_count(), self.power_of_two)
             return -clip, clip
-
-    def _steady(self, w: Tensor, nearest: Tensor, half: float) -> Tensor:
-        """Return max|w|, or `nearest`, the clip of least error, where that loses clearly less."""
-        top = self.reduce(w.abs(), torch.amax)
-        unit = torch.where(top > 0, top, 1.0)
-
-        def error(clip: Tensor) -> Tensor:
-            step = torch.where(clip > 0, clip, unit) / half
-            rounded = torch.round(w / step).clamp(-half, half) * step
-            return self.reduce(((rounded - w) / unit).square(), torch.mean)
-
-        return torch.where(error(top) <= TOLERATED_LOSS**2 * error(nearest), top, nearest)
-
-    def _published(self, w: Tensor, levels: int) -> Tensor:
-        """Return the clip of the paper's formula, or max|w| where the formula does not fit."""
-        c1, c2 = COEFFICIENTS[levels]
-        size = w.abs()
-        clip = c1 * self.reduce(w.square(), torch.mean).sqrt() + c2 * self.reduce(size, torch.mean)
-        top = self.reduce(size, torch.amax)
-        cut_off = self.reduce((size - clip).clamp_min(0).square(), torch.mean)
-        fits = (clip > 0) & (clip < top) & (cut_off <= (top / (levels - 1)).square() / 3)
-        return torch.where(fits, clip, top)
 
     def config(self) -> dict[str, object]:
         return {**super().config(), "clip_gradient": self.clip_gradient}
+
+
+@one_node(
+    "(Tensor x, int[] shape, int levels, bool power_of_two) -> Tensor",
+    on_cpu=lambda x, shape, levels, power_of_two: x.new_empty(shape).float(),
+)
+def _clip(x: Tensor, shape: Sequence[int], levels: int, power_of_two: bool) -> Tensor:
+    """Return the clip `a` of each range of the weight `x`, fp32, of `shape`, that of the ranges."""
+    w = x.float()
+    rows, half = grouped(w, shape), (levels - 1) / 2
+    many = rows.shape[1] >= FEW_VALUES
+    if many and levels in COEFFICIENTS:
+        return _published(w, shape, levels)
+    search = nearest_power_step if power_of_two else nearest_step
+    clip = half * search(rows, half).reshape(shape)
+    return _steady(w, shape, clip, half) if many and not power_of_two else clip
+
+
+def _steady(w: Tensor, shape: Sequence[int], nearest: Tensor, half: float) -> Tensor:
+    """Return max|w|, or `nearest`, the clip of least error, where that loses clearly less."""
+    top = reduced(w.abs(), shape, torch.amax)
+    unit = torch.where(top > 0, top, 1.0)
+
+    def error(clip: Tensor) -> Tensor:
+        step = torch.where(clip > 0, clip, unit) / half
+        rounded = torch.round(w / step).clamp(-half, half) * step
+        return reduced(((rounded - w) / unit).square(), shape, torch.mean)
+
+    return torch.where(error(top) <= TOLERATED_LOSS**2 * error(nearest), top, nearest)
+
+
+def _published(w: Tensor, shape: Sequence[int], levels: int) -> Tensor:
+    """Return the clip of the paper's formula, or max|w| where the formula does not fit."""
+    c1, c2 = COEFFICIENTS[levels]
+    size = w.abs()
+    clip = c1 * reduced(w.square(), shape, torch.mean).sqrt() + c2 * reduced(size, shape, torch.mean)
+    top = reduced(size, shape, torch.amax)
+    cut_off = reduced((size - clip).clamp_min(0).square(), shape, torch.mean)
+    fits = (clip > 0) & (clip < top) & (cut_off <= (top / (levels - 1)).square() / 3)
+    return torch.where(fits, clip, top)

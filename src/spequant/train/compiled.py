@@ -21,6 +21,8 @@ class Compiled(nn.Module):
 
     passes_on = True
     """For `spequant.processes.innermost`, which finds the network inside."""
+    paused = False
+    """True: the network runs uncompiled for the time being."""
 
     def __init__(self, model: nn.Module, *, cuda_graphs: bool = False):
         super().__init__()
@@ -40,7 +42,7 @@ class Compiled(nn.Module):
         self.fast = self._compiled() if state["fast"] else None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self.fast is not None:
+        if self.fast is not None and not self.paused:
             try:
                 return self.fast(*args, **kwargs)
             except RuntimeError as error:

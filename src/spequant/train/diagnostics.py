@@ -49,7 +49,8 @@ class Diagnostics:
         quantizers = act_quantizers(model)
         weight_names = {q: name for name, q in weight_quantizers(model).items()}
         layers: dict[str, dict[str, Any]] = {name: {} for name in _names(model, quantizers, weight_names)}
-        hooks = [q.register_forward_pre_hook(_reader(layers[name])) for name, q in quantizers.items()]
+        inputs, weights = dict[str, Tensor](), dict[str, Tensor]()  # figures, which stay on the device until the end
+        hooks = [q.register_forward_pre_hook(_reader(inputs, name)) for name, q in quantizers.items()]
         row: dict[str, Any] = {"layers": layers}
         with modes_kept(model):
             model.eval()
@@ -62,20 +63,31 @@ class Diagnostics:
                 with precision(model, self.policy, seed=1, step=step):
                     teacher = run(model, batch)
                 row["agreement"] = float((student.argmax(-1) == teacher.argmax(-1)).float().mean())
-        weights = {  # tied weights only once: the second would be compared with the codes of the first
+        modules = {  # tied weights only once: the second would be compared with the codes of the first
             m.weight_quantizer: m for m in model.modules() if isinstance(m, QuantizedLayer) and m.weight_quantizer
         }
-        for quantizer, module in weights.items():
-            name = weight_names[quantizer]
-            layers[name].update(self._weight(name, module))
+        for quantizer, module in modules.items():
+            weights[weight_names[quantizer]] = self._weight(weight_names[quantizer], module)
+        for name, (clipped, used, levels, low, high) in _numbers(inputs):
+            values = {"clipped": clipped, "levels": int(used), "act_bits": quantizers[name].bits, "of": int(levels)}
+            layers[name].update(values, low=low, high=high)
+        bits = {name: q.bits for q, name in weight_names.items()}
+        for name, (changed, clip) in _numbers(weights):
+            layers[name].update(weight_bits=bits[name], changed=None if changed < 0 else changed, clip=clip)
         return row
 
-    def _weight(self, name: str, layer: Any) -> dict[str, Any]:
+    def _weight(self, name: str, layer: Any) -> Tensor:
+        """Return the share of changed codes, -1 if none are known from before, and the clip."""
         q: Quantizer = layer.weight_quantizer
         codes = q.encode(layer.float_weight).to(torch.uint8)
         before, self.codes[name] = self.codes.get(name), codes
-        changed = None if before is None else float((codes != before).float().mean())
-        return {"weight_bits": q.bits, "changed": changed, "clip": float(q.grid_bounds(layer.float_weight)[1].mean())}
+        clip = q.grid_bounds(layer.float_weight)[1].mean()
+        return torch.stack([torch.full_like(clip, -1.0) if before is None else (codes != before).float().mean(), clip])
+
+
+def _numbers(figures: Mapping[str, Tensor]) -> list[tuple[str, list[float]]]:
+    """Return {name: figures} as pairs with numbers; the device is waited for once."""
+    return list(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True)) if figures else []
 
 
 def _names(
@@ -90,16 +102,16 @@ def _names(
                 yield names[q]  # type: ignore[index]
 
 
-def _reader(row: dict[str, Any]):
-    """Make a hook of an activation quantizer that writes into `row`."""
+def _reader(figures: dict[str, Tensor], name: str):
+    """Make a hook of an activation quantizer that writes the share clipped, the number of levels in use and in all, and
+    the bounds to `figures`."""
 
     def read(quantizer: Quantizer, inputs: tuple[Tensor]) -> None:
         x = inputs[0]
         low, high = quantizer.grid_bounds(x)
-        row["clipped"] = float(((x < low) | (x > high)).float().mean())
-        row["levels"] = len(torch.unique(quantizer.encode(x)))
-        row["act_bits"] = quantizer.bits
-        row["of"] = int(quantizer.levels)
-        row["low"], row["high"] = float(low), float(high)
+        used = torch.zeros(2**8, device=x.device)
+        used[quantizer.encode(x).flatten().long()] = 1.0
+        clipped = ((x < low) | (x > high)).float().mean()
+        figures[name] = torch.stack([clipped, used.sum(), quantizer.levels, low, high])
 
     return read

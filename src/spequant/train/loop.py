@@ -238,18 +238,19 @@ def evaluate(model: nn.Module, batches: Iterable[Any], task: AnyTask | None = No
     task = task or Classification()
     counts = getattr(task, "hits", None)
     meter = task.meter() if hasattr(task, "meter") else None  # type: ignore[union-attr]
-    hits, loss, count = 0.0, 0.0, 0
+    hits, loss, count = 0.0, 0.0, 0  # the sums become tensors of the device: on a GPU no batch waits for another
     with modes_kept(model):
         model.eval()
         for batch in batches:
             if not samples(batch):  # whose mean loss is NaN
                 continue
             logits = task.logits(model, batch)
-            hits += float(counts(logits, batch)) if counts else 0.0
+            hits += torch.as_tensor(counts(logits, batch)).double() if counts else 0.0
             if meter is not None:
                 meter.update(logits, batch)
-            loss += float(task.loss(logits, batch)) * samples(batch)
+            loss += torch.as_tensor(task.loss(logits, batch)).double() * samples(batch)
             count += samples(batch)
+    hits, loss = float(hits), float(loss)
     if world() > 1:
         device = next(model.parameters()).device
         figures = sum_over_processes(torch.tensor([hits, loss, count], dtype=torch.float64, device=device)).tolist()

@@ -20,7 +20,7 @@ def test_rows_are_printed_and_written(sets, told, monkeypatch, tmp_path, capsys)
 
 
 def test_a_random_network_at_two_widths(monkeypatch, tmp_path, capsys):
-    """A graph that does nothing stands for fp32's, whose exporter takes seconds."""
+    """A graph that does nothing stands for fp32's, whose exporter takes seconds, and for its 8 bits."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
 
@@ -31,15 +31,16 @@ def test_a_random_network_at_two_widths(monkeypatch, tmp_path, capsys):
         return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
 
     monkeypatch.setattr(infer, "float_onnx", idle)
-    settings = Infer(network="resnet8", image=8, bits=(2, 4), engines=("onnxruntime",), rounds=2, batch=2)
+    monkeypatch.setattr(infer, "static_int8", lambda path, feed: path)
+    settings = Infer(network="resnet8", size=8, bits=(2, 4), engines=("onnxruntime",), rounds=2, batch=2)
     print_bench_infer(Infer(**{**vars(settings), "json": tmp_path / "rows.json"}))
     rows = json.loads((tmp_path / "rows.json").read_text())
-    assert [row["name"] for row in rows] == ["fp32", "W2A2", "W4A4"]
+    assert [row["name"] for row in rows] == ["fp32", "static int8", "W2A2", "W4A4"]
     assert all(row["ms"] > 0 and (row["threads"], row["batch"]) == (1, 2) and row["version"] for row in rows)
     assert rows[0]["times_faster_than_fp32"] == 1 and "batch 2, 1 thread" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["image", "length", "batch", "threads", "rounds"])
+@pytest.mark.parametrize("name", ["size", "length", "batch", "threads", "rounds"])
 def test_numbers_that_make_no_measurement_are_named(name):
     with pytest.raises(ValueError, match=f"{name} is 0; expected 1"):
         print_bench_infer(Infer(**{name: 0}))

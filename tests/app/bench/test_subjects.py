@@ -39,21 +39,21 @@ def test_a_network_of_the_users_own(tmp_path):
     subject = make_subject(f"{tmp_path / 'networks.py'}:Convolution", 4, 8, CPU)
     images, labels = subject.batch
     assert subject.network(images).shape == (4, 10) and labels.max() < 10
-    for name, named in (("maps", r":maps', .*\(2, 4, 1, 1\)"), ("words", "image is 8: .*:words")):
+    for name, named in (("maps", r":maps', .*\(2, 4, 1, 1\)"), ("words", "size is 8: .*:words")):
         with pytest.raises(ValueError, match=named):
             make_subject(f"{tmp_path / 'networks.py'}:{name}", 4, 8, CPU)
 
 
 @pytest.mark.parametrize(
-    ("name", "image", "named"),
+    ("name", "size", "named"),
     [
         ("resnet19", 8, "network is 'resnet19'; .*resnet8, resnet20.*bert6"),
-        ("vgg16_bn", 8, "image is 8: vgg16_bn"),
+        ("vgg16_bn", 8, "size is 8: vgg16_bn"),
     ],
 )
-def test_what_is_no_subject_is_named(name, image, named):
+def test_what_is_no_subject_is_named(name, size, named):
     with pytest.raises(ValueError, match=named):
-        make_subject(name, 2, image, CPU)
+        make_subject(name, 2, size, CPU)
 
 
 def test_without_the_extra_the_error_names_it(monkeypatch):

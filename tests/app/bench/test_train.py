@@ -14,8 +14,8 @@ from support.bench_workers import Worker, answering
 from support.reporters import Said
 
 FIELDS = {"name", "step_ms", "ratio_to_float", "peak_mib", "graphs", "threads", "device", "dtype"}
-TINY = ["--network", "resnet8", "--batch", "4", "--image", "8", "--rounds", "2", "--threads", "1", "--device", "cpu"]
-SETTINGS = BenchTrain("resnet8", batch=2, image=8, rounds=1, threads=1, device="cpu", compile=False)
+TINY = ["--network", "resnet8", "--batch", "4", "--size", "8", "--rounds", "2", "--threads", "1", "--device", "cpu"]
+SETTINGS = BenchTrain("resnet8", batch=2, size=8, rounds=1, threads=1, device="cpu", compile=False)
 
 
 def test_rows_are_medians_over_the_rounds(monkeypatch, tmp_path, capsys):
@@ -56,10 +56,22 @@ def test_a_row_that_does_not_run_costs_no_other(monkeypatch):
     rows = bench_train(settings, said := Said())
     assert [row["name"] for row in rows] == ["float", "speq", "input"]
     assert said.lines == ["lsq: not measured, ValueError: bits is 9"]
-    assert said.phases == [*(f"{name}: warming up" for name in ("float", "speq", "lsq")), "timing, 1 rounds"]
+    rows = ("float (1/3)", "speq (2/3)", "lsq (3/3)")
+    assert said.phases == [*(f"{row}: warming up" for row in rows), "timing, 1 rounds"]
     seconds["float"] = ["OSError: x"]
     with pytest.raises(ChildProcessError, match=r"float .*OSError: x"):
         bench_train(settings)
+
+
+def test_quick_measures_two_rows_in_three_rounds(monkeypatch, capsys):
+    answering(monkeypatch, {"float": [3.0, 0.010], "retrain": [3.0, 0.012]})
+    options = ["--quick", "--threads", "1", "--device", "cpu", "--batch", "4"]
+    main(["bench", "train", *options])
+    assert [name for name, steps, _ in Worker.asked if steps] == ["float", "retrain"] * 3
+    assert "resnet8, W2A2, batch 4" in capsys.readouterr().out
+    for wrong in (["--rows", "speq"], ["--rounds", "5"]):
+        with pytest.raises(SystemExit, match=f"{wrong[0][2:]} is .*quick"):
+            main(["bench", "train", *options, *wrong])
 
 
 @pytest.mark.parametrize("name", [name for name in STEPS if not name.endswith("eager")])

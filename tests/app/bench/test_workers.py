@@ -9,13 +9,13 @@ from spequant.app.bench.train import STEPS, BenchTrain, ready
 from spequant.app.bench.workers import WorkerGroup
 from support.bench_workers import Worker, answering
 
-SETTINGS = BenchTrain("resnet8", batch=2, image=8, rounds=1, threads=1, device="cpu", compile=False)
+SETTINGS = BenchTrain("resnet8", batch=2, size=8, rounds=1, threads=1, device="cpu", compile=False)
 FLOAT = partial(ready, STEPS["float"], SETTINGS)
 
 
 def test_the_slowest_of_several_processes_counts(monkeypatch):
     answering(monkeypatch, {"float": [3.0, 0.010]})
-    group = WorkerGroup("float", FLOAT, "cpu", 4, 2)
+    group = WorkerGroup("float", FLOAT, "cpu", 4, 2).wait()
     assert (group.label, group.peak, group.graphs) == ("float x2", 6 * 2**20, 1)
     group.workers[1].answers = [3.0, 0.025]
     assert group.ask(3) == 0.025
@@ -24,7 +24,7 @@ def test_the_slowest_of_several_processes_counts(monkeypatch):
 
 def test_a_process_that_died_is_named(monkeypatch):
     answering(monkeypatch, {"float": [3.0, 0.010, "its process died"]})
-    group = WorkerGroup("float", FLOAT, "cpu", 1, 2)
+    group = WorkerGroup("float", FLOAT, "cpu", 1, 2).wait()
     assert group.error is None and group.ask(3) == 0.010
     with pytest.raises(ChildProcessError, match=r"row 'float x2': .*rows.* at_once"):
         group.ask(3)
@@ -39,7 +39,7 @@ def test_seconds_of_a_step():
 
 @pytest.mark.slow
 def test_a_process_that_dies_is_named():
-    group = WorkerGroup("float", FLOAT, "cpu", 1, 2)
+    group = WorkerGroup("float", FLOAT, "cpu", 1, 2).wait()
     assert group.error is None and group.ask(3) > 0
     group.workers[1].process.kill()
     with pytest.raises(ChildProcessError, match="row 'float x2': its process died"):

@@ -66,6 +66,7 @@ def test_a_format_says_what_it_is(name):
         ("net.xml", "openvino"),
         ("net.tflite", "tflite"),
         ("net.int4.tflite", "tflite4"),
+        ("net.c", "c"),
     ],
 )
 def test_the_ending_says_the_format(path, name):

@@ -10,8 +10,9 @@ from torch import nn
 import spequant
 from spequant.deploy import export_mixed, mixed_graph
 from spequant.deploy.engines import ENGINES, onnxruntime
-from spequant.deploy.formats.mixed import answers, other_last_bits
+from spequant.deploy.formats.mixed import answers
 from spequant.deploy.inputs import as_batches
+from spequant.deploy.last_bits import other_last_bits
 from spequant.deploy.torch_graph import float_graph
 from spequant.preparation.adapters.products import Product
 from spequant.quantizers import LSQ, PACT, SAWB

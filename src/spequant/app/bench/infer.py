@@ -2,6 +2,7 @@
 
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,17 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from spequant import models
+from spequant.app.bench.static import STATIC, static_int8
 from spequant.app.bench.subjects import check_name, checked_logits
 from spequant.app.bench.workers import seconds_of
-from spequant.app.commands.bench import Infer
+from spequant.app.commands.bench import Clock, Infer
 from spequant.app.runs.evaluation import at_bits
 from spequant.app.runs.reporter import Quiet, Reporter
 from spequant.app.runs.samples import Samples
 from spequant.app.runs.sources import Source, example_of, float_network, open_source
 from spequant.calibration.ranges import calibrate
-from spequant.deploy import Program, at_width, integer_graph, lower, mixed_graph
+from spequant.deploy import Program, align_ranges, at_width, integer_graph, lower, mixed_graph
 from spequant.deploy.engines import ENGINES, versions
 from spequant.deploy.float_program import float_program
+from spequant.deploy.formats.openvino import openvino_graph
 from spequant.deploy.formats.tflite import tflite_graph
 from spequant.deploy.processor import instruction_sets
 from spequant.deploy.torch_graph import float_graph
@@ -32,7 +35,8 @@ from spequant.models.named import BUILDERS
 from spequant.preparation.placement import prepare, unprepare
 from spequant.quantizers import PACT, SAWB
 
-ONNX_ENGINES, LITERT = ("onnxruntime", "openvino"), "litert"
+OPENVINO, LITERT = "openvino", "litert"
+ONNX_ENGINES = ("onnxruntime", OPENVINO)
 Form = TypeVar("Form")
 
 
@@ -44,6 +48,8 @@ class OnnxNetwork:
         float_graph: of the float network; None: no engine asks for ONNX.
         graphs: {name: graph} of the low-bit network, one per width.
         inputs: {name: tensor}, a batch.
+        openvino: {name: graph} in the form of --to openvino, of those that have one.
+        static: whether the float network is timed at 8 bits by onnxruntime's own quantization, too.
         tflite: {name: file's bytes}, the float network first; empty: it has no such form, or LiteRT is not asked for.
         pixels: the names among these of files that take uint8 images.
     """
@@ -51,6 +57,8 @@ class OnnxNetwork:
     float_graph: Any
     graphs: dict[str, Any]
     inputs: Mapping[str, Tensor]
+    openvino: Mapping[str, Any] = field(default_factory=dict)
+    static: bool = False
     tflite: Mapping[str, bytes] = field(default_factory=dict)
     pixels: tuple[str, ...] = ()
 
@@ -82,13 +90,14 @@ def bench_infer(settings: Infer, reporter: Reporter | None = None) -> list[dict[
         reporter: is told the phases; None: nobody is.
 
     Returns:
-        Rows, one per graph and engine: `name`, `engine`, `version`, `ms`, `times_faster_than_fp32`, `file_bytes`,
-        `batch`, `threads`, `instruction_sets`.
+        Rows, one per graph and engine: `name` ("fp32", "static int8": that network by onnxruntime's own quantization,
+        and the low-bit ones), `engine`, `version`, `ms`, `times_faster_than_fp32`, `file_bytes`, `batch`, `threads`,
+        `clock`, `instruction_sets`.
 
     Raises:
         ValueError: a setting is out of range, or the source holds no network.
     """
-    for name in ("image", "length", "batch", "threads", "rounds"):
+    for name in ("size", "length", "batch", "threads", "rounds"):
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; expected 1 or more")
@@ -103,10 +112,11 @@ def bench_infer(settings: Infer, reporter: Reporter | None = None) -> list[dict[
         reporter.phase(f"timing, {settings.rounds} rounds")
         for _ in reporter.track(range(settings.rounds), settings.rounds):
             for entry in entries:
-                entry.times.append(1000 * seconds_of(entry.call))
+                entry.times.append(1000 * _seconds(entry.call, settings.clock))
     medians = {(e.name, e.engine): statistics.median(e.times) for e in entries}
     installed = versions()
-    shared = {"batch": settings.batch, "threads": settings.threads, "instruction_sets": instruction_sets()}
+    shared = {name: getattr(settings, name) for name in ("batch", "threads", "clock")}
+    shared["instruction_sets"] = instruction_sets()
     return [
         {
             "name": e.name,
@@ -121,6 +131,14 @@ def bench_infer(settings: Infer, reporter: Reporter | None = None) -> list[dict[
     ]
 
 
+def _seconds(call: Callable[[], object], clock: Clock) -> float:
+    if clock == "wall":
+        return seconds_of(call)
+    begun = time.process_time()
+    call()
+    return time.process_time() - begun
+
+
 def _onnx_network(settings: Infer) -> OnnxNetwork:
     if settings.source is None:
         if settings.act_bits:
@@ -128,11 +146,11 @@ def _onnx_network(settings: Infer) -> OnnxNetwork:
         return _random(settings)
     if settings.bits:
         raise ValueError(f"bits is {settings.bits!r}, which is for a network without a source; expected --act-bits")
-    source = open_source(settings.source, settings.root, data=settings.data)
+    source = open_source(settings.source, settings.root, arrays=settings.arrays)
     if source.kind.startswith("tflite"):
         return _tflite_file(settings, source)
     if source.model is None and not source.loaded.engines and settings.network is not None:
-        source = open_source(settings.source, settings.root, network=settings.network, data=settings.data)
+        source = open_source(settings.source, settings.root, network=settings.network, arrays=settings.arrays)
     if source.program is None and source.model is None:
         if not source.loaded.engines:
             raise source.network_needed("time it")
@@ -148,12 +166,13 @@ def _random(settings: Infer) -> OnnxNetwork:
     name = settings.network or "resnet18"
     check_name(name, tuple(BUILDERS))
     network = BUILDERS[name]() if name in BUILDERS else float_network(name)
-    x = torch.randn(settings.batch, 3, settings.image, settings.image)
+    x = torch.randn(settings.batch, 3, settings.size, settings.size)
     checked_logits(network, name, x)
     programs = {}
     for bits in settings.bits or (2,):
         model = prepare(network, weight=SAWB(bits), act=PACT(bits))
         calibrate(model, [torch.randn(4, *x.shape[1:])], samples=4)
+        align_ranges(model, x[:1])  # as recipes do
         programs[f"W{bits}A{bits}"] = lower(model, x[:1])
     return _of_images(settings, network, x, programs)
 
@@ -170,7 +189,7 @@ def _tflite_file(settings: Infer, source: Source) -> OnnxNetwork:
     eight, name = lower(model, x[:1]), f"A{source.act_bits}"
     files = _tflite_files({"W8A8": eight}) | {name: source.path.read_bytes()}
     pixels = () if source.loaded.preprocessing is None else (name,)
-    return OnnxNetwork(None, {}, {"input": x}, files, pixels)
+    return OnnxNetwork(None, {}, {"input": x}, tflite=files, pixels=pixels)
 
 
 def _tokens(settings: Infer, source: Source) -> OnnxNetwork:
@@ -178,7 +197,7 @@ def _tokens(settings: Infer, source: Source) -> OnnxNetwork:
     inputs have names, on the first of them."""
     assert source.model is not None  # an integer graph is of images
     if settings.length is not None and not source.of_questions:
-        raise ValueError(f"length is {settings.length}, which is for questions; data has a length itself")
+        raise ValueError(f"length is {settings.length}, which is for questions; arrays have a length themselves")
     example = example_of(source, settings.length)
     assert isinstance(example, dict)
     inputs = {name: x.repeat(settings.batch, *[1] * (x.dim() - 1)) for name, x in example.items()}
@@ -186,7 +205,7 @@ def _tokens(settings: Infer, source: Source) -> OnnxNetwork:
         with torch.no_grad():
             source.model(**example)
     except (IndexError, RuntimeError) as error:
-        what = f"length is {settings.length}" if source.of_questions else f"data is {settings.data}"
+        what = f"length is {settings.length}" if source.of_questions else f"arrays is {settings.arrays}"
         raise ValueError(f"{what}: the network does not run on it ({error})") from error
     graphs = _at_widths(settings, source, lambda model: mixed_graph(model, inputs).graph)
     return OnnxNetwork(float_graph(unprepare(source.model), inputs), graphs, inputs)
@@ -234,9 +253,17 @@ def _of_images(settings: Infer, network: nn.Module, x: Tensor, programs: Mapping
     engines = _engines(settings)
     tflite = _tflite_files(programs) if LITERT in engines else {}
     if set(engines) == {LITERT}:
-        return OnnxNetwork(None, {}, {"input": x}, tflite)
-    graphs = {name: integer_graph(program) for name, program in programs.items()}
-    return OnnxNetwork(float_onnx(network.eval(), x), graphs, {"input": x}, tflite)
+        return OnnxNetwork(None, {}, {"input": x}, tflite=tflite)
+    graphs = {name: _of_batch(integer_graph(program), len(x)) for name, program in programs.items()}
+    openvino = {name: _of_batch(openvino_graph(p), len(x)) for name, p in programs.items() if OPENVINO in engines}
+    return OnnxNetwork(float_onnx(network.eval(), x), graphs, {"input": x}, openvino, static=True, tflite=tflite)
+
+
+def _of_batch(graph: Any, batch: int) -> Any:
+    """`graph` for `batch` samples, as the float one is; in place."""
+    for end in (*graph.graph.input, *graph.graph.output):
+        end.type.tensor_type.shape.dim[0].dim_value = batch
+    return graph
 
 
 def _tflite_files(programs: Mapping[str, Program]) -> dict[str, bytes]:
@@ -252,15 +279,17 @@ def _engines(settings: Infer, source: Source | None = None) -> tuple[str, ...]:
 
 
 def _entries(settings: Infer, network: OnnxNetwork, folder: Path) -> list[Entry]:
-    files = {}
-    for name, graph in {"fp32": network.float_graph, **network.graphs}.items():
-        if graph is not None:
-            files[name] = folder / f"{name}.onnx"
-            needs("onnx", "deploy").save(graph, files[name])
     feed = {name: x.numpy() for name, x in network.inputs.items()}
+    floats = {}
+    if network.float_graph is not None:
+        floats["fp32"] = _saved(network.float_graph, folder / "fp32.onnx")
+    if floats and network.static:
+        floats[STATIC] = static_int8(floats["fp32"], feed)
     entries = []
     for engine in settings.engines or ONNX_ENGINES:
-        for name, path in files.items() if engine != LITERT else ():
+        graphs = {**network.graphs, **(network.openvino if engine == OPENVINO else {})}
+        files = {name: _saved(graph, folder / f"{name}.{engine}.onnx") for name, graph in graphs.items()}
+        for name, path in {**floats, **files}.items() if engine != LITERT else ():
             run = ENGINES[engine](path, settings.threads)
             entries.append(Entry(name, engine, path.stat().st_size, partial(run, feed)))
     for name, data in network.tflite.items():
@@ -268,6 +297,11 @@ def _entries(settings: Infer, network: OnnxNetwork, folder: Path) -> list[Entry]
         run = ENGINES[LITERT](data, settings.threads)
         entries.append(Entry(name, LITERT, len(data), partial(run, inputs if name in network.pixels else feed)))
     return entries
+
+
+def _saved(graph: Any, path: Path) -> Path:
+    needs("onnx", "deploy").save(graph, path)
+    return path
 
 
 def float_onnx(network: nn.Module, x: Tensor) -> Any:

@@ -7,7 +7,7 @@ import torch
 from rich.table import Table
 
 from spequant.app.bench.infer import bench_infer
-from spequant.app.bench.train import STEPS, StepKind, bench_train
+from spequant.app.bench.train import STEPS, StepKind, bench_train, in_full
 from spequant.app.commands.bench import BenchTrain, Infer
 from spequant.app.commands.screen import print_table
 from spequant.app.terminal import Terminal
@@ -21,6 +21,7 @@ def print_bench_train(settings: BenchTrain, kinds: Mapping[str, StepKind] = STEP
         settings: what is measured.
         kinds: what the rows train, by their names; the first one is "float".
     """
+    settings = in_full(settings)
     if settings.json is not None:
         destination(settings.json)
     with Terminal("bench train") as reporter:
@@ -59,5 +60,5 @@ def print_bench_infer(settings: Infer) -> None:
         table.add_row(row["name"], engine, f"{row['ms']:.2f}", times_as_fast, f"{row['file_bytes']:,}")
     print_table(table)
     sets = ", ".join(rows[0]["instruction_sets"]) or "not known"
-    print(f"batch {settings.batch}, {settings.threads} thread(s), instruction sets: {sets}")
+    print(f"batch {settings.batch}, {settings.threads} thread(s), {settings.clock} time, instruction sets: {sets}")
     write_json(settings.json, rows)

@@ -45,14 +45,14 @@ class Subject:
         return list(self.batch.values() if isinstance(self.batch, Mapping) else self.batch)
 
 
-def make_subject(name: str, batch: int, image: int, device: torch.device) -> Subject:
+def make_subject(name: str, batch: int, size: int, device: torch.device) -> Subject:
     """A network with random weights, and a random batch; the same ones at each call.
 
     Args:
         name: a network of the recipes, or of the user's own (package.module:Object or file.py:Object); or
             "bert6", six layers of BERT-base with a classifier.
         batch: number of images, or of sequences of 128 tokens.
-        image: height and width of the images, pixels.
+        size: side of the images, pixels.
         device: of both.
 
     Raises:
@@ -64,8 +64,8 @@ def make_subject(name: str, batch: int, image: int, device: torch.device) -> Sub
         ids, labels = (torch.randint(high, size) for high, size in ((1000, (batch, TOKENS)), (CLASSES, (batch,))))
         return Subject(_bert().to(device).train(), {"input_ids": ids.to(device), "labels": labels.to(device)}, None)
     check_name(name, (*BUILDERS, BERT))
-    network = channels_last(models.make_network(name, classes=CLASSES, size=image), device)
-    images = torch.randn(batch, 3, image, image, device=device).to(memory_format=torch.channels_last)
+    network = channels_last(models.make_network(name, classes=CLASSES, size=size), device)
+    images = torch.randn(batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
     logits = checked_logits(network, name, images[:2])
     return Subject(network.train(), (images, torch.randint(logits.shape[1], (batch,), device=device)))
 
@@ -88,7 +88,7 @@ def checked_logits(network: nn.Module, name: str, images: Tensor) -> Tensor:
         with torch.no_grad():
             logits = network.eval()(images)
     except Exception as error:  # of whatever kind a network of the user's own raises
-        raise ValueError(f"image is {images.shape[-1]}: {name} does not run on it ({error})") from error
+        raise ValueError(f"size is {images.shape[-1]}: {name} does not run on it ({error})") from error
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         kind = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"network is {name!r}, which returns {kind}; expected logits of shape (images, classes)")

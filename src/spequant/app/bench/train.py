@@ -34,6 +34,9 @@ from spequant.train import (
 )
 
 CALIBRATION_SAMPLES = 16
+STARTED_AT_ONCE = 2
+"""rows that compile at the same time: a core each, of two"""
+QUICK_ROUNDS = 3
 FLOAT_ROW = "float"
 """the row that the others are compared with"""
 
@@ -118,14 +121,20 @@ def bench_train(
     reporter = reporter or Quiet()
     device, threads = device_named(settings.device), settings.threads or torch.get_num_threads()
     settings = replace(settings, device=str(device))
-    groups: list[WorkerGroup] = []
+    groups, starting = list[WorkerGroup](), list[WorkerGroup]()
     try:
-        for name, copies in product(kinds, sorted({1, settings.at_once})):
-            if settings.rows and name not in (FLOAT_ROW, *settings.rows):
-                continue
-            reporter.phase(f"{name}: {'compiling and ' * (kinds[name].compiled and settings.compile)}warming up")
-            group = WorkerGroup(name, partial(ready, kinds[name], settings), settings.device, threads, copies)
-            if group.error is None:
+        names = [name for name in kinds if not settings.rows or name in (FLOAT_ROW, *settings.rows)]
+        left = list(product(names, sorted({1, settings.at_once})))
+        count = len(left)
+        for number in range(count):
+            while left and len(starting) < STARTED_AT_ONCE:
+                name, copies = left.pop(0)
+                make_step = partial(ready, kinds[name], settings)
+                starting.append(WorkerGroup(name, make_step, settings.device, threads, copies))
+            group = starting.pop(0)
+            compiles = kinds[group.name].compiled and settings.compile
+            reporter.phase(f"{group.label} ({number + 1}/{count}): {'compiling and ' * compiles}warming up")
+            if group.wait().error is None:
                 groups.append(group)
                 continue
             group.close()
@@ -139,7 +148,7 @@ def bench_train(
         for group in groups:
             group.ask(settings.steps)
     finally:
-        for group in groups:
+        for group in [*groups, *starting]:
             group.close()
     times = {group.label: statistics.median(group.times) for group in groups}
     rows: list[dict[str, Any]] = [
@@ -152,16 +161,31 @@ def bench_train(
     return [row | {"threads": threads, "device": place, "dtype": settings.dtype} for row in rows]
 
 
+def in_full(settings: BenchTrain) -> BenchTrain:
+    """`settings` with what --quick stands for.
+
+    Raises:
+        ValueError: they say otherwise.
+    """
+    if not settings.quick:
+        return settings
+    for name in ("rows", "rounds"):
+        if (value := getattr(settings, name)) != getattr(BenchTrain, name):
+            raise ValueError(f"{name} is {value!r}, which quick chooses; expected none, or no quick")
+    network = "resnet8" if settings.network == BenchTrain.network else settings.network
+    return replace(settings, network=network, rows=("retrain",), rounds=QUICK_ROUNDS, quick=False)
+
+
 def _check(settings: BenchTrain, kinds: Mapping[str, StepKind]) -> None:
     unknown = [name for name in settings.rows if name not in kinds]
     if unknown:
         raise ValueError(f"rows has {', '.join(map(repr, unknown))}; expected some of {', '.join(map(repr, kinds))}")
-    for name, least in (("batch", 2), ("image", 1), ("rounds", 1), ("steps", 0), ("at_once", 1), ("threads", 1)):
+    for name, least in (("batch", 2), ("size", 1), ("rounds", 1), ("steps", 0), ("at_once", 1), ("threads", 1)):
         value = getattr(settings, name)
         if value is not None and value < least:
             raise ValueError(f"{name} is {value}; expected {least} or more")
     check_device(settings.device, "device")
-    make_subject(settings.network, 2, settings.image, torch.device("cpu"))
+    make_subject(settings.network, 2, settings.size, torch.device("cpu"))
 
 
 def _times(name: str, times: Mapping[str, float]) -> dict[str, Any]:
@@ -176,7 +200,7 @@ def ready(kind: StepKind, settings: BenchTrain) -> tuple[Step, Callable[[], int]
     Returns:
         (the step, the bytes of all tensors that exist between steps: parameters, buffers, momenta, teacher, batch).
     """
-    subject = make_subject(settings.network, settings.batch, settings.image, torch.device(settings.device))
+    subject = make_subject(settings.network, settings.batch, settings.size, torch.device(settings.device))
     compiled = kind.compiled and settings.compile
     method = kind.method(subject, compiled)
     model = kind.model(subject, settings.bits).to(settings.device)
@@ -198,7 +222,7 @@ def ready(kind: StepKind, settings: BenchTrain) -> tuple[Step, Callable[[], int]
 def _input_seconds(settings: BenchTrain, threads: int) -> float:
     """The time that a step waits for its images, which are augmented as in training when they are used."""
     keep_freed_memory()  # as in a run
-    images = torch.randint(256, (max(5000, 2 * settings.batch), 3, settings.image, settings.image), dtype=torch.uint8)
+    images = torch.randint(256, (max(5000, 2 * settings.batch), 3, settings.size, settings.size), dtype=torch.uint8)
     data = ImageSet(images, torch.zeros(len(images), dtype=torch.int64), (0.5,) * 3, (0.25,) * 3, 10)
     data, times, before = data.to(torch.device(settings.device)), [], torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
@@ -22,7 +23,7 @@ MakeStep = Callable[[], tuple[Step, Callable[[], int]]]
 
 
 class WorkerGroup:
-    """Processes, mostly one, which run the same steps at the same time.
+    """Processes, mostly one, which run the same steps at the same time. The first is started at once; see `wait`.
 
     Args:
         name: of the step.
@@ -33,20 +34,27 @@ class WorkerGroup:
 
     Attributes:
         label: the name, with the number of processes where there are several.
-        error: why the step does not run; None: it runs.
+        error: why the step does not run; None: it runs, or `wait` has not said so yet.
         peak: bytes of all processes together.
         graphs: number of graphs that torch.compile has made in one process.
         times: seconds per step, one entry per round.
     """
 
     def __init__(self, name: str, make_step: MakeStep, device: str, threads: int, copies: int = 1):
-        self.label, self.times = name if copies == 1 else f"{name} x{copies}", list[float]()
-        self.error, self.peak, self.graphs, self.workers = None, 0, 0, list[Worker]()
-        for _ in range(copies):
+        self.name, self.label, self.times = name, name if copies == 1 else f"{name} x{copies}", list[float]()
+        self.error, self.peak, self.graphs, self.copies = None, 0, 0, copies
+        self.start = partial(Worker, make_step, device, max(1, threads // copies))
+        self.workers = [self.start()]
+
+    def wait(self) -> "WorkerGroup":
+        """Wait until all processes are ready, or one says that the step does not run; return the group."""
+        for number in range(self.copies):
             if self.error is None:  # one after the other: the first fills the cache of compiled kernels
-                self.workers.append(worker := Worker(make_step, device, max(1, threads // copies)))
-                self.error, peak, self.graphs = worker.hear()
+                if number:
+                    self.workers.append(self.start())
+                self.error, peak, self.graphs = self.workers[number].hear()
                 self.peak += peak
+        return self
 
     def ask(self, steps: int) -> float:
         """Run `steps` steps; the mean seconds of one, without the first, in the slowest process.

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+Clock = Literal["wall", "processor"]
 EngineName = Literal["onnxruntime", "openvino", "litert"]
 
 
@@ -22,8 +23,8 @@ class BenchTrain:
     BERT-base on 128 tokens"""
     batch: int = 128
     """images, or sequences, per step"""
-    image: int = 32
-    """height and width of the images"""
+    size: int = 32
+    """side of the images, pixels"""
     bits: int = 2
     """of weights and activations; the first and the last layer and addends have 8"""
     dtype: Literal["fp32", "bf16"] = "bf16"
@@ -44,6 +45,8 @@ class BenchTrain:
     """threads of torch on the CPU; None: as many as torch chooses"""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda or cuda:N"""
+    quick: FlagCreatePairsOff[bool] = False
+    """only float and retrain, three rounds, of resnet8 in place of resnet20"""
     json: Path | None = None
     """a file for the rows as JSON"""
 
@@ -62,11 +65,11 @@ class Infer:
     network: str | None = None
     """without a source: a network of the recipes, or one of your own, package.module:Object or file.py:Object; None:
     resnet18. With a file made in Python: what makes its float network"""
-    data: Path | None = None
+    arrays: Path | None = None
     """of a packed file made in Python: an .npz with the array inputs, as its network takes them, or
     inputs by name"""
-    image: int = 224
-    """without a source: height and width of the images"""
+    size: int = 224
+    """without a source: side of the images, pixels"""
     bits: tuple[int, ...] = ()
     """without a source: widths of weights and activations of that network; none: 2"""
     act_bits: tuple[int, ...] = ()
@@ -81,6 +84,9 @@ class Infer:
     """threads of each engine"""
     rounds: int = 30
     """number of measurements of each graph"""
+    clock: Clock = "wall"
+    """wall: the time that passes; processor: the time that this process computes, all threads together, for ratios on a
+    machine that others use, too"""
     root: Path | None = None
     """folder of the data set, for a run; None: the recipe's, or SPEQUANT_DATA"""
     json: Path | None = None

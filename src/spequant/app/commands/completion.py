@@ -58,7 +58,7 @@ def options(content: Sequence[Row], prefix: str = "--") -> Options:
             every |= options(row.value, f"{option}.")
         elif Positional not in metadata:
             every[option] = _values(row.hint)
-            if isinstance(row.value, bool) and FlagCreatePairsOff not in metadata:
+            if isinstance(row.value, bool) and FlagCreatePairsOff not in metadata and not every[option]:
                 every[f"{prefix}no-{row.name.replace('_', '-')}"] = []
     return every
 
@@ -67,6 +67,8 @@ def _values(hint: Any) -> list[str]:
     """Return the values of a type that has a few: of Literal, also inside of tuples and Annotated."""
     if typing.get_origin(hint) is typing.Literal:
         return list(typing.get_args(hint))
+    if typing.get_origin(hint) is typing.Union and typing.get_args(hint)[0] is bool:
+        return ["True", "False", *_values(typing.get_args(hint)[1])]
     return [value for inner in typing.get_args(hint)[:1] for value in _values(inner)]
 
 

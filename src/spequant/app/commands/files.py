@@ -13,7 +13,7 @@ Network = Annotated[
     str | None,
     arg(help="of a packed file made in Python: what makes its float network, package.module:Object or file.py:Object"),
 ]
-Data = Annotated[
+Arrays = Annotated[
     Path | None,
     arg(
         help="an .npz with the arrays inputs, as the file takes them, or inputs by name, e.g. input_ids and "
@@ -50,7 +50,7 @@ class Export:
     root: Path | None = None
     """folder of the data set; None: the recipe's, or SPEQUANT_DATA"""
     network: Network = None
-    data: Data = None
+    arrays: Arrays = None
     verbose: FlagCreatePairsOff[bool] = False
     """print the comparison layer by layer, too, and what is computed in float"""
 
@@ -73,7 +73,7 @@ class Evaluate:
     json: Path | None = None
     """a file for the rows as JSON"""
     network: Network = None
-    data: Data = None
+    arrays: Arrays = None
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,13 @@ class Inspect:
     """Bits, ranges, bytes, multiply-accumulates and bit operations, layer by layer, against fp32."""
 
     source: Annotated[Path, Positional, arg(metavar="RUN|FILE")]
-    """a run's folder, a packed file, or one of --to onnx or tflite"""
+    """a run's folder, or an exported file; of one of --to mixed, openvino or qonnx what it is as a whole"""
     root: Path | None = None
     """folder of the data set, for a run; None: the recipe's, or SPEQUANT_DATA"""
     json: Path | None = None
     """a file for layers and totals as JSON"""
     network: Network = None
-    data: Annotated[Path | None, arg(help="with --network: an .npz with the array inputs, or inputs by name")] = None
+    arrays: Annotated[Path | None, arg(help="with --network: an .npz with the array inputs, or inputs by name")] = None
 
 
 @dataclass(frozen=True)

@@ -1,30 +1,17 @@
-"""The commands help, version and recipes, and the help of every command, as far as it is known without torch."""
+"""The commands help and recipes, and the help of every command, as far as it is known without torch."""
 
 import pkgutil
-import platform
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import tyro
 from rich.table import Table
 
-from spequant import __version__
 from spequant.app.commands.explain import Row, parts_in_words, print_help, prose, rows
 from spequant.app.commands.index import index, parts_of_recipe, rows_of_recipe
 from spequant.app.commands.screen import print_table
-from spequant.app.commands.shell import Version
 from spequant.app.commands.table import HELP, Command
 from spequant.app.commands.training import Recipes
-
-
-def print_version(settings: Version) -> None:
-    """Print the versions of spequant, torch and Python."""
-    try:
-        torch = version("torch")
-    except PackageNotFoundError:
-        torch = "not installed"
-    print(f"spequant {__version__}, torch {torch}, Python {platform.python_version()}")
 
 
 def print_recipes(settings: Recipes) -> None:

@@ -151,10 +151,17 @@ COMMANDS = {
             "studies:Compare",
             "studies.compare:print_comparison",
         ),
+        Command(
+            "fit",
+            "RUN|FILE|RECIPE --board NAME",
+            "whether it fits a microcontroller as C: bytes of flash and memory, before training too",
+            "fit:Fit",
+            "fit:print_fit",
+        ),
         Command("zoo", "[NAME]", "trained low-bit networks that come with spequant", "zoo:Zoo", "zoo:print_zoo"),
         Command("help", "[COMMAND]", "this, or what a command takes", "shell:Help", "commands.guide:print_guide"),
         Command(
-            "version", "", "versions of spequant, torch and Python", "shell:Version", "commands.guide:print_version"
+            "version", "", "versions of spequant, torch and Python", "shell:Version", "commands.versions:print_version"
         ),
         Command(
             "completion",

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,17 @@ def parts_chosen(recipe: Recipe, words: Sequence[str]) -> tuple[Recipe, list[str
                 raise ValueError(f"--{option} has no value; expected a name")
             value = words.pop(0)
         recipe = _with_part(recipe, option, value)
-    return recipe, left
+    return recipe, _compile_in_words(left)
+
+
+def _compile_in_words(words: Sequence[str]) -> list[str]:
+    """Return `words` with --train.compile and --train.no-compile as tyro reads a field that has a third value."""
+    made: list[str] = []
+    for word, following in pairwise([*words, "--"]):
+        made.append("--train.compile" if word == "--train.no-compile" else word)
+        if word == "--train.no-compile" or (word == "--train.compile" and following.startswith("--")):
+            made.append(str(word == "--train.compile"))
+    return made
 
 
 def _with_part(recipe: Recipe, option: str, name: str) -> Recipe:

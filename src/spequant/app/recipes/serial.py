@@ -91,7 +91,10 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         return tuple(_read(typing.get_args(kind)[0], item, where) for item in value)
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         kinds = [k for k in typing.get_args(kind) if k is not type(None)]
-        return None if value is None else _read(kinds[0], value, where)
+        if value is None and len(kinds) < len(typing.get_args(kind)):
+            return None
+        texts = [k for k in kinds if typing.get_origin(k) is Literal and isinstance(value, str)]
+        return _read((texts or kinds)[0], value, where)  # of true, false or "auto", only the last is a text
     if typing.get_origin(kind) is Literal:
         if value not in typing.get_args(kind):
             raise ValueError(f"{where} is {value!r}; expected one of {', '.join(map(repr, typing.get_args(kind)))}")

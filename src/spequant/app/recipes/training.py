@@ -50,8 +50,9 @@ class Training:
     """share of steps, 0 to 1: weights of 4 bits or fewer that oscillate more often are frozen; None: none is"""
     freeze_threshold_end: float | None = None
     """that threshold at the end of training, reached along a half cosine; None: it stays the same"""
-    compile: bool = True
-    """whether steps are compiled by torch.compile"""
+    compile: bool | Literal["auto"] = True
+    """whether steps are compiled by torch.compile; auto: where that saves more time than it takes, which the first
+    steps, uncompiled, decide"""
     sync_batch_norm: bool = True
     """whether batch norm's statistics are over the batches of all processes"""
     deterministic: bool = False
@@ -137,6 +138,7 @@ class Training:
                 self.batch_size % self.accumulate == 0 if self.accumulate >= 1 else False,
                 f"a number that divides train.batch_size, {self.batch_size}",
             ),
+            ("compile", self.compile in (True, False, "auto"), "True, False or 'auto'"),
             ("label_smoothing", 0 <= self.label_smoothing < 1, "0 or more, below 1"),
             ("lr", 0 < self.lr < math.inf, "a finite number above 0"),
             ("weight_decay", 0 <= self.weight_decay < math.inf, "a finite number of 0 or more"),

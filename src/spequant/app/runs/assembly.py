@@ -90,7 +90,7 @@ def assemble(
         method,
         optimizer,
         make_schedule(settings.schedule, optimizer, steps),
-        wrapped=wrap(model, compile=settings.compile),
+        wrapped=wrap(model, compile=bool(settings.compile)),
         ema=settings.ema,
         freezer=make_freezer(model, settings.freeze_threshold, settings.freeze_threshold_end, steps),
         seed=settings.seed,

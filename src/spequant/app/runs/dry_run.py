@@ -80,7 +80,7 @@ def dry_run(recipe: Recipe, reporter: Reporter | None = None) -> Estimate:
     count = min(WARM_UP + TIMED, assembly.steps)
     warm = min(WARM_UP, count - 1)
     seconds = []
-    reporter.phase(f"{'compiling, and ' * recipe.train.compile}timing {count} steps")
+    reporter.phase(f"{'compiling, and ' * bool(recipe.train.compile)}timing {count} steps")
     state.wrapped.train()
     start = time.perf_counter()
     for batch in reporter.track(islice(assembly.field.batches(0, 0), count), count):

@@ -38,7 +38,7 @@ def evaluate_source(
     root: Path | None = None,
     threads: int | None = None,
     network: str | None = None,
-    data: Path | None = None,
+    arrays: Path | None = None,
     reporter: Reporter | None = None,
 ) -> list[dict[str, Any]]:
     """Measure accuracy, or exact match and F1 of questions, on the test set.
@@ -50,7 +50,7 @@ def evaluate_source(
         images: how many samples of the test set to use; None: all.
         root: the folder of the data set; None: the recipe's.
         threads: threads per operation; None: as many as torch uses.
-        network, data: as in `open_source`.
+        network, arrays: as in `open_source`.
         reporter: is told the phases; None: nobody is.
 
     Returns:
@@ -62,7 +62,7 @@ def evaluate_source(
     """
     reporter = reporter or Quiet()
     reporter.phase("loading network and data")
-    source = open_source(path, root, network=network, data=data)
+    source = open_source(path, root, network=network, arrays=arrays)
     if source.model is None and not source.loaded.engines:
         raise source.network_needed("evaluate it")
     test = first_samples(source.test_set(root), images)

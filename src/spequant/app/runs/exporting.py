@@ -23,7 +23,7 @@ from spequant.deploy.formats import Format, check_ending, format_named
 from spequant.deploy.parity import FEW
 from spequant.deploy.running import TORCH, in_engine
 from spequant.deploy.zoo import of_zoo
-from spequant.files import destination, placed
+from spequant.files import placed
 
 WINDOWS = 512  # windows of questions whose logits are compared; exact match and F1 are compared on all
 POINTS = 0.2  # difference in exact match and F1 that is allowed
@@ -60,7 +60,7 @@ def export_source(
     images: int | None = None,
     root: Path | None = None,
     network: str | None = None,
-    data: Path | None = None,
+    arrays: Path | None = None,
     show: Callable[[Parity, str], None] = lambda parity, engine: None,
     reporter: Reporter | None = None,
 ) -> Report:
@@ -76,7 +76,7 @@ def export_source(
             `act_bits` is given, since biases are then on another grid. The file is compared with the rounded network.
         preprocessing: whether the graph takes uint8 images.
         images: number of samples to verify on; None: all.
-        root, network, data: as in `open_source`.
+        root, network, arrays: as in `open_source`.
         show: is called with the comparison and the name of the engine, before the comparison is judged.
         reporter: is told the phases; None: nobody is.
 
@@ -85,7 +85,7 @@ def export_source(
     """
     form, reporter = format_named(to), reporter or Quiet()
     reporter.phase("loading network and data")
-    source = open_source(path, root, network=network, data=data)
+    source = open_source(path, root, network=network, arrays=arrays)
     if source.model is None:
         raise source.network_needed("export it")
     _check_options(source, form, act_bits, round_biases, preprocessing)
@@ -94,7 +94,7 @@ def export_source(
     test = first_samples(first_samples(source.test_set(root), images), form.images)
     pixels = (test.mean, test.std) if preprocessing and isinstance(test, ImageSet) else None
     if preprocessing and pixels is None:
-        raise ValueError("preprocessing goes into graphs of a recipe's images; data holds what the network takes")
+        raise ValueError("preprocessing goes into graphs of a recipe's images; arrays hold what the network takes")
     with at_bits(source, act_bits):
         example = example_of(source)
         if isinstance(example, dict) and round_biases:
@@ -192,8 +192,8 @@ def _check_place(out: Path, form: Format, source: Path) -> None:
     taken = {source.resolve(): "what is exported"} if form.engines else {}
     for name in (STATE, RECIPE, METRICS, RESULT, ENVIRONMENT, FACTS):
         taken[(source / name).resolve()] = "a file of the run itself"
-    for place in form.files(out):
-        end = destination(place).resolve()
+    for place in form.destinations(out):
+        end = place.resolve()
         if end in taken:
             raise ValueError(f"out is {str(out)!r}: {end} is {taken[end]}; give another --out")
 

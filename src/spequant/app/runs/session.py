@@ -6,11 +6,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from spequant.app.runs.assembly import Assembly
+from spequant.app.runs.compile_choice import Choice, Trial, pause
 from spequant.app.runs.compile_time import last_seconds, remember
 from spequant.app.runs.reporter import Reporter
 from spequant.app.runs.writer import Writer
 from spequant.calibration.batch_norm import reestimate_batch_norm
-from spequant.deploy import quantize_biases
+from spequant.deploy import align_ranges, quantize_biases
 from spequant.layers import weight_bits
 from spequant.processes import anyone
 from spequant.train import Diagnostics, Interrupted, Progress, Snapshot, TrainingState, fit, layers_row
@@ -38,6 +39,10 @@ class Session:
         """whether a row of this run has the layers' names"""
         self.metrics_bytes = int(facts.get("metrics_bytes", 0))
         self.compiling_since: float | None = None
+        self.trial: Trial | None = None
+        self.chosen: bool | None = facts.get("compiled")
+        """whether the run is compiled, which `train.compile auto` left to its first steps; None: not known"""
+        self.clock = 0.0
 
     def train(self, snapshot: Snapshot | None) -> dict[str, Any]:
         """Train to the end and return the result; `snapshot` is where the state stands."""
@@ -69,11 +74,14 @@ class Session:
 
     def _fit(self) -> None:
         settings = self.recipe.train
-        if settings.compile:
-            known = last_seconds(self.recipe, self.state.device)
-            time_it_takes = "which can take a minute" if known is None else f"about {known:.0f} s, as the last time"
-            self.reporter.phase(f"compiling the training step, {time_it_takes}")
-            self.compiling_since = time.perf_counter()
+        if settings.compile == "auto" and self.chosen is None:
+            self.trial, self.clock = Trial(self.assembly), time.perf_counter()
+            self._training()
+        elif settings.compile == "auto" and not self.chosen:
+            pause(self.assembly, True)
+            self._training()
+        elif settings.compile:
+            self._compiling()
         else:
             self._training()
         with interruptions() as stop:  # before and after there is nothing to save: signals act as ever
@@ -94,6 +102,29 @@ class Session:
             if anyone(stop()):  # while the last epoch was measured, after which it was saved
                 raise Interrupted(self.state.step)
 
+    def _compiling(self) -> None:
+        """Say that the next step compiles, and how long that took the last time."""
+        known = last_seconds(self.recipe, self.state.device)
+        time_it_takes = "which can take a minute" if known is None else f"about {known:.0f} s, as the last time"
+        self.reporter.phase(f"compiling the training step, {time_it_takes}")
+        self.compiling_since = time.perf_counter()
+
+    def _try(self, progress: Progress) -> None:
+        """Time an uncompiled step; after enough of them, compile if that pays."""
+        assert self.trial is not None
+        float(progress.sums[0])  # waits for the device
+        now = time.perf_counter()
+        choice, self.clock = self.trial.step(now - self.clock), now
+        if choice is not None:
+            self._choose(choice)
+
+    def _choose(self, choice: Choice) -> None:
+        self.trial, self.chosen = None, bool(anyone(choice.pays))  # the same in every process
+        self.reporter.say(choice.line())
+        if self.chosen:
+            pause(self.assembly, False)
+            self._compiling()
+
     def _training(self) -> None:
         self.reporter.phase(f"training, {self.recipe.train.epochs} epochs of {self.assembly.steps} steps")
 
@@ -104,6 +135,8 @@ class Session:
                 remember(self.recipe, self.state.device, time.perf_counter() - self.compiling_since)
             self.compiling_since = None
             self._training()
+        if self.trial is not None:
+            self._try(progress)
         self.reporter.step(progress)
 
     def _measure(self, model: nn.Module, part: str) -> dict[str, float]:
@@ -139,16 +172,19 @@ class Session:
     def _save(self, state: TrainingState) -> None:
         snapshot = state.capture()  # in every process: it may gather
         codes = {} if self.diagnostics is None else {f"codes.{k}": v for k, v in self.diagnostics.codes.items()}
-        facts = {"seconds": self._seconds(), "layers_named": self.layers_named}
+        facts = {"seconds": self._seconds(), "layers_named": self.layers_named, "compiled": self.chosen}
         self.writer.checkpoint(Snapshot({**snapshot.tensors, **codes}, snapshot.numbers), facts)
 
     def _finish(self) -> dict[str, Any]:
-        """Measure batch norm's statistics anew, put biases on their grid, measure the network, and write it."""
+        """Align ranges, measure batch norm's statistics anew, put biases on their grid, measure the network, and write
+        it."""
         model, example = self.state.result, self.field.example
+        example = example if self.recipe.quantized else None
+        aligned = {} if example is None else _aligned_ranges(model, example)
         self.reporter.phase("measuring batch norm's statistics")
         reestimate_batch_norm(model, self.field.statistics())
-        if self.recipe.quantized and example is not None:
-            self.writer.row({"kind": "biases", **_integer_biases(model, example)})
+        if example is not None:
+            self.writer.row({"kind": "biases", **_integer_biases(model, example), "aligned": aligned})
         result = {
             "recipe": self.recipe.name,
             "seed": self.recipe.train.seed,
@@ -163,6 +199,14 @@ class Session:
     def _seconds(self) -> float:
         """Training time so far, with that before the last checkpoint."""
         return self.earlier + time.perf_counter() - self.begin
+
+
+def _aligned_ranges(model: nn.Module, example: Tensor) -> dict[str, float]:
+    """Let tensors that two quantizers read be rounded once in an export; the share by which each range changed."""
+    try:
+        return {name: round(factor, 4) for name, factor in align_ranges(model, example).items()}
+    except ValueError:  # `_integer_biases` says what is in the way
+        return {}
 
 
 def _integer_biases(model: nn.Module, example: Tensor) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from spequant.app.runs.samples import EXPECTED, Samples, read_samples
 from spequant.app.runs.weights import build_network
 from spequant.data import ImageSet, QuestionSettings
 from spequant.deploy import Loaded, Program, check_packed, load
+from spequant.deploy.formats import is_folder_of_format
 from spequant.deploy.zoo import file_of
 from spequant.names import imported
 
@@ -102,7 +103,7 @@ class Source:
             return self.tested
         if self.recipe is None:
             raise ValueError(
-                f"{self.path} does not say what it is tested on, as files that were made in Python; give --data "
+                f"{self.path} does not say what it is tested on, as files that were made in Python; give --arrays "
                 f"FILE.npz with the arrays {EXPECTED}"
             )
         folder = self.path.parent / NETWORK
@@ -135,7 +136,7 @@ def _test_set(recipe: Recipe, root: Path | None, device: torch.device, tokenizer
 
 
 def open_source(
-    path: Path, root: Path | None = None, *, network: str | None = None, data: Path | None = None
+    path: Path, root: Path | None = None, *, network: str | None = None, arrays: Path | None = None
 ) -> Source:
     """Open a run's folder or an exported file.
 
@@ -144,18 +145,18 @@ def open_source(
         root: the folder of the data set; None: the recipe's.
         network: the float network of a packed file that was made in Python, "package.module:Object" or
             "file.py:Object": a module, or a callable without arguments that returns one.
-        data: an .npz (see `read_samples`) to test on, in place of the recipe's test set.
+        arrays: an .npz (see `read_samples`) to test on, in place of the recipe's test set.
 
     Raises:
         FileNotFoundError: there is no such path.
         ValueError: the file is damaged, of a newer version, of another network, or not of this project.
     """
-    samples, path = None if data is None else read_samples(data), file_of(path)
-    if path.is_dir():
+    samples, path = None if arrays is None else read_samples(arrays), file_of(path)
+    if path.is_dir() and not is_folder_of_format(path):
         if network is not None:
             raise ValueError(f"network is {network!r}; {path} is a run's folder, which holds its own")
         return _run(path, root, samples)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; expected a run's folder or an exported file{run_first(path)}")
     loaded = load(path)
     source = _source(loaded, described=network is not None or samples is not None)
@@ -251,7 +252,7 @@ def _source(loaded: Loaded, described: bool) -> Source:
             return plain
         raise ValueError(
             f"{loaded.path} does not say what network it holds in a way that is known here ({error!r}); give --network "
-            "and --data, as for files that were made in Python"
+            "and --arrays, as for files that were made in Python"
         ) from error
     return Source(loaded, recipe, shape, about.get("act_bits") or recipe.quant.act_bits)
 
@@ -275,7 +276,7 @@ def example_of(source: Source, length: int | None = None) -> Tensor | dict[str, 
         return source.tested.normalise(source.tested.part(slice(0, 1)).images)
     if source.shape is None:
         raise ValueError(
-            f"{source.path} does not say what inputs it takes; give --data FILE.npz with the arrays {EXPECTED}"
+            f"{source.path} does not say what inputs it takes; give --arrays FILE.npz with the arrays {EXPECTED}"
         )
     return torch.zeros(1, *source.shape)
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from spequant.deploy.formats.c import C
 from spequant.deploy.formats.format import Draft, Format, ProgramFormat
 from spequant.deploy.formats.mixed import MixedFormat
 from spequant.deploy.formats.onnx import Onnx
@@ -11,10 +12,19 @@ from spequant.deploy.formats.qonnx import Qonnx
 from spequant.deploy.formats.tflite import Tflite, TfliteInt4
 
 FORMATS: dict[str, Format] = {
-    form.name: form for form in (Packed(), Onnx(), MixedFormat(), OpenVino(), Qonnx(), Tflite(), TfliteInt4())
+    form.name: form for form in (Packed(), Onnx(), MixedFormat(), OpenVino(), Qonnx(), Tflite(), TfliteInt4(), C())
 }
 
-__all__ = ["FORMATS", "Draft", "Format", "ProgramFormat", "format_named", "format_of_file", "format_to_write"]
+__all__ = [
+    "FORMATS",
+    "Draft",
+    "Format",
+    "ProgramFormat",
+    "format_named",
+    "format_of_file",
+    "format_to_write",
+    "is_folder_of_format",
+]
 
 
 def format_named(name: str) -> Format:
@@ -53,11 +63,13 @@ def check_ending(form: Format, path: Path, argument: str = "path") -> None:
 
 def format_of_file(path: Path) -> Format:
     """The format of the file that is there. FileNotFoundError. ValueError: damaged, or of no format here."""
+    if is_folder_of_format(path):
+        return next(f for f in FORMATS.values() if f.folder and f.recognised(path))
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; expected an exported file")
     ending = path.suffix.lower()
     of_ending = [f for f in FORMATS.values() if f.extension == ending] or [
-        f for f in FORMATS.values() if not f.extension
+        f for f in FORMATS.values() if not f.extension and not f.folder
     ]
     for form in of_ending:
         if len(of_ending) == 1 or form.recognised(path):
@@ -65,3 +77,8 @@ def format_of_file(path: Path) -> Format:
     raise ValueError(
         f"{path} is of none of the formats {', '.join(f.name for f in of_ending)}; install a newer version"
     )
+
+
+def is_folder_of_format(path: Path) -> bool:
+    """Whether `path` is a folder that a format wrote."""
+    return path.is_dir() and any(f.folder and f.recognised(path) for f in FORMATS.values())

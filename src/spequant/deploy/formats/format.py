@@ -22,7 +22,7 @@ from spequant.deploy.lower import lower
 from spequant.deploy.operations import Operation
 from spequant.deploy.parity import Batch, Parity
 from spequant.deploy.program import Program
-from spequant.files import placed
+from spequant.files import destination, destination_folder, placed
 
 
 @dataclass
@@ -31,7 +31,8 @@ class Draft:
 
     content: what `Format.write` puts into the file. program: what an engine's codes are compared with; None: there is
     none. islands: "module: operation" of what is computed in float. saturating: layers whose sums some processors
-    without VNNI clip. batch: samples that the file takes at a time; None: any number.
+    without VNNI clip. batch: samples that the file takes at a time; None: any number. size: bytes that the network
+    takes where it is used; None: those of the files.
     """
 
     content: Any
@@ -39,6 +40,7 @@ class Draft:
     islands: list[str] = field(default_factory=list)
     saturating: list[str] = field(default_factory=list)
     batch: int | None = None
+    size: int | None = None
 
 
 class Format(ABC):
@@ -64,12 +66,18 @@ class Format(ABC):
     """whether its files run at other activation widths than they were written at"""
     graphs: ClassVar[CodeGraphs | None] = None
     """where its engine computes on stored codes, which are compared one by one"""
+    folder: ClassVar[bool] = False
+    """whether it is a folder of files"""
     images: ClassVar[int | None] = None
     """images of a test set that its files are verified on; None: all"""
 
     def files(self, path: Path) -> tuple[Path, ...]:
         """All files that `path` stands for."""
         return (path,)
+
+    def destinations(self, path: Path) -> tuple[Path, ...]:
+        """Where its files will be. OSError: nothing can be written there."""
+        return tuple((destination_folder if self.folder else destination)(file) for file in self.files(path))
 
     @abstractmethod
     def draft(
@@ -95,6 +103,10 @@ class Format(ABC):
     def recognised(self, path: Path) -> bool:
         """Whether `path`, which has its extension, is one of its files. ValueError: of no format, or damaged."""
         return True
+
+    def stored(self, path: Path) -> dict[str, int]:
+        """How many numbers of each type a file holds, e.g. {"int8": 9408}. Empty: the format does not say."""
+        return {}
 
     @abstractmethod
     def open(self, path: Path, network: nn.Module | None) -> Loaded:

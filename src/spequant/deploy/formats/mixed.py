@@ -5,8 +5,7 @@ its sums exact; between them values are float, as torch exports them, and so are
 stand for (`integer_modules.Simulated`).
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +22,16 @@ from spequant.deploy.checks import check_dtype, check_forwards, check_hooks, on_
 from spequant.deploy.draws import run_without_draws
 from spequant.deploy.formats.format import Draft, Format
 from spequant.deploy.integer_modules import Codes, IntegerModule, integer_form, summands
+from spequant.deploy.last_bits import other_last_bits
 from spequant.deploy.loaded import Loaded, Preprocessing
-from spequant.deploy.onnx_file import check_size, loaded_onnx, metadata, read_onnx, write_onnx
+from spequant.deploy.onnx_file import check_size, loaded_onnx, metadata, numbers_in, read_onnx, write_onnx
 from spequant.deploy.onnx_versions import declare_lowest
 from spequant.deploy.outputs import by_name
 from spequant.deploy.parity import Batch, Parity
 from spequant.deploy.torch_graph import islands_of, reached, traced
 from spequant.extras import needs
 from spequant.functional import without_autocast
-from spequant.layers import QuantizedLayer, act_quantizers
+from spequant.layers import act_quantizers
 
 
 @dataclass
@@ -144,25 +144,6 @@ def answers(model: nn.Module, mixed: Mixed, run: engines.Run, batches: Iterable[
     return parity
 
 
-@contextmanager
-def other_last_bits(model: nn.Module) -> Iterator[None]:
-    """Inside, what quantized layers return is off by up to 2^-21 of itself, as it may be in another engine, whose float
-    parts round otherwise. Where a value lies near the middle of two codes that is one code, and more a layer on: of a
-    deep network every engine gives somewhat other logits, and so does the network itself."""
-    generator = torch.Generator().manual_seed(0)
-
-    def moved(layer: nn.Module, inputs: Any, out: Tensor) -> Tensor:
-        noise = torch.rand(out.shape, generator=generator).to(out.device, out.dtype)
-        return out * (1 + (2 * noise - 1) * 2**-21)
-
-    hooks = [m.register_forward_hook(moved) for m in model.modules() if isinstance(m, QuantizedLayer)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 class MixedFormat(Format):
     """ONNX with float parts."""
 
@@ -186,6 +167,9 @@ class MixedFormat(Format):
 
     def recognised(self, path: Path) -> bool:
         return read_onnx(path)[1]["kind"] == "mixed"
+
+    def stored(self, path: Path) -> dict[str, int]:
+        return numbers_in(read_onnx(path)[0])
 
     def open(self, path: Path, network: nn.Module | None) -> Loaded:
         return loaded_onnx(path, self.name, self.engines, *read_onnx(path))

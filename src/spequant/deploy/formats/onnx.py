@@ -14,6 +14,7 @@ import numpy as np
 from torch import nn
 
 from spequant.deploy import onnx_curves
+from spequant.deploy.alignment import computed, finer, steps_in
 from spequant.deploy.code_graphs import CodedGraph, CodeGraphs
 from spequant.deploy.formats.format import Draft, ProgramFormat
 from spequant.deploy.grids import Grid
@@ -38,7 +39,7 @@ from spequant.deploy.program import Program
 
 
 class IntegerGraph(Emitter):
-    """sums: the inputs of each addition that is written."""
+    """As onnxruntime fuses it. sums: the inputs of each addition that is written."""
 
     def __init__(self, once: bool = False) -> None:
         super().__init__(WRITERS, once)
@@ -51,16 +52,51 @@ class IntegerGraph(Emitter):
         """The values of what is stored under `name`, in the form of the result of `op`."""
         if op.grid is None:
             return name
-        return self.node("DequantizeLinear", [name, *self._scale(op.grid, op.name)], op.name)
+        return self.node("DequantizeLinear", [name, *self.scale(op.grid, op.name)], op.name)
 
     def rounded(self, value: str, grid: Grid, name: str, step: float | None = None) -> str:
         """Float values to stored codes. step: of `value`'s unit; None: the grid's."""
-        out = self.node("QuantizeLinear", [value, *self._scale(grid, name, step)], name)
+        out = self.node("QuantizeLinear", [value, *self.scale(grid, name, step)], name)
         low, high = grid.low + grid.zero, grid.high + grid.zero
         if (low, high) == (0, 255):
             return out
         ends = [self.constant(np.uint8(end), f"{name}.end") for end in (low, high)]
         return self.node("Clip", [out, *ends], name)
+
+    @classmethod
+    def pairs(cls, program: Program) -> dict[Operation, Operation]:
+        """{operation: the one of whose codes its own are made}; sums aside: one sum more costs no more than that, and
+        where a layer's result has one reader, OpenVINO adds it without rounding it (`formats/openvino.py`)."""
+        return {op: fine for op, fine in finer(program).items() if not isinstance(op, Add)}
+
+    def coarser(self, op: Operation, fine: Operation) -> str:
+        """The codes of `op`, which follow from those of `fine`."""
+        assert op.grid is not None and fine.grid is not None
+        return self.rounded(self.counted(fine, op.name), op.grid, op.name, steps_in(op.grid, fine.grid))
+
+    def counted(self, op: Operation, name: str) -> str:
+        """The codes of `op` as whole numbers, float, of what is fused with a rounding: a sum with 0 is, QLinearAdd."""
+        zero = self.node(
+            "DequantizeLinear", [self.constant(np.uint8(0), f"{name}.nothing"), *self._pair(1.0, 0, name)], name
+        )
+        return self.node("Add", [self.numbers(op, name), zero], name)
+
+    def numbers(self, op: Operation, name: str) -> str:
+        """The codes of `op` as whole numbers, float."""
+        assert op.grid is not None
+        return self.node("DequantizeLinear", [self.names[op], *self._pair(1.0, op.grid.zero, name)], name)
+
+    def emit_program(self, program: Program, taps: Sequence[Operation] = ()) -> None:
+        """Of two roundings of which one follows from the other, one; see `alignment.py`."""
+        pairs = self.pairs(program)
+        for op in computed(program, pairs, taps):
+            if op in pairs:
+                self.names[op] = self.coarser(op, pairs[op])
+            elif op is not program.input:
+                self.emit(op)
+        for op, fine in pairs.items():
+            if fine in self.tensors:  # from which both are read back
+                self.tensors[op] = self.tensors[fine]
 
     def result(self, value: str, op: Operation) -> str:
         return value if op.grid is None else self.rounded(value, op.grid, op.name)
@@ -69,9 +105,12 @@ class IntegerGraph(Emitter):
         """The value_info of stored codes, or float values."""
         return self.end(op, name, "batch", None if op.grid is None else self.onnx.TensorProto.UINT8)
 
-    def _scale(self, grid: Grid, name: str, step: float | None = None) -> list[str]:
-        number = self.constant(np.float32(grid.step if step is None else step), f"{name}.step")
-        return [number, self.constant(np.uint8(grid.zero), f"{name}.zero")]
+    def scale(self, grid: Grid, name: str, step: float | None = None) -> list[str]:
+        """Of a node that reads or writes stored codes: its scale and its zero point."""
+        return self._pair(grid.step if step is None else step, grid.zero, name)
+
+    def _pair(self, step: float, zero: int, name: str) -> list[str]:
+        return [self.constant(np.float32(step), f"{name}.step"), self.constant(np.uint8(zero), f"{name}.zero")]
 
 
 def _quantize(e: IntegerGraph, op: Quantize) -> str:
@@ -162,6 +201,7 @@ def integer_graph(
     preprocessing: Preprocessing | None = None,
     taps: Sequence[Operation] = (),
     about: Mapping[str, Any] | None = None,
+    form: type[IntegerGraph] = IntegerGraph,
 ) -> Any:
     """The onnx model of `program`: input "input" (batch, ...), output "output" (batch, classes), or several by name.
 
@@ -170,11 +210,12 @@ def integer_graph(
         preprocessing: (mean, std) per channel, of images scaled to [0, 1]: the input is then uint8 images.
         taps: operations whose stored codes, or float values, are outputs, too, "tap0", "tap1" ...
         about: JSON that `read_program` gives back.
+        form: how it is written: as onnxruntime fuses it, or as another engine does.
 
     Raises:
         ModuleNotFoundError: the extra `deploy` is not installed.
     """
-    e = IntegerGraph(once=True)
+    e = form(once=True)
     source, kinds = program.input, e.onnx.TensorProto
     e.names[source] = "input"
     if preprocessing is not None:
@@ -183,7 +224,7 @@ def integer_graph(
         scaled = e.node("Div", [pixels, e.constant(np.float32(255), "input.scale")], "input")
         centred = e.node("Sub", [scaled, e.constant(mean, "input.mean")], "input")
         e.names[source] = e.node("Div", [centred, e.constant(std, "input.std")], "input")
-    e.emit_program(program)
+    e.emit_program(program, taps)
     inputs = [e.end(source, "input", "batch", kinds.FLOAT if preprocessing is None else kinds.UINT8)]
     outputs = e.ends(program, "batch")
     outputs |= {e.names[op]: e.tap(op, f"tap{i}") for i, op in enumerate(taps)}
@@ -191,14 +232,18 @@ def integer_graph(
     return e.model(inputs, outputs, metadata("integer", content, about))
 
 
-def op_graph(op: Operation) -> Any:
-    """One operation on stored codes given as inputs "in0", "in1" ...: what an engine makes of it, forced to these."""
-    e = IntegerGraph()
+def op_graph(op: Operation, form: type[IntegerGraph] = IntegerGraph, fine: Operation | None = None) -> Any:
+    """One operation on stored codes given as inputs "in0", "in1" ...: what an engine makes of it, forced to these.
+    fine: the one from whose codes it is made; None: from its inputs."""
+    e = form()
     inputs = []
-    for source in dict.fromkeys(op.inputs):
+    for source in dict.fromkeys(op.inputs if fine is None else (fine,)):
         e.names[source] = f"in{len(inputs)}"
         inputs.append(e.tap(source, e.names[source]))
-    e.emit(op)
+    if fine is None:
+        e.emit(op)
+    else:
+        e.names[op] = e.coarser(op, fine)
     return e.model(inputs, {e.names[op]: e.tap(op, "output")}, {})
 
 
@@ -207,10 +252,16 @@ def _coded(graph: Any, ops: Iterable[Operation]) -> CodedGraph:
     return CodedGraph(graph.SerializeToString(), zero, np.dtype(np.uint8))
 
 
-GRAPHS = CodeGraphs(
-    lambda program, **options: _coded(integer_graph(program, **options), program.ops),
-    lambda op: _coded(op_graph(op), (*op.inputs, op)),
-)
+def code_graphs(form: type[IntegerGraph]) -> CodeGraphs:
+    """Graphs written as `form`, to be compared with the twin."""
+    return CodeGraphs(
+        lambda program, **options: _coded(integer_graph(program, form=form, **options), program.ops),
+        lambda op, fine=None: _coded(op_graph(op, form, fine), (*op.inputs, op) if fine is None else (fine, op)),
+        form.pairs,
+    )
+
+
+GRAPHS = code_graphs(IntegerGraph)
 
 
 class Onnx(ProgramFormat):

@@ -1,23 +1,73 @@
-"""OpenVINO's own files, .xml with .bin next to it: written together, sealed together. Converted from integer ONNX."""
+"""OpenVINO's own files, .xml with .bin next to it: written together, sealed together. Converted from integer ONNX, of a
+form of its own (`OpenVinoGraph`)."""
 
 import json
+import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
+from spequant.deploy.alignment import finer
 from spequant.deploy.formats.format import Draft, ProgramFormat
-from spequant.deploy.formats.onnx import GRAPHS, WRITERS, integer_graph
+from spequant.deploy.formats.onnx import WRITERS, IntegerGraph, code_graphs, integer_graph
+from spequant.deploy.grids import Grid
 from spequant.deploy.loaded import Loaded, Preprocessing
 from spequant.deploy.onnx_file import KEY
+from spequant.deploy.operations import Add, Operation, Weighted
 from spequant.deploy.program import Program
 from spequant.deploy.seal import OPEN, check_seal, sealed
 from spequant.extras import needs
 from spequant.files import placed_together
+
+
+class OpenVinoGraph(IntegerGraph):
+    """As OpenVINO fuses it: a layer, an addition behind it and its rounding are one kernel (measured, docs/deploy.md).
+
+    - Few codes are clipped in float, before they are rounded: that becomes one FakeQuantize of these ends.
+    - An addend, too, is rounded in that kernel only if something stands between the layer and its FakeQuantize: the
+      CPU plugin drops the rounding of one that is first behind a layer and has a sum and a FakeQuantize behind it.
+    """
+
+    def __init__(self, once: bool = False) -> None:
+        super().__init__(once)
+        self.addends: set[Operation] = set()
+
+    @classmethod
+    def pairs(cls, program: Program) -> dict[Operation, Operation]:
+        return finer(program)
+
+    def emit_program(self, program: Program, taps: Sequence[Operation] = ()) -> None:
+        self.addends = {i for op in program.ops if isinstance(op, Add) for i in op.inputs}
+        super().emit_program(program, taps)
+
+    def result(self, value: str, op: Operation) -> str:
+        if op in self.addends and isinstance(op, Weighted):  # nothing, but no optimiser knows
+            value = self.node("LeakyRelu", [value], op.name, alpha=1.0)
+        return super().result(value, op)
+
+    def rounded(self, value: str, grid: Grid, name: str, step: float | None = None) -> str:
+        if (grid.low + grid.zero, grid.high + grid.zero) != (0, 255):
+            unit = np.float32(grid.step if step is None else step)
+            ends = [self.constant(unit * np.float32(end), f"{name}.end") for end in (grid.low, grid.high)]
+            value = self.node("Clip", [value, *ends], name)
+        return self.node("QuantizeLinear", [value, *self.scale(grid, name, step)], name)
+
+    def counted(self, op: Operation, name: str) -> str:
+        """Floor changes no whole number; a FakeQuantize behind an operation is fused with it, one behind codes is a
+        kernel of its own between two that change the layout."""
+        return self.node("Floor", [self.numbers(op, name)], name)
+
+
+def openvino_graph(program: Program, *, preprocessing: Preprocessing | None = None) -> Any:
+    """As `integer_graph`, in the form that OpenVINO fuses."""
+    return integer_graph(program, preprocessing=preprocessing, form=OpenVinoGraph)
 
 
 @contextmanager
@@ -83,18 +133,25 @@ class OpenVino(ProgramFormat):
     engines = ("openvino",)
     runs_in = "OpenVINO"
     preprocessing = True
-    graphs = GRAPHS
+    graphs = code_graphs(OpenVinoGraph)
     writers = WRITERS  # of the integer ONNX that it is converted from
 
     def files(self, path: Path) -> tuple[Path, ...]:
         return path, path.with_suffix(".bin")
 
     def content(self, program: Program, preprocessing: Preprocessing | None, about: Mapping[str, Any] | None) -> Any:
-        return integer_graph(program, preprocessing=preprocessing), dict(about or {})
+        return openvino_graph(program, preprocessing=preprocessing), dict(about or {})
 
     def placed(self, draft: Draft, path: Path) -> Any:
         graph, about = draft.content
         return openvino_placed(graph, path, about)
+
+    def stored(self, path: Path) -> dict[str, int]:
+        counts: Counter[str] = Counter()
+        for op in _read(path)[0].get_ops():
+            if op.get_type_name() == "Constant":
+                counts[op.get_element_type().to_dtype().name] += math.prod(op.get_output_shape(0))
+        return dict(counts)
 
     def open(self, path: Path, network: nn.Module | None) -> Loaded:
         model, about = _read(path)

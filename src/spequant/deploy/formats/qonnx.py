@@ -23,7 +23,7 @@ from spequant.deploy.formats.format import Draft, ProgramFormat
 from spequant.deploy.grids import Grid
 from spequant.deploy.integers import smallest_codes
 from spequant.deploy.loaded import Loaded, Preprocessing
-from spequant.deploy.onnx_file import loaded_onnx, metadata, read_onnx, write_onnx
+from spequant.deploy.onnx_file import loaded_onnx, metadata, numbers_in, read_onnx, write_onnx
 from spequant.deploy.onnx_graph import ALIKE, Emitter, Writers, avg_pool, conv_attributes, float_layer, mean, pad
 from spequant.deploy.operations import (
     Add,
@@ -216,6 +216,9 @@ class Qonnx(ProgramFormat):
 
     def recognised(self, path: Path) -> bool:
         return read_onnx(path)[1]["kind"] == "qonnx"
+
+    def stored(self, path: Path) -> dict[str, int]:
+        return numbers_in(read_onnx(path)[0])
 
     def open(self, path: Path, network: nn.Module | None) -> Loaded:
         return loaded_onnx(path, self.name, self.engines, *read_onnx(path))

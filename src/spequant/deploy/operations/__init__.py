@@ -2,13 +2,17 @@
 
 from spequant.deploy.operations.affine import Affine, Negative
 from spequant.deploy.operations.arithmetic import Add, Divide, Mul, Subtract
+from spequant.deploy.operations.displaced import Displaced, settled
 from spequant.deploy.operations.function import Function
+from spequant.deploy.operations.gathering import Gathered
+from spequant.deploy.operations.largest import Largest
 from spequant.deploy.operations.layer import FloatLayer, Weighted
 from spequant.deploy.operations.moving import Concat, Repeat, Same, Stack
 from spequant.deploy.operations.operation import Operation, Step
 from spequant.deploy.operations.pointwise import Clamp, Curve, PRelu, Sigmoid
 from spequant.deploy.operations.positions import Adaptive, Amax, AvgPool, MaxPool, Mean
 from spequant.deploy.operations.quantize import Input, Quantize, Unread
+from spequant.deploy.operations.resizing import Lines, Resize
 from spequant.deploy.operations.shaping import (
     ChannelShuffle,
     Flatten,
@@ -54,20 +58,28 @@ READ: tuple[type[Operation], ...] = (
     *OPERATIONS,
     Adaptive,
     ChannelShuffle,
+    Displaced,
+    Gathered,
+    Largest,
     Layer,
+    Lines,
     Negative,
     Parts,
     PixelUnshuffle,
+    Resize,
     Same,
     Stack,
     Transposed,
     Unread,
 )
 """Those of networks."""
+SEVERAL: tuple[type[Operation], ...] = (Parts, Largest)
+"""Those that give several tensors."""
 
 __all__ = [
     "OPERATIONS",
     "READ",
+    "SEVERAL",
     "Adaptive",
     "Add",
     "Affine",
@@ -77,12 +89,16 @@ __all__ = [
     "Clamp",
     "Concat",
     "Curve",
+    "Displaced",
     "Divide",
     "Flatten",
     "FloatLayer",
     "Function",
+    "Gathered",
     "Input",
+    "Largest",
     "Layer",
+    "Lines",
     "MaxPool",
     "Mean",
     "Mul",
@@ -96,6 +112,7 @@ __all__ = [
     "Quantize",
     "Repeat",
     "Reshape",
+    "Resize",
     "Same",
     "Sigmoid",
     "Slice",
@@ -106,4 +123,5 @@ __all__ = [
     "Transposed",
     "Unread",
     "Weighted",
+    "settled",
 ]

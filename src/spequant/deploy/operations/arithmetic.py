@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from spequant.deploy.grids import Grid, act_grid
-from spequant.deploy.operations.affine import affine, constants
+from spequant.deploy.operations.affine import Affine, affine, constants
+from spequant.deploy.operations.function import Function
 from spequant.deploy.operations.moving import unrepeated
 from spequant.deploy.operations.operation import Lowering, Operation, Read, Step
 from spequant.layers import QuantizedAdd
@@ -25,7 +26,9 @@ def plain_addition(module: Any) -> dict[str, Any]:
     return {}
 
 
-def _operands(input: Any, other: Any) -> dict[str, Any]:
+def _operands(input: Any, other: Any, *, alpha: float = 1) -> dict[str, Any]:
+    if alpha != 1:
+        raise ValueError(f"alpha {alpha} has no integer form; expected a product before the sum")
     return {"operands": (input, other)}
 
 
@@ -87,6 +90,14 @@ class Add(Operation):
         return at.add(cls(step.name, inputs, grid, step.shape))
 
 
+def _negated(name: str, op: Operation, at: Lowering) -> Operation:
+    """-`op`, on the same grid with its ends changed."""
+    assert op.grid is not None
+    minus, zero = torch.tensor([-1.0]), torch.tensor([0.0])
+    part = Affine(name, (op,), None, op.shape, minus, zero)
+    return at.add(Function(name, (op,), op.grid.negated(), op.shape, (part,)))
+
+
 @dataclass(eq=False)
 class Subtract(Operation):
     """a - b."""
@@ -107,6 +118,14 @@ class Subtract(Operation):
                 return affine(step, step.inputs[0], -1.0, constant)
             return affine(step, step.inputs[0], shift=-constant)
         return _of_two(step)
+
+    @classmethod
+    def arising(cls, step: Step, grid: Grid | None, at: Lowering) -> Operation | None:
+        """The sum of a and -b, both codes."""
+        if any(i.own_grid is None for i in step.inputs):
+            return None
+        a, b = (at.value(i) for i in step.inputs)
+        return at.add(Add(step.name, (a, _negated(step.name, b, at)), grid, step.shape))
 
 
 @dataclass(eq=False)

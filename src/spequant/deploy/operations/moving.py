@@ -24,7 +24,10 @@ class Concat(Operation):
 
     WORD = "concat"
     COMMUTES = MOVES = True
-    FUNCTIONS: ClassVar[dict[Any, Read]] = dict.fromkeys((torch.cat, torch.concat, torch.concatenate), _listed)
+    FUNCTIONS: ClassVar[dict[Any, Read]] = {
+        **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), _listed),
+        torch.hstack: lambda *_: {"dim": 1},
+    }
 
     def compute(self, inputs: Sequence[Tensor]) -> Tensor:
         return torch.cat(self.values(inputs), self.dim)
@@ -55,14 +58,6 @@ class Stack(Operation):
         return Concat.settled(Step(step.name, Concat, inputs, step.shape, {"dim": dim}))
 
 
-def _upsampled(
-    size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: Any = None, *_: Any, **__: Any
-) -> dict[str, Any]:
-    if mode not in ("nearest", "nearest-exact"):
-        raise ValueError(f"resizing by {mode!r} has no integer form here; expected 'nearest'")
-    return {}
-
-
 @dataclass(eq=False)
 class Repeat(Operation):
     """Each number `times` times in a row, along each dimension but the batch: upsampling to the nearest."""
@@ -71,8 +66,6 @@ class Repeat(Operation):
 
     WORD = "upsample"
     COMMUTES = MOVES = True
-    MODULES: ClassVar[dict[type, Read]] = {nn.Upsample: lambda m: _upsampled(mode=m.mode)}
-    FUNCTIONS: ClassVar[dict[Any, Read]] = {F.interpolate: _upsampled}
     METHODS: ClassVar[dict[str, Read]] = dict.fromkeys(("expand", "expand_as"), lambda *_: {})
 
     def compute(self, inputs: Sequence[Tensor]) -> Tensor:
@@ -123,7 +116,9 @@ class Same(Operation):
     WORD = "same"
     MODULES: ClassVar[dict[type, Read]] = dict.fromkeys((nn.Identity, *DROPOUTS), lambda module: {})
     FUNCTIONS: ClassVar[dict[Any, Read]] = dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d), _dropout)
-    METHODS: ClassVar[dict[str, Read]] = dict.fromkeys(("clone", "contiguous", "detach", "float"), lambda *_, **__: {})
+    METHODS: ClassVar[dict[str, Read]] = dict.fromkeys(
+        ("clone", "contiguous", "detach", "float", "type_as"), lambda *_, **__: {}
+    )
 
     @classmethod
     def settled(cls, step: Step) -> Step:

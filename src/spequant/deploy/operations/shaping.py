@@ -30,18 +30,20 @@ class Reshape(Operation):
         (torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.unflatten), _by_shape
     )
     METHODS: ClassVar[dict[str, Read]] = dict.fromkeys(
-        ("flatten", "reshape", "squeeze", "unflatten", "unsqueeze", "view"), _by_shape
+        ("flatten", "reshape", "reshape_as", "squeeze", "unflatten", "unsqueeze", "view", "view_as"), _by_shape
     )
 
     def compute(self, inputs: Sequence[Tensor]) -> Tensor:
         (x,) = self.values(inputs)
-        return x.reshape(len(x), *self.shape[1:])
+        return x.reshape(-1, *self.shape[1:])
 
     @classmethod
     def settled(cls, step: Step) -> Step:
-        """One reshape in place of several, none where the shape stays; of all dimensions but the batch, `Flatten`."""
-        source, shape = step.inputs[0], step.shape
-        if source.shape[:1] != shape[:1]:
+        """One reshape in place of several, none where the shape stays; of all dimensions but the batch, `Flatten`. A
+        sample may be several rows, as of a linear layer that is called on each."""
+        source, shape, batch = step.inputs[0], step.shape, batch_of(step)
+        rows = shape[0] if len(shape) > 1 else 0 if shape != (batch,) else batch
+        if not rows or rows % batch:
             raise ValueError(
                 f"from {source.shape} to {shape}, of which the first is the batch, samples are mixed, which has no "
                 "form here; expected the batch to stay the first dimension: write torch.flatten(x, 1)"
@@ -50,7 +52,8 @@ class Reshape(Operation):
             source = source.inputs[0]
         if source.shape == shape:
             return source
-        return Step(step.name, Flatten if len(shape) == 2 else Reshape, (source,), shape)
+        flat = len(shape) == 2 and source.shape[0] == shape[0]
+        return Step(step.name, Flatten if flat else Reshape, (source,), shape)
 
 
 @dataclass(eq=False)
@@ -69,12 +72,23 @@ def reshaped(source: Step, shape: tuple[int, ...], name: str) -> Step:
     return Reshape.settled(Step(name, Reshape, (source,), shape))
 
 
+def batch_of(step: Step) -> int:
+    """How many samples the network was traced with."""
+    while step.inputs:
+        step = step.inputs[0]
+    return step.shape[0]
+
+
 def _permuted(*dims: Any) -> dict[str, Any]:
     return {"order": tuple(dims[0]) if len(dims) == 1 and not isinstance(dims[0], int) else dims}
 
 
 def _swapped(dim0: int, dim1: int) -> dict[str, Any]:
-    return {"swap": (dim0, dim1)}
+    return {"by": lambda x: x.transpose(dim0, dim1)}
+
+
+def _moved(source: Any, destination: Any) -> dict[str, Any]:
+    return {"by": lambda x: x.movedim(source, destination)}
 
 
 SWAPS = ("swapaxes", "swapdims", "transpose")
@@ -91,20 +105,20 @@ class Transpose(Operation):
     FUNCTIONS: ClassVar[dict[Any, Read]] = {
         torch.permute: _permuted,
         **dict.fromkeys((torch.swapaxes, torch.swapdims, torch.transpose), _swapped),
+        **dict.fromkeys((torch.movedim, torch.moveaxis), _moved),
     }
-    METHODS: ClassVar[dict[str, Read]] = {"permute": _permuted, **dict.fromkeys(SWAPS, _swapped)}
+    METHODS: ClassVar[dict[str, Read]] = {
+        "permute": _permuted,
+        **dict.fromkeys(SWAPS, _swapped),
+        **dict.fromkeys(("movedim", "moveaxis"), _moved),
+    }
 
     def compute(self, inputs: Sequence[Tensor]) -> Tensor:
         return self.values(inputs)[0].permute(self.order)
 
     @classmethod
     def settled(cls, step: Step) -> Step:
-        rank = len(step.shape)
-        order = list(step.attributes.get("order", range(rank)))
-        if "swap" in step.attributes:
-            a, b = step.attributes["swap"]
-            order[a], order[b] = order[b], order[a]
-        order = tuple(d % rank for d in order)
+        order = order_of(step)
         if order[0] != 0:
             raise ValueError(f"dimensions {order} put the batch elsewhere; expected 0 as the first")
         moved = [d for d in order if step.inputs[0].shape[d] > 1]
@@ -112,6 +126,14 @@ class Transpose(Operation):
             return reshaped(step.inputs[0], step.shape, step.name)
         step.attributes = {"order": order}
         return step
+
+
+def order_of(step: Step) -> tuple[int, ...]:
+    """Which dimension of its input each of a transposing `step` is."""
+    rank, a = len(step.inputs[0].shape), step.attributes
+    if "by" in a:
+        return tuple(n - 1 for n in a["by"](torch.empty(*range(1, rank + 1), device="meta")).shape)
+    return tuple(d % rank for d in a["order"])
 
 
 def transposed(source: Step, order: tuple[int, ...], name: str) -> Step:

@@ -1,7 +1,7 @@
 """Parts of a tensor, and zeros or its own numbers around it."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from spequant.deploy.grids import Grid
 from spequant.deploy.operations.layer import Weighted
+from spequant.deploy.operations.moving import Concat
 from spequant.deploy.operations.operation import Lowering, Operation, Read, Step
 from spequant.deploy.operations.shaping import reshaped
 from spequant.deploy.operations.windows import Sides
@@ -55,8 +56,10 @@ class Slice(Operation):
     @classmethod
     def settled(cls, step: Step) -> Step:
         source = step.inputs[0]
-        if source.kind is Parts:
-            return source.kind.part(source, step.attributes["index"], step)
+        if part := getattr(source.kind, "part", None):
+            return part(source, step.attributes["index"], step)
+        if any(isinstance(i, list | Tensor) for i in step.attributes.get("index", ())):
+            return taken(step, lambda x: x[step.attributes["index"]])
         if "along" in step.attributes:
             dim, what = step.attributes["along"]
             index: list[Any] = [slice(None)] * len(source.shape)
@@ -101,6 +104,59 @@ def sliced(source: Step, ranges: Sequence[Range], shape: tuple[int, ...], name: 
     return reshaped(source, shape, name)
 
 
+PIECES = 256
+"""The most that a dimension is put together of."""
+
+
+def taken(step: Step, by: Callable[[Tensor], Tensor]) -> Step:
+    """`step`, which takes numbers of its input in another order along a dimension, some several times or not at all:
+    slices, one after the other. by: what it does.
+
+    ValueError: numbers of several dimensions together, or samples of the batch.
+    """
+    source, name = step.inputs[0], step.name
+    if len(step.shape) != len(source.shape):
+        raise ValueError(f"from {source.shape} to {step.shape} has no form here; expected as many dimensions")
+    for dim, size in enumerate(source.shape):
+        line = torch.arange(size).reshape([-1 if d == dim else 1 for d in range(len(source.shape))])
+        places = by(line.expand(step.inputs[0].shape)).movedim(dim, 0).flatten(1)
+        if bool((places != places[:, :1]).any()):
+            raise ValueError("numbers change places across dimensions, which has no form here; expected along one")
+        indices = places[:, 0].tolist()
+        if dim == 0 and indices != list(range(size)):
+            raise ValueError("this takes samples of the batch, which has no form here; expected those of one")
+        source = gathered(source, dim, indices, name)
+    return source
+
+
+def gathered(source: Step, dim: int, indices: Sequence[int], name: str) -> Step:
+    """What `source` has at `indices` of dimension `dim`, in their order. ValueError: more than `PIECES` pieces."""
+    pieces = _runs(indices)
+    if len(pieces) > PIECES:
+        raise ValueError(f"an order of {len(pieces)} pieces has no form here; expected at most {PIECES}")
+    parts, shape = [], list(source.shape)
+    for piece in pieces:
+        ranges: list[Range] = [(0, size, 1) for size in source.shape]
+        ranges[dim], shape[dim] = piece, len(range(*piece))
+        parts.append(sliced(source, ranges, tuple(shape), name))
+    if len(parts) == 1:
+        return parts[0]
+    shape[dim] = len(indices)
+    return Step(name, Concat, tuple(parts), tuple(shape), {"dim": dim})
+
+
+def _runs(indices: Sequence[int]) -> list[Range]:
+    """`indices` as ranges that go up, as few as follow one after the other."""
+    runs: list[list[int]] = []
+    for i in indices:
+        last = runs[-1] if runs else [i]
+        if i > last[-1] and (len(last) == 1 or i - last[-1] == last[1] - last[0]):
+            last.append(i)
+        else:
+            runs.append([i])
+    return [(run[0], run[-1] + 1, run[1] - run[0] if len(run) > 1 else 1) for run in runs]
+
+
 def _split(split_size_or_sections: Any = None, dim: int = 0, **_: Any) -> dict[str, Any]:
     return {"dim": dim}
 
@@ -135,7 +191,7 @@ class Parts(Operation):
         return sliced(source, ranges, step.shape, step.name)
 
 
-MODES = ("constant", "reflect", "replicate")
+MODES = ("constant", "reflect", "replicate", "circular")
 
 
 def _pad(pad: Any, mode: str = "constant", value: float | None = None) -> dict[str, Any]:
@@ -151,6 +207,7 @@ def _padding(mode: str) -> Read:
 PADS = {
     "constant": (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),  # those of zeros, too
     "reflect": (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+    "circular": (nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
     "replicate": (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
 }
 
@@ -197,6 +254,8 @@ class Pad(Operation):
             pairs = [(max(0, a), max(0, b)) for a, b in pairs]
         if not any(map(any, pairs)):
             return source
+        if options["mode"] == "circular":
+            return wrapped(source, pairs, step.name)
         before, after = zip(*pairs[1:], strict=True)
         return Step(step.name, Pad, (source,), step.shape, {"before": before, "after": after, **options})
 
@@ -212,6 +271,14 @@ class Pad(Operation):
         if step.own_grid is None and _channels(step) is not None:
             return _spread(step, grid, at)
         return super().carried(step, grid, at)
+
+
+def wrapped(source: Step, sides: Sequence[tuple[int, int]], name: str) -> Step:
+    """`source` with its other end before and after it along each dimension: `sides`."""
+    for dim, (before, after) in enumerate(sides):
+        size = source.shape[dim]
+        source = gathered(source, dim, [i % size for i in range(-before, size + after)], name)
+    return source
 
 
 def _strides(step: Step) -> tuple[int, ...] | None:

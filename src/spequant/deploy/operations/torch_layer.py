@@ -9,13 +9,13 @@ from torch import nn
 
 from spequant.deploy.operations.layer import Form, Weighted, layer_of, product
 from spequant.deploy.operations.operation import Operation, Read, Step
-from spequant.deploy.operations.slicing import Pad
+from spequant.deploy.operations.slicing import Pad, wrapped
 from spequant.deploy.operations.transposed import Transposed
 from spequant.deploy.operations.windows import grown, joined, last_window, sides
 from spequant.layers import QuantizedLayer, effective_weight, run_with
 from spequant.networks import QUANTIZABLE, TRANSPOSED
 
-PADDINGS = ("reflect", "replicate")
+PADDINGS = ("circular", "reflect", "replicate")
 """Values of padding_mode, besides "zeros"."""
 
 
@@ -47,7 +47,7 @@ def layer_attributes(module: nn.Module, shape: tuple[int, ...] = (), result: tup
 def _own_padding(conv: Any) -> tuple[int, ...]:
     if conv.padding_mode not in ("zeros", *PADDINGS):
         raise ValueError(
-            f"padding_mode {conv.padding_mode!r} has no integer form; expected zeros, reflect or replicate"
+            f"padding_mode {conv.padding_mode!r} has no integer form; expected zeros, {', '.join(PADDINGS)}"
         )
     if not isinstance(conv.padding, str):
         return conv.padding
@@ -78,6 +78,8 @@ def _tried(layer: Any, shape: tuple[int, ...], forms: Sequence[dict[str, Any]]) 
 def _bordered(source: Step, padding: tuple[int, ...], mode: str, name: str) -> Step:
     """`source` with its own numbers around it."""
     before, after = sides(padding, len(source.shape) - 2)
+    if mode == "circular":
+        return wrapped(source, [(0, 0), (0, 0), *zip(before, after, strict=True)], name)
     sizes = (n + a + b for n, a, b in zip(source.shape[2:], before, after, strict=True))
     shape = (*source.shape[:2], *sizes)
     return Step(name, Pad, (source,), shape, {"before": (0, *before), "after": (0, *after), "mode": mode, "value": 0.0})

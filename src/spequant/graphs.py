@@ -1,0 +1,70 @@
+"""Functions that are one node each in a graph of torch.compile."""
+
+import hashlib
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+
+Given = ParamSpec("Given")
+Returned = TypeVar("Returned")
+
+
+def _namespace() -> str:
+    """Return the namespace of the operators, which changes with the arithmetic of the library.
+
+    torch keeps compiled graphs on disk and knows an operator by its name alone: with a name that stayed, a changed
+    function would go on with the kernels of the old one.
+    """
+    package = Path(__file__).parent
+    texts = [path.read_bytes() for path in sorted([*package.glob("*.py"), *package.glob("quantizers/*.py")])]
+    return f"spequant_{hashlib.blake2b(b''.join(texts), digest_size=6).hexdigest()}"
+
+
+OPERATORS = torch.library.Library(_namespace(), "FRAGMENT")
+
+
+def one_node(
+    schema: str, *, on_cpu: Callable[..., torch.Tensor] | None = None
+) -> Callable[[Callable[Given, Returned]], Callable[Given, Returned]]:
+    """Return a decorator: while torch.compile traces, a call of the function is one node of the graph.
+
+    torch.compile then neither traces into the function nor guards what it reads, and keeps the whole graph on disk,
+    which it does not with custom autograd functions. The function is looked into only when kernels are made, and is
+    compiled as if it had been traced. Everywhere else a call is a plain call.
+
+    Args:
+        schema: arguments and result, as in `torch.library.define`, e.g. "(Tensor x, float factor) -> Tensor"; the
+            function must follow from its arguments alone.
+        on_cpu: of a function without gradient on few values: called with the same arguments, it returns an empty tensor
+            like the result. On a CPU the function then is not compiled at all but called at each step, since compiling
+            its kernels would take longer than they could save.
+    """
+
+    def decorate(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
+        compiled = _operator(function.__name__, schema, function, "CompositeImplicitAutograd")
+        called = compiled
+        if on_cpu is not None:
+            called = _operator(f"{function.__name__}_on_cpu", schema, function, "CompositeExplicitAutograd", on_cpu)
+
+        @wraps(function)
+        def call(*args: Given.args, **kwargs: Given.kwargs) -> Returned:
+            if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+                x: Any = args[0]
+                return (called if x.device.type == "cpu" else compiled)(*args, **kwargs)
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def _operator(name: str, schema: str, function: Any, key: str, shape: Any = None) -> Any:
+    """Return the operator that computes `function`; shape: makes an empty result, where it is not compiled."""
+    OPERATORS.define(name + schema)
+    OPERATORS.impl(name, function, key)
+    if shape is not None:
+        OPERATORS.impl(name, shape, "Meta")
+    return getattr(getattr(torch.ops, OPERATORS.ns), name).default
