@@ -72,7 +72,7 @@ def _call(e: CEmitter, op: Weighted, source: Tensor, w: Weights, results: list[R
     varying = bool((w.lows != low).any())
     last, inputs = results[-1], source.channels // op.groups
     block = min(op.groups, BLOCK) if inputs == 1 else 1
-    reads = source, *(r.other for r in results if r.other is not None)
+    reads = source, *dict.fromkeys(r.other for r in results if r.other is not None)
     e.call(
         "conv",
         op,
