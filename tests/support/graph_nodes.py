@@ -77,7 +77,7 @@ def hooked_layers() -> dict[str, list[float]]:
     """{kind of layer: largest differences of a compiled layer from a plain one, without hooks and with one}."""
     differences: dict[str, list[float]] = {}
     for layer, shape in ((nn.Linear(4, 3), (2, 4)), (nn.Conv2d(4, 3, 3, padding="same"), (2, 4, 5, 5))):
-        model = spequant.prepare(nn.Sequential(layer), weight=SAWB(4), act=PACT(4), ends=(SAWB(4), PACT(4)))
+        model: Any = spequant.prepare(nn.Sequential(layer), weight=SAWB(4), act=PACT(4), ends=(SAWB(4), PACT(4)))
         spequant.calibrate(model, [torch.rand(16, *shape[1:])], samples=16)
         assert isinstance(model[0], QuantizedLayer)
         for _ in range(2):
