@@ -21,8 +21,8 @@ from rich.table import Table
 
 from spequant.app.bench.train import FLOAT_ROW, STEPS, ready
 from spequant.app.commands.bench import BenchTrain
+from spequant.app.commands.screen import print_table
 from spequant.app.recipes.training import device_named
-from spequant.app.terminal import print_table
 
 ROWS = ("retrain", "speq")
 

@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from ai_edge_litert import _pywrap_tensorflow_lite_calibration_wrapper as calibration
 
 import spequant
 from spequant import models
 from spequant.deploy import lower
 from spequant.deploy.float_program import float_program
 from spequant.deploy.formats.tflite import tflite_graph
-from spequant.deploy.tflite_engines import _interpreter
+from spequant.extras import needs
 from spequant.quantizers import PACT, SAWB
 
 FLOAT32, INT8, INT32 = (np.dtype(kind).num for kind in (np.float32, np.int8, np.int32))
@@ -30,6 +29,7 @@ FLOAT32, INT8, INT32 = (np.dtype(kind).num for kind in (np.float32, np.int8, np.
 
 def own_8_bits(data: bytes, images: np.ndarray) -> bytes:
     """The float file `data` as LiteRT quantizes it; its ends stay float."""
+    calibration: Any = needs("ai_edge_litert._pywrap_tensorflow_lite_calibration_wrapper", "tflite")
     wrapper = calibration.CalibrationWrapper(data, [], [])
     wrapper.Prepare()
     for image in images:
@@ -38,7 +38,8 @@ def own_8_bits(data: bytes, images: np.ndarray) -> bytes:
 
 
 def ready(data: bytes, image: np.ndarray) -> Callable[[], Any]:
-    interpreter = _interpreter(data, 1)
+    interpreter = needs("ai_edge_litert.interpreter", "tflite").Interpreter(model_content=data, num_threads=1)
+    interpreter.allocate_tensors()
     interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image[None])
     return interpreter.invoke
 

@@ -32,7 +32,7 @@ def test_exports_are_verified_and_lie_beside_their_source(digits_run, tmp_path, 
     main(["export", str(run / "model.packed"), "--to", "onnx", "--images", "100", "--verbose"])
     printed = capsys.readouterr().out
     assert "onnxruntime: arg-max equal on" in printed and "of 100 images" in printed
-    assert re.search(r"onnxruntime: output: [\d.e-]+ deviations from the network's \(limit of scores 0\.1\)", printed)
+    assert re.search(r"onnxruntime: output: [\d.e-]+ deviations from the network's \(limit of scores 0\.1[,)]", printed)
     assert "layer1.0.conv1 [0, 3]" in printed and "times smaller than in fp32" in printed
     assert {path.name for path in run.iterdir()} - {path.name for path in digits_run.iterdir()} == {
         "model.packed",

@@ -7,7 +7,7 @@ import pytest
 import first_step
 from spequant.app.commands.bench import BenchTrain
 
-SETTINGS = BenchTrain("resnet8", batch=2, image=8, rows=("retrain",), threads=1, device="cpu", compile=False)
+SETTINGS = BenchTrain("resnet8", batch=2, size=8, rows=("retrain",), threads=1, device="cpu", compile=False)
 
 
 def test_ratios_are_of_the_processors_seconds(monkeypatch, capsys):

@@ -9,7 +9,7 @@ import torch._dynamo
 from torch import Tensor, nn
 
 import spequant
-from spequant.functional import fake_quantize, scale_gradient
+from spequant.functional import fake_quantize, on_power_of_two, scale_gradient
 from spequant.layers import QuantizedLayer
 from spequant.quantizers import PACT, SAWB, LeastSquares
 from spequant.quantizers.base import level_tensor
@@ -27,11 +27,12 @@ def traced(function: Callable[..., Any], *inputs: Any) -> list[str]:
 def nodes() -> dict[str, list[str]]:
     """Of what is one node: the calls in its graph."""
     x, high, levels = torch.randn(4, 3, requires_grad=True), torch.tensor(1.0), level_tensor(4)
-    clip = SAWB(8), LeastSquares(4)
+    clip = {"SAWB": SAWB(8), "LeastSquares": LeastSquares(4), "powers": LeastSquares(4, power_of_two=True)}
     with torch.no_grad():
-        of_weights = {type(q).__name__: traced(q.bounds, torch.randn(8, 9)) for q in clip}
+        of_weights = {name: traced(q.bounds, torch.randn(8, 9)) for name, q in clip.items()}
     return {
         "fake_quantize": traced(lambda x: fake_quantize(x, None, high, levels), x),
+        "on_power_of_two": traced(lambda x: on_power_of_two(-x.abs(), x.abs(), levels, levels), x),
         "scale_gradient": traced(lambda x: scale_gradient(x, 0.5), x),
         **of_weights,
     }
@@ -76,7 +77,7 @@ def hooked_layers() -> dict[str, list[float]]:
     """{kind of layer: largest differences of a compiled layer from a plain one, without hooks and with one}."""
     differences: dict[str, list[float]] = {}
     for layer, shape in ((nn.Linear(4, 3), (2, 4)), (nn.Conv2d(4, 3, 3, padding="same"), (2, 4, 5, 5))):
-        model = spequant.prepare(nn.Sequential(layer), weight=SAWB(4), act=PACT(4), ends=(SAWB(4), PACT(4)))
+        model: Any = spequant.prepare(nn.Sequential(layer), weight=SAWB(4), act=PACT(4), ends=(SAWB(4), PACT(4)))
         spequant.calibrate(model, [torch.rand(16, *shape[1:])], samples=16)
         assert isinstance(model[0], QuantizedLayer)
         for _ in range(2):

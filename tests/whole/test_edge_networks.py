@@ -41,7 +41,7 @@ def write_row(row: str) -> None:
         rows = {named(r): r for r in table()} | {named(row): row}
         before, _, after = DOCS.read_text().partition(HEAD)
         ordered = "\n".join(rows[n] for n in EDGES if n in rows)
-        DOCS.write_text(before + HEAD + ordered + "\n" + "".join(after.partition("\n\n")[1:]))
+        DOCS.write_text(before + HEAD + ordered + "".join(after.partition("\n\n")[1:]))
 
 
 def exported(name: str, bits: int, path: Path) -> tuple[list[str], list[float]]:

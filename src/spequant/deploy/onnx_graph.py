@@ -190,6 +190,11 @@ def _clamp(e: Emitter, op: Clamp) -> str:
 def mean(e: Emitter, op: Mean, value: str, rounded: Form = str) -> str:
     """rounded: from the node's result to what is stored, before it is given its shape."""
     rank = len(op.inputs[0].shape)
+    if rank == 3 and not op.dims:  # of three dimensions whose codes have a zero point OpenVINO 2026.4 gives others
+        channels, length = op.inputs[0].shape[1:]
+        value = reshaped(e, value, (-1, channels, 1, length), op.name)
+        out = rounded(e.node("GlobalAveragePool", [value], op.name))
+        return reshaped(e, out, (-1, *op.shape[1:]), op.name)
     if op.dims or rank != 4:
         axes = list(op.dims or range(2, rank))
         return rounded(e.node("ReduceMean", [value], op.name, axes=axes, keepdims=int(op.keep)))

@@ -113,6 +113,7 @@ def nearest_step(rows: Tensor, half: float) -> Tensor:
     return step * top
 
 
+@one_node("(Tensor rows, float half) -> Tensor")
 def nearest_power_step(rows: Tensor, half: float) -> Tensor:
     """Return what `nearest_step` does among powers of two: of `POWERS` of them, the one of least squared error."""
     top = power_above(rows.abs().amax(1, keepdim=True))

@@ -8,12 +8,22 @@ import torch
 from torch import nn
 
 import spequant
-from spequant.deploy import Twin, align_ranges, integer_graph, lower, quantize_biases, read_openvino, write_openvino
+from spequant.deploy import (
+    Program,
+    Twin,
+    align_ranges,
+    integer_graph,
+    lower,
+    quantize_biases,
+    read_openvino,
+    write_openvino,
+)
 from spequant.deploy.compare import forced
 from spequant.deploy.engines import ENGINES, compile_openvino
+from spequant.deploy.formats.onnx import op_graph
 from spequant.deploy.formats.openvino import OpenVino, openvino_graph, openvino_placed
-from spequant.deploy.grids import stored
-from spequant.deploy.operations import Add
+from spequant.deploy.grids import Grid, stored
+from spequant.deploy.operations import Add, Input, Mean, Quantize, Weighted
 from spequant.models.residual import ResidualAdd
 from spequant.quantizers import PACT, SAWB
 from support.integer_networks import NEEDS_ONNXRUNTIME, lowered
@@ -90,3 +100,32 @@ def test_an_addition_is_part_of_the_layer_before_it(bits):
     assert [kind for names, kind in kinds.items() if "add/Add" in names] == ["Convolution"]
     assert list(kinds.values()).count("FakeQuantize") == 1  # of the input
     assert list(kinds.values()).count("Eltwise") == (bits == 2)  # few codes of the first layer's
+
+
+@pytest.mark.parametrize("grid", [Grid(0.0123, -127, 127), Grid(0.0177, 0, 255)])
+def test_an_addend_of_any_grid_is_rounded_before_it_is_added(grid):
+    """13 % of the codes of a sum were others where that was left out."""
+    pytest.importorskip("openvino")
+    shape = (1, 8, 8, 8)
+    x = Input("x", (), None, shape)
+    codes, other = Quantize("codes", (x,), Grid(0.31, 0, 3), shape), Quantize("other", (x,), Grid(0.019, 0, 255), shape)
+    weight, scale = torch.randint(-1, 2, (8, 8, 3, 3)).short(), torch.full((8,), 0.13, dtype=torch.float64)
+    window = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
+    layer = Weighted("layer", (codes,), grid, shape, weight, scale, scale * 0, **window)
+    total = Add("add", (layer, other), Grid(0.0171, 0, 255), shape)
+    program = Program([x, codes, other, layer, total], total)
+    images = torch.randint(-512, 512, (8, *shape[1:])) / 64
+    (got,) = ENGINES["openvino"](openvino_graph(program).SerializeToString(), 1)({"input": images.numpy()})
+    expected = Twin(program)(images)
+    assert float((torch.from_numpy(got) - expected).abs().gt(1e-3).float().mean()) < 1e-3
+
+
+def test_a_mean_of_three_dimensions_has_the_codes_of_a_zero_point():
+    """Half of them were others."""
+    pytest.importorskip("openvino")
+    source = Input("x", (), Grid(0.0067, -127, 127, clamp=(0, 1)), (1, 8, 5))
+    op = Mean("mean", (source,), Grid(0.00219, 0, 255), (1, 8))
+    codes = torch.randint(0, 128, (16, 8, 5), dtype=torch.int32)
+    run = ENGINES["openvino"](op_graph(op).SerializeToString(), 1)
+    (got,) = run({"in0": stored(codes, source.grid)})
+    assert np.abs(got.astype(int) - np.clip(np.rint(op.compute([codes]).numpy()), 0, 255)).max() <= 1

@@ -10,6 +10,7 @@ from torch import nn
 
 import spequant
 from spequant.deploy import FORMATS, Program, Twin, lower
+from spequant.deploy.code_graphs import CodeGraphs
 from spequant.deploy.compare import forced
 from spequant.deploy.engines import ENGINES
 from spequant.deploy.formats.tflite import op_graph, tflite_graph
@@ -42,6 +43,7 @@ def graph_of(data):
 def compared(program: Program, x, engine: str, name: str = "tflite") -> tuple[int, float]:
     """(forced codes that are no ties and others than the twin's, largest difference of answers, in deviations)"""
     start, graphs = partial(ENGINES[engine], threads=1), FORMATS[name].graphs
+    assert graphs is not None
     found = forced(program, x, start, graphs)
     expected = Twin(program)(x)
     (got,) = start(graphs.whole(program).data)({"input": x.numpy()})
@@ -57,6 +59,12 @@ def test_litert_computes_the_twins_codes(name):
     assert wrong == 0 and apart < 1e-3
 
 
+def unequal(program: Program, x: torch.Tensor, engine: str) -> set[str]:
+    """Operations that have other codes than the twin, as a file names them."""
+    found = forced(program, x, partial(ENGINES[engine], threads=1), CodeGraphs(tflite_graph, op_graph))
+    return {f"{op.name} [{op.grid.low}, {op.grid.high}]" for op, f in found.items() if op.grid and f.unequal}
+
+
 def listed(program: Program, engine: str, path) -> set[str]:
     """Operations in which, as the file says, `engine` gives some sums another code."""
     write_tflite(tflite_graph(program).data, path)
@@ -66,8 +74,7 @@ def listed(program: Program, engine: str, path) -> set[str]:
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in QUANTIZED])
 def test_microcontrollers_compute_them_but_for_what_the_file_lists(name, tmp_path):
     case = lowered(name)
-    found = forced(case.program, case.x[:8], partial(ENGINES["tflm"], threads=1), FORMATS["tflite"].graphs)
-    wrong = {f"{op.name} [{op.grid.low}, {op.grid.high}]" for op, f in found.items() if f.unequal}
+    wrong = unequal(case.program, case.x[:8], "tflm")
     others = listed(case.program, "tflm", tmp_path / "net.tflite")
     assert wrong <= others and bool(wrong) == (name in ("four bits", "eight bits")), name
     _, apart = compared(case.program, case.x[:8], "tflm")
@@ -150,14 +157,11 @@ def test_networks_of_edges(name, tmp_path):
     torch.manual_seed(0)
     x = torch.randn(4, *EDGES[name].shape)
     program = lower(prepared(EDGES[name].make().eval(), x, SAWB(4), LSQ(4), between=8), x[:1])
-    graphs, expected = FORMATS["tflite"].graphs, Twin(program).outputs(x)
+    expected = Twin(program).outputs(x)
     others = listed(program, "tflm", tmp_path / "net.tflite")
     for engine, images, most in (("litert", 4, 1e-3), ("tflm", 1, 0.1 if others else 1e-3)):
-        start = partial(ENGINES[engine], threads=1)
-        found = forced(program, x[:images], start, graphs)
-        wrong = {f"{op.name} [{op.grid.low}, {op.grid.high}]" for op, f in found.items() if f.unequal - f.ties}
-        assert wrong <= (others if engine == "tflm" else set())
-        got = start(graphs.whole(program).data)({"input": x[:images].numpy()})
+        assert unequal(program, x[:images], engine) <= (others if engine == "tflm" else set())
+        got = ENGINES[engine](tflite_graph(program).data)({"input": x[:images].numpy()})
         for values, exact in zip(got, expected.values(), strict=True):
             assert float((torch.from_numpy(values) - exact[:images]).abs().max() / exact.std()) < most
 

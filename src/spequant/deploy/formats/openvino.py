@@ -26,9 +26,6 @@ from spequant.deploy.seal import OPEN, check_seal, sealed
 from spequant.extras import needs
 from spequant.files import placed_together
 
-LARGEST = 1e30
-"""More than any value of a layer."""
-
 
 class OpenVinoGraph(IntegerGraph):
     """As OpenVINO fuses it: a layer, an addition behind it and its rounding are one kernel (measured, docs/deploy.md).
@@ -51,9 +48,8 @@ class OpenVinoGraph(IntegerGraph):
         super().emit_program(program, taps)
 
     def result(self, value: str, op: Operation) -> str:
-        if op in self.addends and isinstance(op, Weighted):
-            ends = [self.constant(np.float32(end), f"{op.name}.any") for end in (-LARGEST, LARGEST)]
-            value = self.node("Clip", [value, *ends], op.name)
+        if op in self.addends and isinstance(op, Weighted):  # nothing, but no optimiser knows
+            value = self.node("LeakyRelu", [value], op.name, alpha=1.0)
         return super().result(value, op)
 
     def rounded(self, value: str, grid: Grid, name: str, step: float | None = None) -> str:
