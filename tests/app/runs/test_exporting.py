@@ -174,7 +174,7 @@ def test_biases_as_trained_can_be_rounded(packed, tmp_path):
     torch.manual_seed(1)
     for module in source.model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.bias.data += 0.05 * torch.randn_like(module.bias)
+            module.bias.data += 0.02 * torch.randn_like(module.bias)
     pack(source.model, tmp_path / "rough.packed", facts)
 
     def unequal(round_biases):
