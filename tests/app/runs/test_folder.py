@@ -49,6 +49,7 @@ def test_a_missing_run_of_a_recipe_is_named_with_the_command_that_makes_it(folde
     assert run_first(Path(folder)) == ""
 
 
-def test_what_is_no_run_of_a_recipe_has_no_command():
+def test_what_is_no_run_of_a_recipe_has_no_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the demo left no runs/
     for path in ("runs/mine", "digits-float.th", "runs/digits-float-seed", "runs"):
         assert run_first(Path(path)) == "" and weight_file(Path(path)) == Path(path)
