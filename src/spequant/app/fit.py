@@ -1,6 +1,6 @@
 """What the command fit prints: whether a network fits a board as C, and what would make it fit."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,8 @@ def print_fit(settings: Fit) -> None:
         reporter.phase("planning flash and memory")
         recipe = _recipe(settings.source)
         programs = _of_recipe(recipe, settings) if recipe is not None else _of_source(settings)
-        name, (program, pixels) = next(iter(programs.items()))
-        took = footprint(program, pixels)
+        name, make = next(iter(programs.items()))
+        took = footprint(*make())
         fits = _fits(took, room)
         others = {} if fits else _others(programs, room)
     print_table(_table(took, room))
@@ -68,8 +68,8 @@ def _recipe(source: Path) -> Recipe | None:
     return None if is_file else recipe_named(str(source))
 
 
-Programs = Mapping[str, tuple[Program, Preprocessing | None]]
-"""{label: (program, normalisation)}, the first as the source says, then others that take less."""
+Programs = Mapping[str, Callable[[], tuple[Program, Preprocessing | None]]]
+"""{label: makes (program, normalisation)}, the first as the source says, then others that take less."""
 
 
 def _of_recipe(recipe: Recipe, settings: Fit) -> Programs:
@@ -95,12 +95,10 @@ def _of_recipe(recipe: Recipe, settings: Fit) -> Programs:
     for bits in ADDITIONS:
         if (recipe.quant.residual_bits or 0) > bits:
             quants[f"{label}, additions at {bits} bits"] = replace(fewest, residual_bits=bits)
-    return _Lazy(
-        {
-            label: lambda quant=quant, x=example: (lower(quant.calibrated(network, batches).eval(), x), pixels)
-            for label, quant in quants.items()
-        }
-    )
+    return {
+        label: lambda quant=quant, x=example: (lower(quant.calibrated(network, batches).eval(), x), pixels)
+        for label, quant in quants.items()
+    }
 
 
 def _of_source(settings: Fit) -> Programs:
@@ -116,24 +114,16 @@ def _of_source(settings: Fit) -> Programs:
         program = lower(source.model, example)
     pixels = _pixels(source.test_set(settings.root) if settings.preprocessing else None, settings)
     trained = min(program.act_bits)
-    programs = {str(settings.source): lambda: (program, pixels)}
+    programs: dict[str, Callable[[], tuple[Program, Preprocessing | None]]] = {
+        str(settings.source): lambda: (program, pixels)
+    }
     for bits in FEWER:
         if bits < trained:
             programs[f"--act-bits {bits}"] = lambda bits=bits: (
                 at_width(program, bits),
                 pixels,
             )
-    return _Lazy(programs)
-
-
-class _Lazy(dict[str, Any]):
-    """A mapping whose values are functions that make them."""
-
-    def __getitem__(self, label: str) -> Any:
-        return super().__getitem__(label)()
-
-    def items(self) -> Any:
-        return ((label, self[label]) for label in self)
+    return programs
 
 
 def _pixels(test: Any, settings: Fit) -> Preprocessing | None:
@@ -152,7 +142,7 @@ def _others(programs: Programs, room: Mapping[str, int | None]) -> dict[str, Foo
     """Return what the other programs take, up to the first that fits."""
     others: dict[str, Footprint] = {}
     for label in list(programs)[1:]:
-        others[label] = footprint(*programs[label])
+        others[label] = footprint(*programs[label]())
         if _fits(others[label], room):
             break
     return others
