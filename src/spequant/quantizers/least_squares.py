@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spequant.functional import nearest_power, power_above
-from spequant.graphs import one_node
+from spequant.functional.graphs import one_node
 from spequant.quantizers.base import Quantizer
 from spequant.quantizers.ranges import FEW_VALUES, FIT_ROUNDS, grouped
 

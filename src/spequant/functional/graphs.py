@@ -18,8 +18,9 @@ def _namespace() -> str:
     torch keeps compiled graphs on disk and knows an operator by its name alone: with a name that stayed, a changed
     function would go on with the kernels of the old one.
     """
-    package = Path(__file__).parent
-    texts = [path.read_bytes() for path in sorted([*package.glob("*.py"), *package.glob("quantizers/*.py")])]
+    package = Path(__file__).parent.parent
+    rooms = ("functional", "quantizers")
+    texts = [path.read_bytes() for room in rooms for path in sorted((package / room).glob("*.py"))]
     return f"spequant_{hashlib.blake2b(b''.join(texts), digest_size=6).hexdigest()}"
 
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from spequant.graphs import one_node
+from spequant.functional.graphs import one_node
 
 Given = ParamSpec("Given")
 Returned = TypeVar("Returned")

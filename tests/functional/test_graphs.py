@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spequant.graphs import OPERATORS, one_node
+from spequant.functional.graphs import OPERATORS, one_node
 from support import graph_nodes
 from support.forks import forked
 
