@@ -41,7 +41,8 @@ class Plans:
         """Return the bits of each layer with the least sum of losses, the network within `budget`.
 
         What more bits of a layer take is planned for each layer alone; that these add up, at each step of the program,
-        is an assumption. So the answer is planned whole, and where it takes more than the budget, less is tried.
+        is an assumption. So the answer is planned whole; where it takes more than the budget, or less, less or more is
+        tried.
 
         Args:
             losses: {layer: {bits: loss}}.
@@ -61,17 +62,20 @@ class Plans:
         if self.cost(least, what) > budget:
             needed = self.cost(least, what)
             raise ValueError(f"budget is {budget:,.0f}; expected {needed:,} or more, which the fewest bits take")
-        room = budget
+        room, best, tried = budget, least, []
         for _ in range(TRIES):
             try:
                 chosen = assign(losses, costs, room)
             except ValueError:  # less room than the sums of single layers say that the fewest bits take
                 break
-            excess = self.cost(chosen, what) - budget
-            if excess <= 0:
-                return chosen
-            room -= excess
-        return least
+            if chosen in tried:
+                break
+            tried.append(chosen)
+            left = budget - self.cost(chosen, what)
+            if left >= 0 and _loss(losses, chosen) < _loss(losses, best):
+                best = chosen
+            room += left
+        return best
 
     def _of(self, widths: Mapping[str, int]) -> Footprint:
         key = tuple(sorted(widths.items()))
@@ -89,6 +93,10 @@ class Plans:
         if steps not in (None, len(alive)):
             alive = np.interp(np.linspace(0, 1, steps), np.linspace(0, 1, len(alive)), alive)
         return alive + took.scores + STACK
+
+
+def _loss(losses: Mapping[str, Mapping[int, float]], widths: Mapping[str, int]) -> float:
+    return sum(losses[name][bits] for name, bits in widths.items())
 
 
 def planned(
