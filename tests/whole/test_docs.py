@@ -32,12 +32,14 @@ ROOMS = ["", ".quantizers", ".methods", ".methods.tasks", ".deploy", ".train", "
 ROOMS += [".app.recipes", ".app.runs"]
 PLACEHOLDERS = {
     "RECIPE": "digits-w2a2-speq",
+    "RUN": "digits-float",
     "NAME": "digits-float",
     "A": "digits-float",
     "B": "digits-w2a2-speq",
     "S": "0",
 }
-WORK = ("sweep.run_sweep", "ladder.run_ladder", "study.run_study")
+WORK = ("studies.sweep.run_sweep", "studies.ladder.run_ladder", "studies.study.run_study")
+WORK += ("soft_labels.write_soft_labels",)
 """What the commands that read their words themselves then call."""
 
 
@@ -100,7 +102,7 @@ def test_figures_of_the_decision_page_stand_on_the_pages_that_it_names():
 
 def test_commands_parse(tmp_path, monkeypatch):
     for name in WORK:
-        monkeypatch.setattr(f"spequant.app.studies.{name}", lambda *args: None)
+        monkeypatch.setattr(f"spequant.app.{name}", lambda *args: None)
     for name in ("runs.estimate", "runs.execution", "studies.ladder", "studies.sweep", "studies.workshop"):
         monkeypatch.setattr(f"spequant.app.{name}.check_ready", lambda recipe: None)
     (tmp_path / "runs").mkdir()

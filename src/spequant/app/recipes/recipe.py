@@ -129,3 +129,18 @@ class Recipe:
                 f"train.batch_size is {self.train.batch_size}; expected an even number: data.mixup and data.cutmix "
                 "pair images"
             )
+        if self.method.soft_labels_file is not None:
+            self._check_soft_labels(self.method.soft_labels_file[0], mixes=bool(mixes))
+
+    def _check_soft_labels(self, path: Path, *, mixes: bool) -> None:
+        task = "span-extraction" if self.asks else self.task or "classification"
+        if task != "classification":
+            raise ValueError(
+                f"method.soft_labels is {str(path)!r} and the task {task}; expected None: such files are of "
+                "classification"
+            )
+        if mixes:
+            raise ValueError(
+                f"method.soft_labels is {str(path)!r}, a file of answers to single images; expected data.mixup and "
+                "data.cutmix of 0, or None"
+            )
