@@ -27,7 +27,7 @@ def source(shape: tuple[int, ...], grid: Grid | None, name: str = "x") -> tuple[
 
 def check(op: Operation, *given: Tensor, engine: str, micro: bool = False) -> list[str]:
     """Whether an engine gives what torch does: all codes, or float numbers to their last bits. Its operators."""
-    graph = op_graph(op, micro)
+    graph = op_graph(op, micro=micro)
     feed = {f"in{i}": graph.stored(x, s) for i, (x, s) in enumerate(zip(given, op.inputs, strict=True))}
     (got,) = ENGINES[engine](graph.data, 1)(feed)
     expected = op.compute(given)
