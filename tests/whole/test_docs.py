@@ -39,7 +39,7 @@ PLACEHOLDERS = {
     "S": "0",
 }
 WORK = ("studies.sweep.run_sweep", "studies.ladder.run_ladder", "studies.study.run_study")
-WORK += ("soft_labels.write_soft_labels",)
+WORK += ("soft_labels.print_soft_labels",)
 """What the commands that read their words themselves then call."""
 
 
