@@ -17,7 +17,7 @@ from spequant.methods import QKD, SPEQ, Apprentice, SPEQDistill, by_name
 FLOAT = Quantization(weight_bits=None, act_bits=None)
 RETRAIN = by_name["retrain"]()
 SPEQ_ON_DIGITS = RECIPES["digits-w2a2-speq"]()
-TAUGHT = ["distill", "speq-distill", "apprentice", "sqakd", "qfd", "gslr", "block-replacement"]
+TAUGHT = ["distill", "speq-distill", "apprentice", "sqakd", "qfd", "gslr", "block-replacement", "squat"]
 
 
 def taught_by(name, teacher):

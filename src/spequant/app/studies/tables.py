@@ -134,10 +134,13 @@ def table4(family: Family, shared: Change) -> list[Arm]:
         (APPRENTICE_B, apprentice_b, {"note": "the student starts at random", "changes": STARTS}),
         ("Apprentice C", method("apprentice"), {}),
         ("QKD", method("qkd"), {"paper": qkd, "note": "the paper's teacher is a larger network"}),
-        ("SQAKD", sqakd, {"note": "EWGS backward, no labels", "changes": ("quant.ewgs",)}),
+        ("SQAKD", with_ewgs("sqakd"), {"note": "EWGS backward, no labels", "changes": ("quant.ewgs",)}),
+        ("SQuaT", with_ewgs("squat"), {"note": "EWGS backward, no labels", "changes": ("quant.ewgs",)}),
         ("QFD", method("qfd"), {}),
         ("GSLR", method("gslr"), {}),
         ("CMT-KD", method("cmt-kd"), {}),
+        ("bin regularization", method("bin-regularization"), {"note": "no teacher; weight from a re-implementation"}),
+        ("dampening", method("dampening"), {"note": "no teacher"}),
         (BASELINE, method("retrain"), {"ours": True}),
         ("block replacement", method("block-replacement"), {"note": ABSTRACT, "ours": True}),
         ("member ensemble", method("member-ensemble"), {"note": ABSTRACT, "ours": True}),
@@ -163,9 +166,9 @@ def speq_and_kd(recipe: Recipe) -> Recipe:
     return replace(recipe, method=speq_distill(recipe).method)
 
 
-def sqakd(recipe: Recipe) -> Recipe:
-    """SQAKD, with EWGS in the backward pass."""
-    return replace(method("sqakd")(recipe), quant=replace(recipe.quant, ewgs=0.001))
+def with_ewgs(name: str) -> Change:
+    """The change to the method `name`, with EWGS in the backward pass."""
+    return lambda recipe: replace(method(name)(recipe), quant=replace(recipe.quant, ewgs=0.001))
 
 
 def apprentice_b(recipe: Recipe) -> Recipe:
