@@ -113,7 +113,7 @@ class SQuaT:
         with self.student_feature.on(model) as student_inputs:
             student = self.task.logits(model, batch)
         task = self.task.loss(student, batch)
-        quantizer = self._quantizer(model)
+        quantizer = self._quantizer_in(model)
         with torch.no_grad():
             target = quantizer(teacher_inputs[self.layer])
         feature = _squared_error(quantizer(student_inputs[self.layer]), target, batch)
@@ -121,7 +121,7 @@ class SQuaT:
         distill = self.weight * divergence + self.feature_weight * feature
         return Losses(self.label_weight * task + distill + penalties(model), task, distill, student.detach())
 
-    def _quantizer(self, model: nn.Module) -> nn.Module:
+    def _quantizer_in(self, model: nn.Module) -> nn.Module:
         quantizer = getattr(part_of(model, self.layer), "act_quantizer", None)
         if quantizer is None:
             raise ValueError(f"layer is {self.layer!r}, whose input is not quantized; name another with layer=")

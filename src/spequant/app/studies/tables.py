@@ -9,11 +9,13 @@ from spequant.app.recipes.command_line import recipe_named
 from spequant.app.recipes.variants import speq_distill, speq_of
 from spequant.app.studies.arms import BASELINE, Arm
 from spequant.methods import by_name
+from spequant.quantizers import StatsQ
 
 TEACHER_PASS = 1 / 3
 """the time of a teacher's pass, in steps of Retrain: SPEQ's step takes 1.25 to 1.33 of Retrain's (benchmarks)"""
 EQUAL_TIME = {"note": "4/3 of the epochs: SPEQ's wall time", "changes": ("train.epochs",)}
 APPRENTICE_B, STARTS = "Apprentice B", ("network.weights", "network.pretrained")
+STATISTICS = ("quant.weight", "quant.per_channel")
 ABSTRACT = "built only from the abstract"
 OURS = ": ours, from abstracts"
 """ends the name of the group of such arms"""
@@ -141,6 +143,7 @@ def table4(family: Family, shared: Change) -> list[Arm]:
         ("CMT-KD", method("cmt-kd"), {}),
         ("bin regularization", method("bin-regularization"), {"note": "no teacher; weight from a re-implementation"}),
         ("dampening", method("dampening"), {"note": "no teacher"}),
+        ("StatsQ", statsq, {"note": "no teacher; weights per channel", "changes": STATISTICS}),
         (BASELINE, method("retrain"), {"ours": True}),
         ("block replacement", method("block-replacement"), {"note": ABSTRACT, "ours": True}),
         ("member ensemble", method("member-ensemble"), {"note": ABSTRACT, "ours": True}),
@@ -164,6 +167,12 @@ def table5(family: Family, shared: Change) -> list[Arm]:
 def speq_and_kd(recipe: Recipe) -> Recipe:
     """The float network teaches in addition to SPEQ's teacher, with the settings of the recipe."""
     return replace(recipe, method=speq_distill(recipe).method)
+
+
+def statsq(recipe: Recipe) -> Recipe:
+    """Retrain with weights by StatsQ, one range per output channel, as in its paper."""
+    quant = replace(recipe.quant, weight=StatsQ.Settings(), per_channel=True)
+    return replace(method("retrain")(recipe), quant=quant)
 
 
 def with_ewgs(name: str) -> Change:
