@@ -15,7 +15,7 @@ import yaml
 
 import docs_site
 from spequant.app.commands.table import COMMANDS
-from spequant.app.recipes import RECIPES, Recipe, to_json
+from spequant.app.recipes import RECIPES, to_json
 from spequant.app.train import parsed_train
 from support.pages import ROOT, Page, mistakes_in
 
@@ -39,7 +39,7 @@ PLACEHOLDERS = {
     "S": "0",
 }
 WORK = ("studies.sweep.run_sweep", "studies.ladder.run_ladder", "studies.study.run_study")
-WORK += ("soft_labels.write_soft_labels",)
+WORK += ("soft_labels.print_soft_labels",)
 """What the commands that read their words themselves then call."""
 
 
@@ -103,7 +103,8 @@ def test_figures_of_the_decision_page_stand_on_the_pages_that_it_names():
 def test_commands_parse(tmp_path, monkeypatch):
     for name in WORK:
         monkeypatch.setattr(f"spequant.app.{name}", lambda *args: None)
-    monkeypatch.setattr(Recipe, "check_ready", lambda recipe: None)
+    for name in ("runs.estimate", "runs.execution", "studies.ladder", "studies.sweep", "studies.workshop"):
+        monkeypatch.setattr(f"spequant.app.{name}.check_ready", lambda recipe: None)
     (tmp_path / "runs").mkdir()
     (tmp_path / "my.json").write_text(to_json(RECIPES["digits-float"]()))
     monkeypatch.chdir(tmp_path)

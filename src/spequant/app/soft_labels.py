@@ -5,22 +5,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 
 from spequant.app.commands.training import SoftLabels
 from spequant.app.recipes import Recipe
 from spequant.app.recipes.command_line import about_recipe, recipe_named
-from spequant.app.recipes.origins import weights_origin
 from spequant.app.recipes.recipe import Network
 from spequant.app.recipes.serial import from_json
-from spequant.app.recipes.training import device_named
-from spequant.app.recipes.variants import FLOAT, RETRAIN
 from spequant.app.runs.folder import RECIPE, run_first
-from spequant.app.runs.images import EVAL_BATCH, Images, images_at_once
+from spequant.app.runs.soft_labels import write_soft_labels
 from spequant.app.terminal import Terminal
 from spequant.app.train import parse
-from spequant.data import make_soft_labels
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,7 @@ def soft_labels(words: Sequence[str]) -> None:
     recipe = recipe_of_run(Path(name)) if _names_run(name) else recipe_named(name)
     about = "" if _names_run(name) else about_recipe(name)
     settings = SoftLabelsOf(recipe=recipe)
-    write_soft_labels(parse(settings, words[1:], f"spequant soft-labels {name}", f"{about}\n\n{SoftLabels.__doc__}"))
+    print_soft_labels(parse(settings, words[1:], f"spequant soft-labels {name}", f"{about}\n\n{SoftLabels.__doc__}"))
 
 
 def _names_run(name: str) -> bool:
@@ -61,41 +56,16 @@ def recipe_of_run(folder: Path) -> Recipe:
     return replace(recipe, network=Network(name=recipe.network.name, weights=folder))
 
 
-def write_soft_labels(settings: SoftLabelsOf) -> None:
-    """Write the file, and print its size.
-
-    Raises:
-        FileNotFoundError: There are no such weights.
-        OSError: The file cannot be written.
-        ValueError: The teacher's weights are random; the data are no images of classes; or a number is out of range.
-    """
-    recipe = settings.recipe
-    if recipe.network.random or recipe.network.new_head:
-        raise ValueError(
-            "network.weights is not set: random weights teach nothing; give a float run, or --network.weights RUN. "
-            f"{weights_origin(recipe)}"
-        )
-    if recipe.asks:
-        raise ValueError(f"data are {type(recipe.data).__name__}; expected images of classes")
-    if recipe.train.threads is not None:
-        torch.set_num_threads(recipe.train.threads)
-    recipe = replace(recipe, quant=FLOAT, method=RETRAIN)
+def print_soft_labels(settings: SoftLabelsOf) -> None:
+    """Write the file, and print its size."""
     with Terminal(settings.out.name) as reporter:
-        reporter.phase("loading data")
-        images = Images(recipe, device_named(recipe.train.device))
-        teacher = images.network().eval()
-        reporter.phase("the teacher answers")
-        labels = make_soft_labels(
-            teacher,
-            images.train,
-            images.augment,
+        labels = write_soft_labels(
+            settings.recipe,
             settings.out,
+            reporter,
             slots=settings.slots,
             top=settings.top,
             temperature=settings.temperature,
-            seed=recipe.train.seed,
-            batch_size=images_at_once(images.train, EVAL_BATCH),
-            track=reporter.track,
         )
     size, count = settings.out.stat().st_size, labels.slots * len(labels.data)
     print(

@@ -211,14 +211,14 @@ class PairScale:
     inside: bool
 
 
-def pair_scale(pairs: Pairs, grids: tuple[Grid, Grid, Grid], scales: tuple[Any, Any]) -> PairScale:
+def pair_scale(pairs: Pairs, grids: tuple[Grid, Grid, Grid], scales: tuple[Any, Any], unit: float = 1.0) -> PairScale:
     """The scale of a result's tensor, its step but for the last bits, with which the fewest pairs of codes get another
     code than the twin gives them.
 
     Args:
         pairs: what is computed.
         grids: of the two operands and of the result.
-        scales: of the operands' tensors, their steps but for the last bits.
+        scales: of the operands' tensors, `unit` times their steps but for the last bits; so is the result's.
     """
     step, low, high = [np.float32(grid.step) for grid in grids], grids[2].low, grids[2].high
     codes = [np.arange(grid.low, grid.high + 1) for grid in grids[:2]]
@@ -229,7 +229,7 @@ def pair_scale(pairs: Pairs, grids: tuple[Grid, Grid, Grid], scales: tuple[Any, 
     first, second, expected = first[near], second[near], np.rint(exact[near]).clip(low, high)
     best = None
     for off in sorted(range(-LAST_BITS, LAST_BITS + 1), key=abs):
-        scale = np.float32(step[2] * (1 + off * 2.0**-23))
+        scale = np.float32(step[2] * unit * (1 + off * 2.0**-23))
         got = {name: engine(first, second, *scales, scale) for name, engine in pairs.engines.items()}
         counts = {name: int(np.abs(x.clip(low, high) - expected).sum()) for name, x in got.items()}
         if best is None or _cost(counts) < _cost(best.unequal):

@@ -5,7 +5,7 @@ from spequant.quantizers.base import Quantizer, Rule
 from spequant.quantizers.csq import CSQ
 from spequant.quantizers.dorefa import DoReFa
 from spequant.quantizers.ewgs import set_ewgs
-from spequant.quantizers.least_squares import LeastSquares
+from spequant.quantizers.least_squares_step import LeastSquares
 from spequant.quantizers.lsq import LSQ
 from spequant.quantizers.lsq_plus import LSQPlus
 from spequant.quantizers.minmax import MinMax
