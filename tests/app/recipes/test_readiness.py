@@ -11,7 +11,7 @@ from spequant.app.recipes.recipe import Network
 from spequant.methods import QKD, Apprentice, SPEQDistill, by_name
 
 SPEQ_ON_DIGITS = RECIPES["digits-w2a2-speq"]()
-TAUGHT = ["distill", "speq-distill", "apprentice", "sqakd", "qfd", "gslr", "block-replacement"]
+TAUGHT = ["distill", "speq-distill", "apprentice", "sqakd", "qfd", "gslr", "block-replacement", "squat"]
 
 
 def taught_by(name, teacher):
