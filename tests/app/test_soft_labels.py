@@ -17,6 +17,7 @@ from spequant.app.runs.weights import build_network
 from spequant.data import FashionMNIST
 from spequant.methods import SPEQ, Distill, SPEQDistill
 from spequant.train import Interrupted
+from support.image_folders import fill, needs_timm
 
 SMALL = {"images": 96, "held_out": 0, "augment": True}
 
@@ -62,6 +63,27 @@ def test_a_run_that_is_interrupted_goes_on_to_equal_weights(made, tmp_path):
     run(recipe_of(made), tmp_path / "stopped", resume=True)
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+@needs_timm
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # fewer CPUs than workers
+def test_a_folder_of_images_is_learned_from_with_any_number_of_workers(tmp_path):
+    root = fill(tmp_path / "images", train=12)
+    words = ["--data.root", str(root), "--data.size", "16", "--network.name", "resnet8"]
+    off = ["--train.no-compile", "--train.batch-size", "8", "--train.epochs", "1", "--train.device", "cpu"]
+    start = ["transfer-resnet20-float", *words, *off, "--network.no-new-head"]
+    main(["train", *start, "--out", str(tmp_path / "float")])
+    file = str(tmp_path / "labels")
+    main(["soft-labels", str(tmp_path / "float"), "--data.workers", "2", "--out", file])
+    low = ["transfer-resnet20-w4a4-retrain", *words, *off, "--network.no-new-head", "--method", "distill"]
+    low += ["--network.weights", str(tmp_path / "float"), "--method.soft-labels", file]
+    for workers in ("0", "2"):
+        main(["train", *low, "--data.workers", workers, "--out", str(tmp_path / workers)])
+    one, other = (load_file(tmp_path / workers / "model.safetensors") for workers in ("0", "2"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    with pytest.raises(SystemExit, match=r"augment is RandomCrop\(scale=0.35"):
+        main(["train", *low, "--data.crop-scale", "0.5", "--out", str(tmp_path / "other")])
 
 
 def test_what_the_command_says(made, tmp_path, capsys):
