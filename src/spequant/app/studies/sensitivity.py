@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from spequant.app.runs.images import measure
 from spequant.calibration.batch_norm import batch_norm_mode, dropout_off, modes_kept
@@ -114,8 +114,9 @@ def _float(quantizers: Sequence[Quantizer]) -> Iterator[None]:
             q.watch = None
 
 
-def _pass(*_: object) -> None:
-    """A quantizer that is watched returns its tensor unquantized."""
+def _pass(_: Quantizer, x: Tensor) -> Tensor:
+    """In place of a quantizer: its tensor, unquantized."""
+    return x
 
 
 @torch.no_grad()
