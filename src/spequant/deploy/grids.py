@@ -150,7 +150,7 @@ def weight_grid(layer: QuantizedLayer) -> tuple[Tensor, Tensor]:
     zero = zero_point(low, high, q.levels)
     halved = bool((zero != zero.round()).any())
     factor = 2 if halved else 1
-    around = ((codes.float() - zero) * factor).round().to(torch.int16)
+    around = (codes - zero).mul_(factor).round_().to(torch.int16)
     if int(around.min()) < -128 or int(around.max()) > 127:
         raise ValueError(
             f"{q.name}: its {int(q.levels)} levels without zero need codes up to {int(around.max())}, which int8 "

@@ -9,8 +9,9 @@ between the same two sums; so only these are looked at, at most 255 of each outp
   that, divided by 2^n, once more. The first rounding moves every step towards zero by 1 / (2 m) of a unit of the sum.
 
 Few codes leave steps room: their weights are multiplied up (`integers.int8_form`), so that sums lie many units apart,
-and M and the bias, both free, are put where both ways of rounding step between the same sums. At 8 bits there is no
-room: XNNPACK's steps stay right, and what the other gives otherwise is counted.
+and M and the bias, both free, are put where both ways of rounding step between the same sums. 255 steps leave little,
+unless the bias of the network itself is chosen for it, of those that integers have (`bias_choice.py`). At 8 bits there
+is no room: XNNPACK's steps stay right, and what the other gives otherwise is counted.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,9 @@ import numpy as np
 from torch import Tensor
 
 from spequant.deploy.grids import Grid
+from spequant.deploy.integers import SUM as LARGEST_SUM
 from spequant.deploy.integers import Integers
+from spequant.deploy.operations import Weighted
 
 ENGINES = ("litert", "tflm")
 WINDOW = 4
@@ -113,6 +116,23 @@ def steps(form: Integers, factor: Tensor, source: tuple[int, int], low: int, hig
     return Steps(codes, at, unit, bias, first, last, scale.astype(np.float64))
 
 
+def spread_of(op: Weighted) -> int:
+    """How many times as large the codes that `op` reads may be stored, by one QUANTIZE, and its sums are an int32."""
+    return min(255 // max(1, op.source.high - op.source.low), 127, LARGEST_SUM // op.integers.bound)
+
+
+def factor_of(op: Weighted) -> Tensor:
+    """Output codes of `op` per unit of its sums, as the twin has it."""
+    assert op.grid is not None
+    return op.step * op.integers.scale / op.grid.step
+
+
+def steps_of(op: Weighted) -> Steps:
+    """Those of `op`, with codes at their own size."""
+    assert op.grid is not None
+    return steps(op.integers, factor_of(op), (op.source.low, op.source.high), op.grid.low, op.grid.high)
+
+
 @dataclass(frozen=True)
 class Requantization:
     """scale: fp32 (outputs,), of weights; bias: int32 (outputs,). unequal: {engine: sums with another code}."""
@@ -120,6 +140,13 @@ class Requantization:
     scale: np.ndarray
     bias: np.ndarray
     unequal: dict[str, int]
+
+
+def agreement(s: Steps) -> np.ndarray:
+    """Whether there is a factor with which all engines step where the twin does: bool (outputs,)."""
+    factor, moved = _placed(s)
+    counts = s.unequal(moved, _factors(factor.astype(np.float32), np.float32(1), np.float32(1)))
+    return ~np.any(list(counts.values()), axis=0)
 
 
 def requantization(s: Steps, unit_in: np.float32, unit_out: np.float32) -> Requantization:
@@ -177,7 +204,8 @@ def _placed(s: Steps) -> tuple[np.ndarray, np.ndarray]:
 def _bounds(below: np.ndarray, above: np.ndarray, middle: np.ndarray, slope: np.ndarray) -> Any:
     """(lower, upper) of 1 / M, (outputs, moved), so that below < middle / M <= above of all codes."""
     ends = below / middle, above / middle
-    lower, upper = np.where(middle > 0, *ends).max(1), np.where(middle > 0, *ends[::-1]).min(1)
+    lower = np.where(middle > 0, *ends).max(1, initial=0)  # 0, infinite: a grid of one code has no steps
+    upper = np.where(middle > 0, *ends[::-1]).min(1, initial=np.inf)
     return np.maximum(lower, slope / 2), np.minimum(upper, slope * 2)
 
 

@@ -113,11 +113,6 @@ def is_near(unit: float, other: float) -> bool:
     return abs(unit / other - 1) < LAST_BITS * 2.0**-22
 
 
-def spread_of(grid: Grid) -> int:
-    """How many times as large codes of `grid` may be stored, by one QUANTIZE."""
-    return min(255 // max(1, grid.high - grid.low), 127)
-
-
 class TfliteEmitter:
     """tensors: of each operation's result, codes or float, as it lies; orders: of those that are not channels last.
     zero: what is stored for code 0. outputs: the operations whose results leave the graph. micro: whether the graph is

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from spequant.deploy.integers import SUM, Integers, largest_sums
 from spequant.deploy.operations import FloatLayer, Operation, Quantize, Weighted
-from spequant.deploy.requantization import Requantization, Steps, requantization, steps
-from spequant.deploy.tflite_emitter import NONE, TfliteEmitter, channels_last, ends_of, is_same, spread_of
+from spequant.deploy.requantization import Requantization, factor_of, requantization, spread_of, steps, steps_of
+from spequant.deploy.tflite_emitter import NONE, TfliteEmitter, channels_last, ends_of, is_same
 from spequant.deploy.tflite_nodes import INT16
 from spequant.deploy.tflite_order import laid
 
@@ -64,10 +64,10 @@ def _arranged(e: TfliteEmitter, op: Weighted | FloatLayer, out: int) -> int:
 
 def _on_codes(e: TfliteEmitter, op: Weighted) -> int:
     assert op.grid is not None
-    form, how, twin = op.integers, e.clip(op), _steps(op)
+    form, how, twin = op.integers, e.clip(op), steps_of(op)
     source = _source(e, op)
     found = requantization(twin, e.graph.scale(source), how.unit)
-    times = min(spread_of(op.source), SUM // form.bound)
+    times = spread_of(op)
     if found.unequal["tflm"] and times > 1:
         source = e.spread(op.inputs[0], source, times)
         found = requantization(twin.times(times), e.graph.scale(source), how.unit)
@@ -104,26 +104,15 @@ def _packed(e: TfliteEmitter, op: Weighted) -> int | None:
     divisor = max(1, int(np.gcd.reduce(weight, axis=None)))
     weight = weight // divisor
     factor = INT4 // max(1, int(np.abs(weight).max()))
-    times = min(spread_of(op.source), SUM // op.integers.bound)
+    times = spread_of(op)
     if not (e.micro and op.spatial and factor):
         return None
     source = e.spread(op.inputs[0], e.stored(op.inputs[0]), times) if times > 1 else e.stored(op.inputs[0])
     unit = e.clip(op).unit
-    found = requantization(_steps(op).times(times * factor, divisor), e.graph.scale(source), unit)
+    found = requantization(steps_of(op).times(times * factor, divisor), e.graph.scale(source), unit)
     if any(found.unequal.values()):  # LiteRT has kernels of its own for these, which round as the other engine's do
         return None
     return _layer(e, op, source, (weight * factor).astype(np.int8), found, int4=True)
-
-
-def _steps(op: Weighted) -> Steps:
-    assert op.grid is not None
-    return steps(op.integers, _factor(op), (op.source.low, op.source.high), op.grid.low, op.grid.high)
-
-
-def _factor(op: Weighted) -> Tensor:
-    """Output codes per unit of its sums, as the twin has it."""
-    assert op.grid is not None
-    return op.step * op.integers.scale / op.grid.step
 
 
 def _layer(
@@ -159,7 +148,7 @@ def _of_float_sums(e: TfliteEmitter, op: Weighted) -> int:
     constants = (op.integers.weight.float().numpy(), None, op.integers.bias.float().numpy())
     sums = _product(e, op, e.whole(op.inputs[0]), constants, e.like(op), e.activation(NONE))
     rows = e.graph.shape(sums)[2:-1]  # XNNPACK takes a row at once faster than each position alone
-    inputs = [sums, e.number(op, np.tile(_factor(op).numpy(), (*rows, 1)))]
+    inputs = [sums, e.number(op, np.tile(factor_of(op).numpy(), (*rows, 1)))]
     return e.rounded(op, e.graph.node("MUL", inputs, e.like(op), fusedActivationFunction=e.least(op)))
 
 

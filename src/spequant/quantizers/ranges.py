@@ -90,7 +90,7 @@ def least_squares(quantizer: Quantizer, values: Tensor) -> Tensor:
         ends = [quantizer.bounds_at(stepped(top * fraction)) for fraction in fractions]
         if len(ends) == 1:
             rounded = fake_quantize(values, *ends[0], quantizer.levels)
-            return [quantizer.reduce(((rounded - values) / unit).square(), torch.mean)]
+            return [quantizer.reduce(rounded.sub_(values).div_(unit).square_(), torch.mean)]
         shape, ranges = quantizer.shape, quantizer.shape or [1] * values.dim()
         sides = ([end.expand(shape or end.shape) for end in side] for side in zip(*ends, strict=True))
         low, high = (torch.stack(side).view(-1, *ranges) for side in sides)

@@ -10,7 +10,7 @@ from spequant.app.runs.compile_choice import Choice, Trial, pause
 from spequant.app.runs.compile_time import last_seconds, remember
 from spequant.app.runs.reporter import Reporter
 from spequant.app.runs.writer import Writer
-from spequant.calibration.batch_norm import reestimate_batch_norm
+from spequant.calibration.batch_norm import reestimate_batch_norm, reestimated
 from spequant.deploy import align_ranges, quantize_biases
 from spequant.layers import weight_bits
 from spequant.processes import anyone
@@ -181,8 +181,9 @@ class Session:
         model, example = self.state.result, self.field.example
         example = example if self.recipe.quantized else None
         aligned = {} if example is None else _aligned_ranges(model, example)
-        self.reporter.phase("measuring batch norm's statistics")
-        reestimate_batch_norm(model, self.field.statistics())
+        if reestimated(model):
+            self.reporter.phase("measuring batch norm's statistics")
+            reestimate_batch_norm(model, self.field.statistics())
         if example is not None:
             self.writer.row({"kind": "biases", **_integer_biases(model, example), "aligned": aligned})
         result = {
