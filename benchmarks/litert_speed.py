@@ -22,7 +22,7 @@ from spequant import models
 from spequant.deploy import lower
 from spequant.deploy.float_program import float_program
 from spequant.deploy.formats.tflite import tflite_graph
-from spequant.deploy.tflite_graph import schema
+from spequant.deploy.tflite_nodes import schema
 from spequant.extras import needs
 from spequant.quantizers import PACT, SAWB
 

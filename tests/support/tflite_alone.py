@@ -9,7 +9,7 @@ from spequant.deploy.engines import ENGINES
 from spequant.deploy.formats.tflite import op_graph
 from spequant.deploy.grids import Grid
 from spequant.deploy.operations import Input, Operation
-from spequant.deploy.tflite_graph import schema
+from spequant.deploy.tflite_nodes import schema
 
 ENDS = ("litert", pytest.param("tflm", marks=pytest.mark.slow))
 FEW, MANY = Grid(0.5, 0, 3), Grid(0.0313, -127, 127)

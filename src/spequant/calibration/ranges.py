@@ -190,20 +190,21 @@ class _Watcher:
         self.ends: dict[Quantizer, _Values] = {}
         self.empty: set[Quantizer] = set()
 
-    def __call__(self, quantizer: Quantizer, x: Tensor) -> None:
+    def __call__(self, quantizer: Quantizer, x: Tensor) -> Tensor:
         if quantizer.of_weight:
             self.weights.setdefault(quantizer, x.detach())
-            return
+            return x
         flat = x.detach().float().flatten()
         if not len(flat):
             self.empty.add(quantizer)
-            return
+            return x
         stride = max(1, flat.numel() // self.per_batch)
         while math.gcd(stride, flat.numel()) > 1:  # so that the stride reaches every channel and column
             stride += 1
         part = flat[stride // 2 :: stride]
         self._store(self.samples, quantizer, part)
         self._store(self.ends, quantizer, torch.stack([flat.amin(), flat.amax()]))
+        return x
 
     def _store(self, target: dict[Quantizer, "_Values"], quantizer: Quantizer, values: Tensor) -> None:
         if quantizer not in target:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from spequant.deploy.bias_choice import agreeing_biases
-from spequant.deploy.lower import lower
+from spequant.deploy.lowering import lower
 from spequant.deploy.operations import Weighted
 from spequant.deploy.program import Program
 

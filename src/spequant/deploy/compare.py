@@ -96,7 +96,7 @@ def _on_its_own(
 
 
 @without_autocast
-def compare(
+def compare_answers(
     model: nn.Module,
     program: Program,
     run: Run,

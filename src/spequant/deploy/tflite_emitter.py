@@ -17,7 +17,7 @@ from spequant.deploy.grids import Grid
 from spequant.deploy.operations import Add, Mul, Operation, Weighted
 from spequant.deploy.operations.windows import sides
 from spequant.deploy.requantization import LAST_BITS
-from spequant.deploy.tflite_graph import FLOAT, INT8, TfliteGraph
+from spequant.deploy.tflite_nodes import FLOAT, INT8, TfliteGraph
 from spequant.deploy.tflite_order import Order, laid, last, moving, place, regrouped, runs
 
 NONE, RELU, N1_TO_1, RELU6 = "NONE", "RELU", "RELU_N1_TO_1", "RELU6"

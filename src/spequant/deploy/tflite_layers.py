@@ -12,7 +12,7 @@ from spequant.deploy.integers import SUM, Integers, largest_sums
 from spequant.deploy.operations import FloatLayer, Operation, Quantize, Weighted
 from spequant.deploy.requantization import Requantization, factor_of, requantization, requantized, spread_of, steps
 from spequant.deploy.tflite_emitter import NONE, TfliteEmitter, channels_last, ends_of, is_same
-from spequant.deploy.tflite_graph import INT16
+from spequant.deploy.tflite_nodes import INT16
 from spequant.deploy.tflite_order import laid
 
 LARGEST = 2**15 - 1  # of an int16

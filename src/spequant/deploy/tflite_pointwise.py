@@ -23,7 +23,7 @@ from spequant.deploy.operations import (
 )
 from spequant.deploy.requantization import PRODUCT, SUM, Pairs, pair_scale
 from spequant.deploy.tflite_emitter import NONE, RELU, TfliteEmitter, TfliteWriters, is_near
-from spequant.deploy.tflite_graph import INT32
+from spequant.deploy.tflite_nodes import INT32
 
 
 def _function(e: TfliteEmitter, op: Function) -> int:

@@ -74,7 +74,7 @@ class Quantizer(nn.Module):
         self.sign_open = self.signed is None  # every calibration decides the sign anew
         self.name = ""  # name of its layer in the model; set by prepare
         self.calibrated = not self.stored
-        self.watch: Callable[[Quantizer, Tensor], None] | None = None  # called with the input, which then passes as is
+        self.watch: Callable[[Quantizer, Tensor], Tensor] | None = None  # stands in: what it returns passes
         self._switched_by: int | None = None  # the thread whose precision context is open
         self.home_levels = self._levels = level_tensor(2 if bits is None else self.level_count())
         self.frozen: Tensor | None
@@ -279,9 +279,10 @@ class Quantizer(nn.Module):
                 "spequant.layers.LEAVES as leaf modules (torchvision's create_feature_extractor: "
                 'tracer_kwargs={"leaf_modules": [*LEAVES]})'
             )
-        if self.watch is not None:
-            self.watch(self, x)
-            return x
+        return self.rounded(x) if self.watch is None else self.watch(self, x)
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """Return what `forward` does where nothing stands in for it."""
         if self.bits is None:
             return x
         if not self.calibrated or self.signed is None:

@@ -20,7 +20,7 @@ from spequant.deploy.operations import Add, Concat, Input, MaxPool, Weighted
 from spequant.deploy.tflite_emitter import clip, zeros
 from spequant.deploy.tflite_engines import arena_size
 from spequant.deploy.tflite_file import read_head, write_tflite
-from spequant.deploy.tflite_graph import schema
+from spequant.deploy.tflite_nodes import schema
 from spequant.models import mobilenet_v2, resnet18, vgg16_bn
 from spequant.quantizers import LSQ, PACT, SAWB
 from support.edge_networks import EDGES

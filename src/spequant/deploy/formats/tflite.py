@@ -22,9 +22,9 @@ from spequant.deploy.operations import FloatLayer, Input, Operation, Quantize, W
 from spequant.deploy.program import Program
 from spequant.deploy.tflite_emitter import NONE, TfliteEmitter, TfliteWriters, channels_last, end_shape
 from spequant.deploy.tflite_file import metadata, read_head, read_tflite, with_labels, write_tflite
-from spequant.deploy.tflite_graph import FLOAT, INT8, UINT8
 from spequant.deploy.tflite_layers import float_layer, weighted
 from spequant.deploy.tflite_moves import MOVES
+from spequant.deploy.tflite_nodes import FLOAT, INT8, UINT8
 from spequant.deploy.tflite_pointwise import POINTWISE
 from spequant.deploy.tflite_windows import WINDOWS
 

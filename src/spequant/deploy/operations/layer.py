@@ -120,12 +120,9 @@ class Weighted(Operation):
         return self.integers.saturates(self.source)
 
     def compute(self, inputs: Sequence[Tensor]) -> Tensor:
-        form = self.integers
-        dtype = torch.float32 if form.exact_in_fp32 else torch.float64  # whole numbers, exact in either
-        shape = (-1, *[1] * self.spatial)
-        sums = product(self, inputs[0].to(dtype), form.weight.to(dtype))
-        sums = (sums + form.bias.to(dtype).view(shape)).float()
-        scale = (self.step * form.scale).view(shape)
+        form, grid = self.integers, self.source
+        sums = form.sums(inputs[0], lambda x, weight: product(self, x, weight), max(grid.high, -grid.low))
+        scale = (self.step * form.scale).view(-1, *[1] * self.spatial)
         return sums * (scale if self.grid is None else scale / self.grid.step)
 
     @classmethod

@@ -17,6 +17,7 @@ from spequant.deploy.grids import Grid, act_grid
 from spequant.deploy.operations import Add, Function, Input, Operation, Quantize, Step, Unread, Weighted
 from spequant.deploy.program import Program
 from spequant.deploy.trace import Trace, trace
+from spequant.deploy.weights_once import weights_once
 from spequant.functional import without_autocast
 from spequant.quantizers import Quantizer
 
@@ -36,7 +37,8 @@ def lower(model: nn.Module, example: Tensor) -> Program:
             hook, random numbers in eval mode, a view of a tensor that is written to in place; a network no layer of
             which computes on integers.
     """
-    program = _Lowering(trace(model, example)).program()
+    with weights_once(model):
+        program = _Lowering(trace(model, example)).program()
     if not any(on_integers(op) for op in program.ops):
         raise on_no_integers(model)
     samples = program.input.shape[0]
@@ -49,8 +51,9 @@ def lower_all(model: nn.Module, example: Tensor) -> tuple[list[Operation], list[
     """As much of the program of `model` as there is, and (name, why not) of each step that has no form. Arguments and
     errors as `lower`'s; errors are those of the network as a whole."""
     problems: list[tuple[str, str]] = []
-    lowering = _Lowering(trace(model, example, problems), problems)
-    lowering.program()
+    with weights_once(model):
+        lowering = _Lowering(trace(model, example, problems), problems)
+        lowering.program()
     if not problems and not any(on_integers(op) for op in lowering.ops):
         raise on_no_integers(model)
     return lowering.ops, list(dict.fromkeys(problems))

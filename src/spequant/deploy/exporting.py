@@ -1,6 +1,7 @@
 """Networks to files, compared with the network before they take their place; and files opened again."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from spequant.deploy.classes import with_classes
-from spequant.deploy.compare import compare
+from spequant.deploy.compare import compare_answers
 from spequant.deploy.engines import ENGINES
 from spequant.deploy.formats import Draft, Format, format_named, format_of_file, format_to_write
 from spequant.deploy.formats.mixed import Mixed
@@ -16,6 +17,7 @@ from spequant.deploy.formats.onnx import GRAPHS
 from spequant.deploy.inputs import Images, Inputs, checked_preprocessing, with_example
 from spequant.deploy.loaded import Loaded, Preprocessing
 from spequant.deploy.parity import Parity
+from spequant.deploy.weights_once import weights_once
 from spequant.deploy.zoo import file_of, network_of, of_zoo
 from spequant.functional import without_autocast
 from spequant.processes import innermost
@@ -110,8 +112,10 @@ def _export(
     model = innermost(model)
     float_size = _float_size(model)
     one, batches = with_example(images, preprocessing)
-    draft = form.draft(model, one, preprocessing, with_classes(about, classes, model, one))
-    with form.placed(draft, path) as temporary:
+    with ExitStack() as stack:
+        stack.enter_context(weights_once(model))
+        draft = form.draft(model, one, preprocessing, with_classes(about, classes, model, one))
+        temporary = stack.enter_context(form.placed(draft, path))
         size = draft.size or sum(file.stat().st_size for file in form.files(temporary))
         start = ENGINES[form.engines[0]] if form.engines else None
         run = None if start is None else start(temporary)
@@ -119,7 +123,7 @@ def _export(
             parity = form.answers(model, draft, temporary, run, batches)
         else:
             by_codes = None if form.graphs is None else start
-            parity = compare(model, draft.program, run, batches, by_codes, preprocessing, form.graphs or GRAPHS)
+            parity = compare_answers(model, draft.program, run, batches, by_codes, preprocessing, form.graphs or GRAPHS)
         parity.choices = True if classes is not None else None
         check(parity)
         if form.engines:
