@@ -19,6 +19,7 @@ from spequant.methods import SPEQ, Distill, SPEQDistill
 from spequant.train import Interrupted
 from support.image_folders import fill, needs_timm
 
+WORDS = ["--data.images", "96", "--data.held-out", "0", "--data.augment", "--slots", "2"]
 SMALL = {"images": 96, "held_out": 0, "augment": True}
 
 
@@ -26,8 +27,7 @@ SMALL = {"images": 96, "held_out": 0, "augment": True}
 def made(digits_run, tmp_path_factory):
     """(file, float run)"""
     file, run_folder = tmp_path_factory.mktemp("labels") / "labels", digits_run.parent / "digits-float"
-    words = ["--data.images", "96", "--data.held-out", "0", "--data.augment", "--slots", "2", "--train.seed", "3"]
-    main(["soft-labels", str(run_folder), *words, "--out", str(file)])
+    main(["soft-labels", str(run_folder), *WORDS, "--train.seed", "3", "--out", str(file)])
     return file, run_folder
 
 
@@ -60,6 +60,11 @@ def test_a_run_that_is_interrupted_goes_on_to_equal_weights(made, tmp_path):
     run(recipe_of(made), tmp_path / "whole")
     with pytest.raises(Interrupted, match="step 5"):
         run(recipe_of(made), tmp_path / "stopped", Stopping())
+    kept = made[0].read_bytes()
+    main(["soft-labels", str(made[1]), *WORDS, "--train.seed", "4", "--out", str(made[0])])
+    with pytest.raises(ValueError, match=r"soft_labels has digest \w+, expected \w+"):
+        run(recipe_of(made), tmp_path / "stopped", resume=True)
+    made[0].write_bytes(kept)
     run(recipe_of(made), tmp_path / "stopped", resume=True)
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())

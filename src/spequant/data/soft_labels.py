@@ -14,6 +14,7 @@ answers are kept with their crops, and r spread evenly, is FKD's (Shen and Xing,
 to second order KL(p || p + d) = sum d^2 / 2 p, in which an equal error of sqrt(p) counts alike for each p.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -49,6 +50,7 @@ class SoftLabels:
         temperature: T.
         seed: Of the crops; the order of the images follows from another seed.
         teacher: Digest of the teacher's state, in hexadecimal.
+        digest: Digest of all that is stored, in hexadecimal.
         lost: Mean KL divergence in nats of what is read from what the teacher answered.
 
     Raises:
@@ -71,6 +73,7 @@ class SoftLabels:
         self.seed, self.slots, self.top = (int(head[name]) for name in ("seed", "slots", "top"))
         self.temperature, self.lost, self.teacher = float(head["temperature"]), float(head["lost"]), head["teacher"]
         self.digests: list[str] = head["digests"]
+        self.digest = hashlib.blake2b(json.dumps(head, sort_keys=True).encode(), digest_size=8).hexdigest()
         check_same(self.path, head["data"], facts_of(data, augment, self.seed, self.slots))
 
     def batches(

@@ -59,14 +59,15 @@ class Grid:
 
     @property
     def zero(self) -> int:
-        """What engines store for code 0, as uint8: 128 where all codes of the quantizer are int8, which processors
-        prefer; otherwise the number of its codes below zero."""
+        """What engines store for code 0, as uint8: the number of codes of the quantizer below zero; of 8 bits 128, as
+        of int8. Engines add it to a sum in fp32 before they round: at 128 a sum of few codes that is 1e-5 off the
+        middle of two would get the other one, and such a sum may be that of many positions."""
         low, high = self.low, self.high
         if self.home is not None:
             low, high = (round(end / self.step) for end in self.home.ends)
         if low >= 0:
             return 0
-        return 128 if low >= -128 and high <= 127 else -low
+        return 128 if low >= -128 and high <= 127 and high - low > 128 else -low
 
     @property
     def rate(self) -> float:

@@ -17,6 +17,7 @@ is no room: XNNPACK's steps stay right, and what the other gives otherwise is co
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from torch import Tensor
@@ -147,6 +148,21 @@ def agreement(s: Steps) -> np.ndarray:
     factor, moved = _placed(s)
     counts = s.unequal(moved, _factors(factor.astype(np.float32), np.float32(1), np.float32(1)))
     return ~np.any(list(counts.values()), axis=0)
+
+
+KNOWN: WeakKeyDictionary[Weighted, dict[tuple[float, ...], Requantization]] = WeakKeyDictionary()
+"""What `requantized` gave: an export writes each layer three times, in the file and in two graphs that are compared."""
+
+
+def requantized(
+    op: Weighted, unit_in: np.float32, unit_out: np.float32, times: int = 1, divisor: int = 1
+) -> Requantization:
+    """`requantization` of the steps of `op`, its sums `times` / `divisor` as large."""
+    key = float(unit_in), float(unit_out), times, divisor
+    known = KNOWN.setdefault(op, {})
+    if key not in known:
+        known[key] = requantization(steps_of(op).times(times, divisor), unit_in, unit_out)
+    return known[key]
 
 
 def requantization(s: Steps, unit_in: np.float32, unit_out: np.float32) -> Requantization:

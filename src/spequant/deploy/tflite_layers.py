@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spequant.deploy.integers import SUM, Integers, largest_sums
 from spequant.deploy.operations import FloatLayer, Operation, Quantize, Weighted
-from spequant.deploy.requantization import Requantization, factor_of, requantization, spread_of, steps, steps_of
+from spequant.deploy.requantization import Requantization, factor_of, requantization, requantized, spread_of, steps
 from spequant.deploy.tflite_emitter import NONE, TfliteEmitter, channels_last, ends_of, is_same
 from spequant.deploy.tflite_nodes import INT16
 from spequant.deploy.tflite_order import laid
@@ -64,16 +64,15 @@ def _arranged(e: TfliteEmitter, op: Weighted | FloatLayer, out: int) -> int:
 
 def _on_codes(e: TfliteEmitter, op: Weighted) -> int:
     assert op.grid is not None
-    form, how, twin = op.integers, e.clip(op), steps_of(op)
-    source = _source(e, op)
-    found = requantization(twin, e.graph.scale(source), how.unit)
+    unit, source = e.clip(op).unit, _source(e, op)
+    found = requantized(op, e.graph.scale(source), unit)
     times = spread_of(op)
     if found.unequal["tflm"] and times > 1:
         source = e.spread(op.inputs[0], source, times)
-        found = requantization(twin.times(times), e.graph.scale(source), how.unit)
+        found = requantized(op, e.graph.scale(source), unit, times)
     if found.unequal["tflm"] and _may_be_float(op):
         return _of_float_sums(e, op)
-    return _layer(e, op, source, form.weight.numpy(), found)
+    return _layer(e, op, source, op.integers.weight.numpy(), found)
 
 
 def equal_sums(
@@ -109,7 +108,7 @@ def _packed(e: TfliteEmitter, op: Weighted) -> int | None:
         return None
     source = e.spread(op.inputs[0], e.stored(op.inputs[0]), times) if times > 1 else e.stored(op.inputs[0])
     unit = e.clip(op).unit
-    found = requantization(steps_of(op).times(times * factor, divisor), e.graph.scale(source), unit)
+    found = requantized(op, e.graph.scale(source), unit, times * factor, divisor)
     if any(found.unequal.values()):  # LiteRT has kernels of its own for these, which round as the other engine's do
         return None
     return _layer(e, op, source, (weight * factor).astype(np.int8), found, int4=True)

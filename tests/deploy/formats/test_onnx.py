@@ -84,5 +84,5 @@ def test_stored_codes_lose_nothing():
     case = lowered("eight bits")
     values = case.twin.everything(case.x)
     for op in case.program.integer_ops:
-        back = stored(values[op], op.grid).astype(int) - (128 if op.grid.signed else 0)
+        back = stored(values[op], op.grid).astype(int) - op.grid.zero
         assert np.array_equal(back, values[op].numpy())

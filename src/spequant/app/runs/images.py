@@ -59,6 +59,10 @@ class Images:
     def augment(self) -> Augment | RandomCrop | None:
         return self.data.augmentation(self.train)
 
+    @property
+    def answers(self) -> str | None:
+        return None if self.soft_labels is None else self.soft_labels.digest
+
     def network(self) -> nn.Module:
         with origin_named(self.recipe):
             return channels_last(build_network(self.recipe.network, self.train), self.device)
