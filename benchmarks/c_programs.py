@@ -215,7 +215,7 @@ def main() -> None:
 
 
 def show(label: str, row: dict[str, int]) -> None:
-    print(f"{label}: {', '.join(f'{name} {value:,}' for name, value in row.items())}", flush=True)
+    print(f"{label}: {'; '.join(f'{name} {value:,}' for name, value in row.items())}", flush=True)
 
 
 if __name__ == "__main__":
