@@ -25,7 +25,9 @@ FOLDERS = {
 pytest_plugins = ["support.absent"]
 pytest.register_assert_rewrite("support")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # what is not there is an error at once, not after a minute of retries
-torch.set_num_threads(1)  # xdist runs a worker a core; more threads than cores only slows them down
+# xdist runs a worker per core: more threads than cores, here or in a process that a test starts, wait for each other
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 """Makes the networks of the zoo: trains them, writes the packed file and its card.
 
-    python tools/make_zoo.py NAME ... [--work FOLDER]
+    python tools/make_zoo.py NAME ... [--work FOLDER] [--root FOLDER]
 
 A run that is there already is taken as it is, one that was stopped goes on. The file is of the first seed: nothing is
 chosen by the test set. Without a name, it says which networks there are.
@@ -9,20 +9,25 @@ chosen by the test set. Without a name, it says which networks there are.
 import argparse
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from spequant.app.recipes import RECIPES, Recipe
 from spequant.app.runs import export_source, run
 from spequant.app.runs.folder import ENVIRONMENT
+from spequant.app.runs.images import Images, measure
 from spequant.app.terminal import Terminal
 from spequant.data import CIFAR10
 from spequant.deploy.zoo import FOLDER
 from spequant.files import write_whole
 
+PUBLISHED = "the float weights that it starts from: BSD-2-Clause (akamaster/pytorch_resnet_cifar10)"
 LICENCES = {
     "digits": "scikit-learn's handwritten digits (UCI, Optical Recognition of Handwritten Digits): CC BY 4.0",
     "cifar10": "CIFAR-10 (Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009): no licence stated",
@@ -39,6 +44,7 @@ class Entry:
         floating: Makes the recipe of the float network that the low-bit one starts from; trained with seed 0.
         low_bit: Makes the recipe of the low-bit network.
         seeds: Of the low-bit runs.
+        published: File of float weights below ROOT/weights, which are taken in place of a float run.
     """
 
     title: str
@@ -46,6 +52,7 @@ class Entry:
     floating: Callable[[], Recipe]
     low_bit: Callable[[], Recipe]
     seeds: tuple[int, ...] = (0, 1, 2)
+    published: str | None = None
 
 
 def _resnet8(bits: int) -> Entry:
@@ -74,6 +81,24 @@ def _resnet8(bits: int) -> Entry:
     return Entry(f"ResNet-8, W{bits}A{bits} by SPEQ, on CIFAR-10", "cifar10", floating, low_bit)
 
 
+def _resnet20(bits: int, epochs: int) -> Entry:
+    """ResNet-20 on CIFAR-10, from published float weights, by SPEQ."""
+
+    def low_bit() -> Recipe:
+        recipe = RECIPES["cifar10-resnet20-w2a2-speq"]()
+        return replace(
+            recipe,
+            name=f"cifar10-resnet20-w{bits}a{bits}-speq",
+            data=CIFAR10(held_out=0),
+            quant=replace(recipe.quant, weight_bits=bits, act_bits=bits),
+            train=replace(recipe.train, epochs=epochs, precision="fp32"),
+        )
+
+    title = f"ResNet-20, W{bits}A{bits} by SPEQ, on CIFAR-10, from published float weights"
+    floating = RECIPES["cifar10-resnet20-float"]
+    return Entry(title, "cifar10", floating, low_bit, published="resnet20-12fca82f.th")
+
+
 ZOO = {
     "resnet8-digits-w2a2": Entry(
         "ResNet-8, W2A2 by SPEQ, on handwritten digits of 8 x 8 pixels: for tests and tutorials",
@@ -82,16 +107,15 @@ ZOO = {
         RECIPES["digits-w2a2-speq"],
     ),
     **{f"resnet8-cifar10-w{bits}a{bits}": _resnet8(bits) for bits in (2, 3, 4)},
+    **{f"resnet20-cifar10-w{bits}a{bits}": _resnet20(bits, epochs) for bits, epochs in ((2, 6), (3, 3), (4, 2))},
 }
 
 
-def make(name: str, work: Path) -> dict[str, Any]:
+def make(name: str, work: Path, root: Path | None) -> dict[str, Any]:
     """Train, pack, and write file and card; return the card."""
     entry = ZOO[name]
-    floating = entry.floating()
-    start = work / floating.name
-    plain = _trained(floating, start)
-    base = entry.low_bit()
+    start, plain = _float(entry, work, root)
+    base = _rooted(entry.low_bit(), root)
     base = replace(base, network=replace(base.network, weights=start))
     results = {seed: _trained(base.with_seed(seed), work / f"{base.name}-seed{seed}") for seed in entry.seeds}
     folder = work / f"{base.name}-seed{entry.seeds[0]}"
@@ -120,7 +144,7 @@ def make(name: str, work: Path) -> dict[str, Any]:
         "float_test_accuracy": plain["test_accuracy"],
         "test_images": report.images,
         "recipe": base.name,
-        "epochs": {"float": floating.train.epochs, "low-bit": base.train.epochs},
+        "epochs": {"float": plain["epochs"], "low-bit": base.train.epochs},
         "hours": round((plain["seconds"] + results[entry.seeds[0]]["seconds"]) / 3600, 3),
         "command": f"python tools/make_zoo.py {name}",
         "commit": environment["commit"],
@@ -128,11 +152,30 @@ def make(name: str, work: Path) -> dict[str, Any]:
         "torch": environment["torch"],
         "date": date.today().isoformat(),
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "licence": "Apache-2.0",
+        "licence": "Apache-2.0" if entry.published is None else f"Apache-2.0; {PUBLISHED}",
         "data": LICENCES[entry.data],
     }
     write_whole(FOLDER / f"{name}.json", json.dumps(card, indent=1) + "\n")
     return card
+
+
+def _float(entry: Entry, work: Path, root: Path | None) -> tuple[Path, dict[str, Any]]:
+    """The float weights that a network starts from, and their test accuracy, epochs (None: published) and seconds."""
+    recipe = _rooted(entry.floating(), root)
+    if entry.published is None:
+        start = work / recipe.name
+        return start, {**_trained(recipe, start), "epochs": recipe.train.epochs}
+    folder = os.environ.get("SPEQUANT_DATA") if root is None else root
+    if folder is None:
+        raise ValueError("root is not set; expected the folder with weights/: --root FOLDER, or SPEQUANT_DATA")
+    start = Path(folder) / "weights" / entry.published
+    images = Images(replace(recipe, network=replace(recipe.network, weights=start)), torch.device("cpu"))
+    accuracy = measure(images.network().eval(), images.test).accuracy
+    return start, {"test_accuracy": round(accuracy, 2), "epochs": None, "seconds": 0.0}
+
+
+def _rooted(recipe: Recipe, root: Path | None) -> Recipe:
+    return recipe if root is None else replace(recipe, data=replace(recipe.data, root=root))
 
 
 def _trained(recipe: Recipe, folder: Path) -> dict[str, Any]:
@@ -145,9 +188,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", choices=list(ZOO), metavar="NAME", help=", ".join(ZOO))
     parser.add_argument("--work", type=Path, default=Path("runs/zoo"), help="where the runs lie")
+    parser.add_argument("--root", type=Path, help="folder of the data; default: SPEQUANT_DATA")
     settings = parser.parse_args()
     for name in settings.names:
-        card = make(name, settings.work)
+        card = make(name, settings.work, settings.root)
         print(f"zoo/{name}: {card['test_accuracy']}, {card['bytes']:,} bytes")
 
 

@@ -51,6 +51,18 @@ def test_no_batches_are_an_error_that_changes_nothing():
     assert torch.equal(before, model[1].running_mean)
 
 
+def test_without_batch_norm_no_batch_is_read():
+    def batches():
+        raise AssertionError("a batch was read")
+        yield
+
+    for model in (
+        nn.Linear(4, 2),
+        nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.BatchNorm1d(4, affine=False, track_running_stats=False)),
+    ):
+        spequant.reestimate_batch_norm(model, batches())
+
+
 @pytest.mark.parametrize("mode", ["leave", "update", "eval"])
 def test_each_mode_reads_and_writes_its_statistics(mode):
     norm, x = nn.BatchNorm1d(3).train(), torch.randn(16, 3) * 2 + 1

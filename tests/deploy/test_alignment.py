@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import spequant
-from spequant.deploy import Twin, align_ranges, integer_graph, lower, quantize_biases, read_program, write_onnx
+from spequant.deploy import FORMATS, Twin, align_ranges, integer_graph, lower, quantize_biases, read_program, write_onnx
 from spequant.deploy.alignment import computed, finer, steps_in
 from spequant.deploy.compare import forced
 from spequant.deploy.engines import ENGINES
@@ -16,6 +16,7 @@ from spequant.deploy.operations import Add, MaxPool, Weighted
 from spequant.models.residual import ResidualAdd
 from spequant.quantizers import PACT, SAWB, DoReFa
 from support.integer_networks import NEEDS_ONNXRUNTIME, session
+from support.tflite_alone import operators
 
 X = torch.randn(16, 1, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -140,3 +141,23 @@ def test_onnxruntime_has_the_twins_codes_from_one_rounding(bits, tmp_path):
     write_onnx(one, tmp_path / "net.onnx")
     again, *_ = read_program(tmp_path / "net.onnx")
     assert torch.equal(Twin(again)(X), Twin(program)(X)) and len(again.ops) == len(program.ops)
+
+
+@pytest.mark.parametrize(
+    ("engine", "bits"),
+    [("litert", 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("litert", 4), ("tflm", 2)))],
+)
+def test_tflite_files_have_the_twins_codes_from_one_rounding(engine, bits):
+    model, graphs = prepared(bits), FORMATS["tflite"].graphs
+    assert graphs is not None
+    twice = operators(graphs.whole(program_of(model)).data)
+    align_ranges(model, X[:1])
+    program = program_of(model)
+    x, taps = X[:4], program.integer_ops
+    one, whole = graphs.whole(program), graphs.whole(program, taps=taps)
+    once = operators(one.data)
+    assert [row.count("CONV_2D") for row in (twice, once)] == [6, 5] and len(once) < len(twice)
+    wrong = forced(program, x, ENGINES[engine], graphs)
+    assert wrong.keys() > finer(program).keys() and not any(f.unequal for f in wrong.values())
+    values, got = Twin(program).everything(x), ENGINES[engine](whole.data)({"input": x.numpy()})
+    assert all((c == whole.stored(values[op], op)).all() for c, op in zip(got[1:], taps, strict=True))

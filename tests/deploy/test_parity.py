@@ -9,7 +9,7 @@ import torch
 
 import spequant
 from spequant.data import eval_batches
-from spequant.deploy import compare, integer_graph, lower, quantize_biases
+from spequant.deploy import compare_answers, integer_graph, lower, quantize_biases
 from spequant.deploy.compare import forced
 from spequant.deploy.engines import ENGINES
 from spequant.deploy.inputs import as_batches
@@ -40,11 +40,11 @@ def test_comparison_tells_ties_from_bugs():
 
     batches = [(x, x.numpy(), torch.zeros(len(x), dtype=torch.long))]
     run = start(whole)
-    good = compare(case.model, program, run, batches, start)
+    good = compare_answers(case.model, program, run, batches, start)
     good.check("onnxruntime")
     assert good.images == len(x) and good.agreement == 1 and not any(c.forced or c.twin for c in good.codes)
     assert sum(c.torch or 0 for c in good.codes) < 100 < sum(c.count for c in good.codes if c.torch is not None)
-    bad = compare(case.model, program, run, batches, wrong)
+    bad = compare_answers(case.model, program, run, batches, wrong)
     with pytest.raises(ValueError, match=f"broken engine .* in {re.escape(target.name)}"):
         bad.check("broken engine")
 
@@ -177,7 +177,7 @@ def test_the_whole_test_set_in_an_engine(engine, shared_data):
     quantize_biases(model, x)
     program, start = lower(model, x), ENGINES[engine]
     batches = as_batches((inputs, labels) for inputs, labels in eval_batches(test, 500))
-    parity = compare(model, program, start(integer_graph(program).SerializeToString()), batches, start)
+    parity = compare_answers(model, program, start(integer_graph(program).SerializeToString()), batches, start)
     parity.check(engine)
     assert parity.images == 10_000 and parity.agreement >= 0.995
     assert abs(parity.accuracy[0] - parity.accuracy[1]) <= 0.1

@@ -20,6 +20,7 @@ from spequant.methods import (
     SQAKD,
     Apprentice,
     BlockReplacement,
+    Dampening,
     ExtendedSPEQ,
     JointBits,
     MemberEnsemble,
@@ -108,6 +109,7 @@ def state_of(name, floating, batch, model):
         "cmt-kd": lambda: CMTKD(floating, {bits: quantized(floating, batch, bits) for bits in (4, 8)}),
         "gslr": lambda: GSLR(floating, steps=6),
         "block-replacement": lambda: BlockReplacement(floating),
+        "dampening": lambda: Dampening(steps=6),
     }[name]()
     partner = trained_by(method)
     optimizer = make_optimizer(
@@ -117,7 +119,7 @@ def state_of(name, floating, batch, model):
     return TrainingState(model, method, optimizer, make_schedule("cosine", optimizer, 6))
 
 
-@pytest.mark.parametrize("name", ["qkd", "cmt-kd", "gslr", "block-replacement"])
+@pytest.mark.parametrize("name", ["qkd", "cmt-kd", "gslr", "block-replacement", "dampening"])
 def test_resuming_from_a_snapshot_gives_identical_weights(name, floating, batch):
     batches = [small_batch() for _ in range(6)]
     accelerator = make_accelerator()
@@ -144,7 +146,7 @@ def test_resuming_from_a_snapshot_gives_identical_weights(name, floating, batch)
 
 COMPILED = """
 import copy, torch, spequant
-from spequant.methods import CMTKD, QFD, JointBits
+from spequant.methods import CMTKD, QFD, JointBits, SQuaT
 from spequant.models import resnet8
 from spequant.policies import Mix, Stochastic
 from spequant.quantizers import LSQ
@@ -169,7 +171,9 @@ print("done")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["QFD(floating)", "CMTKD(floating, {8: quantized(8)})", "JointBits()"])
+@pytest.mark.parametrize(
+    "method", ["QFD(floating)", "SQuaT(floating)", "CMTKD(floating, {8: quantized(8)})", "JointBits()"]
+)
 def test_features_and_widths_of_a_compiled_model(method):
     code = COMPILED.replace("METHOD", method)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -29,6 +29,12 @@ def sawb(w, grad, a, levels, clip_gradient):
     return (2 * r - 1) * a, grad * (np.abs(w) <= a) if clip_gradient else grad
 
 
+def statsq(w, grad, bits):
+    """(w_q, dL/dw). The ends are clipped a little inside: -1 would be a tie, which at one bit goes to a third level."""
+    s, n = 2 * np.abs(w).mean(), 2 ** (bits - 1)
+    return s * (np.round(np.clip(w / s, -1 + 1e-9, 1 - 1e-9) * n - 0.5) + 0.5) / n, grad
+
+
 def lsq(v, grad, s, qn, qp, elements):
     """(v_hat, dL/dv, dL/ds), the gradient of the step scaled by 1 / sqrt(elements Qp)."""
     ratio = v / s

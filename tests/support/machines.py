@@ -37,6 +37,38 @@ int main(void)
 }
 """
 
+STACK_MAIN = """
+#include <stdio.h>
+#include "net.c"
+#define DEEP 8192u
+
+int main(void)
+{
+    static uint8_t input[NET_INPUT_SIZE];
+    static int32_t scores[NET_SCORES];
+    static uint32_t arena[NET_ARENA_SIZE / 4];
+    volatile uint8_t here = 0;
+    volatile uint8_t *const end = (volatile uint8_t *)((uintptr_t)&here - 16u);
+    int (*volatile run)(const void *, int32_t *, uint32_t *, size_t) = net_run;
+    uint32_t i, state = 1;
+    for (i = 0; i < sizeof input; i++) {
+        state = state * 1664525u + 1013904223u;
+        input[i] = (uint8_t)(state >> 24);
+    }
+    for (i = 1; i <= DEEP; i++) {
+        *(volatile uint8_t *)((uintptr_t)end - i) = 0xA5;
+    }
+    if (run(input, scores, arena, sizeof arena) != NET_OK) {
+        return 1;
+    }
+    for (i = DEEP; i != 0 && *(volatile uint8_t *)((uintptr_t)end - i) == 0xA5; i--) {
+    }
+    printf("%lu\\n", (unsigned long)(i + 16u));
+    return here;
+}
+"""
+"""Prints how many bytes of stack a run has written, of those below `main`, which it fills before."""
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -52,9 +84,9 @@ class Machine:
         """The first program that is not installed."""
         return next((name for name in (self.compiler, self.runner[0]) if shutil.which(name) is None), None)
 
-    def printed(self, folder: Path) -> str:
-        """What net_test.c in `folder` prints. CalledProcessError: it does not compile or run."""
-        source = folder / "net_test.c"
+    def printed(self, folder: Path, file: str = "net_test.c") -> str:
+        """What `file` in `folder` prints. CalledProcessError: it does not compile or run."""
+        source = folder / file
         if self.main is not None:
             source = folder / "main.c"
             source.write_text(self.main)
@@ -76,6 +108,7 @@ ARM_BOARD = "qemu-system-arm", "-M", "mps2-an386", *SEMIHOSTING, "-kernel"
 MACHINES = {
     "Cortex-M4": Machine("arm-none-eabi-gcc", ("-mcpu=cortex-m4", "-mthumb", *_placed(0, 0x20000000)), ARM_BOARD),
     "Cortex-M0": Machine("arm-none-eabi-gcc", ("-mcpu=cortex-m0", "-mthumb", *_placed(0, 0x20000000)), ARM_BOARD),
+    "ARMv7-A": Machine("arm-linux-gnueabihf-gcc", ("-static",), ("qemu-arm",)),
     "RISC-V 32": Machine(
         "riscv64-unknown-elf-gcc",
         ("-march=rv32imac", "-mabi=ilp32", *_placed(0x80000000, 0x80400000)),

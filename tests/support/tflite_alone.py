@@ -9,7 +9,7 @@ from spequant.deploy.engines import ENGINES
 from spequant.deploy.formats.tflite import op_graph
 from spequant.deploy.grids import Grid
 from spequant.deploy.operations import Input, Operation
-from spequant.deploy.tflite_graph import schema
+from spequant.deploy.tflite_nodes import schema
 
 ENDS = ("litert", pytest.param("tflm", marks=pytest.mark.slow))
 FEW, MANY = Grid(0.5, 0, 3), Grid(0.0313, -127, 127)
@@ -27,7 +27,7 @@ def source(shape: tuple[int, ...], grid: Grid | None, name: str = "x") -> tuple[
 
 def check(op: Operation, *given: Tensor, engine: str, micro: bool = False) -> list[str]:
     """Whether an engine gives what torch does: all codes, or float numbers to their last bits. Its operators."""
-    graph = op_graph(op, micro)
+    graph = op_graph(op, micro=micro)
     feed = {f"in{i}": graph.stored(x, s) for i, (x, s) in enumerate(zip(given, op.inputs, strict=True))}
     (got,) = ENGINES[engine](graph.data, 1)(feed)
     expected = op.compute(given)

@@ -52,6 +52,20 @@ def test_no_module_without_a_subject():
     assert not homeless, f"a helper without a home is a missing noun: {homeless}"
 
 
+def test_no_name_of_a_package_hides_a_module():
+    for path in MODULES:
+        if path.name == "__init__.py":
+            names = {
+                alias.asname or alias.name
+                for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+                if isinstance(node, ast.ImportFrom)
+                for alias in node.names
+                if node.module != f"spequant.{'.'.join(path.parent.relative_to(SOURCE).parts)}"
+            }
+            modules = {p.stem for p in path.parent.glob("*.py")} | {p.parent.name for p in path.parent.glob("*/*.py")}
+            assert not names & modules, f"{_name(path)}: {names & modules} hide the modules of these names"
+
+
 def test_no_registry_addresses():
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("needs git and a checkout, to know which files are the project's")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from spequant.deploy import compare, export_onnx, integer_graph, lower, mixed_graph, quant_graph
+from spequant.deploy import compare_answers, export_onnx, integer_graph, lower, mixed_graph, quant_graph
 from spequant.deploy.engines import ENGINES, onnxruntime
 from spequant.deploy.formats.mixed import answers
 from spequant.deploy.inputs import as_batches
@@ -112,7 +112,7 @@ def test_every_engine_is_held_to_it_at_every_width(kind, engine, width):
     def check(made):
         graph = quant_graph(made) if engine == "qonnx" else integer_graph(made)
         run = ENGINES[engine](graph.SerializeToString(), 1)
-        compare(model, program, run, as_batches([x])).check(engine)
+        compare_answers(model, program, run, as_batches([x])).check(engine)
 
     check(program)
     for how, which in [*((how, -1) for how in BREAKS), ("sign flipped", 1), ("channels swapped", 1)]:

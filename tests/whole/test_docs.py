@@ -15,7 +15,7 @@ import yaml
 
 import docs_site
 from spequant.app.commands.table import COMMANDS
-from spequant.app.recipes import RECIPES, Recipe, to_json
+from spequant.app.recipes import RECIPES, to_json
 from spequant.app.train import parsed_train
 from support.pages import ROOT, Page, mistakes_in
 
@@ -32,12 +32,14 @@ ROOMS = ["", ".quantizers", ".methods", ".methods.tasks", ".deploy", ".train", "
 ROOMS += [".app.recipes", ".app.runs"]
 PLACEHOLDERS = {
     "RECIPE": "digits-w2a2-speq",
+    "RUN": "digits-float",
     "NAME": "digits-float",
     "A": "digits-float",
     "B": "digits-w2a2-speq",
     "S": "0",
 }
-WORK = ("sweep.run_sweep", "ladder.run_ladder", "study.run_study")
+WORK = ("studies.sweep.run_sweep", "studies.ladder.run_ladder", "studies.study.run_study")
+WORK += ("soft_labels.print_soft_labels",)
 """What the commands that read their words themselves then call."""
 
 
@@ -100,8 +102,9 @@ def test_figures_of_the_decision_page_stand_on_the_pages_that_it_names():
 
 def test_commands_parse(tmp_path, monkeypatch):
     for name in WORK:
-        monkeypatch.setattr(f"spequant.app.studies.{name}", lambda *args: None)
-    monkeypatch.setattr(Recipe, "check_ready", lambda recipe: None)
+        monkeypatch.setattr(f"spequant.app.{name}", lambda *args: None)
+    for name in ("runs.estimate", "runs.execution", "studies.ladder", "studies.sweep", "studies.workshop"):
+        monkeypatch.setattr(f"spequant.app.{name}.check_ready", lambda recipe: None)
     (tmp_path / "runs").mkdir()
     (tmp_path / "my.json").write_text(to_json(RECIPES["digits-float"]()))
     monkeypatch.chdir(tmp_path)

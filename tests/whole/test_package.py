@@ -25,7 +25,7 @@ LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 
 APPLICATION = (
     *("__main__", "app.cli", "app.commands", "app.exports", "app.indexing", "app.predict", "app.terminal", "app.train"),
-    *("app.studies", "app.bench", "app.fit", "app.zoo"),
+    *("app.studies", "app.bench", "app.fit", "app.soft_labels", "app.zoo"),
 )
 FOREIGN = ("integrations", "preparation.adapters.")
 """rooms that are about other libraries: imported where those are in use"""

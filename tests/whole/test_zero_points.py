@@ -170,7 +170,7 @@ def test_another_width_is_exported_too():
         (Grid(0.5, -255, 0), 255),
         (Grid(0.5, 0, 255), 0),
         (Grid(0.5, -128, 127), 128),
-        (Grid(0.5, -1, 2), 128),
+        (Grid(0.5, -1, 2), 1),  # from 0 on
         (Grid(0.5, 0, 235, Home(8, 256, -10.0, 117.5)), 20),  # what ReLU leaves stays beside the others
         (Grid(0.5, 0, 127, Home(8, 255, -63.5, 63.5)), 128),
     ],

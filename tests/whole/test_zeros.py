@@ -21,6 +21,7 @@ from spequant.quantizers import (
     LeastSquares,
     MinMax,
     Quantizer,
+    StatsQ,
     least_squares,
     set_ewgs,
 )
@@ -36,6 +37,7 @@ WITHOUT_ZERO = {
     "SAWB(4)": SAWB(4),
     "CSQ(2)": CSQ(2),
     "CSQ(4)": CSQ(4),
+    "StatsQ(2)": StatsQ(2),
     "DoReFa(2)": DoReFa(2),
     "DoReFa(4)": DoReFa(4),
     "LeastSquares(1)": LeastSquares(1),

@@ -26,7 +26,7 @@ from spequant.deploy import (
 )
 from spequant.deploy.c.manifest import read_manifest
 from spequant.deploy.cost import c_costs
-from spequant.deploy.export import times_fp32
+from spequant.deploy.exporting import times_fp32
 from spequant.deploy.running import TORCH
 from spequant.deploy.tflite_engines import arena_size
 from spequant.deploy.tflite_file import read_head

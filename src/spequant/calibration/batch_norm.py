@@ -130,7 +130,8 @@ def reestimate_batch_norm(
 
     The model runs at the precision in use, and the mode of each module is restored at the end. A batch norm that its
     user froze (`is_frozen`) keeps its statistics and normalises by them. A batch norm that ran on no batch keeps its
-    statistics as well. Without batch norm nothing happens. After an error, all statistics are as before.
+    statistics as well. Without batch norm to measure nothing happens, and no batch is read. After an error, all
+    statistics are as before.
 
     Args:
         model: Any network, prepared or float.
@@ -142,8 +143,9 @@ def reestimate_batch_norm(
         ValueError: There is no batch, or a batch holds a single sample, which has no variance.
     """
     check_batches(batches, "batches")
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    norms = [m for m in norms if not is_frozen(m, model)]
+    norms = reestimated(model)
+    if not norms:
+        return
     running = [b for m in norms for b in m.buffers(recurse=False)]
     before, momenta = [b.clone() for b in running], [m.momentum for m in norms]
     count, hooks = 0, [m.register_forward_pre_hook(_averaging()) for m in norms]
@@ -170,6 +172,12 @@ def reestimate_batch_norm(
             m.momentum = momentum
             hook.remove()
     average_over_processes(running)
+
+
+def reestimated(model: nn.Module) -> list[_BatchNorm]:
+    """Return the batch norms of `model` whose statistics `reestimate_batch_norm` replaces."""
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    return [m for m in norms if not is_frozen(m, model)]
 
 
 def _averaging() -> Callable[[nn.Module, Any], None]:

@@ -12,6 +12,7 @@ from spequant.data.named import Folder, Torchvision, load_folder, load_torchvisi
 from spequant.data.pictures import list_images, picture_reader
 from spequant.data.questions import Question, QuestionSettings
 from spequant.data.settings import DataSettings, ImageSettings, ImagesInFiles, ImagesInMemory, ImagesOnDisk
+from spequant.data.soft_labels import SoftLabels, make_soft_labels
 from spequant.data.squad import Squad, from_rows, load_squad, read_squad
 from spequant.data.windows import Windows, check_tokenizer, eval_windows, make_windows, train_windows
 
@@ -45,6 +46,7 @@ __all__ = [
     "Question",
     "QuestionSettings",
     "RandomCrop",
+    "SoftLabels",
     "Squad",
     "Torchvision",
     "Windows",
@@ -66,6 +68,7 @@ __all__ = [
     "load_folder",
     "load_squad",
     "load_torchvision",
+    "make_soft_labels",
     "make_windows",
     "picture_reader",
     "read_squad",

@@ -205,6 +205,8 @@ class ImageFiles:
         order: np.ndarray | None = None,
         augment: RandomCrop | None = None,
         seed: tuple[int, ...] = (),
+        *,
+        by_image: bool = False,
     ) -> Iterator[Tensor]:
         """Decode batches in the worker processes.
 
@@ -213,6 +215,7 @@ class ImageFiles:
             order: int64; position i reads image order[i]. None: image i.
             augment: Random crop; None: the crop of evaluation.
             seed: The augmentation at position i depends only on (*seed, i).
+            by_image: Whether it depends on (*seed, order[i]) instead, the image's own number.
 
         Yields:
             uint8 images (k, 3, size, size), one tensor per batch.
@@ -221,7 +224,7 @@ class ImageFiles:
             ValueError: A file cannot be decoded.
         """
         loader = DataLoader(
-            _Batches(self, batches, order, augment, seed),
+            _Batches(self, batches, order, augment, seed, by_image),
             batch_size=None,
             sampler=range(len(batches)),
             num_workers=min(self.workers, len(batches)),
@@ -254,8 +257,10 @@ class _Batches(Dataset[Any]):
         order: np.ndarray | None,
         augment: RandomCrop | None,
         seed: tuple[int, ...],
+        by_image: bool,
     ):
         self.files, self.batches, self.order, self.augment, self.seed = files, batches, order, augment, seed
+        self.by_image = by_image
         self.transform = files.crop.transform() if augment is None else augment.transform(files.crop)
 
     def __len__(self) -> int:
@@ -268,10 +273,11 @@ class _Batches(Dataset[Any]):
             return error
 
     def image(self, position: int) -> Tensor:
-        decoded = self.files.decoded(position if self.order is None else int(self.order[position]))
+        number = position if self.order is None else int(self.order[position])
+        decoded = self.files.decoded(number)
         if self.augment is None:
             return self.transform(decoded)
-        with seeded(*self.seed, position):
+        with seeded(*self.seed, number if self.by_image else position):
             return self.transform(decoded)
 
 

@@ -179,15 +179,9 @@ def train_batches(
     Raises:
         ValueError: A number is out of range, or `augment` is a `RandomCrop` and the images are in memory.
     """
-    if not 1 <= batch_size <= len(data):
-        raise ValueError(f"batch_size is {batch_size!r}; expected 1 to {len(data)}, the number of images")
     if isinstance(augment, RandomCrop) and not isinstance(data.images, ImageFiles):
         raise ValueError("augment is a RandomCrop, which images in memory do not take; expected Augment or None")
-    if start < 0:
-        raise ValueError(f"start is {start!r}; expected 0 or more, the number of a step")
-    order = np.random.default_rng((seed, epoch)).permutation(len(data))
-    steps = range(start, len(data) // batch_size)
-    parts = [range(step * batch_size, (step + 1) * batch_size)[part] for step in steps]
+    order, parts = epoch_order(len(data), batch_size, seed=seed, epoch=epoch, start=start, part=part)
     indices = torch.from_numpy(order).to(data.labels.device)
     batches = [indices[positions.start : positions.stop : positions.step] for positions in parts]
     if isinstance(data.images, ImageFiles):
@@ -195,7 +189,7 @@ def train_batches(
         pixels = data.images.read(parts, order, crop, (seed, epoch))
     else:
         pixels = (data.images[batch] for batch in batches)
-    for step, batch, images in zip(steps, batches, pixels, strict=True):
+    for step, (batch, images) in enumerate(zip(batches, pixels, strict=True), start):
         labels = data.labels[batch]
         if isinstance(augment, Augment):
             drawn = augment.draw(batch_size, np.random.default_rng((seed, epoch, step)))
@@ -204,6 +198,30 @@ def train_batches(
             if data.masks:  # a mask moves with its image
                 labels = augment(labels.unsqueeze(1), drawn, fill=PADDED).squeeze(1)
         yield data.normalise(images).contiguous(memory_format=torch.channels_last), labels
+
+
+def epoch_order(
+    count: int, batch_size: int, *, seed: int, epoch: int, start: int = 0, part: slice = EVERYTHING
+) -> tuple[np.ndarray, list[range]]:
+    """Return in which order an epoch reads `count` images, and which positions of it each batch has.
+
+    Args:
+        count: Number of images, 1 or more.
+        batch_size, seed, epoch, start, part: As in `train_batches`.
+
+    Returns:
+        (order, parts): position i is image order[i], int64 (count,); one range of positions per batch.
+
+    Raises:
+        ValueError: `batch_size` or `start` is out of range.
+    """
+    if not 1 <= batch_size <= count:
+        raise ValueError(f"batch_size is {batch_size!r}; expected 1 to {count}, the number of images")
+    if start < 0:
+        raise ValueError(f"start is {start!r}; expected 0 or more, the number of a step")
+    order = np.random.default_rng((seed, epoch)).permutation(count)
+    steps = range(start, count // batch_size)
+    return order, [range(step * batch_size, (step + 1) * batch_size)[part] for step in steps]
 
 
 def eval_batches(data: ImageSet, batch_size: int, *, turn: int = 0, turns: int = 1) -> Iterator[tuple[Tensor, Tensor]]:

@@ -5,9 +5,9 @@ Needs the extra `deploy` where a function writes or runs a graph; importing it h
 
 from spequant.deploy.alignment import align_ranges
 from spequant.deploy.biases import quantize_biases
-from spequant.deploy.compare import compare
+from spequant.deploy.compare import compare_answers
 from spequant.deploy.cost import LayerCost, model_costs, packed_costs, program_costs, tflite_costs, totals
-from spequant.deploy.export import Exported, export, export_mixed, export_onnx, load
+from spequant.deploy.exporting import Exported, export, export_mixed, export_onnx, load
 from spequant.deploy.formats import FORMATS, Format
 from spequant.deploy.formats.mixed import Mixed, mixed_graph
 from spequant.deploy.formats.onnx import integer_graph
@@ -16,7 +16,7 @@ from spequant.deploy.formats.packed import check_packed, load_packed, pack, pack
 from spequant.deploy.formats.qonnx import quant_graph
 from spequant.deploy.formats.tflite import tflite_graph
 from spequant.deploy.loaded import Loaded
-from spequant.deploy.lower import lower
+from spequant.deploy.lowering import lower
 from spequant.deploy.onnx_file import read_onnx, read_program, write_onnx
 from spequant.deploy.parity import Parity
 from spequant.deploy.program import Program
@@ -39,7 +39,7 @@ __all__ = [
     "at_width",
     "check_export",
     "check_packed",
-    "compare",
+    "compare_answers",
     "export",
     "export_mixed",
     "export_onnx",

@@ -89,3 +89,9 @@ def peak(buffers: Sequence[Buffer]) -> tuple[int, tuple[Buffer, ...]]:
         return 0, ()
     most = max(sizes)
     return most, tuple(sorted(live[sizes.index(most)], key=lambda b: -b.size))
+
+
+def alive(buffers: Sequence[Buffer]) -> tuple[int, ...]:
+    """Bytes that are needed at each step, from 0 on."""
+    last = max((b.last for b in buffers), default=-1)
+    return tuple(sum(aligned(b.size) for b in buffers if b.first <= step <= b.last) for step in range(last + 1))

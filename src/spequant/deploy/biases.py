@@ -1,9 +1,12 @@
 """Biases on the grid that integer arithmetic has for them: the network that is trained becomes the one that is run."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from spequant.deploy.lower import lower
+from spequant.deploy.bias_choice import agreeing_biases
+from spequant.deploy.lowering import lower
 from spequant.deploy.operations import Weighted
 from spequant.deploy.program import Program
 
@@ -16,7 +19,8 @@ def quantize_biases(model: nn.Module, example: Tensor) -> None:
     2 bits is some per cent of an output code. A low-bit network answers several per cent of images otherwise after
     such a change: so make it before the accuracy is measured, not in the export. What is moved is the bias of the batch
     norm that follows the layer, or of the layer itself; a batch norm without parameters (affine=False) is left as it
-    is. A second call changes nothing.
+    is. Of the codes near a bias the nearest is taken with which engines that round a sum once or twice give it the same
+    code, where there is one. A second call changes nothing.
 
     Args:
         model: the network; only its biases change.
@@ -25,10 +29,21 @@ def quantize_biases(model: nn.Module, example: Tensor) -> None:
     Raises:
         ValueError: as `lower`: no integer form.
     """
-    layers = [op for op in lower(model, example).weighted if op.bias is not None]
-    for op in {id(op.bias): op for op in layers}.values():  # a layer that two quantizers read is there twice
-        assert op.bias is not None
-        move(op.bias, (_exact(op) - op.offset).view(len(op.bias), -1)[:, 0])  # phases of one channel have one bias
+    layers: dict[int, list[Weighted]] = {}  # one that two quantizers read is there twice
+    for op in lower(model, example).weighted:
+        if op.bias is not None:
+            layers.setdefault(id(op.bias), []).append(op)
+    for ops in layers.values():
+        _round(ops)
+
+
+def _round(ops: Sequence[Weighted]) -> None:
+    """Move the bias that `ops` share."""
+    op, bias = ops[0], ops[0].bias
+    assert bias is not None
+    by, unit = (v.view(len(bias), -1)[:, 0] for v in (_exact(op) - op.offset, _unit(op)))  # alike in all phases
+    codes = agreeing_biases([op for op in ops if op.grid is not None], len(bias))
+    move(bias, by + unit * torch.from_numpy(codes))
 
 
 @torch.no_grad()

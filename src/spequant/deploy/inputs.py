@@ -48,7 +48,7 @@ def checked_preprocessing(preprocessing: Any) -> Preprocessing:
 
 
 def as_batches(images: Inputs, preprocessing: Preprocessing | None = None) -> Iterator[Batch]:
-    """What `compare` takes: inputs of the network, inputs of the graph, labels or None.
+    """What `compare_answers` takes: inputs of the network, inputs of the graph, labels or None.
 
     A batch is a tensor or array, (inputs,), (inputs, labels, ...) or inputs by name; one without a sample is left out.
     """

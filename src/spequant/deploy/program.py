@@ -1,4 +1,4 @@
-"""A network as integer operations: what is computed, not by whom. Made in `lower.py`, run by `twin.py`, written by
+"""A network as integer operations: what is computed, not by whom. Made in `lowering.py`, run by `twin.py`, written by
 formats."""
 
 from dataclasses import dataclass, field

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from spequant.calibration.ranges import calibrate
 from spequant.deploy.formats import Format, ProgramFormat, format_named
-from spequant.deploy.lower import lower_all
+from spequant.deploy.lowering import lower_all
 from spequant.deploy.operations import Add, Clamp, FloatLayer, Operation, Unread
 from spequant.functional import without_autocast
 from spequant.layers import OUTPUT, Wrapper, act_quantizers, weight_quantizers

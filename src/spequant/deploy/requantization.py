@@ -9,19 +9,23 @@ between the same two sums; so only these are looked at, at most 255 of each outp
   that, divided by 2^n, once more. The first rounding moves every step towards zero by 1 / (2 m) of a unit of the sum.
 
 Few codes leave steps room: their weights are multiplied up (`integers.int8_form`), so that sums lie many units apart,
-and M and the bias, both free, are put where both ways of rounding step between the same sums. At 8 bits there is no
-room: XNNPACK's steps stay right, and what the other gives otherwise is counted.
+and M and the bias, both free, are put where both ways of rounding step between the same sums. 255 steps leave little,
+unless the bias of the network itself is chosen for it, of those that integers have (`bias_choice.py`). At 8 bits there
+is no room: XNNPACK's steps stay right, and what the other gives otherwise is counted.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from torch import Tensor
 
 from spequant.deploy.grids import Grid
+from spequant.deploy.integers import SUM as LARGEST_SUM
 from spequant.deploy.integers import Integers
+from spequant.deploy.operations import Weighted
 
 ENGINES = ("litert", "tflm")
 WINDOW = 4
@@ -113,6 +117,23 @@ def steps(form: Integers, factor: Tensor, source: tuple[int, int], low: int, hig
     return Steps(codes, at, unit, bias, first, last, scale.astype(np.float64))
 
 
+def spread_of(op: Weighted) -> int:
+    """How many times as large the codes that `op` reads may be stored, by one QUANTIZE, and its sums are an int32."""
+    return min(255 // max(1, op.source.high - op.source.low), 127, LARGEST_SUM // op.integers.bound)
+
+
+def factor_of(op: Weighted) -> Tensor:
+    """Output codes of `op` per unit of its sums, as the twin has it."""
+    assert op.grid is not None
+    return op.step * op.integers.scale / op.grid.step
+
+
+def steps_of(op: Weighted) -> Steps:
+    """Those of `op`, with codes at their own size."""
+    assert op.grid is not None
+    return steps(op.integers, factor_of(op), (op.source.low, op.source.high), op.grid.low, op.grid.high)
+
+
 @dataclass(frozen=True)
 class Requantization:
     """scale: fp32 (outputs,), of weights; bias: int32 (outputs,). unequal: {engine: sums with another code}."""
@@ -120,6 +141,28 @@ class Requantization:
     scale: np.ndarray
     bias: np.ndarray
     unequal: dict[str, int]
+
+
+def agreement(s: Steps) -> np.ndarray:
+    """Whether there is a factor with which all engines step where the twin does: bool (outputs,)."""
+    factor, moved = _placed(s)
+    counts = s.unequal(moved, _factors(factor.astype(np.float32), np.float32(1), np.float32(1)))
+    return ~np.any(list(counts.values()), axis=0)
+
+
+KNOWN: WeakKeyDictionary[Weighted, dict[tuple[float, ...], Requantization]] = WeakKeyDictionary()
+"""What `requantized` gave: an export writes each layer three times, in the file and in two graphs that are compared."""
+
+
+def requantized(
+    op: Weighted, unit_in: np.float32, unit_out: np.float32, times: int = 1, divisor: int = 1
+) -> Requantization:
+    """`requantization` of the steps of `op`, its sums `times` / `divisor` as large."""
+    key = float(unit_in), float(unit_out), times, divisor
+    known = KNOWN.setdefault(op, {})
+    if key not in known:
+        known[key] = requantization(steps_of(op).times(times, divisor), unit_in, unit_out)
+    return known[key]
 
 
 def requantization(s: Steps, unit_in: np.float32, unit_out: np.float32) -> Requantization:
@@ -177,7 +220,8 @@ def _placed(s: Steps) -> tuple[np.ndarray, np.ndarray]:
 def _bounds(below: np.ndarray, above: np.ndarray, middle: np.ndarray, slope: np.ndarray) -> Any:
     """(lower, upper) of 1 / M, (outputs, moved), so that below < middle / M <= above of all codes."""
     ends = below / middle, above / middle
-    lower, upper = np.where(middle > 0, *ends).max(1), np.where(middle > 0, *ends[::-1]).min(1)
+    lower = np.where(middle > 0, *ends).max(1, initial=0)  # 0, infinite: a grid of one code has no steps
+    upper = np.where(middle > 0, *ends[::-1]).min(1, initial=np.inf)
     return np.maximum(lower, slope / 2), np.minimum(upper, slope * 2)
 
 
@@ -211,14 +255,14 @@ class PairScale:
     inside: bool
 
 
-def pair_scale(pairs: Pairs, grids: tuple[Grid, Grid, Grid], scales: tuple[Any, Any]) -> PairScale:
+def pair_scale(pairs: Pairs, grids: tuple[Grid, Grid, Grid], scales: tuple[Any, Any], unit: float = 1.0) -> PairScale:
     """The scale of a result's tensor, its step but for the last bits, with which the fewest pairs of codes get another
     code than the twin gives them.
 
     Args:
         pairs: what is computed.
         grids: of the two operands and of the result.
-        scales: of the operands' tensors, their steps but for the last bits.
+        scales: of the operands' tensors, `unit` times their steps but for the last bits; so is the result's.
     """
     step, low, high = [np.float32(grid.step) for grid in grids], grids[2].low, grids[2].high
     codes = [np.arange(grid.low, grid.high + 1) for grid in grids[:2]]
@@ -229,7 +273,7 @@ def pair_scale(pairs: Pairs, grids: tuple[Grid, Grid, Grid], scales: tuple[Any, 
     first, second, expected = first[near], second[near], np.rint(exact[near]).clip(low, high)
     best = None
     for off in sorted(range(-LAST_BITS, LAST_BITS + 1), key=abs):
-        scale = np.float32(step[2] * (1 + off * 2.0**-23))
+        scale = np.float32(step[2] * unit * (1 + off * 2.0**-23))
         got = {name: engine(first, second, *scales, scale) for name, engine in pairs.engines.items()}
         counts = {name: int(np.abs(x.clip(low, high) - expected).sum()) for name, x in got.items()}
         if best is None or _cost(counts) < _cost(best.unequal):

@@ -14,7 +14,7 @@ from spequant.deploy.formats.openvino import openvino_graph
 from spequant.deploy.formats.qonnx import quant_graph
 from spequant.deploy.formats.tflite import tflite_graph
 from spequant.deploy.loaded import Loaded, outputs_of
-from spequant.deploy.lower import lower
+from spequant.deploy.lowering import lower
 from spequant.deploy.program import Program
 from spequant.deploy.twin import Twin
 from spequant.deploy.width import at_width

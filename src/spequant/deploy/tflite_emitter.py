@@ -3,20 +3,21 @@
 A code c is stored as c + zero, in int8. Few levels cost no operator: `zero` is chosen so that one end of a grid is an
 end of int8, to which every kernel clips, and a fused activation clips to the other: RELU at code 0; RELU_N1_TO_1 and
 RELU6 at the code that the tensor's scale calls 1 or 6. A scale is only a name where layers read the codes, since the
-scales of their weights make up for it; additions and float operators need the grid's own step.
+scales of their weights make up for it; additions and float operators need the grid's own step. So codes of -127 to 127
+that these read are clipped by QUANTIZE: it stores them by one smaller, which leaves -128 where it is.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from spequant.deploy.grids import Grid
-from spequant.deploy.operations import Operation
+from spequant.deploy.operations import Add, Mul, Operation, Weighted
 from spequant.deploy.operations.windows import sides
 from spequant.deploy.requantization import LAST_BITS
-from spequant.deploy.tflite_graph import FLOAT, INT8, TfliteGraph
+from spequant.deploy.tflite_nodes import FLOAT, INT8, TfliteGraph
 from spequant.deploy.tflite_order import Order, laid, last, moving, place, regrouped, runs
 
 NONE, RELU, N1_TO_1, RELU6 = "NONE", "RELU", "RELU_N1_TO_1", "RELU6"
@@ -43,13 +44,24 @@ def zeros(ops: Sequence[Operation]) -> dict[Operation, int]:
         if op.COMMUTES:
             together = group[op].union(*(group[i] for i in op.inputs if i in group))
             group.update(dict.fromkeys(together, together))
-    return {op: _zero([o.grid for o in members if o.grid is not None]) for op, members in group.items()}
+    lower = at_their_step(ops)
+    return {op: _zero([o.grid for o in g if o.grid is not None], not lower.isdisjoint(g)) for op, g in group.items()}
 
 
-def _zero(grids: Sequence[Grid]) -> int:
-    """The end of `grids` that is farther from code 0 becomes an end of int8: the upper one, if both are as far."""
+def _zero(grids: Sequence[Grid], lower: bool) -> int:
+    """The end of `grids` that is farther from code 0 becomes an end of int8: the `lower` one or not, if both are as
+    far."""
     low, high = min(grid.low for grid in grids), max(grid.high for grid in grids)
-    return min(127 - high, 127) if low >= 0 or -low >= high else -128 - low
+    return min(127 - high, 127) if low >= 0 or -low > high or (-low == high and not lower) else -128 - low
+
+
+def at_their_step(ops: Sequence[Operation]) -> frozenset[Operation]:
+    """Of sums, those of codes of -127 to 127 that others than layers read, which need their own step."""
+    layers, others = ({i for op in ops if isinstance(op, Weighted) == one for i in op.inputs} for one in (True, False))
+    sums = (op for op in ops if isinstance(op, Weighted | Add | Mul) and op.grid is not None)
+    return frozenset(
+        op for op in sums if op.grid and -op.grid.low == op.grid.high == 127 and (op in others or op not in layers)
+    )
 
 
 Ends = Sequence[tuple[int, int]]
@@ -73,17 +85,22 @@ def is_same(ends: Ends, sizes: Sequence[int], spans: Sequence[int], stride: Sequ
 
 @dataclass(frozen=True)
 class Clip:
-    """How codes are kept in a grid: a fused activation that does it at the scale `unit`; None: only operators do."""
+    """How codes are kept in a grid: a fused activation that does it at the scale `unit`; None: only operators do.
+    shifted: whether QUANTIZE does, from codes that are stored one larger."""
 
     activation: str | None
     unit: np.float32
+    shifted: bool = False
 
 
-def clip(grid: Grid, zero: int) -> Clip:
+def clip(grid: Grid, zero: int, at_step: bool = False) -> Clip:
+    """at_step: whether the scale has to be the grid's own."""
     low, high, step = grid.low, grid.high, np.float32(grid.step)
     lowest, highest = low + zero == -128, high + zero == 127
     if lowest and highest:
         return Clip(NONE, step)
+    if at_step and lowest and high + zero == 126:
+        return Clip(NONE, step, shifted=True)
     if low == 0 and highest:
         return Clip(RELU, step)
     if low < 0 and (-low == high or (-low > high and highest) or (-low < high and lowest)):
@@ -91,9 +108,9 @@ def clip(grid: Grid, zero: int) -> Clip:
     return Clip(RELU6, np.float32(6 / high)) if low == 0 else Clip(None, step)
 
 
-def spread_of(grid: Grid) -> int:
-    """How many times as large codes of `grid` may be stored."""
-    return 255 // max(1, grid.high - grid.low)
+def is_near(unit: float, other: float) -> bool:
+    """But for last bits of a scale."""
+    return abs(unit / other - 1) < LAST_BITS * 2.0**-22
 
 
 class TfliteEmitter:
@@ -102,7 +119,8 @@ class TfliteEmitter:
     for microcontrollers: weights that fit 4 bits packed, functions as tables.
 
     unequal: {operation: {engine: sums, or pairs of codes, to which it gives another code than the twin}}. scaled: of
-    codes that were rounded from float, whole numbers whose ends QUANTIZE clips; wholes: the codes in float.
+    codes that were rounded from float, whole numbers whose ends QUANTIZE clips; wholes: the codes in float. sums: the
+    additions of codes that read an operation's.
     """
 
     def __init__(
@@ -113,7 +131,7 @@ class TfliteEmitter:
         micro: bool = False,
     ) -> None:
         self.graph, self.writers, self.micro = TfliteGraph(), writers, micro
-        self.outputs, self.zero = frozenset(outputs), zeros(ops)
+        self.outputs, self.zero, self.at_their_step = frozenset(outputs), zeros(ops), at_their_step(ops)
         self.tensors: dict[Operation, int] = {}
         self.orders: dict[Operation, Order] = {}
         self.ordered: dict[tuple[int, Order], int] = {}
@@ -123,6 +141,7 @@ class TfliteEmitter:
         self.wholes: dict[Operation, int] = {}
         self.spreads: dict[tuple[int, int], int] = {}
         self.unequal: dict[Operation, dict[str, int]] = {}
+        self.sums = {i: op for op in ops if isinstance(op, Add) and op.grid is not None for i in op.inputs}
 
     def emit(self, op: Operation) -> None:
         """Add `op`, whose inputs are there."""
@@ -208,9 +227,17 @@ class TfliteEmitter:
 
     def near_step(self, op: Operation) -> int:
         """As `at_step`; the last bits of its scale may be others, as of a sum."""
+        return self.stored(op) if is_near(self.unit(op), 1) else self.at_step(op)
+
+    def unit(self, op: Operation) -> float:
+        """How many times its grid's step the scale of the codes of `op` is, which are there."""
         assert op.grid is not None
-        source = self.stored(op)
-        return source if abs(self.graph.scale(source) / op.grid.step - 1) < LAST_BITS * 2.0**-22 else self.at_step(op)
+        return float(self.graph.scale(self.tensors[op]) / op.grid.step)
+
+    def added_to(self, op: Operation) -> float:
+        """The `unit` of what the codes of `op` are added to, where that is there: these need the same one."""
+        others = {i for i in self.sums[op].inputs if i is not op and i in self.tensors} if op in self.sums else ()
+        return next((self.unit(i) for i in others), 1.0)
 
     def renamed(self, op: Operation, source: int, unit: np.float32, activation: str) -> int:
         """The codes in `source` with another scale: times the code 1, whose own scale is the quotient of the two."""
@@ -222,11 +249,9 @@ class TfliteEmitter:
         """The codes of `op` in `source` stored `times` as large, so that sums of products with them are, too."""
         assert op.grid is not None
         if (source, times) not in self.spreads:
-            inputs = [source, self.graph.constant(op.name, np.ones(1, np.int8), 1.0)]
             zero, unit = -128 - times * op.grid.low, self.graph.scale(source) / np.float32(times)
             out = self.graph.tensor(op.name, self.graph.shape(source), INT8, unit, zero)
-            self.graph.node("MUL", inputs, out, fusedActivationFunction=self.activation(NONE))
-            self.spreads[source, times] = out
+            self.spreads[source, times] = self.graph.node("QUANTIZE", [source], out)
         return self.spreads[source, times]
 
     def value(self, op: Operation, order: Order | None = None) -> int:
@@ -275,9 +300,27 @@ class TfliteEmitter:
                 source = self.graph.node(kind, inputs, self.like(op, self.graph.shape(source), source))
         return source
 
-    def clipped(self, op: Operation, source: int) -> int:
-        """Codes in `source`, which fill int8, as those of the grid of `op`: by operators."""
+    def clip(self, op: Operation) -> Clip:
+        """How the codes of `op` are kept in its grid."""
         assert op.grid is not None
+        how = clip(op.grid, self.zero[op], op in self.at_their_step)
+        if how.activation == NONE and not is_near(unit := self.added_to(op), 1):  # whatever the scale, it is kept
+            return replace(how, unit=np.float32(unit * op.grid.step))
+        return how
+
+    def unclipped(self, op: Operation, how: Clip, unit: np.float32, shape: Sequence[int] | None = None) -> int:
+        """A new tensor of codes of `op` before they are `clipped`, but for the fused activation."""
+        shape = channels_last(op.shape) if shape is None else shape
+        return self.graph.tensor(op.name, shape, INT8, unit, self.zero[op] + how.shifted)
+
+    def clipped(self, op: Operation, source: int, how: Clip) -> int:
+        """Codes in `source`, behind the fused activation, as those of the grid of `op`."""
+        assert op.grid is not None
+        if how.shifted:
+            out = self.codes(op, self.graph.scale(source), self.graph.shape(source))
+            return self.graph.node("QUANTIZE", [source], out)
+        if how.activation:
+            return source
         low, high = op.grid.low + self.zero[op], op.grid.high + self.zero[op]
         return self.between(op, source, low if low > -128 else None, high if high < 127 else None)
 

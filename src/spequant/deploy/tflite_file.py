@@ -25,7 +25,7 @@ from typing import Any
 from spequant.deploy.litert_metadata import LABELS, NAME, litert_metadata
 from spequant.deploy.loaded import Loaded
 from spequant.deploy.seal import OPEN, check_seal, sealed
-from spequant.deploy.tflite_graph import schema
+from spequant.deploy.tflite_nodes import schema
 from spequant.files import placed
 
 FORMAT, KEY, SEAL = 1, "spequant", "spequant.seal"

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from spequant.deploy.integers import SUM, Integers, largest_sums
 from spequant.deploy.operations import FloatLayer, Operation, Quantize, Weighted
-from spequant.deploy.requantization import Requantization, Steps, requantization, steps
-from spequant.deploy.tflite_emitter import NONE, TfliteEmitter, channels_last, clip, ends_of, is_same, spread_of
-from spequant.deploy.tflite_graph import INT16
+from spequant.deploy.requantization import Requantization, factor_of, requantization, requantized, spread_of, steps
+from spequant.deploy.tflite_emitter import NONE, TfliteEmitter, channels_last, ends_of, is_same
+from spequant.deploy.tflite_nodes import INT16
 from spequant.deploy.tflite_order import laid
 
 LARGEST = 2**15 - 1  # of an int16
@@ -64,16 +64,15 @@ def _arranged(e: TfliteEmitter, op: Weighted | FloatLayer, out: int) -> int:
 
 def _on_codes(e: TfliteEmitter, op: Weighted) -> int:
     assert op.grid is not None
-    form, how, twin = op.integers, clip(op.grid, e.zero[op]), _steps(op)
-    source = _source(e, op)
-    found = requantization(twin, e.graph.scale(source), how.unit)
-    times = min(spread_of(op.source), SUM // form.bound)
+    unit, source = e.clip(op).unit, _source(e, op)
+    found = requantized(op, e.graph.scale(source), unit)
+    times = spread_of(op)
     if found.unequal["tflm"] and times > 1:
         source = e.spread(op.inputs[0], source, times)
-        found = requantization(twin.times(times), e.graph.scale(source), how.unit)
+        found = requantized(op, e.graph.scale(source), unit, times)
     if found.unequal["tflm"] and _may_be_float(op):
         return _of_float_sums(e, op)
-    return _layer(e, op, source, form.weight.numpy(), found)
+    return _layer(e, op, source, op.integers.weight.numpy(), found)
 
 
 def equal_sums(
@@ -90,9 +89,9 @@ def equal_sums(
     form = Integers(ones[:1], none[:1].int(), none[:1])
     twin = steps(form, factor.view(1), (conv.source.low, conv.source.high), op.grid.low, op.grid.high)
     times = min(ONES, SUM // form.bound)
-    found = requantization(twin.times(times), e.graph.scale(e.stored(source)), clip(op.grid, e.zero[op]).unit)
-    scale, bias = (np.repeat(v, channels) for v in (found.scale, found.bias))
     e.zero[conv] = e.zero[op]
+    found = requantization(twin.times(times), e.graph.scale(e.stored(source)), e.clip(conv).unit)
+    scale, bias = (np.repeat(v, channels) for v in (found.scale, found.bias))
     return _layer(e, conv, e.stored(source), times * ones.numpy(), Requantization(scale, bias, found.unequal))
 
 
@@ -104,38 +103,26 @@ def _packed(e: TfliteEmitter, op: Weighted) -> int | None:
     divisor = max(1, int(np.gcd.reduce(weight, axis=None)))
     weight = weight // divisor
     factor = INT4 // max(1, int(np.abs(weight).max()))
-    times = min(spread_of(op.source), SUM // op.integers.bound)
+    times = spread_of(op)
     if not (e.micro and op.spatial and factor):
         return None
     source = e.spread(op.inputs[0], e.stored(op.inputs[0]), times) if times > 1 else e.stored(op.inputs[0])
-    unit = clip(op.grid, e.zero[op]).unit
-    found = requantization(_steps(op).times(times * factor, divisor), e.graph.scale(source), unit)
+    unit = e.clip(op).unit
+    found = requantized(op, e.graph.scale(source), unit, times * factor, divisor)
     if any(found.unequal.values()):  # LiteRT has kernels of its own for these, which round as the other engine's do
         return None
     return _layer(e, op, source, (weight * factor).astype(np.int8), found, int4=True)
-
-
-def _steps(op: Weighted) -> Steps:
-    assert op.grid is not None
-    return steps(op.integers, _factor(op), (op.source.low, op.source.high), op.grid.low, op.grid.high)
-
-
-def _factor(op: Weighted) -> Tensor:
-    """Output codes per unit of its sums, as the twin has it."""
-    assert op.grid is not None
-    return op.step * op.integers.scale / op.grid.step
 
 
 def _layer(
     e: TfliteEmitter, op: Weighted, source: int, weight: np.ndarray, found: Requantization, int4: bool = False
 ) -> int:
     assert op.grid is not None
-    how = clip(op.grid, e.zero[op])
+    how = e.clip(op)
     e.unequal[op] = found.unequal
-    out = e.codes(op, how.unit, _shape(op))
-    constants = weight, found.scale, found.bias
+    constants, out = (weight, found.scale, found.bias), e.unclipped(op, how, how.unit, _shape(op))
     _product(e, op, source, constants, out, e.activation(how.activation or NONE), int4)
-    return out if how.activation else e.clipped(op, out)
+    return e.clipped(op, out, how)
 
 
 def float_layer(e: TfliteEmitter, op: FloatLayer) -> int:
@@ -159,7 +146,8 @@ def _of_float_sums(e: TfliteEmitter, op: Weighted) -> int:
     """Sums of whole numbers in float, which are exact, then as the twin has it: times the factor, and rounded."""
     constants = (op.integers.weight.float().numpy(), None, op.integers.bias.float().numpy())
     sums = _product(e, op, e.whole(op.inputs[0]), constants, e.like(op), e.activation(NONE))
-    inputs = [sums, e.number(op, _factor(op).numpy())]
+    rows = e.graph.shape(sums)[2:-1]  # XNNPACK takes a row at once faster than each position alone
+    inputs = [sums, e.number(op, np.tile(factor_of(op).numpy(), (*rows, 1)))]
     return e.rounded(op, e.graph.node("MUL", inputs, e.like(op), fusedActivationFunction=e.least(op)))
 
 

@@ -22,8 +22,8 @@ from spequant.deploy.operations import (
     Subtract,
 )
 from spequant.deploy.requantization import PRODUCT, SUM, Pairs, pair_scale
-from spequant.deploy.tflite_emitter import NONE, RELU, TfliteEmitter, TfliteWriters, clip
-from spequant.deploy.tflite_graph import INT32
+from spequant.deploy.tflite_emitter import NONE, RELU, TfliteEmitter, TfliteWriters, is_near
+from spequant.deploy.tflite_nodes import INT32
 
 
 def _function(e: TfliteEmitter, op: Function) -> int:
@@ -65,20 +65,22 @@ def _table(e: TfliteEmitter, op: Function) -> int:
 def _of_pairs(e: TfliteEmitter, op: Add | Mul, kind: str, pairs: Pairs) -> int:
     """Codes of two codes, at a scale at which the fewest pairs have another code than in the twin."""
     assert op.grid is not None
-    how = clip(op.grid, e.zero[op])
-    inputs, (a, b) = [e.near_step(i) for i in op.inputs], (i.grid for i in op.inputs)
+    how = e.clip(op)
+    units, (a, b) = [e.unit(i) for i in op.inputs], (i.grid for i in op.inputs)
     assert a is not None and b is not None
+    alike = pairs is SUM and is_near(*units)  # in any unit that both have
+    inputs = [e.stored(i) if alike else e.near_step(i) for i in op.inputs]
     first, second = (e.graph.scale(tensor) for tensor in inputs)
-    found = pair_scale(pairs, (a, b, op.grid), (first, second))
+    found = pair_scale(pairs, (a, b, op.grid), (first, second), units[1] if alike else 1)
     e.unequal[op] = found.unequal
-    out = e.codes(op, found.scale)
     fused = how.activation if how.activation in (NONE, RELU) else NONE
-    e.graph.node(kind, inputs, out, fusedActivationFunction=e.activation(fused or NONE))
-    if found.inside or fused == how.activation:
+    out = e.codes(op, found.scale) if found.inside else e.unclipped(op, how, found.scale)
+    e.graph.node(kind, inputs, out, fusedActivationFunction=e.activation(fused))
+    if found.inside:
         return out
-    if how.activation is None:
-        return e.clipped(op, out)
-    return e.renamed(op, out, how.unit, how.activation)
+    if how.activation not in (fused, None):
+        return e.renamed(op, out, how.unit, how.activation)
+    return e.clipped(op, out, how)
 
 
 def _add(e: TfliteEmitter, op: Add) -> int:

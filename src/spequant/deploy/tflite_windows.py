@@ -14,8 +14,8 @@ from spequant.deploy.operations import Amax, AvgPool, MaxPool, Mean, Operation
 from spequant.deploy.operations.positions import unit
 from spequant.deploy.operations.windows import padded, sides
 from spequant.deploy.tflite_emitter import NONE, Ends, TfliteEmitter, TfliteWriters, ends_of, is_same
-from spequant.deploy.tflite_graph import INT8
 from spequant.deploy.tflite_layers import equal_sums
+from spequant.deploy.tflite_nodes import INT8
 from spequant.deploy.tflite_order import last, place
 
 

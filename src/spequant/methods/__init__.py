@@ -2,8 +2,10 @@
 
 from spequant.methods.apprentice import Apprentice
 from spequant.methods.base import Losses, Method, MethodSettings, Start, TaughtSettings, allow_float
+from spequant.methods.bin_regularization import BinRegularization
 from spequant.methods.block_replacement import BlockReplacement
 from spequant.methods.cmt_kd import CMTKD
+from spequant.methods.dampening import Dampening
 from spequant.methods.distill import Distill, SPEQDistill
 from spequant.methods.extended_speq import ExtendedSPEQ
 from spequant.methods.gslr import GSLR
@@ -14,6 +16,7 @@ from spequant.methods.qkd import QKD
 from spequant.methods.retrain import Retrain
 from spequant.methods.speq import SPEQ
 from spequant.methods.sqakd import SQAKD
+from spequant.methods.squat import SQuaT
 
 by_name: dict[str, type[MethodSettings]] = {
     "retrain": Retrain.Settings,
@@ -30,6 +33,9 @@ by_name: dict[str, type[MethodSettings]] = {
     "block-replacement": BlockReplacement.Settings,
     "member-ensemble": MemberEnsemble.Settings,
     "joint-bits": JointBits.Settings,
+    "squat": SQuaT.Settings,
+    "bin-regularization": BinRegularization.Settings,
+    "dampening": Dampening.Settings,
 }
 """{name of a method in recipes: its settings}"""
 
@@ -41,7 +47,9 @@ __all__ = [
     "SPEQ",
     "SQAKD",
     "Apprentice",
+    "BinRegularization",
     "BlockReplacement",
+    "Dampening",
     "Distill",
     "ExtendedSPEQ",
     "JointBits",
@@ -51,6 +59,7 @@ __all__ = [
     "MethodSettings",
     "Retrain",
     "SPEQDistill",
+    "SQuaT",
     "Start",
     "TaughtSettings",
     "allow_float",

@@ -102,6 +102,11 @@ class MethodSettings(ABC):
         """The settings, out of these, that name the weights of a float teacher that stays fixed during the run."""
         return ()
 
+    @property
+    def soft_labels_file(self) -> tuple[Path, float] | None:
+        """The file of a teacher's answers that batches are to bring, and T at which they are read; None: none."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaughtSettings(MethodSettings):

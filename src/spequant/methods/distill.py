@@ -4,10 +4,14 @@ L = CE(y, z_S) + lambda T^2 D(p_T, p_S),   D: KL or 1 - cos,   p = softmax(z / T
 
 As in SPEQ, the labels keep their full weight; this is ours. Hinton's loss is (1 - l) CE + l T^2 KL, so lambda
 corresponds to l / (1 - l), and the loss here is 1 / (1 - l) times his.
+
+The teacher answers in every step, or has answered before: its answers to the very crops are then the third part of each
+batch (`spequant.data.SoftLabels`), after Shen and Xing (FKD, ECCV 2022).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,14 +36,15 @@ class Distill:
     """Distillation from a separate float teacher that is frozen.
 
     Args:
-        teacher: The float network, which is copied and frozen, in eval mode.
+        teacher: The float network, which is copied and frozen, in eval mode. None: each batch is (inputs, labels,
+            teacher's logits), as `SoftLabels.batches` yields them.
         loss: (student logits, teacher logits, temperature) -> 0-dim tensor: `kl`, `cosine` or a function of your own.
         temperature: T, above 0.
         weight: lambda, 0 or more.
         task: Makes logits and the loss on the labels; None: classification.
 
     Raises:
-        ValueError: A number is out of range.
+        ValueError: A number is out of range; when called, if there is no teacher and a batch has no logits of one.
 
     References:
         Hinton, Vinyals and Dean 2015, arXiv 1503.02531.
@@ -55,19 +60,35 @@ class Distill:
         """T, the temperature of the softmax"""
         weight: float = 1.0
         """lambda, the weight of the distillation loss"""
+        soft_labels: Path | None = None
+        """file of the teacher's answers to the very crops, from `spequant soft-labels`, at the same temperature; None:
+        the teacher answers in every step"""
 
         def __post_init__(self) -> None:
+            if self.soft_labels is not None and self.teacher is not None:
+                raise ValueError(
+                    f"teacher is {str(self.teacher)!r}, which has no effect with soft_labels; expected None: its "
+                    "answers are in the file"
+                )
             loss_named(self.loss)
             check_temperature(self.temperature)
             check_weight(self.weight, "weight")
 
         def build(self, start: Start) -> "Distill":
             options = {"loss": loss_named(self.loss), "temperature": self.temperature, "weight": self.weight}
-            return Distill(self.teacher_of(start), task=start.task, **options)
+            return Distill(None if self.soft_labels else self.teacher_of(start), task=start.task, **options)
+
+        @property
+        def fixed_teachers(self) -> tuple[TaughtSettings, ...]:
+            return () if self.soft_labels else (self,)
+
+        @property
+        def soft_labels_file(self) -> tuple[Path, float] | None:
+            return (self.soft_labels, self.temperature) if self.soft_labels else None
 
     def __init__(
         self,
-        teacher: nn.Module,
+        teacher: nn.Module | None = None,
         *,
         loss: DistillLoss = kl,
         temperature: float = 1.0,
@@ -76,14 +97,21 @@ class Distill:
     ):
         check_temperature(temperature)
         check_weight(weight, "weight")
-        self.teacher = frozen(teacher)
+        self.teacher = None if teacher is None else frozen(teacher)
         self.loss, self.temperature, self.weight = loss, float(temperature), float(weight)
         self.task = task or Classification()
 
     @torch.no_grad()
     def teach(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the teacher's logits, e.g. (batch, classes), without gradient; `model` is not used."""
-        return self.task.logits(self.teacher, batch)
+        if self.teacher is not None:
+            return self.task.logits(self.teacher, batch)
+        if isinstance(batch, Mapping) or len(batch) != 3:
+            raise ValueError(
+                f"a batch is {type(batch).__name__} of {len(batch)} and teacher is None; expected (inputs, labels, "
+                "teacher's logits), as SoftLabels.batches yields them, or a teacher"
+            )
+        return batch[2]
 
     def __call__(self, model: nn.Module, batch: Any) -> Losses:
         student = self.task.logits(model, batch)
@@ -121,6 +149,10 @@ class SPEQDistill:
         @property
         def fixed_teachers(self) -> tuple[TaughtSettings, ...]:
             return self.distill.fixed_teachers
+
+        @property
+        def soft_labels_file(self) -> tuple[Path, float] | None:
+            return self.distill.soft_labels_file
 
     def __init__(self, speq: SPEQ, distill: Distill):
         self.speq, self.distill = speq, distill

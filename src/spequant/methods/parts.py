@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from spequant.functional import fake_quantize
+from spequant.layers import QuantizedLayer
 from spequant.networks import QUANTIZABLE
+from spequant.quantizers import APoT, DoReFa, Quantizer
 from spequant.recomputation import entered_again
 
 FEWEST_STAGES = 3
@@ -174,6 +176,28 @@ def tokens(x: Tensor, batch: Any) -> Tensor | None:
     """
     mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
     return None if mask is None or x.shape[:-1] != mask.shape else mask.unsqueeze(-1).to(torch.float32)
+
+
+def float_weights(model: nn.Module) -> list[tuple[Tensor, Quantizer]]:
+    """Return the float weights that are quantized, with their quantizers, each once.
+
+    Raises:
+        ValueError: No weight of `model` is quantized, or one is rescaled before it is, so that it lies on no level.
+    """
+    pairs: dict[int, tuple[Tensor, Quantizer]] = {}
+    for module in model.modules():
+        if isinstance(module, QuantizedLayer) and module.weight_quantizer is not None:
+            quantizer = module.weight_quantizer
+            if isinstance(quantizer, DoReFa | APoT):
+                raise ValueError(
+                    f"{quantizer.name} has {type(quantizer).__name__}, which rescales weights, so that they lie on no "
+                    "level of their own; expected another quantizer of weights, e.g. LSQ or SAWB"
+                )
+            if quantizer.bits is not None:
+                pairs.setdefault(id(quantizer), (module.float_weight, quantizer))
+    if not pairs:
+        raise ValueError(f"{type(model).__name__} has no quantized weight, of which this method has a loss")
+    return list(pairs.values())
 
 
 def rounded(x: Tensor, bits: int) -> Tensor:

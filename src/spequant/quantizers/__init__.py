@@ -5,7 +5,7 @@ from spequant.quantizers.base import Quantizer, Rule
 from spequant.quantizers.csq import CSQ
 from spequant.quantizers.dorefa import DoReFa
 from spequant.quantizers.ewgs import set_ewgs
-from spequant.quantizers.least_squares import LeastSquares
+from spequant.quantizers.least_squares_step import LeastSquares
 from spequant.quantizers.lsq import LSQ
 from spequant.quantizers.lsq_plus import LSQPlus
 from spequant.quantizers.minmax import MinMax
@@ -13,6 +13,7 @@ from spequant.quantizers.pact import PACT
 from spequant.quantizers.ranges import least_squares, percentile
 from spequant.quantizers.sawb import SAWB
 from spequant.quantizers.settings import QuantizerSettings
+from spequant.quantizers.statsq import StatsQ
 
 by_name: dict[str, type[Quantizer]] = {
     "pact": PACT,
@@ -24,6 +25,7 @@ by_name: dict[str, type[Quantizer]] = {
     "minmax": MinMax,
     "csq": CSQ,
     "apot": APoT,
+    "statsq": StatsQ,
 }
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "Quantizer",
     "QuantizerSettings",
     "Rule",
+    "StatsQ",
     "by_name",
     "least_squares",
     "percentile",

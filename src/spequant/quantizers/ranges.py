@@ -90,7 +90,7 @@ def least_squares(quantizer: Quantizer, values: Tensor) -> Tensor:
         ends = [quantizer.bounds_at(stepped(top * fraction)) for fraction in fractions]
         if len(ends) == 1:
             rounded = fake_quantize(values, *ends[0], quantizer.levels)
-            return [quantizer.reduce(((rounded - values) / unit).square(), torch.mean)]
+            return [quantizer.reduce(rounded.sub_(values).div_(unit).square_(), torch.mean)]
         shape, ranges = quantizer.shape, quantizer.shape or [1] * values.dim()
         sides = ([end.expand(shape or end.shape) for end in side] for side in zip(*ends, strict=True))
         low, high = (torch.stack(side).view(-1, *ranges) for side in sides)
@@ -99,8 +99,10 @@ def least_squares(quantizer: Quantizer, values: Tensor) -> Tensor:
 
     def best(fractions: Tensor) -> Tensor:
         """Return the fraction of least error for each range."""
-        chunks = fractions.split(max(1, SWEEP_VALUES // max(1, values.numel())))
-        table = torch.stack([error for rows in chunks for error in errors(rows)])
+        table = torch.empty_like(fractions)  # before: a small tensor between the large ones would fragment memory
+        rows = max(1, SWEEP_VALUES // max(1, values.numel()))
+        for part, results in zip(fractions.split(rows), table.split(rows), strict=True):
+            torch.stack(errors(part), out=results)
         return fractions.gather(0, table.argmin(0, keepdim=True))[0]
 
     column = [-1] + [1] * top.dim()

@@ -9,7 +9,7 @@ from torch import Tensor
 from spequant.functional import reduced
 from spequant.functional.graphs import one_node
 from spequant.quantizers.base import Quantizer
-from spequant.quantizers.least_squares import nearest_power_step, nearest_step
+from spequant.quantizers.least_squares_step import nearest_power_step, nearest_step
 from spequant.quantizers.ranges import FEW_VALUES, grouped
 from spequant.quantizers.settings import QuantizerSettings
 

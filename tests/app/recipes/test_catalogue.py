@@ -8,6 +8,7 @@ import torch
 
 import spequant
 from spequant.app.recipes import RECIPES
+from spequant.app.recipes.readiness import check_ready
 from spequant.app.runs.weights import build_network, load_teacher
 from spequant.data import ImageSet
 from spequant.methods import Start
@@ -45,7 +46,7 @@ def test_quantized_recipes_start_from_a_float_recipe_of_the_same_data_and_networ
         weights = recipe.network.weights
         needed = recipe.network.random and (recipe.method.fixed_teachers or recipe.network.new_head)
         ready = replace(recipe, network=replace(recipe.network, weights=Path("given"))) if needed else recipe
-        ready.check_ready()
+        check_ready(ready)
         if recipe.quantized and weights is not None:
             assert weights.parent == Path("runs"), name
             source = RECIPES[weights.name]()

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -12,19 +11,11 @@ from spequant.app.recipes.recipe import Network
 from spequant.app.recipes.training import Training
 from spequant.app.runs import run
 from spequant.data import CIFAR10, Digits, Folder
-from spequant.methods import QKD, SPEQ, Apprentice, SPEQDistill, by_name
+from spequant.methods import SPEQ, by_name
 
 FLOAT = Quantization(weight_bits=None, act_bits=None)
 RETRAIN = by_name["retrain"]()
 SPEQ_ON_DIGITS = RECIPES["digits-w2a2-speq"]()
-TAUGHT = ["distill", "speq-distill", "apprentice", "sqakd", "qfd", "gslr", "block-replacement"]
-
-
-def taught_by(name, teacher):
-    settings = by_name[name]()
-    if isinstance(settings, SPEQDistill.Settings):
-        return replace(settings, distill=replace(settings.distill, teacher=teacher))
-    return replace(settings, teacher=teacher)
 
 
 @pytest.mark.parametrize(
@@ -45,26 +36,6 @@ def taught_by(name, teacher):
 def test_parts_that_do_not_go_together_are_refused(make, named):
     with pytest.raises(ValueError, match=named):
         make()
-
-
-@pytest.mark.parametrize("name", TAUGHT)
-def test_a_teacher_that_has_learned_nothing_is_refused_by_a_run(name):
-    recipe = replace(SPEQ_ON_DIGITS, method=by_name[name]())
-    recipe.check_ready()
-    random = replace(recipe, network=replace(recipe.network, weights=None))
-    with pytest.raises(ValueError, match=r"method\.teacher is None .* random weights.* --network\.weights"):
-        random.check_ready()
-    with pytest.raises(ValueError, match=r"method\.teacher is None .* new head"):
-        replace(recipe, network=replace(recipe.network, new_head=True)).check_ready()
-    replace(random, method=taught_by(name, Path("float"))).check_ready()
-    replace(random, method=Apprentice.Settings(joint=True)).check_ready()  # which learns
-    replace(random, method=QKD.Settings()).check_ready()
-
-
-def test_a_new_head_needs_weights_behind_it():
-    recipe = replace(SPEQ_ON_DIGITS, method=RETRAIN, network=Network(name="resnet8", new_head=True))
-    with pytest.raises(ValueError, match=r"network\.new_head is True; expected False.*--network\.weights"):
-        recipe.check_ready()
 
 
 @pytest.mark.parametrize(

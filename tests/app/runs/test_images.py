@@ -16,11 +16,12 @@ from spequant.app.cli import main
 from spequant.app.recipes import RECIPES
 from spequant.app.recipes.choices import DATA
 from spequant.app.recipes.quantization import Quantization
+from spequant.app.recipes.readiness import check_ready
 from spequant.app.recipes.recipe import Network, Recipe
 from spequant.app.recipes.serial import from_json, to_json
 from spequant.app.recipes.training import Training
 from spequant.app.runs import evaluate_source, export_source, run
-from spequant.app.runs.dry_run import dry_run
+from spequant.app.runs.estimate import dry_run
 from spequant.app.runs.reporter import Quiet
 from spequant.app.runs.sources import load_run
 from spequant.app.runs.weights import build_network
@@ -69,9 +70,9 @@ def test_a_recipe_for_larger_images_prepares_its_network(name):
     recipe = RECIPES[name]()
     if name.startswith("transfer"):
         with pytest.raises(ValueError, match=r"network\.new_head is True.*--network\.weights RUN"):
-            recipe.check_ready()  # its weights are to be given
+            check_ready(recipe)  # its weights are to be given
         recipe = replace(recipe, network=replace(recipe.network, weights=Path("given")))
-    recipe.check_ready()
+    check_ready(recipe)
     assert from_json(to_json(recipe)) == recipe
     network = make_network(recipe.network.name, classes=4)
     model = recipe.quant.build(network)

@@ -10,7 +10,7 @@ from torch import nn
 from spequant.app.recipes import RECIPES
 from spequant.app.recipes.quantization import Quantization
 from spequant.app.runs import dry_run, load_run, run, session
-from spequant.app.runs.dry_run import Estimate
+from spequant.app.runs.estimate import Estimate
 from spequant.app.runs.images import measure
 from spequant.calibration.batch_norm import reestimate_batch_norm
 from spequant.data import Augment, ImageSet, load_digits, train_batches

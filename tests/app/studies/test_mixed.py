@@ -11,9 +11,11 @@ from spequant.app.cli import main
 from spequant.app.runs import load_run
 from spequant.app.studies import mixed
 from spequant.app.studies.mixed import LayerMeasures, measured
+from spequant.app.studies.planned import Plans
 from spequant.app.studies.workshop import Workshop
 from spequant.app.train import parsed_train
 from spequant.deploy import LayerCost, model_costs
+from spequant.deploy.c.footprint import Footprint
 from support.made_up_runs import Run
 from support.study_files import SMALL, rows_of, smoke
 
@@ -31,7 +33,15 @@ def made_up() -> LayerMeasures:
 
     alone = {bits: dict(zip("abc", losses, strict=True)) for bits, losses in LOSSES.items()}
     costs = {bits: {name: cost(name, bits) for name in WEIGHTS} for bits in LOSSES}
-    return LayerMeasures(alone, {"a": -0.1, "b": 0.0, "c": 0.1}, costs, "7 made-up images")
+    return LayerMeasures(
+        alone, {"a": -0.1, "b": 0.0, "c": 0.1}, costs, "7 made-up images", Plans(planned, tuple(LOSSES))
+    )
+
+
+def planned(bits: dict[str, int]) -> Footprint:
+    """What these layers take as C: one after the other is read."""
+    alive = tuple(WEIGHTS[name] * bits[name] // 8 for name in "abc")
+    return Footprint(sum(alive), max(alive), 40, (), {}, alive)
 
 
 @pytest.mark.parametrize("what", ["size", "bit-operations"])
@@ -68,14 +78,16 @@ def test_layers_of_a_run_are_measured(digits_run, monkeypatch):
         measured(other, model)
 
 
-def test_mixed_bits_within_a_budget(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("what", "column"), [("size", "KiB"), ("ram", "KiB of memory")])
+def test_mixed_bits_within_a_budget(what, column, tmp_path, monkeypatch):
     """The study, with made-up runs of made-up layers."""
     monkeypatch.setattr("spequant.app.studies.arms.run", Run())
     monkeypatch.setattr(Workshop, "finished", lambda shop, folder: (None, None))
-    monkeypatch.setattr(mixed, "measured", lambda recipe, model: made_up())
-    rows = smoke("sensitivity", tmp_path, "--seeds", "0", "--budget", "size", *SMALL)
+    monkeypatch.setattr(mixed, "measured", lambda recipe, model, planner: made_up())
+    rows = smoke("sensitivity", tmp_path, "--seeds", "0", "--budget", what, *SMALL)
     assert [row["arm"] for row in rows[:3]] == ["Retrain", "W2A2", "W3A3"] and "mixed" in rows[3]["arm"]
-    small, large, between = (float(row["KiB"]) for row in rows[1:])
+    small, large, between = (float(row[column]) for row in rows[1:])
+    assert ("KiB of flash" in rows[1]) == (what == "ram")
     assert small <= between <= (small + large) / 2 < large  # within the budget
     layers = rows_of(tmp_path, "sensitivity-layers")
     assert [(row["layer"], row["alone at 3 bits"]) for row in layers] == [
@@ -93,7 +105,7 @@ def test_mixed_bits_of_a_run(tmp_path, monkeypatch, digits_run):
     """At its recipe, from where it started: three budgets between 2, 3 and 4 bits."""
     run = Run()
     monkeypatch.setattr("spequant.app.studies.arms.run", run)
-    monkeypatch.setattr(mixed, "measured", lambda recipe, model: made_up())
+    monkeypatch.setattr(mixed, "measured", lambda recipe, model, planner: made_up())
     command = ["study", "sensitivity", "--seeds", "0", "--out", str(tmp_path)]
     main([*command, str(digits_run)])
     rows = rows_of(tmp_path, "sensitivity")

@@ -30,7 +30,7 @@ def test_all_arms_are_on_equal_terms():
         other = replace(arm, recipe=replace(arm.recipe, train=replace(arm.recipe.train, lr=1.0)))
         with pytest.raises(ValueError, match=r"equal terms with Retrain: .*train\.lr is 1\.0"):
             equal_terms([firsts[arm.group], other])
-    assert len({a.changes for a in arms}) == 5
+    assert len({a.changes for a in arms}) == 6
 
 
 def their_commands_say_what_they_are(arms: list[Arm]) -> None:
@@ -52,7 +52,9 @@ def test_the_commands_of_all_arms_say_what_they_are():
 
 def test_two_arms_whose_start_or_backward_is_another():
     arms = {a.label: a for a in every_arm(CIFAR[1])}
-    assert "--quant.ewgs 0.001" in command_of(arms["SQAKD"].base, arms["SQAKD"].recipe)
+    for label in ("SQAKD", "SQuaT"):
+        assert "--quant.ewgs 0.001" in command_of(arms[label].base, arms[label].recipe)
+    assert "--quant.weight statsq" in command_of(arms["StatsQ"].base, arms["StatsQ"].recipe)
     weights = Path("float")
 
     def started(recipe):

@@ -18,6 +18,9 @@ def run(monkeypatch):
     run = Run()
     monkeypatch.setattr("spequant.app.studies.arms.run", run)
     monkeypatch.setattr("spequant.app.studies.when.float_gap", lambda folder: 30.0 if "float" in folder.name else 10.0)
+    monkeypatch.setattr(
+        "spequant.app.studies.when.write_soft_labels", lambda recipe, path, reporter, **how: path.write_bytes(b"")
+    )
     return run
 
 
@@ -32,11 +35,23 @@ def test_each_size_gets_the_same_steps_and_a_float_network_of_its_images(run, tm
     floats = [r for r in recipes if r["name"].endswith("-float")]
     assert [(r["data"]["images"], r["train"]["epochs"]) for r in floats] == [(2560, 80), (10240, 20)]
     plain = [r for r in recipes if r["train"]["epochs"] in (80, 20) and r not in floats]
-    assert len(plain) == 2 * 2 * 4  # sizes, seeds, arms that are not longer
-    for size, arms in (("2,560 images", 5), ("10,240 images", 5)):
+    assert len(plain) == 2 * 2 * 5  # sizes, seeds, arms that are not longer
+    files = {r["method"]["soft_labels"] for r in plain if r["method"].get("soft_labels")}
+    assert len(files) == 2, "a file per size, of the float network of these images"
+    for size, arms in (("2,560 images", 6), ("10,240 images", 6)):
         rows = [row for row in report.rows if row["group"] == size]
         assert len(rows) == arms and rows[0]["arm"] == "Retrain" and rows[0]["float gap"] == 30
     assert {row["epochs"] for row in report.rows} == {80, 107, 20, 27}
+
+
+def test_some_arms_alone_bring_the_baseline_and_train_no_other_float_network(run, tmp_path):
+    settings = Study(out=tmp_path / "study", sizes=(2560, 10240), seeds=(0,), only=("2,560*/SPEQ",))
+    report = when(Workshop("when", settings))
+    assert [(row["group"], row["arm"]) for row in report.rows] == [
+        ("2,560 images", "Retrain"),
+        ("2,560 images", "SPEQ"),
+    ]
+    assert sum(recipe_in(folder)["name"].endswith("-float") for folder in run.trained) == 1
 
 
 def test_the_whole_study(run, tmp_path):
@@ -59,6 +74,7 @@ def test_the_gap_is_training_minus_held_out_accuracy(tmp_path):
         ({"sizes": ()}, "sizes is"),
         ({"held_out": 0}, "held_out is 0"),
         ({"recipe": "cifar10-resnet20-w2a2-speq"}, "--train-images N"),
+        ({"only": ("*/KD", "nowhere/SPEQ")}, "only has 'nowhere/SPEQ'.*2,560 images.*SPEQ and KD"),
     ],
 )
 def test_what_it_cannot_do_is_refused(settings, said, tmp_path):

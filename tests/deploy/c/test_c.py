@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spequant.deploy.c.rounding import code_sum, rounding, steps
-from spequant.deploy.c.text import dot
+from spequant.deploy.c.tensors import Call
+from spequant.deploy.c.text import dot, kernels_of
 from spequant.deploy.c.weights import lanes_for, packed, weights_of
 from spequant.deploy.grids import Grid
 from spequant.deploy.operations import Input, Weighted
@@ -106,12 +107,27 @@ def test_weights_without_zero_are_odd():
     assert (w.bits, w.step, w.lows.tolist(), w.stored.tolist()) == (2, 2, [-3], [[0, 1, 2, 3]])
 
 
-@pytest.mark.parametrize(("codes", "positions", "lanes"), [(3, 64, 4), (3, 2, 2), (3, 1, 1), (15, 64, 4), (255, 64, 2)])
-def test_products_of_several_positions_stay_in_their_lanes(codes, positions, lanes):
-    w = weights_of(layer(torch.randint(0, 4, (2, 40)).to(torch.int16), [0.1, 0.1]))
-    found = lanes_for(w, codes, positions)
-    assert found.count == lanes
-    assert found.run * w.chunk * w.largest * codes < 2**found.bits
+@pytest.mark.parametrize(
+    ("bits", "codes", "positions", "lanes"),
+    [
+        (2, 3, 64, (4, 8)),
+        (2, 3, 2, (2, 16)),
+        (2, 3, 1, (1, 32)),
+        (2, 15, 64, (4, 8)),
+        (2, 255, 64, (2, 16)),
+        (8, 15, 64, (2, 16)),
+        (8, 255, 64, (2, 32)),
+        (7, 255, 64, (1, 32)),
+        (8, 255, 1, (1, 32)),
+    ],
+)
+def test_products_of_several_positions_stay_in_their_lanes(bits, codes, positions, lanes):
+    values = torch.randint(0, 2**bits, (2, 40))
+    values[:, 0], values[:, 1] = 0, 2**bits - 1
+    w = weights_of(layer(values.to(torch.int16), [0.1, 0.1]))
+    how = lanes_for(w, codes, positions)
+    assert (how.count, how.bits) == lanes
+    assert how.bits == 32 or how.run * w.chunk * w.largest * codes < 2**how.bits
 
 
 def test_sums_that_no_int32_holds_are_refused():
@@ -123,7 +139,17 @@ def test_sums_that_no_int32_holds_are_refused():
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
-@pytest.mark.parametrize("lanes", [1, 2, 4])
+@pytest.mark.parametrize("lanes", [(1, 32), (2, 16), (4, 8)])
 def test_each_kernel_of_products_is_whole(lanes, bits):
-    text = dot(lanes, bits)
-    assert f"net_dot{lanes}_w{bits}(" in text and "@" not in text
+    text = dot(*lanes, bits)
+    assert f"net_dot{lanes[0]}_w{bits}(" in text and "@" not in text
+    assert text.count("net_pair(") == (32 // bits if lanes[0] == 2 and bits in (1, 2, 4, 8) else 0)
+
+
+@pytest.mark.parametrize(
+    ("how", "pairs"), [((2, 16, 3), 0), ((2, 16, 4), 1), ((2, 32, 8), 1), ((4, 8, 2), 0), ((1, 32, 8), 0)]
+)
+def test_pairs_are_there_only_for_kernels_that_use_them(how, pairs):
+    """What nobody calls is a warning of the compiler."""
+    text = "\n".join(kernels_of([Call("conv", "layer", (), (), {"dot": how})]))
+    assert text.count("static void net_pair_up(") == pairs and (text.count("net_pair_up(x") > 0) == pairs

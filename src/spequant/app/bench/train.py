@@ -51,7 +51,7 @@ def _speq(subject: Subject, compile: bool) -> Method:
 
 def _distill(subject: Subject, compile: bool) -> Method:
     method = Distill(subject.network)
-    if compile:
+    if compile and method.teacher is not None:
         method.teacher = Compiled(method.teacher).eval()
     return method
 
@@ -211,7 +211,7 @@ def ready(kind: StepKind, settings: BenchTrain) -> tuple[Step, Callable[[], int]
 
     def fixed_bytes() -> int:
         tensors = [*model.parameters(), *model.buffers(), *(v for s in optimizer.state.values() for v in s.values())]
-        if isinstance(method, Distill):
+        if isinstance(method, Distill) and method.teacher is not None:
             tensors += [*method.teacher.parameters(), *method.teacher.buffers()]
         tensors += subject.tensors
         return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))

@@ -48,8 +48,8 @@ class Study:
 
     run: Annotated[Path | None, Positional, arg(metavar="[RUN]")] = None
     """of sensitivity: the folder of a finished low-bit run; None: the recipe's network, trained first"""
-    budget: Literal["size", "bit-operations"] = "bit-operations"
-    """of sensitivity: what is limited in its mixed networks"""
+    budget: Literal["size", "bit-operations", "flash", "ram"] = "bit-operations"
+    """of sensitivity: what is limited in its mixed networks; flash, ram: of the C program, by the planner of fit"""
     trials: int = 30
     """of beyond: the number of trials of each search"""
     sizes: tuple[int, ...] = (2560, 5120, 10240, 20480)

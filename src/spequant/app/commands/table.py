@@ -137,6 +137,14 @@ COMMANDS = {
             "recipe",
         ),
         Command(
+            "soft-labels",
+            "RUN|RECIPE [--FIELD VALUE]",
+            "a teacher's answers to the crops of training, written once; --slots 8, --top 10",
+            "training:SoftLabels",
+            "soft_labels:soft_labels",
+            "recipe",
+        ),
+        Command(
             "study",
             "NAME [RUN]",
             "the paper's tables and figures, re-run; --resume keeps what is done",

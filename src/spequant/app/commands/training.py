@@ -1,4 +1,5 @@
-"""Settings of the commands that train: train, sweep, ladder, demo; and of those that list: recipes, runs."""
+"""Settings of the commands that train: train, sweep, ladder, demo; of soft-labels; and of those that list: recipes,
+runs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,26 @@ class Ladder:
 
     out: Path = Path("runs/ladder")
     """one folder per step, ladder.json and ladder.png"""
+
+
+@dataclass(frozen=True)
+class SoftLabels:
+    """Write what a float teacher answers to several crops of each training image, for --method.soft-labels FILE.
+
+    The teacher is the float network of a run, or of a recipe (--network.name, --network.weights, --network.pretrained):
+    any that has the classes of the data. Data and augmentation are the run's or the recipe's, and have to be those of
+    the student; the crops follow from train.seed.
+    """
+
+    out: Path = Path("soft-labels.safetensors")
+    """the file"""
+    slots: int | None = None
+    """crops per image, which epochs read in turn; None: 8, or 1 without augmentation"""
+    top: int | None = None
+    """most probable classes whose probabilities are stored, the rest is spread evenly over the others; None: 10, or all
+    if they are fewer"""
+    temperature: float = 1.0
+    """T of the softmax, the student's method.temperature"""
 
 
 @dataclass(frozen=True)

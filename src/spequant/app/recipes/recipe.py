@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from spequant.app.recipes.quantization import Quantization
-from spequant.app.recipes.training import Training, check_device
+from spequant.app.recipes.training import Training
 from spequant.data import CIFAR10, DataSettings, ImageSettings, QuestionSettings
 from spequant.methods import SPEQ, MethodSettings, tasks
 from spequant.methods.tasks import AnyTask
@@ -100,31 +100,6 @@ class Recipe:
     def with_seed(self, seed: int) -> "Recipe":
         return replace(self, train=replace(self.train, seed=seed))
 
-    def check_ready(self) -> None:
-        """Check what a recipe may leave open, but a run may not.
-
-        Raises:
-            ValueError: the device is not here; a new head for random weights; a float teacher with random weights.
-        """
-        check_device(self.train.device, "train.device")
-        network = self.network
-        if network.new_head and network.random:
-            from spequant.app.recipes.origins import weights_origin  # the catalogue is made of recipes
-
-            raise ValueError(
-                "network.new_head is True; expected False: random weights have a new head already; or weights, "
-                f"--network.weights RUN or --network.pretrained. {weights_origin(self)}"
-            )
-        if any(settings.teacher is None for settings in self.method.fixed_teachers):
-            random = "a new head" if network.new_head else "random weights"
-            if network.new_head or network.random:
-                kind = type(self.method).__qualname__.partition(".")[0]
-                raise ValueError(
-                    f"method.teacher is None and the float network has {random}, which teach {kind} nothing; expected "
-                    "a float run or weights: --method.teacher RUN"
-                    f"{'' if network.new_head else ', or --network.weights RUN, which the student starts from as well'}"
-                )
-
     def _check_task(self, name: str) -> None:
         thing, fitting = chosen("task", name, tasks.by_name), OF_QUESTIONS if self.asks else OF_IMAGES
         if name in tasks.by_name and name not in fitting:
@@ -153,4 +128,19 @@ class Recipe:
             raise ValueError(
                 f"train.batch_size is {self.train.batch_size}; expected an even number: data.mixup and data.cutmix "
                 "pair images"
+            )
+        if self.method.soft_labels_file is not None:
+            self._check_soft_labels(self.method.soft_labels_file[0], mixes=bool(mixes))
+
+    def _check_soft_labels(self, path: Path, *, mixes: bool) -> None:
+        task = "span-extraction" if self.asks else self.task or "classification"
+        if task != "classification":
+            raise ValueError(
+                f"method.soft_labels is {str(path)!r} and the task {task}; expected None: such files are of "
+                "classification"
+            )
+        if mixes:
+            raise ValueError(
+                f"method.soft_labels is {str(path)!r}, a file of answers to single images; expected data.mixup and "
+                "data.cutmix of 0, or None"
             )

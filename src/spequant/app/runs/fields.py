@@ -30,6 +30,11 @@ class Field(Protocol):
         ...
 
     @property
+    def answers(self) -> str | None:
+        """Digest of the file of soft labels that batches are read with; None: there is none."""
+        ...
+
+    @property
     def example(self) -> Tensor | None:
         """An input of the network, for its integer form; None if it can have no such form."""
         ...

@@ -12,7 +12,7 @@ from spequant.app.recipes.recipe import Recipe
 from spequant.app.runs.facts import keep_facts
 from spequant.app.runs.reporter import Track, untracked
 from spequant.app.runs.weights import build_network, origin_named
-from spequant.data import Augment, ImageSet, ImageSettings, Mixing, RandomCrop, eval_batches, train_batches
+from spequant.data import Augment, ImageSet, ImageSettings, Mixing, RandomCrop, SoftLabels, eval_batches, train_batches
 from spequant.methods.tasks import AnyTask, Classification
 from spequant.processes import portion, rank, world
 from spequant.train import Evaluation, evaluate
@@ -32,6 +32,24 @@ class Images:
         assert isinstance(recipe.data, ImageSettings)
         self.data = recipe.data
         self.train, self.held, self.test = self.data.parts(recipe.network.name, device)
+        self.soft_labels = self._soft_labels()
+
+    def _soft_labels(self) -> SoftLabels | None:
+        """Open the file of soft labels that the method reads.
+
+        Raises:
+            FileNotFoundError, ValueError: There is none, or it is of other crops or another temperature.
+        """
+        if self.recipe.method.soft_labels_file is None:
+            return None
+        path, temperature = self.recipe.method.soft_labels_file
+        labels = SoftLabels(path, self.train, self.augment)
+        if labels.temperature != temperature:
+            raise ValueError(
+                f"method.temperature is {temperature:g} and {path} is of {labels.temperature:g}; expected the same: "
+                "make it anew with --temperature"
+            )
+        return labels
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -41,31 +59,34 @@ class Images:
     def augment(self) -> Augment | RandomCrop | None:
         return self.data.augmentation(self.train)
 
+    @property
+    def answers(self) -> str | None:
+        return None if self.soft_labels is None else self.soft_labels.digest
+
     def network(self) -> nn.Module:
         with origin_named(self.recipe):
             return channels_last(build_network(self.recipe.network, self.train), self.device)
 
     def batches(self, epoch: int, start: int) -> Iterator[Any]:
-        """Return the batches, with soft labels if labels are smoothed or images mixed.
+        """Return the batches, with soft labels if labels are smoothed or images mixed, and with stored answers if the
+        method reads them.
 
         A process mixes the images of its own part: with several processes other images are paired than with one.
         """
         settings = self.recipe.train
         mix = Mixing(self.data.mixup, self.data.cutmix, settings.label_smoothing)
-        batches = train_batches(
-            self.train,
-            settings.batch_size,
-            seed=settings.seed,
-            epoch=epoch,
-            augment=self.augment,
-            start=start,
-            part=portion(settings.batch_size, "train.batch_size"),
-        )
+        part = portion(settings.batch_size, "train.batch_size")
+        where: dict[str, Any] = {"seed": settings.seed, "epoch": epoch, "start": start, "part": part}
+        batches: Iterator[Any]
+        if self.soft_labels is not None:
+            batches = self.soft_labels.batches(settings.batch_size, **where)
+        else:
+            batches = train_batches(self.train, settings.batch_size, augment=self.augment, **where)
         if not mix.changes:
             return batches
         return (
-            mix(images, labels, self.train.classes, (settings.seed, epoch, step))
-            for step, (images, labels) in enumerate(batches, start)
+            (*mix(images, labels, self.train.classes, (settings.seed, epoch, step)), *answers)
+            for step, (images, labels, *answers) in enumerate(batches, start)
         )
 
     def calibration(self) -> list[Any]:

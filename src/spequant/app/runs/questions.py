@@ -78,6 +78,11 @@ class Questions:
         return question_set(self.dev, self.tokenizer, self.data)
 
     @property
+    def answers(self) -> None:
+        """There are no soft labels of questions."""
+        return None
+
+    @property
     def sizes(self) -> tuple[int, int, int]:
         return len(self.train), 0 if self.held is None else len(self.held), len(self.dev)
 

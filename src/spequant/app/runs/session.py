@@ -10,7 +10,7 @@ from spequant.app.runs.compile_choice import Choice, Trial, pause
 from spequant.app.runs.compile_time import last_seconds, remember
 from spequant.app.runs.reporter import Reporter
 from spequant.app.runs.writer import Writer
-from spequant.calibration.batch_norm import reestimate_batch_norm
+from spequant.calibration.batch_norm import reestimate_batch_norm, reestimated
 from spequant.deploy import align_ranges, quantize_biases
 from spequant.layers import weight_bits
 from spequant.processes import anyone
@@ -26,11 +26,19 @@ class Session:
         writer: Of the run's folder.
         reporter: Is given steps and epochs.
         facts: What the last checkpoint holds about the run; {} at the start.
+
+    Raises:
+        ValueError: The file of soft labels is another one than the run began with.
     """
 
     def __init__(self, assembly: Assembly, writer: Writer, reporter: Reporter, facts: dict[str, Any]):
         self.assembly, self.writer, self.reporter = assembly, writer, reporter
         self.recipe, self.state, self.field = assembly.recipe, assembly.state, assembly.field
+        if facts and facts.get("soft_labels") != self.field.answers:
+            raise ValueError(
+                f"method.soft_labels has digest {self.field.answers}, expected {facts.get('soft_labels')}: the run "
+                "began with another file; put that one back, or give another --out"
+            )
         self.earlier = float(facts.get("seconds", 0.0))
         self.begin = time.perf_counter()
         self.diagnostics = Diagnostics() if writer.writes and self.recipe.train.layers_every is not None else None
@@ -173,6 +181,7 @@ class Session:
         snapshot = state.capture()  # in every process: it may gather
         codes = {} if self.diagnostics is None else {f"codes.{k}": v for k, v in self.diagnostics.codes.items()}
         facts = {"seconds": self._seconds(), "layers_named": self.layers_named, "compiled": self.chosen}
+        facts["soft_labels"] = self.field.answers
         self.writer.checkpoint(Snapshot({**snapshot.tensors, **codes}, snapshot.numbers), facts)
 
     def _finish(self) -> dict[str, Any]:
@@ -181,8 +190,9 @@ class Session:
         model, example = self.state.result, self.field.example
         example = example if self.recipe.quantized else None
         aligned = {} if example is None else _aligned_ranges(model, example)
-        self.reporter.phase("measuring batch norm's statistics")
-        reestimate_batch_norm(model, self.field.statistics())
+        if reestimated(model):
+            self.reporter.phase("measuring batch norm's statistics")
+            reestimate_batch_norm(model, self.field.statistics())
         if example is not None:
             self.writer.row({"kind": "biases", **_integer_biases(model, example), "aligned": aligned})
         result = {

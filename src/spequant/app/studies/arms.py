@@ -117,8 +117,9 @@ def digest(recipe: Recipe, runs: Path) -> str:
 
 
 def _weights(content: Mapping[str, Any]) -> dict[str, str | Path | None]:
-    """The fields of a recipe that name weights to start from, or to learn from."""
-    names = (n for n in content if n == "network.weights" or (n.startswith("method.") and n.endswith("teacher")))
+    """The fields of a recipe that name weights to start from, or to learn from, or what these answered."""
+    learned = ("teacher", "soft_labels")
+    names = (n for n in content if n == "network.weights" or (n.startswith("method.") and n.endswith(learned)))
     return {name: content[name] for name in names}
 
 

@@ -14,6 +14,7 @@ from spequant.app.commands.training import Ladder
 from spequant.app.recipes import RECIPES, Recipe
 from spequant.app.recipes.command_line import about_recipe, recipe_named
 from spequant.app.recipes.quantization import Quantization
+from spequant.app.recipes.readiness import check_ready
 from spequant.app.recipes.training import device_named
 from spequant.app.runs import run
 from spequant.app.runs.images import Images, measure
@@ -60,7 +61,7 @@ def run_ladder(settings: LadderRecipe) -> None:
         FileExistsError: `settings.out` exists.
     """
     recipe = settings.recipe
-    recipe.check_ready()
+    check_ready(recipe)
     if recipe.network.weights is None:
         raise ValueError(
             "network.weights is not set; the ladder starts from a float network: give its weight file, or the "

@@ -16,6 +16,7 @@ from spequant.app.runs.images import Images
 from spequant.app.studies.arms import BASELINE, Arm, Trained, arms_report, equal_terms, facts_of, folders_of
 from spequant.app.studies.page import StudyReport
 from spequant.app.studies.pictures import draw_lines
+from spequant.app.studies.planned import PLANNED, Plans, planned
 from spequant.app.studies.sensitivity import LAYER_IMAGES, assign, losses_alone, losses_raised, low_bit_layers
 from spequant.app.studies.tables import method
 from spequant.app.studies.workshop import Workshop, about, low_bits
@@ -27,7 +28,12 @@ from spequant.preparation.placement import unprepare
 LAYER_WIDTHS = (2, 3, 4, 8)
 """bits from which each layer's are chosen, the same for its weight and its input"""
 UNIFORM = (2, 3, 4)
-UNITS = {"size": ("KiB", 1024), "bit-operations": ("million bit operations", 10**6)}
+UNITS = {
+    "size": ("KiB", 1024),
+    "bit-operations": ("million bit operations", 10**6),
+    "flash": ("KiB of flash", 1024),
+    "ram": ("KiB of memory", 1024),
+}
 
 
 @dataclass(frozen=True)
@@ -39,24 +45,33 @@ class LayerMeasures:
         raised: {layer: loss with its input at 8 bits, minus the trained network's}, nats.
         costs: {bits: {layer: cost}}, including the layers that keep their bits.
         images: what the losses were measured on, in words.
+        plans: what the network takes as C; None: nobody asks.
     """
 
     alone: Mapping[int, Mapping[str, float]]
     raised: Mapping[str, float]
     costs: Mapping[int, Mapping[str, LayerCost]]
     images: str
+    plans: Plans | None = None
 
     def cost(self, widths: Mapping[str, int], what: str) -> int:
         """Cost of the whole network with each layer at its bits in `widths`; what: a key of `UNITS`."""
+        if what in PLANNED:
+            assert self.plans is not None
+            return self.plans.cost({name: widths[name] for name in self.raised}, what)
         fixed = next(iter(self.costs.values()))
         return sum(_of(self.costs[widths[n]][n] if n in widths else c, what) for n, c in fixed.items())
 
     def best(self, budget: float, what: str) -> dict[str, int]:
         """The bits of each layer with the least sum of losses, the whole network within `budget`."""
         names = list(self.raised)
+        losses = {n: {bits: self.alone[bits][n] for bits in self.alone} for n in names}
+        if what in PLANNED:
+            assert self.plans is not None
+            return self.plans.best(losses, budget, what)
         fixed = sum(_of(c, what) for n, c in next(iter(self.costs.values())).items() if n not in self.raised)
         return assign(
-            {n: {bits: self.alone[bits][n] for bits in self.alone} for n in names},
+            losses,
             {n: {bits: _of(self.costs[bits][n], what) for bits in self.alone} for n in names},
             budget - fixed,
         )
@@ -70,7 +85,7 @@ def sensitivity(shop: Workshop) -> StudyReport:
     """What each layer costs at few bits; mixed precision from it, by SPEQ, against uniform bits. Takes a RUN."""
     base, recipe, folder = _subject(shop)
     with shop.phase("measuring each layer alone"):
-        layers = measured(recipe, shop.finished(folder)[1])
+        layers = measured(recipe, shop.finished(folder)[1], planner=shop.settings.budget in PLANNED)
     arms = _arms(base, recipe, layers, shop)
     equal_terms(arms)
     done = shop.train(arms)
@@ -117,8 +132,17 @@ def _subject(shop: Workshop) -> tuple[str, Recipe, Path]:
     return recipe.name, shop.shared()(recipe), folder
 
 
-def measured(recipe: Recipe, model: nn.Module) -> LayerMeasures:
-    """Measure the layers of a trained network, on held-out images of `recipe`, or else on training images."""
+def measured(recipe: Recipe, model: nn.Module, *, planner: bool = False) -> LayerMeasures:
+    """Measure the layers of a trained network, on held-out images of `recipe`, or else on training images.
+
+    Args:
+        recipe: Of the network.
+        model: The network.
+        planner: Whether flash and memory are asked for, too.
+
+    Raises:
+        ValueError: No layer has the recipe's bits, or with `planner` what has no form in C.
+    """
     field = make_field(recipe, device_named(recipe.train.device))
     assert isinstance(field, Images) and field.example is not None
     names = low_bit_layers(model, recipe.quant.weight_bits, recipe.quant.act_bits)
@@ -135,7 +159,11 @@ def measured(recipe: Recipe, model: nn.Module) -> LayerMeasures:
         without, losses = losses_alone(quantized, data)
         alone[bits] = {n: losses[n] - without for n in names}
     trained, raised = losses_raised(model, names, data)
-    return LayerMeasures(alone, {n: loss - trained for n, loss in raised.items()}, costs, f"{len(data)} {kind} images")
+    above = {n: loss - trained for n, loss in raised.items()}
+    plans = None
+    if planner:
+        plans = planned(recipe.quant, floating, field.calibration()[:1], field.example, LAYER_WIDTHS)
+    return LayerMeasures(alone, above, costs, f"{len(data)} {kind} images", plans)
 
 
 def _uniform(quant: Quantization, bits: int) -> Quantization:
@@ -146,10 +174,10 @@ def _arms(base: str, recipe: Recipe, layers: LayerMeasures, shop: Workshop) -> l
     """Retrain and SPEQ at uniform bits, and SPEQ at mixed ones; budgets: the inner widths' costs, and the middles."""
     speq = recipe if isinstance(recipe.method, SPEQ.Settings) else replace(recipe, method=SPEQ.Settings())
     what, widths = shop.settings.budget, UNIFORM[:2] if shop.settings.smoke else UNIFORM
-    group = recipe.network.name
+    group, shown = recipe.network.name, {n: u for n, u in UNITS.items() if n not in PLANNED or what in PLANNED}
 
     def arm(label: str, recipe: Recipe, bits: Mapping[str, int], note: str = "") -> Arm:
-        more = {title: layers.cost(bits, name) / per for name, (title, per) in UNITS.items()}
+        more = {title: layers.cost(bits, name) / per for name, (title, per) in shown.items()}
         return Arm(group, label, base, recipe, note=note, changes=("quant.",), more=more)
 
     arms = []
@@ -159,12 +187,13 @@ def _arms(base: str, recipe: Recipe, layers: LayerMeasures, shop: Workshop) -> l
             arms.append(arm(BASELINE, method("retrain")(uniform), everywhere))
         arms.append(arm(f"W{bits}A{bits}", uniform, everywhere, note="uniform"))
     costs = [layers.cost(dict.fromkeys(layers.raised, bits), what) for bits in widths]
-    for budget in sorted({*costs[1:-1], *((a + b) / 2 for a, b in pairwise(costs))}):
+    title, per = UNITS[what]
+    budgets = sorted({*costs[1:-1], *((a + b) / 2 for a, b in pairwise(costs))})
+    for text, budget in {f"{budget / per:.4g}": budget for budget in budgets}.items():  # 3 bits take the memory of 4
         chosen = layers.best(budget, what)
         texts = (f"{name}={bits}" for name, bits in chosen.items())
         mixed = replace(speq, quant=replace(speq.quant, overrides=(*speq.quant.overrides, *texts)))
-        title, per = UNITS[what]
-        arms.append(arm(f"mixed, {budget / per:.4g}", mixed, chosen, note=f"within {budget / per:.4g} {title}"))
+        arms.append(arm(f"mixed, {text}", mixed, chosen, note=f"within {text} {title}"))
     return arms
 
 

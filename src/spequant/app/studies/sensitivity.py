@@ -16,6 +16,7 @@ from spequant.layers import QuantizedLayer
 from spequant.policies import Fixed, precision
 from spequant.quantizers import Quantizer
 
+Cost = float | np.ndarray
 RAISED_BITS = 8
 LAYER_IMAGES = 1000
 """on which the loss of each layer is measured"""
@@ -61,7 +62,7 @@ def losses_raised(model: nn.Module, layers: Collection[str], data: ImageSet) -> 
 
 
 def assign(
-    losses: Mapping[str, Mapping[int, float]], costs: Mapping[str, Mapping[int, float]], budget: float
+    losses: Mapping[str, Mapping[int, float]], costs: Mapping[str, Mapping[int, Cost]], budget: float
 ) -> dict[str, int]:
     """The bits of each layer with the least sum of losses whose sum of costs is within `budget`.
 
@@ -69,8 +70,9 @@ def assign(
 
     Args:
         losses: {layer: {bits: loss}}, the choices of each layer.
-        costs: {layer: {bits: cost}} of the same choices.
-        budget: the largest sum of costs.
+        costs: {layer: {bits: cost}} of the same choices; an array: of several kinds, e.g. bytes at each step, all of
+            equal length.
+        budget: the largest sum of costs, of each kind.
 
     Returns:
         {layer: bits}.
@@ -82,15 +84,16 @@ def assign(
         HAWQ-V2, Dong et al. 2020, arXiv 1911.03852, which assumes the same.
     """
     scipy = needs("scipy.optimize", "report")
-    least = sum(min(choices.values()) for choices in costs.values())
+    fewest = [np.stack([np.atleast_1d(cost) for cost in choices.values()]).min(0) for choices in costs.values()]
+    least = float(np.sum(fewest, axis=0).max())
     if not least <= budget:
         raise ValueError(f"budget is {budget:,.0f}; expected {least:,.0f} or more, which the fewest bits take")
     choices = [(name, bits) for name, widths in losses.items() for bits in widths]
     one_each = np.array([[name == layer for name, _ in choices] for layer in losses], dtype=float)
-    cost = np.array([[costs[name][bits] / max(budget, 1) for name, bits in choices]])
+    cost = np.column_stack([np.atleast_1d(costs[name][bits]) / max(budget, 1) for name, bits in choices])
     solution = scipy.milp(
         np.array([losses[name][bits] for name, bits in choices]),
-        constraints=[scipy.LinearConstraint(one_each, 1, 1), scipy.LinearConstraint(cost, 0, budget / max(budget, 1))],
+        constraints=[scipy.LinearConstraint(one_each, 1, 1), scipy.LinearConstraint(cost, ub=budget / max(budget, 1))],
         integrality=np.ones(len(choices)),
         bounds=scipy.Bounds(0, 1),
     )

@@ -176,7 +176,7 @@ READ_BY = {
     "trials": ("beyond",),
     "sizes": ("when",),
     "widths": ("table1", "fig2", "any-precision"),
-    "only": ("table2", "table3", "table4", "table5"),
+    "only": ("table2", "table3", "table4", "table5", "when"),
 }
 """{setting: the studies that read it}; all studies that train read the other settings"""
 TRAINING = ("seeds", "recipe", "weights", "epochs", "train_images", "held_out", "root", "device", "threads", "at_once")

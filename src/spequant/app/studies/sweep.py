@@ -7,6 +7,7 @@ import tyro
 
 from spequant.app.commands.studies import Compare
 from spequant.app.commands.training import Sweep
+from spequant.app.recipes.readiness import check_ready
 from spequant.app.studies.compare import print_comparison
 from spequant.app.studies.side_by_side import Job, all_finished, side_by_side, threads_each
 from spequant.app.terminal import title_of
@@ -35,7 +36,7 @@ def sweep(words: Sequence[str]) -> None:
     for seed, name in product(settings.seeds, names):
         arguments = [*fields, *threads, "--train.seed", str(seed)]
         recipe = parsed_train(name, arguments).recipe
-        recipe.check_ready()
+        check_ready(recipe)
         folder = settings.out / run_name(recipe)
         jobs.append(
             Job(name, folder, ("train", name, *arguments, "--out", str(folder), "--resume"), title_of(name, seed))

@@ -9,11 +9,13 @@ from spequant.app.recipes.command_line import recipe_named
 from spequant.app.recipes.variants import speq_distill, speq_of
 from spequant.app.studies.arms import BASELINE, Arm
 from spequant.methods import by_name
+from spequant.quantizers import StatsQ
 
 TEACHER_PASS = 1 / 3
 """the time of a teacher's pass, in steps of Retrain: SPEQ's step takes 1.25 to 1.33 of Retrain's (benchmarks)"""
 EQUAL_TIME = {"note": "4/3 of the epochs: SPEQ's wall time", "changes": ("train.epochs",)}
 APPRENTICE_B, STARTS = "Apprentice B", ("network.weights", "network.pretrained")
+STATISTICS = ("quant.weight", "quant.per_channel")
 ABSTRACT = "built only from the abstract"
 OURS = ": ours, from abstracts"
 """ends the name of the group of such arms"""
@@ -134,10 +136,14 @@ def table4(family: Family, shared: Change) -> list[Arm]:
         (APPRENTICE_B, apprentice_b, {"note": "the student starts at random", "changes": STARTS}),
         ("Apprentice C", method("apprentice"), {}),
         ("QKD", method("qkd"), {"paper": qkd, "note": "the paper's teacher is a larger network"}),
-        ("SQAKD", sqakd, {"note": "EWGS backward, no labels", "changes": ("quant.ewgs",)}),
+        ("SQAKD", with_ewgs("sqakd"), {"note": "EWGS backward, no labels", "changes": ("quant.ewgs",)}),
+        ("SQuaT", with_ewgs("squat"), {"note": "EWGS backward, no labels", "changes": ("quant.ewgs",)}),
         ("QFD", method("qfd"), {}),
         ("GSLR", method("gslr"), {}),
         ("CMT-KD", method("cmt-kd"), {}),
+        ("bin regularization", method("bin-regularization"), {"note": "no teacher; weight from a re-implementation"}),
+        ("dampening", method("dampening"), {"note": "no teacher"}),
+        ("StatsQ", statsq, {"note": "no teacher; weights per channel", "changes": STATISTICS}),
         (BASELINE, method("retrain"), {"ours": True}),
         ("block replacement", method("block-replacement"), {"note": ABSTRACT, "ours": True}),
         ("member ensemble", method("member-ensemble"), {"note": ABSTRACT, "ours": True}),
@@ -163,9 +169,15 @@ def speq_and_kd(recipe: Recipe) -> Recipe:
     return replace(recipe, method=speq_distill(recipe).method)
 
 
-def sqakd(recipe: Recipe) -> Recipe:
-    """SQAKD, with EWGS in the backward pass."""
-    return replace(method("sqakd")(recipe), quant=replace(recipe.quant, ewgs=0.001))
+def statsq(recipe: Recipe) -> Recipe:
+    """Retrain with weights by StatsQ, one range per output channel, as in its paper."""
+    quant = replace(recipe.quant, weight=StatsQ.Settings(), per_channel=True)
+    return replace(method("retrain")(recipe), quant=quant)
+
+
+def with_ewgs(name: str) -> Change:
+    """The change to the method `name`, with EWGS in the backward pass."""
+    return lambda recipe: replace(method(name)(recipe), quant=replace(recipe.quant, ewgs=0.001))
 
 
 def apprentice_b(recipe: Recipe) -> Recipe:

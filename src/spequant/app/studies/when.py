@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,17 @@ from typing import Any
 from spequant.app.recipes import RECIPES, Recipe
 from spequant.app.recipes.command_line import recipe_named
 from spequant.app.runs.folder import main_figure, read_result, rows_of
-from spequant.app.studies.arms import Arm, Trained, arms_report, carry_out, equal_terms
+from spequant.app.runs.soft_labels import write_soft_labels
+from spequant.app.studies.arms import BASELINE, Arm, Trained, arms_report, carry_out, equal_terms
 from spequant.app.studies.page import StudyReport
 from spequant.app.studies.pictures import draw_lines
-from spequant.app.studies.tables import EQUAL_TIME, Family, arm, longer, method, speq_and_kd
+from spequant.app.studies.tables import EQUAL_TIME, Change, Family, arm, longer, method, speq_and_kd
 from spequant.app.studies.workshop import Workshop, about
 from spequant.data import ImageSettings
 
+LABELS = (BASELINE, "Retrain, equal time", "SPEQ", "KD", "KD, soft labels", "SPEQ and KD")
+TEMPERATURE, SLOTS = 2.0, 8
+"""of distillation; crops per image whose soft labels are written once"""
 FEW = "cifar10-5k-resnet20-w2a2-speq"
 HELD_OUT = 20_000  # images, where the settings name no number
 
@@ -27,7 +32,14 @@ def when(shop: Workshop) -> StudyReport:
     sizes = shop.settings.sizes
     if sorted(set(sizes)) != list(sizes) or not sizes or sizes[0] < 1:
         raise ValueError(f"sizes is {sizes!r}; expected numbers of images, each once, in ascending order")
-    trained = shop.train([one for size in sizes for one in _arms(shop, size)])
+    labels = {size: _chosen_labels(shop, size) for size in sizes}
+    for pattern in shop.settings.only:
+        if not any(fnmatchcase(f"{_group(size)}/{label}", pattern) for size in sizes for label in LABELS):
+            raise ValueError(
+                f"only has {pattern!r}, which matches no GROUP/ARM; groups are {', '.join(map(_group, sizes))}, arms "
+                f"{', '.join(LABELS)}"
+            )
+    trained = shop.train([one for size in sizes if labels[size] for one in _arms(shop, size, labels[size])])
     gaps = {t.arm.group: float_gap(Path(str(t.arm.recipe.network.weights))) for t in trained}
     trained = [replace(t, arm=replace(t.arm, more={"float gap": gaps[t.arm.group]})) for t in trained]
     text = f"{about(shop, shop.settings.recipe or FEW)} The float gap is training minus held-out accuracy."
@@ -35,8 +47,19 @@ def when(shop: Workshop) -> StudyReport:
     return replace(report, draw=lambda figure: _draw(figure, trained, gaps))
 
 
-def _arms(shop: Workshop, size: int) -> list[Arm]:
-    """The arms on `size` training images, which start from a float network of these images alone."""
+def _group(size: int) -> str:
+    return f"{size:,} images"
+
+
+def _chosen_labels(shop: Workshop, size: int) -> list[str]:
+    """The labels of the arms on `size` images that the settings choose; the baseline is among them."""
+    patterns, names = shop.settings.only or ("*",), {label: f"{_group(size)}/{label}" for label in LABELS}
+    labels = [label for label, name in names.items() if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    return labels if not labels or BASELINE in labels else [BASELINE, *labels]
+
+
+def _arms(shop: Workshop, size: int, labels: Sequence[str]) -> list[Arm]:
+    """The arms `labels` on `size` training images, which start from a float network of these images alone."""
     settings, name = shop.settings, shop.settings.recipe or FEW
     base = recipe_named(name)
     images = settings.train_images or base.data.images
@@ -54,20 +77,36 @@ def _arms(shop: Workshop, size: int) -> list[Arm]:
     part.settings = replace(settings, train_images=size, held_out=held_out, epochs=epochs)
     if settings.weights is None and not settings.smoke:
         part.settings = replace(part.settings, weights=_float(part, share, base.network.weights))
-    family, shared = Family(f"{size:,} images", name), part.shared()(base)
+    family, shared = Family(_group(size), name), part.shared()(base)
 
     def start(_: Recipe) -> Recipe:
         return shared
 
-    arms = [
-        arm(family, "Retrain", method("retrain"), start),
-        arm(family, "Retrain, equal time", lambda r: longer(method("retrain")(r)), start, **EQUAL_TIME),
-        arm(family, "SPEQ", method("speq"), start),
-        arm(family, "KD", method("distill", temperature=2.0), start, note="T = 2"),
-        arm(family, "SPEQ and KD", speq_and_kd, start, note="SPEQ's settings"),
-    ]
+    def from_file(recipe: Recipe) -> Recipe:
+        return method("distill", temperature=TEMPERATURE, soft_labels=_soft_labels(shop, shared))(recipe)
+
+    changes: dict[str, tuple[Change, dict[str, Any]]] = {
+        BASELINE: (method("retrain"), {}),
+        "Retrain, equal time": (lambda r: longer(method("retrain")(r)), EQUAL_TIME),
+        "SPEQ": (method("speq"), {}),
+        "KD": (method("distill", temperature=TEMPERATURE), {"note": f"T = {TEMPERATURE:g}"}),
+        "KD, soft labels": (from_file, {"note": f"T = {TEMPERATURE:g}, {SLOTS} crops per image, at Retrain's time"}),
+        "SPEQ and KD": (speq_and_kd, {"note": "SPEQ's settings"}),
+    }
+    arms = [arm(family, label, changes[label][0], start, **changes[label][1]) for label in labels]
     equal_terms(arms)
     return arms
+
+
+def _soft_labels(shop: Workshop, recipe: Recipe) -> Path:
+    """The file of what the float network of `recipe` answers to the crops of its images; written where it is absent."""
+    runs, weights = shop.runs, recipe.network.weights
+    runs.mkdir(parents=True, exist_ok=True)
+    path = runs / f"{'pretrained' if weights is None else weights.name}-t{TEMPERATURE:g}-{SLOTS}.safetensors"
+    if not path.exists():
+        with shop.phase("soft labels") as reporter:
+            write_soft_labels(recipe, path, reporter, slots=SLOTS, top=None, temperature=TEMPERATURE)
+    return path
 
 
 def _float(shop: Workshop, share: float, run: Path | None) -> Path:

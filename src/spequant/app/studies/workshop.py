@@ -13,6 +13,7 @@ from torch import nn
 from spequant.app.commands.studies import Study
 from spequant.app.recipes import RECIPES, Recipe
 from spequant.app.recipes.command_line import recipe_named
+from spequant.app.recipes.readiness import check_ready
 from spequant.app.recipes.serial import from_json
 from spequant.app.recipes.variants import FLOAT, RETRAIN
 from spequant.app.runs import Reporter, load_run
@@ -106,7 +107,7 @@ class Workshop:
                 recipe = tiny(recipe, write_images(self.folder / SMOKE_IMAGES, size), size)
             weights = settings.weights if one and settings.weights is not None else recipe.network.weights
             start = Path(FLOAT_RUN) if weights is None and not recipe.network.pretrained else weights
-            replace(recipe, network=replace(recipe.network, weights=start)).check_ready()  # before that is trained
+            check_ready(replace(recipe, network=replace(recipe.network, weights=start)))  # before that is trained
             return replace(recipe, network=replace(recipe.network, weights=self._start(recipe, weights)))
 
         return change

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import prod
 
-from spequant.deploy.arena import peak
+from spequant.deploy.arena import alive, peak
 from spequant.deploy.formats.c import c_project
 from spequant.deploy.loaded import Preprocessing
 from spequant.deploy.program import Program
@@ -26,6 +26,7 @@ class Footprint:
         peak: Tensors, (name, bytes), that are needed at the step which needs most, the largest first. No plan of the
             arena is smaller than their sum.
         layers: Bytes of each layer's weight, at its bits.
+        alive: Bytes of tensors that are needed at each step.
     """
 
     constants: int
@@ -33,6 +34,7 @@ class Footprint:
     scores: int
     peak: tuple[tuple[str, int], ...]
     layers: dict[str, int]
+    alive: tuple[int, ...] = ()
 
     @property
     def flash(self) -> int:
@@ -59,6 +61,5 @@ def footprint(program: Program, preprocessing: Preprocessing | None = None) -> F
     _, buffers = peak(made.plan.buffers)
     numbers = sum(prod(output["shape"]) for output in made.head["outputs"])
     layers = {layer["name"]: -(-layer["weights"] * layer["weight_bits"] // 8) for layer in made.head["layers"]}
-    return Footprint(
-        made.flash, made.head["arena"], SCORE * numbers, tuple((b.name, b.size) for b in buffers if b.size), layers
-    )
+    largest = tuple((b.name, b.size) for b in buffers if b.size)
+    return Footprint(made.flash, made.head["arena"], SCORE * numbers, largest, layers, alive(made.plan.buffers))

@@ -94,7 +94,7 @@ def _call(e: CEmitter, op: Weighted, source: Tensor, w: Weights, results: list[R
         step=w.step,
         lows=Table("int16_t", w.lows) if varying else None,
         weights=Table("uint8_t", packed(w)),
-        dot=(lanes.count, w.bits),
+        dot=(lanes.count, lanes.bits, w.bits),
         results=results,
         count=len(results),
     )
@@ -152,7 +152,7 @@ def _of_last_dimension(e: CEmitter, op: Weighted) -> Tensor:
         step=w.step,
         lows=Table("int16_t", w.lows) if varying else None,
         weights=Table("uint8_t", packed(w)),
-        dot=(lanes.count, w.bits),
+        dot=(lanes.count, lanes.bits, w.bits),
         results=[result],
         count=1,
     )

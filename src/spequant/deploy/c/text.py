@@ -1,6 +1,6 @@
 """The source text of a C program: the kernels that it uses, constants, calls in their order, header and build file."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -53,18 +53,60 @@ def gather(lanes: int) -> str:
     first, each, last = GATHERED[lanes]
     ones = f"0x{sum(1 << spaced * i for i in range(lanes)):X}u"
     values = {"LANES": str(lanes), "ONES": ones, "CODES": codes, "FIRST": f", {first}", "SUM": each, "SUMS": last}
-    text = kernel("gather")
+    return _filled(kernel("gather"), values)
+
+
+def dot(lanes: int, sums: int, bits: int) -> str:
+    """The kernel of products of weights of `bits` with codes of `lanes` positions, whose sums have `sums` bits."""
+    if not paired(lanes, bits):
+        return _plain(lanes, bits)
+    per = 32 // bits
+    half, load = per // 2, _loaded(4, "uint32_t")
+    mask = 0x10001 * (2**bits - 1)
+    products = []
+    for i in range(half):
+        products.append(f"const uint32_t w{i} = {f'(w >> {i * bits})' if i else 'w'} & 0x{mask:X}u;")
+        products.append(f"first = net_pair(x[{i}], w{i}, first);")
+        products.append(f"second = net_pair(x[{i + half}], w{i}, second);")
+    return _filled(
+        kernel("paired"),
+        {"PRODUCTS": "\n".join(f"        {line}" for line in products), "LOAD": load, "NAME": named(lanes, sums, bits)}
+        | {"PLAIN": kernel("wide") if sums == 32 else _plain(lanes, bits), "BITS": bits, "BLOCK": per, "HALF": half}
+        | {"MASK": f"0x{2**bits - 1:X}u"},
+    )
+
+
+def named(lanes: int, sums: int, bits: int) -> str:
+    """Of a kernel of `dot`, without its first word."""
+    return f"{'wide' if lanes == 2 and sums == 32 else 'dot'}{lanes}_w{bits}"
+
+
+def total_of(lanes: int, sums: int, bits: int) -> str:
+    """The kernel of sums of codes that belongs to one of `dot`, without its first word."""
+    return f"total2_{named(lanes, sums, bits)}" if paired(lanes, bits) else f"total{lanes}"
+
+
+def paired(lanes: int, bits: int) -> bool:
+    """Whether a kernel of `dot` makes two products at once where the core can."""
+    return lanes == 2 and 8 % bits == 0
+
+
+def _loaded(size: int, word: str) -> str:
+    """`size` bytes of weights as a word."""
+    return " | ".join(f"(({word})weights[{i}] << {8 * i})" if i else f"({word})weights[0]" for i in range(size))
+
+
+def _filled(text: str, values: Mapping[str, object]) -> str:
     for name, value in values.items():
-        text = text.replace(f"@{name}@", value)
+        text = text.replace(f"@{name}@", str(value))
     return text
 
 
-def dot(lanes: int, bits: int) -> str:
-    """The kernel of products of weights of `bits` with codes of `lanes` positions."""
+def _plain(lanes: int, bits: int) -> str:
+    """By multiplication of words alone."""
     count = 8 // int(np.gcd(8, bits))
     size = count * bits // 8
     word = "uint32_t" if size <= 4 else "uint64_t"
-    load = " | ".join(f"(({word})weights[{i}] << {8 * i})" if i else f"({word})weights[0]" for i in range(size))
     mask = f"0x{2**bits - 1:X}u"
     products = []
     for i in range(count):
@@ -72,12 +114,10 @@ def dot(lanes: int, bits: int) -> str:
         weight = f"({weight} & {mask})" if (i + 1) * bits < 8 * size or word == "uint64_t" else weight
         weight = f"(uint32_t){weight}" if word == "uint64_t" else weight
         products.append(f"sum += x[{i}] * {weight};")
-    indent = 8 if lanes == 1 else 12
-    values = {"BITS": bits, "WORD": word, "LOAD": load, "BYTES": size, "COUNT": count}
-    text = kernel(f"dot{lanes}").replace("@PRODUCTS@", "\n".join(" " * indent + line for line in products))
-    for name, value in values.items():
-        text = text.replace(f"@{name}@", str(value))
-    return text
+    indent = " " * (8 if lanes == 1 else 12)
+    values = {"BITS": bits, "WORD": word, "LOAD": _loaded(size, word), "BYTES": size, "COUNT": count}
+    lines = "\n".join(indent + line for line in products)
+    return _filled(kernel(f"dot{lanes}"), {"PRODUCTS": lines, **values})
 
 
 class Name(str):
@@ -176,9 +216,10 @@ def kernels_of(calls: Iterable[Call]) -> list[str]:
         new = {part for name in new for part in NEEDS.get(name, ())} - needed
     texts = [kernel(name) for name in PARTS if name in needed]
     texts += [kernel(name).replace("@DIGITS@", str(DIGITS)) for name in called]
-    dots = sorted({call.fields["dot"] for call in calls if call.kernel == "conv"})  # type: ignore[type-var]
-    texts += [gather(lanes) for lanes in sorted({lanes for lanes, _ in dots})]  # type: ignore[misc]
-    return texts + [dot(*d) for d in dots]  # type: ignore[misc]
+    dots: Any = sorted({call.fields["dot"] for call in calls if call.kernel == "conv"})  # type: ignore[type-var]
+    lanes = sorted({how[0] for how in dots})
+    texts += [gather(n) for n in lanes] + [kernel("pairs")] * any(paired(n, bits) for n, _, bits in dots)
+    return texts + [dot(*how) for how in dots]
 
 
 def source(e: CEmitter, arena: int) -> tuple[str, int]:
@@ -187,9 +228,9 @@ def source(e: CEmitter, arena: int) -> tuple[str, int]:
     for i, call in enumerate(e.calls):
         values = dict(call.fields)
         if call.kernel == "conv":
-            lanes, bits = values["dot"]  # type: ignore[misc]
-            values |= {"gather": Name(f"net_gather{lanes}"), "total": Name(f"net_total{lanes}")}
-            values |= {"dot": Name(f"net_dot{lanes}_w{bits}"), "scratch": call.scratch_offset}
+            how: Any = values["dot"]
+            values |= {"gather": Name(f"net_gather{how[0]}"), "total": Name(f"net_{total_of(*how)}")}
+            values |= {"dot": Name(f"net_{named(*how)}"), "scratch": call.scratch_offset}
         body = constants.record(values)
         own = f"net_call_{i}"
         constants.lines.append(f"/* {call.name} */\nstatic const net_{call.kernel} {own} = {body};")

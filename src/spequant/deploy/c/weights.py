@@ -96,7 +96,7 @@ def packed(w: Weights) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Lanes:
-    """Positions whose products one multiplication makes; bits of a lane; chunks of weights that a lane holds."""
+    """Positions that are computed together; bits of the sum of each; chunks of weights whose products that holds."""
 
     count: int
     bits: int
@@ -111,4 +111,6 @@ def lanes_for(w: Weights, codes: int, positions: int) -> Lanes:
         return Lanes(4, 8, 0xFF // product // w.chunk)
     if positions > 1 and 0xFFFF // product >= max(4, w.chunk):
         return Lanes(2, 16, min(INDEX, 0xFFFF // product // w.chunk))
+    if positions > 1 and w.bits == 8:
+        return Lanes(2, 32, INDEX)
     return Lanes(1, 32, INDEX)

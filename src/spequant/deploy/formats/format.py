@@ -2,7 +2,7 @@
 
 A new format is a subclass in a file of its own and one line in `formats/__init__.py`: of `ProgramFormat` where it is
 written from a program, operation by operation, with an engine in `engines.py` that runs it. Lowering, comparing and
-placing the file whole are the work of `export.py`, the same for all.
+placing the file whole are the work of `exporting.py`, the same for all.
 """
 
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ from spequant.deploy.checks import Refused
 from spequant.deploy.code_graphs import CodeGraphs
 from spequant.deploy.engines import Run
 from spequant.deploy.loaded import Loaded, Preprocessing
-from spequant.deploy.lower import lower
+from spequant.deploy.lowering import lower
 from spequant.deploy.operations import Operation
 from spequant.deploy.parity import Batch, Parity
 from spequant.deploy.program import Program

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import nn
 
+from spequant.deploy.alignment import computed, finer, steps_in
 from spequant.deploy.code_graphs import CodedGraph, CodeGraphs
 from spequant.deploy.cost import program_costs
 from spequant.deploy.formats.format import Draft, ProgramFormat
@@ -21,9 +22,9 @@ from spequant.deploy.operations import FloatLayer, Input, Operation, Quantize, W
 from spequant.deploy.program import Program
 from spequant.deploy.tflite_emitter import NONE, TfliteEmitter, TfliteWriters, channels_last, end_shape
 from spequant.deploy.tflite_file import metadata, read_head, read_tflite, with_labels, write_tflite
-from spequant.deploy.tflite_graph import FLOAT, INT8, UINT8
 from spequant.deploy.tflite_layers import float_layer, weighted
 from spequant.deploy.tflite_moves import MOVES
+from spequant.deploy.tflite_nodes import FLOAT, INT8, UINT8
 from spequant.deploy.tflite_pointwise import POINTWISE
 from spequant.deploy.tflite_windows import WINDOWS
 
@@ -44,6 +45,19 @@ WRITERS: TfliteWriters = {
     **WINDOWS,
     **MOVES,
 }
+
+
+def _coarser(e: TfliteEmitter, op: Operation, fine: Operation) -> int:
+    """The codes of `op`, which follow from those of `fine`: these by the number of its steps in one."""
+    assert op.grid is not None and fine.grid is not None
+    how, source, count = e.clip(op), e.tensors[fine], steps_in(op.grid, fine.grid)
+    assert count is not None
+    most, shape = np.asarray([127], np.int8), e.graph.shape(source)  # a large factor, since an engine rounds twice
+    by = e.graph.constant(op.name, most, how.unit / (e.graph.scale(source) * np.float32(127 * count)))
+    out = e.unclipped(op, how, how.unit, shape)
+    e.graph.node("MUL", [source, by], out, fusedActivationFunction=e.activation(how.activation or NONE))
+    e.orders[op] = e.order(fine)
+    return e.clipped(op, out, how)
 
 
 def _entered(e: TfliteEmitter, op: Operation, end: int) -> int:
@@ -99,8 +113,12 @@ def tflite_graph(
     end = e.graph.tensor("input", shape, kind, None if preprocessing is None else 1.0)
     x = end if preprocessing is None else _normalised(e, source, end, preprocessing)
     e.tensors[source] = _entered(e, source, x)
-    for op in program.ops[1:]:
-        e.emit(op)
+    pairs = finer(program)
+    for op in computed(program, pairs, taps):
+        if op in pairs:
+            e.tensors[op] = _coarser(e, op, pairs[op])
+        elif op is not source:
+            e.emit(op)
     outputs: dict[str, int] = {}
     for name, op in program.outputs.items():
         outputs[name] = _left(e, op, e.value(op), [end, *outputs.values()])
@@ -118,11 +136,13 @@ def tflite_graph(
     return CodedGraph(with_labels(model, about), e.zero, INT8)
 
 
-def op_graph(op: Operation, micro: bool = False) -> CodedGraph:
-    """One operation on stored codes given as inputs "in0", "in1" ...: what an engine makes of it, forced to these."""
-    e = TfliteEmitter(WRITERS, [*dict.fromkeys(op.inputs), op], micro=micro)
+def op_graph(op: Operation, fine: Operation | None = None, micro: bool = False) -> CodedGraph:
+    """One operation on stored codes given as inputs "in0", "in1" ...: what an engine makes of it, forced to these.
+    fine: the one from whose codes it is made; None: from its inputs."""
+    sources = list(dict.fromkeys(op.inputs)) if fine is None else [fine]
+    e = TfliteEmitter(WRITERS, [*sources, op], micro=micro)
     inputs = {}
-    for i, source in enumerate(dict.fromkeys(op.inputs)):
+    for i, source in enumerate(sources):
         shape = end_shape(source.shape)
         if source.grid is None:
             end = e.graph.tensor("in", shape, FLOAT)
@@ -130,7 +150,10 @@ def op_graph(op: Operation, micro: bool = False) -> CodedGraph:
             unit = 1 if isinstance(source, Quantize) else source.grid.step  # as `_quantize` has it
             end = e.codes(source, np.float32(unit), shape)
         inputs[f"in{i}"], e.tensors[source] = end, _entered(e, source, end)
-    e.emit(op)
+    if fine is None:
+        e.emit(op)
+    else:
+        e.tensors[op] = _coarser(e, op, fine)
     return CodedGraph(e.graph.model(inputs, {"output": _left(e, op, e.stored(op), inputs.values())}, {}), e.zero, INT8)
 
 
@@ -161,7 +184,7 @@ class Tflite(ProgramFormat):
     engines = "litert", "tflm"
     runs_in = "LiteRT, TensorFlow Lite Micro"
     preprocessing = True
-    graphs = CodeGraphs(tflite_graph, op_graph)
+    graphs = CodeGraphs(tflite_graph, op_graph, finer)
     writers = WRITERS
     micro: ClassVar[bool] = False
     """whether graphs are for microcontrollers"""
@@ -190,5 +213,5 @@ class TfliteInt4(Tflite):
 
     name, suffix = "tflite4", ".int4.tflite"
     help = "the same, weights that fit 4 bits in half a byte"
-    graphs = CodeGraphs(partial(tflite_graph, micro=True), partial(op_graph, micro=True))
+    graphs = CodeGraphs(partial(tflite_graph, micro=True), partial(op_graph, micro=True), finer)
     micro = True

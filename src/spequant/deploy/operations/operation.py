@@ -153,7 +153,7 @@ class Step:
 
 
 class Lowering(Protocol):
-    """The making of a program (`lower.py`), as operations see it."""
+    """The making of a program (`lowering.py`), as operations see it."""
 
     def add(self, op: Operation) -> Operation:
         """`op`, whose inputs are there, as the next of the program."""

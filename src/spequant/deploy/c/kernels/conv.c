@@ -3,7 +3,7 @@
  * the words x, a code of each position in every word: one multiplication then makes the products of all of them. */
 typedef struct net_conv net_conv;
 typedef void net_gather(const net_conv *p, const net_memory *m, uint32_t position, uint32_t group, uint32_t *x);
-typedef void net_total(const uint32_t *x, uint32_t count, uint32_t *sums);
+typedef void net_total(uint32_t *x, uint32_t count, uint32_t *sums);
 typedef void net_dot(const uint8_t *weights, const uint32_t *x, uint32_t chunks, uint32_t run, uint32_t *sums);
 
 /* What is made of a sum. sum: of an addition behind the layer, with `other`; NULL: none. */
@@ -66,7 +66,7 @@ static void net_finish(const net_conv *p, const net_memory *m, uint32_t position
 }
 
 /* All outputs of a group, of which x is the window. */
-static void net_multiply(const net_conv *p, const net_memory *m, uint32_t position, uint32_t group, const uint32_t *x)
+static void net_multiply(const net_conv *p, const net_memory *m, uint32_t position, uint32_t group, uint32_t *x)
 {
     const uint32_t left = net_positions(p) - position, here = left < p->lanes ? left : p->lanes;
     uint32_t totals[4], sums[4], channel, lane;

@@ -38,7 +38,7 @@ static void net_gather@LANES@(const net_conv *p, const net_memory *m, uint32_t p
 }
 
 /* Sums of the codes of each position. */
-static void net_total@LANES@(const uint32_t *x, uint32_t count, uint32_t *sums)
+static void net_total@LANES@(uint32_t *x, uint32_t count, uint32_t *sums)
 {
     uint32_t i@FIRST@;
     for (i = 0; i < count; i++) {

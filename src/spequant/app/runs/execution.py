@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from spequant.app.recipes.readiness import check_ready
 from spequant.app.recipes.recipe import Recipe
 from spequant.app.runs.assembly import assemble
 from spequant.app.runs.divergence import Assembled, diverged
@@ -36,7 +37,7 @@ def run(recipe: Recipe, folder: Path, reporter: Reporter | None = None, *, resum
         ValueError: `folder` holds a damaged run, or one of another recipe; or the recipe cannot be trained here.
         Interrupted: SIGINT or SIGTERM stopped the run, after a checkpoint.
     """
-    recipe.check_ready()
+    check_ready(recipe)
     accelerator = recipe.train.start(folder)
     device = recipe.train.device_of(accelerator)
     reporter = reporter if reporter and rank() == 0 else Quiet()

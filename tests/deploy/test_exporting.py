@@ -10,7 +10,7 @@ from torch import nn
 import spequant
 from spequant.deploy import FORMATS, export, export_onnx, load
 from spequant.deploy.engines import ENGINES
-from spequant.deploy.export import times_fp32
+from spequant.deploy.exporting import times_fp32
 from spequant.deploy.formats import packed
 from support.integer_networks import NEEDS_ONNXRUNTIME, prepared, small
 

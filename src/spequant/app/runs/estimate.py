@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from spequant.app.recipes.readiness import check_ready
 from spequant.app.recipes.recipe import Recipe
 from spequant.app.runs.assembly import assemble
 from spequant.app.runs.fields import make_field
@@ -77,7 +78,7 @@ def dry_run(recipe: Recipe, reporter: Reporter | None = None) -> Estimate:
     Raises:
         ValueError: the recipe cannot be trained here, as in `run`.
     """
-    recipe.check_ready()
+    check_ready(recipe)
     accelerator = replace(recipe.train, tracker=None).start(Path())
     reporter = reporter if reporter and rank() == 0 else Quiet()
     reporter.phase("loading data")

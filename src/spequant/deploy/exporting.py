@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from spequant.deploy.classes import with_classes
-from spequant.deploy.compare import compare
+from spequant.deploy.compare import compare_answers
 from spequant.deploy.engines import ENGINES
 from spequant.deploy.formats import Draft, Format, format_named, format_of_file, format_to_write
 from spequant.deploy.formats.mixed import Mixed
@@ -123,7 +123,7 @@ def _export(
             parity = form.answers(model, draft, temporary, run, batches)
         else:
             by_codes = None if form.graphs is None else start
-            parity = compare(model, draft.program, run, batches, by_codes, preprocessing, form.graphs or GRAPHS)
+            parity = compare_answers(model, draft.program, run, batches, by_codes, preprocessing, form.graphs or GRAPHS)
         parity.choices = True if classes is not None else None
         check(parity)
         if form.engines:

@@ -1,0 +1,41 @@
+"""What a run needs of its recipe."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from spequant.app.recipes import RECIPES
+from spequant.app.recipes.readiness import check_ready
+from spequant.app.recipes.recipe import Network
+from spequant.methods import QKD, Apprentice, SPEQDistill, by_name
+
+SPEQ_ON_DIGITS = RECIPES["digits-w2a2-speq"]()
+TAUGHT = ["distill", "speq-distill", "apprentice", "sqakd", "qfd", "gslr", "block-replacement", "squat"]
+
+
+def taught_by(name, teacher):
+    settings = by_name[name]()
+    if isinstance(settings, SPEQDistill.Settings):
+        return replace(settings, distill=replace(settings.distill, teacher=teacher))
+    return replace(settings, teacher=teacher)
+
+
+@pytest.mark.parametrize("name", TAUGHT)
+def test_a_teacher_that_has_learned_nothing_is_refused_by_a_run(name):
+    recipe = replace(SPEQ_ON_DIGITS, method=by_name[name]())
+    check_ready(recipe)
+    random = replace(recipe, network=replace(recipe.network, weights=None))
+    with pytest.raises(ValueError, match=r"method\.teacher is None .* random weights.* --network\.weights"):
+        check_ready(random)
+    with pytest.raises(ValueError, match=r"method\.teacher is None .* new head"):
+        check_ready(replace(recipe, network=replace(recipe.network, new_head=True)))
+    check_ready(replace(random, method=taught_by(name, Path("float"))))
+    check_ready(replace(random, method=Apprentice.Settings(joint=True)))  # which learns
+    check_ready(replace(random, method=QKD.Settings()))
+
+
+def test_a_new_head_needs_weights_behind_it():
+    recipe = replace(SPEQ_ON_DIGITS, method=by_name["retrain"](), network=Network(name="resnet8", new_head=True))
+    with pytest.raises(ValueError, match=r"network\.new_head is True; expected False.*--network\.weights"):
+        check_ready(recipe)
