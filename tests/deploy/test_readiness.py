@@ -81,6 +81,24 @@ def test_what_concerns_the_whole_network_is_a_finding_too():
         spequant.check_export(Branch(), X, "onx")
 
 
+def test_what_only_the_writers_of_a_format_refuse_is_foreseen_layer_by_layer():
+    pytest.importorskip("ai_edge_litert")
+    layers = nn.Conv3d(2, 3, 2), nn.ReLU(), nn.MaxPool3d(2), nn.Conv3d(3, 3, 1), nn.Flatten(), nn.Linear(3, 2)
+    x = torch.randn(2, 2, 3, 3, 3)
+    found = spequant.check_export(nn.Sequential(*layers), x, "tflite")
+    assert (
+        [f.name for f in found.refused] == ["0", "2", "3"] and "3 dimensions" in found.line and "2 more" in found.line
+    )
+    assert spequant.check_export(nn.Sequential(*layers), x, "c").line == "integers throughout"
+
+
+def test_what_a_format_has_not_in_float_is_refused_with_what_to_do():
+    model = spequant.prepare(Network([nn.SiLU()]), weight=SAWB(4), act=PACT(4))
+    found = spequant.check_export(model, X, "c")
+    assert [f.name for f in found.refused] == ["layers.0"] and "between=8" in found.refused[0].instead
+    assert "in float: layers.0" in spequant.check_export(model, X).line
+
+
 @pytest.mark.slow
 def test_formats_without_a_program_are_asked_too():
     pytest.importorskip("onnxscript")

@@ -1,22 +1,27 @@
-"""Everyday networks of edges as integers throughout, and the table of them in docs/coverage.md
-(`SPEQUANT_WRITE=1 pytest -m slow tests/whole/test_edge_networks.py` writes it anew)."""
+"""Everyday networks of edges as integers throughout, and the tables of them in docs/coverage.md
+(`SPEQUANT_WRITE=1 pytest -m slow tests/whole/test_edge_networks.py` writes them anew)."""
 
+import copy
 import fcntl
 import os
 import warnings
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import spequant
 from spequant.deploy import Twin, lower, quantize_biases
 from spequant.deploy.last_bits import other_last_bits
 from spequant.deploy.outputs import by_name
-from spequant.deploy.parity import FEW, Parity
+from spequant.deploy.parity import AGREEMENT, Parity
 from spequant.quantizers import PACT, SAWB
 from support.edge_networks import EDGES, made_up
 from support.integer_networks import NEEDS_ONNXRUNTIME
+from support.learned import answers, images_of, learn, right
 
 pytestmark = NEEDS_ONNXRUNTIME
 DOCS = Path(__file__).parents[2] / "docs" / "coverage.md"
@@ -24,46 +29,82 @@ HEAD = (
     "| integers throughout | in float | W4A4: onnxruntime, OpenVINO, twin | W2A2: onnxruntime, OpenVINO, twin |\n"
     "|---|---|---|---|\n"
 )
+LEARNED_HEAD = (
+    "| trained for a moment | in float | right: float, W4A4, W2A2 | W4A4: onnxruntime, OpenVINO, twin | W2A2: "
+    "onnxruntime, OpenVINO, twin |\n|---|---|---|---|---|\n"
+)
 IMAGES = 64
-SHORT = {
-    "torchvision/shufflenet_v2_x0_5": "98.4, 95.3, 98.4 % at W4A4",
-    "torchvision/mobilenet_v3_small": "values of the twin 0.2 deviations off at W4A4 or W2A2",
-    "torchvision/googlenet": "96.9, 95.3, 96.9 % at W4A4",
-    "torchvision/vgg11_bn": "not done within 900 s",
-    "timm/efficientnet_lite0": "95.3, 90.6, 95.3 % at W4A4",
-    "timm/mobilenetv4_conv_small": "96.9, 95.3, 96.9 % at W4A4",
-    "timm/ghostnet_050": "OpenVINO: 9 of 64 other answers",
-    "timm/mixnet_s": "onnxruntime: 43 of 64 other answers",
-}
-"""Networks that fall short with random weights, and by how much their answers are not torch's."""
+WIDTHS = (4, 2)
+LEARNED = (
+    "torchvision/shufflenet_v2_x0_5",
+    "torchvision/mobilenet_v3_small",
+    "torchvision/googlenet",
+    "timm/efficientnet_lite0",
+    "timm/mobilenetv4_conv_small",
+    "timm/ghostnet_050",
+    "timm/mixnet_s",
+)
+"""Networks whose answers are ill-conditioned with random weights: a code that a rounding tie changes spreads through
+all layers. They are trained before."""
+UNMEASURED = (
+    "torchvision/vgg11_bn",
+    "torchvision/mobilenet_v3_small",
+    "torchvision/googlenet",
+    "timm/efficientnet_lite0",
+    "timm/mobilenetv4_conv_small",
+    "timm/ghostnet_050",
+    "timm/mixnet_s",
+)
+"""Networks whose rows are not in the docs yet; they run where rows are written."""
+RUN = [name for name in EDGES if name not in UNMEASURED or os.environ.get("SPEQUANT_WRITE")]
+STEPS = 150, 40
+"""Of float training, and of training at each width after it."""
 
 
 def named(row: str) -> str:
     return row.split("|")[1].strip()
 
 
-def table() -> list[str]:
-    return DOCS.read_text().partition(HEAD)[2].split("\n\n")[0].splitlines()
+def table(head: str) -> list[str]:
+    return DOCS.read_text().partition(head)[2].split("\n\n")[0].splitlines()
 
 
-def write_row(row: str) -> None:
+def write_row(row: str, head: str) -> None:
     with DOCS.open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        rows = {named(r): r for r in table()} | {named(row): row}
-        before, _, after = DOCS.read_text().partition(HEAD)
+        rows = {named(r): r for r in table(head) if r} | {named(row): row}
+        before, _, after = DOCS.read_text().partition(head)
         ordered = "\n".join(rows[n] for n in EDGES if n in rows)
-        DOCS.write_text(before + HEAD + ordered + "".join(after.partition("\n\n")[1:]))
+        DOCS.write_text(before + head + ordered + "".join(after.partition("\n\n")[1:]))
+
+
+def judge(row: str, islands: Iterable[str], head: str) -> None:
+    print(row)
+    if os.environ.get("SPEQUANT_WRITE"):
+        write_row(row, head)
+    else:
+        assert not islands and row in table(head)
+
+
+def per_cent(shares: Iterable[float]) -> str:
+    return f"{', '.join(f'{100 * share:.1f}' for share in shares)} %"
+
+
+def low_bit(network: nn.Module, bits: int, x: Tensor) -> nn.Module:
+    model = spequant.prepare(network, weight=SAWB(bits), act=PACT(bits), between=8)
+    spequant.calibrate(model, x.split(64), samples=len(x))
+    return model.eval()
 
 
 def exported(name: str, bits: int, path: Path) -> tuple[list[str], list[float]]:
-    """(float islands, shares of answers that are the network's in onnxruntime, in OpenVINO, and of the twin)."""
+    """(float islands, shares of answers that are the network's in onnxruntime, in OpenVINO, and of the twin), of random
+    weights and made-up samples."""
     torch.manual_seed(0)
     edge = EDGES[name]
     network, x = edge.make(), made_up(IMAGES, edge.shape)
     spequant.reestimate_batch_norm(network, [x])  # which random weights leave as if they were trained
-    model = spequant.prepare(network.eval(), weight=SAWB(bits), act=PACT(bits), between=8)
-    spequant.calibrate(model, [x], samples=IMAGES)
-    quantize_biases(model.eval(), x[:1])
+    model = low_bit(network.eval(), bits, x)
+    quantize_biases(model, x[:1])
     reports = [spequant.export(model, path.with_suffix(end), x.split(16)) for end in (".onnx", ".xml")]
     with torch.no_grad():
         expected = by_name(model(x))
@@ -79,27 +120,75 @@ def exported(name: str, bits: int, path: Path) -> tuple[list[str], list[float]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.xfail(reason=SHORT[n], strict=False)) if n in SHORT else n for n in EDGES],
-)
+@pytest.mark.parametrize("name", [n for n in RUN if n not in LEARNED])
 def test_a_network_of_edges_is_integers_throughout(name, tmp_path):
     cells, islands = [], set()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the libraries' own
-        for bits in (4, 2):
+        for bits in WIDTHS:
             inside, shares = exported(name, bits, tmp_path / "net")
             islands |= set(inside)
-            assert IMAGES * (1 - min(shares)) <= FEW, (bits, shares)
-            cells.append(f"{', '.join(f'{100 * share:.1f}' for share in shares)} %")
-    row = f"| {name} | {', '.join(sorted(islands)) or 'nothing'} | {' | '.join(cells)} |"
-    print(row)
-    if os.environ.get("SPEQUANT_WRITE"):
-        write_row(row)
-    else:
-        assert not islands and row in table()
+            assert min(shares) == 1, (bits, shares)
+            cells.append(per_cent(shares))
+    judge(f"| {name} | {', '.join(sorted(islands)) or 'nothing'} | {' | '.join(cells)} |", islands, HEAD)
 
 
-def test_the_rows_in_the_docs_are_of_these_networks():
-    names = [named(row) for row in table() if row]
-    assert names == [name for name in EDGES if name not in SHORT]
+@cache
+def pictures(folder: Path) -> tuple[tuple[Tensor, Tensor], ...]:
+    """(images, labels) to train with, and held out."""
+    return images_of(folder / "train"), images_of(folder / "val")
+
+
+def compared(model: nn.Module, path: Path, x: Tensor, y: Tensor) -> tuple[list[str], list[float], float]:
+    """(float islands, shares of `x` answered as by the network in onnxruntime, in OpenVINO and by the twin; per cent
+    of right answers). Every value is within the limits."""
+    islands, runs = list[str](), {}
+    first = [(x[i : i + 16], y[i : i + 16]) for i in range(0, IMAGES, 16)]
+    for end in (".onnx", ".xml"):
+        islands += spequant.export(model, path.with_suffix(end), first).islands  # codes are compared on these
+        runs[end] = spequant.load(path.with_suffix(end))
+    runs["the twin"] = Twin(lower(model, x[:1]))
+    expected, shares = answers(model, x), []
+    with other_last_bits(model):
+        moved = answers(model, x)
+    for who, run in runs.items():
+        parity = Parity()
+        parity.add(expected, answers(run, x).numpy(), y, moved)
+        print(who, parity)
+        parity.check(who)
+        shares.append(parity.agreement)
+    return islands, shares, right(expected, y)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", [n for n in RUN if n in LEARNED])
+def test_a_network_that_has_learned_something_is_integers_throughout(name, tiny_imagenet, tmp_path):
+    (x, y), (held_out, labels) = pictures(tiny_imagenet)
+    torch.manual_seed(0)
+    network, cells, islands = EDGES[name].make(), [], set()
+    learn(network, x, y, STEPS[0], 2e-3)
+    spequant.reestimate_batch_norm(network, x[:256].split(64))
+    rates = [right(answers(network, held_out), labels)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the libraries' own
+        for bits in WIDTHS:
+            model = low_bit(copy.deepcopy(network), bits, x[:128])
+            learn(model, x, y, STEPS[1], 1e-3)
+            spequant.reestimate_batch_norm(model, x[:256].split(64))
+            quantize_biases(model, x[:1])
+            inside, shares, rate = compared(model, tmp_path / "net", held_out, labels)
+            islands |= set(inside)
+            assert min(shares) >= AGREEMENT, (bits, shares)
+            cells.append(per_cent(shares))
+            rates.append(rate)
+    told = ", ".join(f"{rate:.1f}" for rate in rates)
+    row = f"| {name} | {', '.join(sorted(islands)) or 'nothing'} | {told} % | {' | '.join(cells)} |"
+    judge(row, islands, LEARNED_HEAD)
+
+
+@pytest.mark.parametrize("head", [HEAD, LEARNED_HEAD])
+def test_the_rows_in_the_docs_are_of_these_networks(head):
+    names = [named(row) for row in table(head) if row]
+    of_table = [name for name in EDGES if (name in LEARNED) == (head == LEARNED_HEAD)]
+    assert names == [name for name in of_table if name not in UNMEASURED]

@@ -8,8 +8,9 @@ from torch import nn
 
 import spequant
 from reference.integer_operations import literal
-from spequant.deploy import Twin, integer_graph, lower, quant_graph
+from spequant.deploy import FORMATS, Twin, integer_graph, lower, quant_graph
 from spequant.deploy.engines import ENGINES
+from spequant.deploy.formats import ProgramFormat
 from spequant.deploy.outputs import by_name
 from spequant.deploy.running import in_engine
 from support.clipping import skip_if_clipped
@@ -306,6 +307,24 @@ def test_other_engines_compute_it_too(engine, name):
     graph = quant_graph(program) if engine == "qonnx" else integer_graph(program)
     (got,) = ENGINES[engine](graph.SerializeToString())({"input": x.numpy()})
     np.testing.assert_allclose(got, Twin(program)(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("between", [False, True])
+@pytest.mark.parametrize("name", FORMS)
+def test_a_check_says_of_every_format_what_an_export_does(name, between):
+    pytest.importorskip("onnx")
+    pytest.importorskip("ai_edge_litert")
+    model, x = lowered(FORMS[name], between)
+    for format in (form for form in FORMATS.values() if isinstance(form, ProgramFormat)):
+        found = spequant.check_export(model, x, format.name)
+        try:
+            format.draft(model, x[:1], None, None)
+        except ValueError as error:
+            assert str(error).partition(":")[0] in {one.name for one in found.refused}, (str(error), str(found))
+        else:
+            assert found.ok, found
 
 
 class Plain(nn.Linear):

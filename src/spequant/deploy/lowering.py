@@ -41,22 +41,26 @@ def lower(model: nn.Module, example: Tensor) -> Program:
         program = _Lowering(trace(model, example)).program()
     if not any(on_integers(op) for op in program.ops):
         raise on_no_integers(model)
-    samples = program.input.shape[0]
-    for op in program.ops:  # read off two samples, to see what mixes them; one may be several rows
-        op.shape = (op.shape[0] // samples, *op.shape[1:])
-    return program
+    return _of_one_sample(program)
 
 
-def lower_all(model: nn.Module, example: Tensor) -> tuple[list[Operation], list[tuple[str, str]]]:
+def lower_all(model: nn.Module, example: Tensor) -> tuple[Program, list[tuple[str, str]]]:
     """As much of the program of `model` as there is, and (name, why not) of each step that has no form. Arguments and
     errors as `lower`'s; errors are those of the network as a whole."""
     problems: list[tuple[str, str]] = []
     with weights_once(model):
-        lowering = _Lowering(trace(model, example, problems), problems)
-        lowering.program()
-    if not problems and not any(on_integers(op) for op in lowering.ops):
+        program = _Lowering(trace(model, example, problems), problems).program()
+    if not problems and not any(on_integers(op) for op in program.ops):
         raise on_no_integers(model)
-    return lowering.ops, list(dict.fromkeys(problems))
+    return _of_one_sample(program), list(dict.fromkeys(problems))
+
+
+def _of_one_sample(program: Program) -> Program:
+    """`program`, which was read off two samples, to see what mixes them; one may be several rows."""
+    samples = program.input.shape[0]
+    for op in program.ops:
+        op.shape = (*(n // samples for n in op.shape[:1]), *op.shape[1:])
+    return program
 
 
 def on_integers(op: Operation) -> bool:

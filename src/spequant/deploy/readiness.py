@@ -14,6 +14,7 @@ from spequant.deploy.lowering import lower_all
 from spequant.deploy.operations import Add, Clamp, FloatLayer, Operation, Unread
 from spequant.functional import without_autocast
 from spequant.layers import OUTPUT, Wrapper, act_quantizers, weight_quantizers
+from spequant.names import some_of
 from spequant.networks import copied
 from spequant.preparation.placement import prepare
 from spequant.processes import innermost
@@ -62,6 +63,18 @@ class ExportCheck:
         """Whether it would be written."""
         return not self.refused
 
+    @property
+    def line(self) -> str:
+        """In one line, behind the format's name: the first that is refused; or what is float, and what to do about the
+        last of it, which those before go with."""
+        if self.refused:
+            more = len(self.refused) - 1
+            return f"refused: {self.refused[0]}" + (f" ({more} more: spequant.check_export)" if more else "")
+        if self.floats:
+            names = some_of(list(dict.fromkeys(one.name or one.what for one in self.floats)))
+            return f"in float: {names}. {self.floats[-1].instead}".removesuffix(". ")
+        return "integers throughout"
+
     def __str__(self) -> str:
         lines = [f"refused by --to {self.format}: {finding}" for finding in self.refused]
         lines += [f"in float: {finding}" for finding in self.floats]
@@ -104,19 +117,28 @@ def check_export(model: nn.Module, example: Tensor | Mapping[str, Tensor], forma
         _of_draft(form, ready, example, found)
         return found
     try:
-        ops, problems = lower_all(ready, example)
+        program, problems = lower_all(ready, example)
     except (ValueError, RuntimeError) as error:
         found.refused.append(Finding("", str(error)))
         return found
     found.refused += [Finding(name, what, MIXED) for name, what in problems]
-    for op in ops:
+    for op in program.ops:
         if isinstance(op, Unread):
             continue
         if not form.holds(op):
-            found.refused.append(Finding(op.name, f"the format {format} has no {op.WORD}", MIXED))
-        elif op.in_float:
+            found.refused.append(_refused(op, ready, format))
+        elif op.in_float and not form.whole_numbers:
             found.floats.append(Finding(op.name, f"{op.WORD} computes in float", _advice(op, ready)))
+    known = {one.name for one in found.refused}
+    faults = [] if problems else dict.fromkeys(form.faults(program))
+    found.refused += [Finding(name, what) for name, what in faults if name not in known]
     return found
+
+
+def _refused(op: Operation, model: nn.Module, format: str) -> Finding:
+    if op.in_float:
+        return Finding(op.name, f"{op.WORD} computes in float, which the format {format} has not", _advice(op, model))
+    return Finding(op.name, f"the format {format} has no {op.WORD}", MIXED)
 
 
 def _ready(model: nn.Module, example: Any) -> tuple[nn.Module, list[str]]:

@@ -193,7 +193,8 @@ class TfliteEmitter:
         parts = runs(shape, own, order)
         if len(parts) > MOST_DIMENSIONS:
             raise ValueError(
-                f"{op.name}: the format tflite moves {MOST_DIMENSIONS} dimensions at most, not {len(parts)}"
+                f"{op.name}: the format tflite moves {MOST_DIMENSIONS} dimensions at most, not {len(parts)}; --to onnx "
+                "takes it"
             )
         there = sorted(range(len(parts)), key=lambda i: own.index(parts[i][0]))
         sizes = [int(np.prod([shape[d] for d in part])) for part in parts]

@@ -190,7 +190,9 @@ def _product(
         weight = e.graph.constant(f"{name}.weight", weight, scale)
         return e.graph.node("FULLY_CONNECTED", [source, weight, bias], out, **fused)
     if op.spatial > 2:
-        raise ValueError(f"{name}: the format tflite has no convolution over {op.spatial} dimensions")
+        raise ValueError(
+            f"{name}: the format tflite has no convolution over {op.spatial} dimensions; --to onnx takes it"
+        )
     row = (1,) if op.spatial == 1 else ()
     kernel, stride, dilation = ((*row, *v) for v in (weight.shape[2:], op.stride, op.dilation))
     weight = weight.reshape(*weight.shape[:2], *kernel)

@@ -38,7 +38,9 @@ def _slice(e: TfliteEmitter, op: Slice) -> int:
     source, order = e.as_it_lies(op, op.inputs[0])
     rank = len(e.graph.shape(source))
     if rank > MOST_SLICED:
-        raise ValueError(f"{op.name}: the format tflite slices {MOST_SLICED} dimensions at most, not {rank}")
+        raise ValueError(
+            f"{op.name}: the format tflite slices {MOST_SLICED} dimensions at most, not {rank}; --to onnx takes it"
+        )
     starts, stops, steps = [0] * rank, list(e.graph.shape(source)), [1] * rank
     for dim, ends in enumerate(zip(op.start, op.stop, op.step, strict=True), start=1):
         starts[place(order, dim)], stops[place(order, dim)], steps[place(order, dim)] = ends

@@ -23,7 +23,7 @@ def _window(op: MaxPool | AvgPool) -> tuple[list[int], list[int], Ends]:
     """(kernel, stride, padding) over two positions. ValueError: there are three."""
     spatial = len(op.kernel)
     if spatial > 2:
-        raise ValueError(f"{op.name}: the format tflite has no {op.WORD} over {spatial} dimensions")
+        raise ValueError(f"{op.name}: the format tflite has no {op.WORD} over {spatial} dimensions; --to onnx takes it")
     row = [1] * (2 - spatial)
     return [*row, *op.kernel], [*row, *op.stride], ends_of(op.padding, spatial)
 

@@ -249,7 +249,8 @@ def test_dry_run_and_the_list_of_runs(finished, capsys):
     start = ["--network.weights", str(finished / "float")]
     quick = ["--train.precision", "fp32", "--quant.percentile", "99.9", "--data.images", "60"]
     main(["train", "squad-bert-w3a3-speq", *arguments, *settings, *quick, "--dry-run", *start])
-    assert "60 to train, 0 held out, 36 to test" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "60 to train, 0 held out, 36 to test" in said and "--to mixed" in said
     main(["runs", str(finished)])
     assert f"{figures(finished / 'speq')['test_f1']:.2f}" in capsys.readouterr().out
     main(["compare", str(finished / "float"), str(finished / "speq")])

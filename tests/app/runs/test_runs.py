@@ -96,6 +96,9 @@ def test_what_a_run_would_take(tmp_path, monkeypatch):
     assert (found.samples, found.epochs, found.steps, found.processes) == ((100, 50, 500), 7, 7 * 6, 1)
     assert (found.warm, found.timed) == (3, 3)  # of the six steps of an epoch
     assert found.step_seconds > 0 and found.seconds_first > 0 and found.peak_bytes > 2**20
+    said = {name: line for line in found.exports for name in line.partition(":")[0].split(", ")}
+    assert "in float: layer3.0.relu" in said["--to onnx"] and "between=8" in said["--to onnx"]
+    assert "integers throughout" in said["--to c"]
     assert 0 < found.weight_bytes < found.parameters  # a quarter of a byte a weight, most of them
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match=r"train\.epochs is 0; expected 1"):

@@ -1,4 +1,5 @@
-"""What a run would take: samples, steps, memory and hours, measured on its first steps. Nothing is written."""
+"""What a run would take: samples, steps, memory and hours, measured on its first steps; and how it would export.
+Nothing is written."""
 
 import resource
 import time
@@ -7,12 +8,15 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from spequant.app.recipes.readiness import check_ready
 from spequant.app.recipes.recipe import Recipe
 from spequant.app.runs.assembly import assemble
 from spequant.app.runs.fields import make_field
 from spequant.app.runs.reporter import Quiet, Reporter
+from spequant.deploy import FORMATS, check_export
+from spequant.deploy.formats import ProgramFormat
 from spequant.layers import weight_bits
 from spequant.processes import rank, world
 from spequant.train import train_step
@@ -43,6 +47,8 @@ class Estimate:
     """median of the `timed` steps"""
     peak_bytes: int
     """peak of the GPU's memory, or on a CPU of this process"""
+    exports: tuple[str, ...] = ()
+    """for each way in which exports would turn out, the formats and what is refused or left float"""
 
     @property
     def hours(self) -> float:
@@ -58,6 +64,7 @@ class Estimate:
             f"step        {self.step_seconds * 1000:.1f} ms, median of {self.timed}; before it {self.warm} in "
             f"{self.seconds_first:.1f} s",
             f"time        {self.hours:.2f} hours, measuring held-out images aside",
+            *(f"export      {line}" for line in self.exports),
         ]
 
 
@@ -106,4 +113,20 @@ def dry_run(recipe: Recipe, reporter: Reporter | None = None) -> Estimate:
         peak_bytes=torch.cuda.max_memory_allocated(state.device)
         if on_gpu
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        exports=_exports(state.model, assembly.field.example) if recipe.quantized and rank() == 0 else (),
     )
+
+
+def _exports(model: nn.Module, example: Tensor | None) -> tuple[str, ...]:
+    """What `check_export` says of each format with integers throughout. example: None: inputs have names."""
+    if example is None:
+        return ("of inputs by name there are --to packed and --to mixed, with float parts",)
+    formats: dict[str, list[str]] = {}
+    for name, form in FORMATS.items():
+        if isinstance(form, ProgramFormat):
+            try:
+                said = check_export(model, example, name).line
+            except ModuleNotFoundError as error:
+                said = str(error)
+            formats.setdefault(said, []).append(f"--to {name}")
+    return tuple(f"{', '.join(names)}: {said}" for said, names in formats.items())

@@ -16,6 +16,7 @@ from spequant.deploy.operations import Add, Operation, Quantize, Weighted
 from spequant.deploy.program import Program
 
 CWriters = Mapping[type[Operation], Callable[[Any, Any], Tensor]]
+ON_A_GRID = "prepare with residual=8 and between=8, which put it on a grid"
 WORDS = 2.0**29
 """Of int32: what the largest float value of a program becomes."""
 
@@ -61,7 +62,7 @@ class CEmitter:
         """The tensor of `op`, which is computed now if it is not yet there."""
         if op not in self.tensors:
             if type(op) not in self.writers:
-                raise ValueError(f"{op.name}: {op.WORD} is computed in float, which the format c has not")
+                raise ValueError(f"{op.name}: {op.WORD} is computed in float, which the format c has not; {ON_A_GRID}")
             made = self.writers[type(op)](self, op)
             self.tensors.setdefault(op, made)
         return self.tensors[op]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from spequant.deploy.c.emitter import CEmitter, Table
+from spequant.deploy.c.emitter import ON_A_GRID, CEmitter, Table
 from spequant.deploy.c.moves import copy_like, moved, moved_to, three
 from spequant.deploy.c.rounding import Rounding, Sum, code_sum, fixed_sum, rounding, scaled
 from spequant.deploy.c.tensors import Tensor
@@ -171,7 +171,7 @@ def add(e: CEmitter, op: Add) -> Tensor:
 def mul(e: CEmitter, op: Mul) -> Tensor:
     """ValueError: of what is no code."""
     if not op.of_codes or op.grid is None:
-        raise ValueError(f"{op.name}: {op.WORD} is computed in float, which the format c has not")
+        raise ValueError(f"{op.name}: {op.WORD} is computed in float, which the format c has not; {ON_A_GRID}")
     a, b = (e.value(i) for i in op.inputs)
     out, unit = e.new(op), op.unit.numpy()
     products = [x * y for x in (a.low, a.high) for y in (b.low, b.high)]
@@ -224,6 +224,6 @@ def _sum_of(e: CEmitter, op: Add, first: Operation) -> Sum:
             e.unequal[op.name] = e.unequal.get(op.name, 0) + made.unequal
         return made
     if op.grid is not None:
-        raise ValueError(f"{op.name}: an addition of float values to codes has no form in the format c")
+        raise ValueError(f"{op.name}: an addition of float values to codes has no form in the format c; {ON_A_GRID}")
     units = [e.word if g is None else g.step for g in grids]
     return fixed_sum((units[0], units[1]), tuple(0 if g is None else g.low for g in grids), e.word)  # type: ignore[arg-type]

@@ -71,7 +71,9 @@ def moved(
         else:
             joined.append((n, a, b))
     if len(joined) > DIGITS:
-        raise ValueError(f"{op.name}: {op.WORD} moves {len(joined)} dimensions; expected at most {DIGITS}")
+        raise ValueError(
+            f"{op.name}: {op.WORD} moves {len(joined)} dimensions; expected at most {DIGITS}: --to onnx takes it"
+        )
     filled = [(1, 0, 0)] * (DIGITS - len(joined)) + joined
     numbers, from_steps, to = (tuple(x) for x in zip(*filled, strict=True))
     same = source.low - out.low if WORD not in (source.bits, out.bits) else 0

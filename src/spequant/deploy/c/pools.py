@@ -5,7 +5,7 @@ from math import prod
 import numpy as np
 import torch
 
-from spequant.deploy.c.emitter import CEmitter, Table, entries
+from spequant.deploy.c.emitter import ON_A_GRID, CEmitter, Table, entries
 from spequant.deploy.c.moves import moved_to, reshaped_as, three
 from spequant.deploy.c.rounding import Rounding, rounding, scaled
 from spequant.deploy.c.tensors import WORD, Tensor
@@ -73,7 +73,7 @@ def _mean(
 ) -> None:
     """ValueError: the mean of what is no code, on a grid."""
     if source.bits == WORD and op.grid is not None:
-        raise ValueError(f"{op.name}: {op.WORD} of float values on a grid has no form in the format c")
+        raise ValueError(f"{op.name}: {op.WORD} of float values on a grid has no form in the format c; {ON_A_GRID}")
     how = None if source.bits == WORD else e.rounded(op, _mean_rounding(e, op, source, counts, volume))
     _pool(e, op, source, out, window, mean=1, by_count=by_count, low=source.low, rounding=how)
 
@@ -181,7 +181,7 @@ def clamp(e: CEmitter, op: Clamp) -> Tensor:
     """ValueError: of the input itself."""
     source, out = e.value(op.inputs[0]), e.new(op)
     if source.bits != WORD:
-        raise ValueError(f"{op.name}: {op.WORD} of codes in float has no form in the format c")
+        raise ValueError(f"{op.name}: {op.WORD} of codes in float has no form in the format c; {ON_A_GRID}")
     ends = (
         int(np.clip(round(v / out.unit), -(2**31), 2**31 - 1)) if np.isfinite(v) else None for v in (op.low, op.high)
     )

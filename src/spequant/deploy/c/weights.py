@@ -76,10 +76,13 @@ def weights_of(op: Weighted, window: tuple[int, ...] | None = None) -> Weights:
     largest = values.shape[1] * codes * max(step * made.largest, int(np.abs(lows).max()))
     if largest > SUM:
         raise ValueError(
-            f"{op.name}: its sums of stored codes may reach {largest:,}; expected at most {SUM:,}, an int32"
+            f"{op.name}: its sums of stored codes may reach {largest:,}; expected at most {SUM:,}, an int32. Give it "
+            "fewer bits or inputs"
         )
     if values.shape[1] > INDEX or max(step, int(np.abs(lows).max())) > SHORT:
-        raise ValueError(f"{op.name}: {values.shape[1]:,} products for each output; expected at most {INDEX:,}")
+        raise ValueError(
+            f"{op.name}: {values.shape[1]:,} products for each output; expected at most {INDEX:,}: --to onnx takes it"
+        )
     return made
 
 

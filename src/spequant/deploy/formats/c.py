@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from spequant.deploy.c.emitter import CEmitter, CWriters
+from spequant.deploy.c.emitter import ON_A_GRID, CEmitter, CWriters
 from spequant.deploy.c.engine import HOST, bundle, compiler, stack_size
 from spequant.deploy.c.layers import add, mul, weighted
 from spequant.deploy.c.manifest import MANIFEST, identifier, read_manifest, renamed
 from spequant.deploy.c.moves import concat, cut, given_out, pad, pixel_shuffle, repeat, reshape, transpose
 from spequant.deploy.c.pools import amax, avg_pool, clamp, function, max_pool, mean, quantize
 from spequant.deploy.c.project import Project, project, write_project
+from spequant.deploy.c.tensors import Tensor
 from spequant.deploy.code_graphs import CodedGraph, CodeGraphs
 from spequant.deploy.formats.format import Draft, ProgramFormat
 from spequant.deploy.loaded import Loaded, Preprocessing
@@ -54,7 +55,7 @@ from spequant.files import placed_folder
 
 
 def _no_tensor(e: CEmitter, op: Operation) -> Any:
-    raise ValueError(f"{op.name}: the network's input is read in float, which the format c has not")
+    raise ValueError(f"{op.name}: the network's input is read in float, which the format c has not; {ON_A_GRID}")
 
 
 WRITERS: CWriters = MappingProxyType(
@@ -119,6 +120,21 @@ def c_graph(
     return CodedGraph(bundle(files, made.head, shapes), made.zero, np.dtype(np.uint8), made.taps)
 
 
+class _Trying(CEmitter):
+    """found: (name, why not) of each operation that cannot be written, in whose place stands a tensor of its form."""
+
+    def __init__(self, program: Program) -> None:
+        self.found: list[tuple[str, str]] = []
+        super().__init__(WRITERS, program)
+
+    def value(self, op: Operation) -> Tensor:
+        try:
+            return super().value(op)
+        except ValueError as error:
+            self.found.append((op.name, str(error).removeprefix(f"{op.name}: ")))
+            return self.tensors.setdefault(op, self.new(op))
+
+
 class C(ProgramFormat):
     """A folder of C files."""
 
@@ -127,7 +143,7 @@ class C(ProgramFormat):
     engines = ("cc",)
     runs_in = "any machine with a C compiler"
     preprocessing = True
-    folder = True
+    folder = whole_numbers = True
     images = 512
     graphs = CodeGraphs(c_graph, None)
     writers = WRITERS
@@ -149,6 +165,9 @@ class C(ProgramFormat):
 
     def content(self, program: Program, preprocessing: Preprocessing | None, about: Mapping[str, Any] | None) -> Any:
         return c_project(program, preprocessing=preprocessing, about=about)
+
+    def faults(self, program: Program) -> list[tuple[str, str]]:
+        return _Trying(program).found
 
     @contextmanager
     def placed(self, draft: Draft, path: Path) -> Iterator[Path]:

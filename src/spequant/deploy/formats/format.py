@@ -114,10 +114,12 @@ class Format(ABC):
 
 
 class ProgramFormat(Format):
-    """A format that a program is written in. writers: for each operation; refused: operations that it cannot hold."""
+    """A format that a program is written in. writers: for each operation; refused: operations that it cannot hold.
+    whole_numbers: whether what is float in a program is whole numbers of more bits in a file."""
 
     writers: ClassVar[Mapping[type[Operation], Callable[[Any, Any], Any]]]
     refused: ClassVar[tuple[type[Operation], ...]] = ()
+    whole_numbers: ClassVar[bool] = False
 
     def draft(
         self, model: nn.Module, example: Any, preprocessing: Preprocessing | None, about: Mapping[str, Any] | None
@@ -145,6 +147,16 @@ class ProgramFormat(Format):
     def holds(self, op: Operation) -> bool:
         """Whether it has a form for `op`."""
         return type(op) in self.writers and not isinstance(op, self.refused)
+
+    def faults(self, program: Program) -> list[tuple[str, str]]:
+        """(name, why not) of each operation of a kind that it has a form for, but which itself has none."""
+        found = []
+        for op in program.weighted:
+            try:
+                _ = op.integers
+            except ValueError as error:
+                found.append((op.name, str(error).removeprefix(f"{op.name}: ")))
+        return found
 
     @abstractmethod
     def content(self, program: Program, preprocessing: Preprocessing | None, about: Mapping[str, Any] | None) -> Any:

@@ -157,6 +157,25 @@ def op_graph(op: Operation, fine: Operation | None = None, micro: bool = False) 
     return CodedGraph(e.graph.model(inputs, {"output": _left(e, op, e.stored(op), inputs.values())}, {}), e.zero, INT8)
 
 
+class _Trying(TfliteEmitter):
+    """found: (name, why not) of each operation that cannot be written, in whose place stands a tensor like its
+    result."""
+
+    def __init__(self, program: Program, micro: bool) -> None:
+        super().__init__(WRITERS, program.ops, program.outputs.values(), micro)
+        self.found: list[tuple[str, str]] = []
+        end = self.graph.tensor("input", end_shape(program.input.shape), FLOAT)
+        self.tensors[program.input] = _entered(self, program.input, end)
+
+    def emit(self, op: Operation) -> None:
+        try:
+            if type(op) in self.writers:
+                return super().emit(op)
+        except ValueError as error:
+            self.found.append((op.name, str(error).removeprefix(f"{op.name}: ")))
+        self.tensors[op] = self.like(op) if op.grid is None else self.codes(op, np.float32(op.grid.step))
+
+
 class Tflite(ProgramFormat):
     """LiteRT's files."""
 
@@ -172,6 +191,12 @@ class Tflite(ProgramFormat):
 
     def content(self, program: Program, preprocessing: Preprocessing | None, about: Mapping[str, Any] | None) -> Any:
         return tflite_graph(program, preprocessing=preprocessing, about=about, micro=self.micro).data
+
+    def faults(self, program: Program) -> list[tuple[str, str]]:
+        e = _Trying(program, self.micro)
+        for op in program.ops[1:]:
+            e.emit(op)
+        return e.found
 
     def write(self, draft: Draft, path: Path) -> None:
         write_tflite(draft.content, path)
