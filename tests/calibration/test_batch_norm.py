@@ -10,9 +10,9 @@ from spequant.calibration.batch_norm import (
     batch_norm_mode,
     batch_norm_untracked,
     dropout_off,
-    modes_kept,
     synchronise_batch_norm,
 )
+from spequant.calibration.batches import modes_kept
 from spequant.layers import act_quantizers
 from spequant.quantizers import PACT, SAWB
 

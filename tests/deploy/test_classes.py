@@ -7,6 +7,7 @@ from torch import nn
 import spequant
 from spequant.deploy import FORMATS
 from spequant.deploy.classes import names_in, with_classes
+from spequant.deploy.outputs import output_count
 from support.integer_networks import NEEDS_ONNXRUNTIME, lowered
 from support.task_networks import Pixels, Tokens
 
@@ -62,8 +63,12 @@ def test_outputs_are_counted_where_the_classes_are():
     x, ids = torch.zeros(1, 3, 8, 8), torch.zeros(1, 5, dtype=torch.long)
     tokens = {"input_ids": ids, "attention_mask": ids}
     for network, example in ((Pixels(3), x), (Tokens(3), tokens), (nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), x)):
-        assert names_in(with_classes(None, ["a", "b", "c"], network, example) or {}) == ("a", "b", "c")
+        assert names_in(with_classes(None, ["a", "b", "c"], output_count(network, example)) or {}) == (
+            "a",
+            "b",
+            "c",
+        )
     with pytest.raises(ValueError, match="the network gives NoneType"):
-        with_classes(None, ["a"], Tokens(2, ends=True), tokens)
+        with_classes(None, ["a"], output_count(Tokens(2, ends=True), tokens))
     with pytest.raises(ValueError, match=r"the network gives \(192,\)"):
-        with_classes(None, ["a"], nn.Flatten(0), x)
+        with_classes(None, ["a"], output_count(nn.Flatten(0), x))

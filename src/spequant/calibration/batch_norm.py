@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from spequant.calibration.batches import check_batches, run_model
+from spequant.calibration.batches import check_batches, modes_kept, run_model
 from spequant.functional import all_reduce
 from spequant.processes import average_over_processes, world
 from spequant.recomputation import entered_again
@@ -81,17 +81,6 @@ def batch_norm_untracked(model: nn.Module) -> Iterator[None]:
     finally:
         for m in norms:
             m.track_running_stats = True
-
-
-@contextmanager
-def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Restore the train or eval mode of each module at the end, also where it differs from the mode of `model`."""
-    before = [(m, m.training) for m in model.modules()]
-    try:
-        yield
-    finally:
-        for m, training in before:
-            m.training = training
 
 
 @contextmanager

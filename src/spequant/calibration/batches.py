@@ -1,8 +1,10 @@
 """Batches of any form: how a model is called with one, and how many samples it holds."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -36,6 +38,23 @@ def run_model(model: nn.Module, batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return model(**batch)
     return model(batch[0] if isinstance(batch, tuple | list) else batch)
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Restore the train or eval mode of each module at the end, also where it differs from the mode of `model`."""
+    before = [(m, m.training) for m in model.modules()]
+    try:
+        yield
+    finally:
+        for m, training in before:
+            m.training = training
+
+
+def answer(model: nn.Module, batch: Any) -> Any:
+    """Return what `model` gives for the input of `batch` in eval mode, without gradient; both stay as they are."""
+    with torch.no_grad(), modes_kept(model):
+        return run_model(model.eval(), cloned(batch))
 
 
 def cloned(example: Any) -> Any:

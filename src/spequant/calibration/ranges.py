@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spequant.calibration.batch_norm import modes_kept, reestimate_batch_norm
-from spequant.calibration.batches import check_batches, run_model, samples_in
+from spequant.calibration.batch_norm import reestimate_batch_norm
+from spequant.calibration.batches import check_batches, modes_kept, run_model, samples_in
 from spequant.layers import OUTPUT, act_quantizers, act_slots, weight_quantizers
 from spequant.processes import gathered, world
 from spequant.quantizers import Quantizer, Rule, least_squares

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spequant.calibration.batch_norm import modes_kept
-from spequant.calibration.batches import cloned
+from spequant.calibration.batches import answer
 from spequant.deploy.biases import off_grid
 from spequant.deploy.code_graphs import CodeGraphs
 from spequant.deploy.engines import Run
@@ -131,12 +130,11 @@ def compare_answers(
         parity.codes = [Codes(_label(op)) for op in ops]
     first = True
     for x, feed, labels in batches:
-        with torch.no_grad(), modes_kept(model), _codes_read(model, program) as read:
-            out = model.eval()(cloned(x))
-        expected, moved = by_name(out, ("input",)), dict[str, Tensor]()
+        with _codes_read(model, program) as read:
+            expected, moved = by_name(answer(model, x), ("input",)), dict[str, Tensor]()
         if seen < FORCED:
-            with torch.no_grad(), modes_kept(model), other_last_bits(model.eval()):
-                moved = by_name(model(cloned(x)), ("input",))
+            with other_last_bits(model):
+                moved = by_name(answer(model, x), ("input",))
         seen += len(x)
         for (name, value), got in zip(expected.items(), run({"input": feed}), strict=True):
             parity.add(value, got, labels, moved.get(name), output=name, choices=False)

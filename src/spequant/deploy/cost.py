@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from spequant.calibration.batch_norm import modes_kept
-from spequant.calibration.batches import cloned, run_model
+from spequant.calibration.batches import cloned, modes_kept, run_model
 from spequant.deploy.c.manifest import read_manifest
 from spequant.deploy.integers import smallest_codes
 from spequant.deploy.operations import FloatLayer, Weighted

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from spequant.calibration.batch_norm import modes_kept
-from spequant.calibration.batches import cloned, run_model
+from spequant.calibration.batches import cloned, modes_kept, run_model
 from spequant.deploy.checks import Refused
 from spequant.names import some_of
 

@@ -16,6 +16,7 @@ from spequant.deploy.formats.mixed import Mixed
 from spequant.deploy.formats.onnx import GRAPHS
 from spequant.deploy.inputs import Images, Inputs, checked_preprocessing, with_example
 from spequant.deploy.loaded import Loaded, Preprocessing
+from spequant.deploy.outputs import output_count
 from spequant.deploy.parity import Parity
 from spequant.deploy.weights_once import weights_once
 from spequant.deploy.zoo import file_of, network_of, of_zoo
@@ -114,7 +115,8 @@ def _export(
     one, batches = with_example(images, preprocessing)
     with ExitStack() as stack:
         stack.enter_context(weights_once(model))
-        draft = form.draft(model, one, preprocessing, with_classes(about, classes, model, one))
+        count = 0 if classes is None else output_count(model, one)
+        draft = form.draft(model, one, preprocessing, with_classes(about, classes, count))
         temporary = stack.enter_context(form.placed(draft, path))
         size = draft.size or sum(file.stat().st_size for file in form.files(temporary))
         start = ENGINES[form.engines[0]] if form.engines else None

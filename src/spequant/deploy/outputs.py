@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from spequant.calibration.batches import answer
 
 
 def by_name(out: Any, inputs: tuple[str, ...] = ()) -> dict[str, Tensor]:
@@ -37,3 +39,17 @@ def _leaves(out: Any, name: str) -> Any:
 def output_names(out: Any, inputs: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Names alone, see `by_name`."""
     return tuple(by_name(out, inputs))
+
+
+def output_count(model: nn.Module, example: Any) -> int:
+    """How many numbers the network gives for a sample, a pixel or a token of `example`.
+
+    ValueError: it gives something else than one tensor (samples, classes, ...).
+    """
+    out = answer(model, example)
+    if isinstance(out, Mapping):
+        out = out.get("logits", next(iter(out.values())) if len(out) == 1 else None)
+    if not isinstance(out, Tensor) or out.dim() < 2:
+        kind = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise ValueError(f"classes are given; the network gives {kind}: expected one tensor, (samples, classes, ...)")
+    return out.shape[-1 if isinstance(example, Mapping) else 1]

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from spequant.calibration.batch_norm import modes_kept
-from spequant.calibration.batches import cloned, run_model
+from spequant.calibration.batches import cloned, modes_kept, run_model
 from spequant.deploy import engines
 from spequant.deploy.loaded import Preprocessing
 from spequant.deploy.onnx_versions import TRACED

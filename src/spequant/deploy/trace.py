@@ -16,8 +16,8 @@ from torch.fx.node import map_aggregate
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
-from spequant.calibration.batch_norm import PLAIN, modes_kept
-from spequant.calibration.batches import cloned
+from spequant.calibration.batch_norm import PLAIN
+from spequant.calibration.batches import cloned, modes_kept
 from spequant.deploy.advice import instead
 from spequant.deploy.checks import check_dtype, check_forwards, check_hooks
 from spequant.deploy.draws import run_without_draws

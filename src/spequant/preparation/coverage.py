@@ -11,8 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from spequant.calibration.batch_norm import modes_kept
-from spequant.calibration.batches import run_model
+from spequant.calibration.batches import modes_kept, run_model
 from spequant.layers import OUTPUT, QuantizedAdd, QuantizedLayer, QuantizedProduct
 from spequant.networks import QUANTIZABLE
 from spequant.quantizers import Quantizer

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spequant.calibration.batch_norm import modes_kept
-from spequant.calibration.batches import run_model
+from spequant.calibration.batches import modes_kept, run_model
 from spequant.layers import QuantizedLayer, act_quantizers, slots_of, weight_quantizers
 from spequant.policies import Policy, Stochastic, precision
 from spequant.quantizers import Quantizer

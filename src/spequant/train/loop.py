@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spequant.calibration.batch_norm import modes_kept
+from spequant.calibration.batches import modes_kept
 from spequant.functional import without_autocast
 from spequant.methods.tasks import AnyTask, Classification
 from spequant.processes import anyone, rank, sum_over_processes, world

@@ -15,7 +15,7 @@ from spequant.app.recipes.recipe import Recipe
 from spequant.app.runs.folder import NETWORK, weight_file
 from spequant.app.runs.reporter import Track, untracked
 from spequant.app.runs.weights import origin_named
-from spequant.calibration.batch_norm import modes_kept
+from spequant.calibration.batches import modes_kept
 from spequant.data import (
     Question,
     QuestionSettings,

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spequant.app.runs.images import measure
-from spequant.calibration.batch_norm import batch_norm_mode, dropout_off, modes_kept
+from spequant.calibration.batch_norm import batch_norm_mode, dropout_off
+from spequant.calibration.batches import modes_kept
 from spequant.data import ImageSet, eval_batches
 from spequant.extras import needs
 from spequant.layers import QuantizedLayer

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spequant.calibration.batch_norm import modes_kept
-from spequant.calibration.batches import cloned, run_model
+from spequant.calibration.batches import answer
 from spequant.deploy import engines
 from spequant.deploy.checks import check_dtype, check_forwards, check_hooks, on_no_integers, quantized_modules
 from spequant.deploy.draws import run_without_draws
@@ -122,14 +121,13 @@ def answers(model: nn.Module, mixed: Mixed, run: engines.Run, batches: Iterable[
     output, padding (where attention_mask is 0) left out, and the network's own with other last bits."""
     parity = Parity(saturating=mixed.saturating)
     for x, feed, labels in batches:
-        with torch.no_grad(), modes_kept(model):
-            out = run_model(model.eval(), cloned(x))
+        out = answer(model, x)
         if isinstance(feed, np.ndarray) and isinstance(out, Tensor):
             parity.add(out, engines.run_in_parts(run, {"input": feed}, mixed.batch)[0], labels)
             continue
         feed = {"input": feed} if isinstance(feed, np.ndarray) else feed
-        with torch.no_grad(), modes_kept(model), other_last_bits(model.eval()):
-            moved = run_model(model, cloned(x))
+        with other_last_bits(model):
+            moved = answer(model, x)
         out, moved = by_name(out), by_name(moved)
         for name, value in out.items():
             if value.dim() == 0:

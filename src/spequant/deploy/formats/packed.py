@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from spequant.calibration.batch_norm import modes_kept
-from spequant.calibration.batches import cloned, run_model
+from spequant.calibration.batches import answer
 from spequant.deploy.bits import pack_bits, unpack_bits
 from spequant.deploy.draws import run_without_draws
 from spequant.deploy.engines import Run
@@ -271,8 +270,7 @@ class Packed(Format):
             loaded = loaded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         parity = Parity()
         for x, _, labels in batches:
-            with torch.no_grad(), modes_kept(model):
-                expected, got = (by_name(run_model(m.eval(), cloned(x))) for m in (model, loaded))
+            expected, got = (by_name(answer(m, x)) for m in (model, loaded))
             for output, a in expected.items():
                 if not torch.equal(a, got[output]):
                     wrong = int((a != got[output]).sum())
