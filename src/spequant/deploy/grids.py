@@ -181,11 +181,16 @@ def weight_codes(layer: QuantizedLayer) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def act_bounds(q: Quantizer) -> tuple[Tensor, Tensor]:
-    """(low, high) of an activation quantizer's home grid, 0-dim; ValueError where they follow from each tensor, or its
-    values are not those of an equally spaced grid."""
+    """(low, high) of an activation quantizer's home grid, 0-dim; ValueError where they are not finite or follow from
+    each tensor, or its values are not those of an equally spaced grid."""
     with torch.no_grad():
         device = q.home_levels.device
         low, high = (b.reshape(()) for b in q.grid_bounds(torch.zeros(2, 1, device=device), q.home_levels))
+        if not torch.isfinite(torch.stack([low, high])).all():
+            raise ValueError(
+                f"{q.name}: its range is {float(low):g} to {float(high):g}; expected finite ends: the training "
+                "diverged. Go back to an earlier checkpoint, or train at a lower rate"
+            )
         x = torch.linspace(-1.5, 1.5, 4001, device=device) * torch.maximum(high, -low)
         codes = q.encode(x)
         same = torch.equal(torch.stack(q.grid_bounds(x, q.home_levels)).reshape(2), torch.stack([low, high]))
