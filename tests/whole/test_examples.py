@@ -44,7 +44,7 @@ def test_regression(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_segmentation(tmp_path):
-    floating, calibrated, trained = numbers(run("segmentation.py", tmp_path, "--steps", "120"))
+    floating, calibrated, trained = numbers(run("segmentation.py", tmp_path, "--steps", "160"))
     assert floating > 50 and calibrated < trained
 
 
