@@ -25,14 +25,35 @@ def test_a_clamped_grid_stays_within_the_grid(grid, ends, expected):
     assert clamped.low <= again.low <= again.high <= clamped.high
 
 
+def first_weight(model):
+    return next(p for p in model.parameters() if p.dim() == 2)[0]
+
+
+def range_of(kind, of_weight):
+    def found(model):
+        quantizers = (m for name, m in model.named_modules() if isinstance(m, kind) and m.of_weight == of_weight)
+        return next(parameter for q in quantizers for parameter in q.parameters())
+
+    return found
+
+
 @pytest.mark.parametrize("end", [float("nan"), float("inf")])
-def test_a_range_that_diverged_is_named_by_an_export(end, tmp_path):
+@pytest.mark.parametrize("format", ["onnx", "packed"])
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        (first_weight, "its weight holds NaN or Inf"),
+        (range_of(LSQ, of_weight=True), "its range is -?(nan|inf) to (nan|inf)"),
+        (range_of(PACT, of_weight=False), "its range is 0 to (nan|inf)"),
+    ],
+)
+def test_what_diverged_is_named_by_an_export(place, said, format, end, tmp_path):
     x = torch.rand(4, 4)
-    model = spequant.prepare(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), weight=LSQ(4), act=PACT(4))
+    layers = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    model = spequant.prepare(layers, weight=LSQ(4), act=PACT(4), per_channel=True, ends=4)
     spequant.calibrate(model, [x], samples=4)
-    quantizer = next(m for name, m in model.named_modules() if isinstance(m, PACT) and name.startswith("2"))
     with torch.no_grad():
-        next(iter(quantizer.parameters())).fill_(end)
-    with pytest.raises(ValueError, match=r"^2: its range is 0 to (nan|inf)"):
-        spequant.export(model.eval(), tmp_path / "net.onnx", [x])
+        place(model).fill_(end)
+    with pytest.raises(ValueError, match=rf"^\d: {said}"):
+        spequant.export(model.eval(), tmp_path / f"net.{format}", [x])
     assert not any(tmp_path.iterdir())

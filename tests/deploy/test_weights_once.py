@@ -1,5 +1,7 @@
 """Weights are quantized once while a network is exported."""
 
+from threading import Thread
+
 import pytest
 import torch
 from torch import nn
@@ -45,6 +47,21 @@ def test_a_weight_is_quantized_once_and_another_one_anew(model):
         assert count(lambda: model(x)) == 1 and not torch.equal(model(x), out)
     assert all(q.watch is None for q in weight_quantizers(model).values())
     assert count(lambda: [model(x) for _ in range(3)]) == 3 * layers
+
+
+def test_another_thread_trains_meanwhile(model):
+    x, gradients = torch.randn(2, 6), []
+
+    def step():
+        model(x).sum().backward()
+        gradients.append(model[0].layer.weight.grad)
+
+    with weights_once(model), torch.no_grad():
+        model(x)
+        thread = Thread(target=step)
+        thread.start()
+        thread.join()
+    assert gradients and gradients[0] is not None and gradients[0].any()
 
 
 def test_an_export_does_not_quantize_them_by_the_batch(model, tmp_path):

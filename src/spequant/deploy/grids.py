@@ -15,6 +15,8 @@ from spequant.layers import QuantizedLayer
 from spequant.networks import TRANSPOSED
 from spequant.quantizers.base import Quantizer
 
+DIVERGED = "the training diverged. Go back to an earlier checkpoint, or train at a lower rate"
+
 
 @dataclass(frozen=True)
 class Home:
@@ -165,13 +167,17 @@ def weight_grid(layer: QuantizedLayer) -> tuple[Tensor, Tensor]:
 
 
 def weight_codes(layer: QuantizedLayer) -> tuple[Tensor, Tensor, Tensor]:
-    """(codes uint8, low, high) of a layer's quantized weight; ValueError where its values are not equally spaced.
+    """(codes uint8, low, high) of a layer's quantized weight; ValueError where its values are not finite or not equally
+    spaced.
 
     low, high: of the quantizer's shape; one per row where a row of padding has its own, (0, 0)."""
     q = layer.weight_quantizer
     assert q is not None
     weight = layer.float_weight
     with torch.no_grad():
+        if not torch.isfinite(weight).all():
+            raise ValueError(f"{q.name}: its weight holds NaN or Inf; expected finite values: {DIVERGED}")
+        _check_finite(q, *q.span(weight))
         values = q(weight)
         codes, (low, high) = q.encode(weight), q.span(weight)
         if not torch.equal(dequantize(codes, low, high, q.levels).to(values.dtype), values):
@@ -180,17 +186,21 @@ def weight_codes(layer: QuantizedLayer) -> tuple[Tensor, Tensor, Tensor]:
     return codes.to(torch.uint8), low.expand(shape).contiguous(), high.expand(shape).contiguous()
 
 
+def _check_finite(q: Quantizer, low: Tensor, high: Tensor) -> None:
+    """Refuse a range with an end that is NaN or infinite; ends of the quantizer's shape."""
+    low, high = torch.broadcast_tensors(low, high)
+    if (wrong := ~(torch.isfinite(low) & torch.isfinite(high))).any():
+        low, high = low[wrong][0], high[wrong][0]
+        raise ValueError(f"{q.name}: its range is {float(low):g} to {float(high):g}; expected finite ends: {DIVERGED}")
+
+
 def act_bounds(q: Quantizer) -> tuple[Tensor, Tensor]:
     """(low, high) of an activation quantizer's home grid, 0-dim; ValueError where they are not finite or follow from
     each tensor, or its values are not those of an equally spaced grid."""
     with torch.no_grad():
         device = q.home_levels.device
         low, high = (b.reshape(()) for b in q.grid_bounds(torch.zeros(2, 1, device=device), q.home_levels))
-        if not torch.isfinite(torch.stack([low, high])).all():
-            raise ValueError(
-                f"{q.name}: its range is {float(low):g} to {float(high):g}; expected finite ends: the training "
-                "diverged. Go back to an earlier checkpoint, or train at a lower rate"
-            )
+        _check_finite(q, low, high)
         x = torch.linspace(-1.5, 1.5, 4001, device=device) * torch.maximum(high, -low)
         codes = q.encode(x)
         same = torch.equal(torch.stack(q.grid_bounds(x, q.home_levels)).reshape(2), torch.stack([low, high]))

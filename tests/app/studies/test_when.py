@@ -54,6 +54,14 @@ def test_some_arms_alone_bring_the_baseline_and_train_no_other_float_network(run
     assert sum(recipe_in(folder)["name"].endswith("-float") for folder in run.trained) == 1
 
 
+def test_given_weights_have_a_file_of_soft_labels_per_size(run, tmp_path):
+    weights = tmp_path / "float.pt"
+    weights.touch()
+    when(Workshop("when", Study(out=tmp_path / "study", sizes=(2560, 10240), seeds=(0,), weights=weights)))
+    files = {recipe_in(folder)["method"].get("soft_labels") for folder in run.trained} - {None}
+    assert len(files) == 2
+
+
 def test_the_whole_study(run, tmp_path):
     rows = smoke("when", tmp_path / "study", "--sizes", "100", "200")
     assert {row["group"] for row in rows} == {"100 images", "200 images"}

@@ -102,7 +102,8 @@ def _soft_labels(shop: Workshop, recipe: Recipe) -> Path:
     """The file of what the float network of `recipe` answers to the crops of its images; written where it is absent."""
     runs, weights = shop.runs, recipe.network.weights
     runs.mkdir(parents=True, exist_ok=True)
-    path = runs / f"{'pretrained' if weights is None else weights.name}-t{TEMPERATURE:g}-{SLOTS}.safetensors"
+    teacher = "pretrained" if weights is None else weights.name
+    path = runs / f"{teacher}-{recipe.data.images}-t{TEMPERATURE:g}-{SLOTS}.safetensors"
     if not path.exists():
         with shop.phase("soft labels") as reporter:
             write_soft_labels(recipe, path, reporter, slots=SLOTS, top=None, temperature=TEMPERATURE)
