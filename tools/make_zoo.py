@@ -91,7 +91,7 @@ def _resnet20(bits: int, epochs: int) -> Entry:
             name=f"cifar10-resnet20-w{bits}a{bits}-speq",
             data=CIFAR10(held_out=0),
             quant=replace(recipe.quant, weight_bits=bits, act_bits=bits),
-            train=replace(recipe.train, epochs=epochs, precision="fp32"),
+            train=replace(recipe.train, epochs=epochs),
         )
 
     title = f"ResNet-20, W{bits}A{bits} by SPEQ, on CIFAR-10, from published float weights"
