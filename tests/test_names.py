@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from spequant.names import called_with, chosen, imported, nearest, reference_to, some_of
+from spequant.names import called_with, imported, named_or_imported, nearest, reference_to, some_of
 
 
 @pytest.fixture
@@ -70,9 +70,12 @@ def test_the_search_path_is_as_it_was(folder):
 
 def test_a_name_is_looked_up_before_it_is_imported():
     known = {"sgd": 1, "adamw": 2}
-    assert chosen("optimizer", "sgd", known) == 1 and chosen("optimizer", "math:pi", known) == math.pi
+    assert (
+        named_or_imported("optimizer", "sgd", known) == 1
+        and named_or_imported("optimizer", "math:pi", known) == math.pi
+    )
     with pytest.raises(ValueError, match=r"optimizer is 'adam'; did you mean adamw\?.* package\.module:Object"):
-        chosen("optimizer", "adam", known)
+        named_or_imported("optimizer", "adam", known)
     assert nearest("zzz", ["a", "b"]) == "expected a, b"
 
 

@@ -24,7 +24,7 @@ from spequant.app.runs.folder import ENVIRONMENT
 from spequant.app.runs.images import Images, measure
 from spequant.app.terminal import Terminal
 from spequant.data import CIFAR10
-from spequant.deploy.zoo import FOLDER
+from spequant.deploy.zoo import ZOO_FOLDER
 from spequant.files import write_whole
 
 PUBLISHED = "the float weights that it starts from: BSD-2-Clause (akamaster/pytorch_resnet_cifar10)"
@@ -119,7 +119,7 @@ def make(name: str, work: Path, root: Path | None) -> dict[str, Any]:
     base = replace(base, network=replace(base.network, weights=start))
     results = {seed: _trained(base.with_seed(seed), work / f"{base.name}-seed{seed}") for seed in entry.seeds}
     folder = work / f"{base.name}-seed{entry.seeds[0]}"
-    path = FOLDER / f"{name}.packed"
+    path = ZOO_FOLDER / f"{name}.packed"
     report = export_source(folder, "packed", path)
     facts = json.loads((folder / "data.json").read_text())
     environment = json.loads((folder / ENVIRONMENT).read_text())[-1]
@@ -155,7 +155,7 @@ def make(name: str, work: Path, root: Path | None) -> dict[str, Any]:
         "licence": "Apache-2.0" if entry.published is None else f"Apache-2.0; {PUBLISHED}",
         "data": LICENCES[entry.data],
     }
-    write_whole(FOLDER / f"{name}.json", json.dumps(card, indent=1) + "\n")
+    write_whole(ZOO_FOLDER / f"{name}.json", json.dumps(card, indent=1) + "\n")
     return card
 
 

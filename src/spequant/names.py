@@ -17,18 +17,18 @@ FROM_FILE = "spequant_file_"
 """How the names of modules begin that were imported from a file outside of any package."""
 
 
-def chosen(argument: str, name: str, known: Mapping[str, Thing]) -> Thing | Any:
-    """What `name` stands for: an entry of `known`, or the object of a reference (`imported`).
+def named_or_imported(argument: str, name: str, things: Mapping[str, Thing]) -> Thing | Any:
+    """What `name` stands for: an entry of `things`, or the object of a reference (`imported`).
 
     Raises:
         ValueError: neither; the message has `argument`, and names near to `name`.
     """
-    if name in known:
-        return known[name]
+    if name in things:
+        return things[name]
     if ":" in name:
         return imported(name)
     raise ValueError(
-        f"{argument} is {name!r}; {nearest(name, list(known))} (an object of your own: package.module:Object or "
+        f"{argument} is {name!r}; {nearest(name, list(things))} (an object of your own: package.module:Object or "
         "file.py:Object)"
     )
 
@@ -77,10 +77,10 @@ def called_with(make: Callable[..., Any], at_hand: Mapping[str, Any], what: str)
     return make(**arguments)
 
 
-def nearest(word: str, known: Sequence[str]) -> str:
+def nearest(word: str, names: Sequence[str]) -> str:
     """A hint on a misspelt word: "did you mean ...?", or all that is known."""
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.4)
-    return f"did you mean {' or '.join(close)}?" if close else f"expected {some_of(known, 20)}"
+    close = difflib.get_close_matches(word, names, n=3, cutoff=0.4)
+    return f"did you mean {' or '.join(close)}?" if close else f"expected {some_of(names, 20)}"
 
 
 def some_of(names: Sequence[str], most: int = 3, separator: str = ", ") -> str:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-Network = TypeVar("Network", bound=nn.Module)
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 QUANTIZABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 """Linear layers and convolutions: weight and input are quantized."""
@@ -36,7 +36,7 @@ def head_of(network: nn.Module) -> str:
     return layers[-1]
 
 
-def copied(network: Network, *, share: bool = False) -> Network:
+def copied(network: AnyModule, *, share: bool = False) -> AnyModule:
     """Return a deep copy of `network`, also if it has weights that it computes at each forward.
 
     Such weights (pruned ones, and those of torch's older weight norm and spectral norm) are attributes with a history

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from spequant.app import terminal
 from spequant.app.commands.screen import moves, print_table
-from spequant.app.terminal import Terminal, in_time, in_words, title_of
+from spequant.app.terminal import Terminal, in_time, numbers_in_words, title_of
 
 ROW = {
     **{"epoch": 2, "epochs": 5, "task": 0.51234, "distill": 0.25, "train_accuracy": 81.5},
@@ -108,7 +108,7 @@ def test_lines_of_a_run_name_its_seed_once():
     ],
 )
 def test_figures_in_words(figures, said):
-    assert in_words(figures) == said
+    assert numbers_in_words(figures) == said
 
 
 def test_a_table_in_a_log_is_as_wide_as_it_needs(monkeypatch, capsys):

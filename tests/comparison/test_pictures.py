@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from spequant.comparison.pictures import Row, blank, draw_rows, fit, label, save, write_outliers
+from spequant.comparison.pictures import DrawnRow, blank, draw_rows, fit_limits, label, save, write_outliers
 
 pytest.importorskip("matplotlib", reason="pictures need the extra report")
 
@@ -25,16 +25,16 @@ def axes():
     ],
 )
 def test_limits_hold_all_but_outliers(axes, values, ends, inside, outside):
-    low, high = fit(axes, values, ends)
+    low, high = fit_limits(axes, values, ends)
     assert axes.get_xlim() == (low, high)
     assert all(low < x < high for x in inside) and not any(low < x < high for x in outside)
 
 
 def test_limits_of_a_logarithmic_axis(axes):
     axes.set_yscale("log")
-    low, high = fit(axes, [0.01, 0.1, 1.0, 1e30, 0.0], along="y")
+    low, high = fit_limits(axes, [0.01, 0.1, 1.0, 1e30, 0.0], along="y")
     assert 0 < low < 0.01 and 1.0 < high < 10
-    assert fit(axes, [math.nan], along="y") == (-math.inf, math.inf)
+    assert fit_limits(axes, [math.nan], along="y") == (-math.inf, math.inf)
 
 
 def test_outliers_are_written_at_their_end(axes):
@@ -48,7 +48,7 @@ def test_outliers_are_written_at_their_end(axes):
 
 
 def test_an_interval_that_is_cut_ends_in_an_arrow(axes):
-    draw_rows(axes, [Row([1.0, 2.0, 3.0], 2.0, 1.0), Row([1.0, 2.0], 1.5, 40.0), Row()])
+    draw_rows(axes, [DrawnRow([1.0, 2.0, 3.0], 2.0, 1.0), DrawnRow([1.0, 2.0], 1.5, 40.0), DrawnRow()])
     assert [line.get_marker() for line in axes.lines if line.get_marker() in "<>"] == ["<", ">"]
 
 

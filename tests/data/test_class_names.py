@@ -4,19 +4,19 @@ from types import SimpleNamespace
 
 from spequant.data import load_digits
 from spequant.data.cifar import CIFAR10_LAYOUT, CIFAR100_LAYOUT
-from spequant.data.class_names import class_names, in_words
+from spequant.data.class_names import class_names, class_words
 
 
 def test_folders_get_the_words_that_a_list_has_for_them(tmp_path):
     folders = ["n01", "n02", "n03", "own"]
-    assert in_words(folders, tmp_path / "words.txt") == tuple(folders)
+    assert class_words(folders, tmp_path / "words.txt") == tuple(folders)
     (tmp_path / "words.txt").write_text(
         "n00\tother\nn01\tcrane\nn02\tdining table, board\nn03\tcrane\nno line\nown\t\n"
     )
     expected = ("crane (n01)", "dining table, board", "crane (n03)", "own")
-    assert in_words(folders, tmp_path / "words.txt") == expected
+    assert class_words(folders, tmp_path / "words.txt") == expected
     (tmp_path / "words.txt").write_bytes(b"\xff\xfe\x00n01")
-    assert in_words(folders, tmp_path / "words.txt") == tuple(folders)
+    assert class_words(folders, tmp_path / "words.txt") == tuple(folders)
 
 
 def test_a_set_of_torchvision_says_its_names_or_none():

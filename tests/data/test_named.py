@@ -17,7 +17,7 @@ from spequant.data import (
     load_torchvision,
     train_batches,
 )
-from spequant.data.named import labels_of
+from spequant.data.named import stored_labels
 from support.image_folders import Listed, fill, needs_timm, order_of, picture
 
 pytestmark = needs_timm
@@ -86,13 +86,13 @@ def test_folders_that_are_no_image_sets_are_refused(tmp_path):
 
 
 def test_labels_are_read_without_decoding_if_the_source_stores_them():
-    assert labels_of(Listed([2, 0, 1], "targets")).tolist() == [2, 0, 1]
-    assert labels_of(Listed(np.array([1, 1], np.uint8), "labels")).dtype == torch.int64
-    assert labels_of(Listed([1, 0])).tolist() == [1, 0]
+    assert stored_labels(Listed([2, 0, 1], "targets")).tolist() == [2, 0, 1]
+    assert stored_labels(Listed(np.array([1, 1], np.uint8), "labels")).dtype == torch.int64
+    assert stored_labels(Listed([1, 0])).tolist() == [1, 0]
     with pytest.raises(ValueError, match=r"Listed has labels .*no numbers"):
-        labels_of(Listed(["ant", "bee"]))
+        stored_labels(Listed(["ant", "bee"]))
     with pytest.raises(ValueError, match=r"labels of shape \(2, 2\)"):
-        labels_of(Listed([[0, 1], [1, 0]], "targets"))
+        stored_labels(Listed([[0, 1], [1, 0]], "targets"))
     with pytest.raises(ValueError, match="labels run from 0 to 3; expected 0 to 2"):
         ImageSet(ImageFiles(Listed([0, 3]), Crop(8)), torch.tensor([0, 3]), (0.5,) * 3, (0.5,) * 3, 3)
 

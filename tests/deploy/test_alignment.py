@@ -10,7 +10,7 @@ from spequant.deploy import FORMATS, Twin, align_ranges, integer_graph, lower, q
 from spequant.deploy.alignment import computed, finer, steps_in
 from spequant.deploy.compare import forced
 from spequant.deploy.engines import ENGINES
-from spequant.deploy.formats.onnx import GRAPHS
+from spequant.deploy.formats.onnx import CODE_GRAPHS
 from spequant.deploy.grids import Grid, stored
 from spequant.deploy.operations import Add, MaxPool, Weighted
 from spequant.models.residual import ResidualAdd
@@ -136,7 +136,7 @@ def test_onnxruntime_has_the_twins_codes_from_one_rounding(bits, tmp_path):
     taps, values = program.integer_ops, Twin(program).everything(X)
     out, *codes = session(integer_graph(program, taps=taps)).run(None, {"input": X.numpy()})
     assert all((c == stored(values[op], op.grid)).all() for c, op in zip(codes, taps, strict=True))
-    assert not any(f.unequal for f in forced(program, X, ENGINES["onnxruntime"], GRAPHS).values())
+    assert not any(f.unequal for f in forced(program, X, ENGINES["onnxruntime"], CODE_GRAPHS).values())
     np.testing.assert_allclose(out, model(X).detach(), rtol=1e-3, atol=1e-3)
     write_onnx(one, tmp_path / "net.onnx")
     again, *_ = read_program(tmp_path / "net.onnx")

@@ -8,7 +8,7 @@ from spequant.deploy.bias_choice import agreeing_biases
 from spequant.deploy.grids import Grid
 from spequant.deploy.integers import Integers
 from spequant.deploy.operations import Input, Weighted
-from spequant.deploy.requantization import agreement, factor_of, spread_of, steps
+from spequant.deploy.requantization import agreement, factor_of, rounding_steps, spread_of
 
 
 def layer(bits: int, grid: Grid, seed: int = 0) -> Weighted:
@@ -23,7 +23,7 @@ def layer(bits: int, grid: Grid, seed: int = 0) -> Weighted:
 def agree(op: Weighted, moved: np.ndarray) -> np.ndarray:
     assert op.grid is not None
     form = Integers(op.integers.weight, op.integers.bias + torch.from_numpy(moved).int(), op.integers.scale)
-    s = steps(form, factor_of(op), (op.source.low, op.source.high), op.grid.low, op.grid.high)
+    s = rounding_steps(form, factor_of(op), (op.source.low, op.source.high), op.grid.low, op.grid.high)
     return agreement(s.times(spread_of(op)))
 
 

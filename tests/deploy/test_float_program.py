@@ -8,7 +8,7 @@ from spequant.deploy import lower
 from spequant.deploy.engines import ENGINES
 from spequant.deploy.float_program import float_program
 from spequant.deploy.formats.tflite import tflite_graph
-from spequant.deploy.outputs import by_name
+from spequant.deploy.outputs import outputs_by_name
 from spequant.quantizers import LSQ
 from support.edge_networks import EDGES
 from support.integer_networks import prepared
@@ -24,6 +24,6 @@ def test_functions_and_several_outputs_are_in_it(name):
     program = float_program(lower(model, x[:1]))
     got = ENGINES["litert"](tflite_graph(program).data)({"input": x.numpy()})
     with torch.no_grad():
-        expected = by_name(spequant.unprepare(model)(x), ("input",))
+        expected = outputs_by_name(spequant.unprepare(model)(x), ("input",))
     for values, exact in zip(got, expected.values(), strict=True):
         assert float((torch.from_numpy(values) - exact).abs().max() / exact.std()) < 0.1

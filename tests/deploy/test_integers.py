@@ -8,7 +8,7 @@ import torch
 from spequant.deploy import Program, Twin, lower
 from spequant.deploy.formats.onnx import op_graph
 from spequant.deploy.grids import Grid, stored
-from spequant.deploy.integers import SUM, check_sum, largest_sums
+from spequant.deploy.integers import INT32_MAX, check_sum, largest_sums
 from spequant.deploy.operations import Input, Weighted
 from spequant.quantizers import PACT, SAWB
 from support.integer_networks import NEEDS_ONNXRUNTIME, lowered, prepared, session, small
@@ -63,9 +63,9 @@ def test_the_largest_sum_is_that_of_the_worst_codes():
     for low, high in ((0, 3), (-3, 3), (1, 2), (-2, 0)):
         codes = torch.cartesian_prod(*[torch.tensor([low, high])] * 6)
         assert largest_sums(weight, low, high).tolist() == (codes @ weight.flatten(1).T).abs().amax(0).tolist()
-    check_sum("layer", SUM)
+    check_sum("layer", INT32_MAX)
     with pytest.raises(ValueError, match=r"^layer: .* 2,147,483,648, .* 2,147,483,647, an int32.*skip="):
-        check_sum("layer", SUM + 1)
+        check_sum("layer", INT32_MAX + 1)
 
 
 def wide(code: int, inputs: int, largest: int = 255) -> Weighted:
@@ -80,12 +80,12 @@ def test_sums_fit_an_int32_or_are_refused_by_name():
     """Codes are multiplied up no farther than their sums allow; once they were, the engine's sums overflowed."""
     op = wide(3, 270_000)
     made = op.integers
-    assert 3 < int(made.weight.max()) < 63 and made.bound <= SUM
+    assert 3 < int(made.weight.max()) < 63 and made.bound <= INT32_MAX
     x = torch.full((1, 270_000), 255, dtype=torch.int32)
     expected = Twin(Program([*op.inputs, op], op)).step(op, [x])
     (got,) = session(op_graph(op)).run(None, {"in0": stored(x, op.inputs[0].grid)})
     assert got.item() == expected.item() == 2
-    at_most = SUM // (255 * 127)
+    at_most = INT32_MAX // (255 * 127)
     assert int(wide(127, at_most).integers.weight.max()) == 127
     with pytest.raises(ValueError, match=r"^wide: .* int32"):
         wide(127, at_most + 1).integers  # noqa: B018

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from spequant.deploy import Twin, integer_graph, load, quant_graph, read_onnx, read_program, write_onnx
-from spequant.deploy.seal import MARK, sealed
+from spequant.deploy.seal import SEAL_PREFIX, sealed
 from support.integer_networks import NEEDS_ONNXRUNTIME, QUANTIZED, lowered
 
 pytestmark = NEEDS_ONNXRUNTIME
@@ -49,7 +49,7 @@ def test_changed_files_are_refused(tmp_path):
 def test_files_that_are_not_ours_and_newer_ones_are_refused(tmp_path):
     program, path = lowered("two bits").program, tmp_path / "net.onnx"
     graph = integer_graph(program)
-    path.write_bytes(graph.SerializeToString().replace(MARK.encode(), b"x" * len(MARK)))
+    path.write_bytes(graph.SerializeToString().replace(SEAL_PREFIX.encode(), b"x" * len(SEAL_PREFIX)))
     with pytest.raises(ValueError, match="not written by `spequant export`"):
         read_program(path)
     newer = graph.SerializeToString().replace(b'"format":2', b'"format":3')
@@ -59,7 +59,7 @@ def test_files_that_are_not_ours_and_newer_ones_are_refused(tmp_path):
     path.write_bytes(sealed(graph.SerializeToString().replace(b'"inputs":[0]', b'"inputs":[9]')))
     with pytest.raises(ValueError, match=r"net\.onnx contradicts itself"):
         read_program(path)
-    path.write_bytes(sealed(b"no graph " + MARK.encode() + b"0" * 32))
+    path.write_bytes(sealed(b"no graph " + SEAL_PREFIX.encode() + b"0" * 32))
     with pytest.raises(ValueError, match=r"net\.onnx is no ONNX"):
         read_program(path)
     write_onnx(quant_graph(program), path)

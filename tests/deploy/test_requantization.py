@@ -7,12 +7,12 @@ import torch
 from spequant.deploy.grids import Grid
 from spequant.deploy.integers import Integers
 from spequant.deploy.requantization import (
+    CODE_SUM,
     PRODUCT,
-    SUM,
     litert_codes,
     pair_scale,
     requantization,
-    steps,
+    rounding_steps,
     tflm_codes,
 )
 
@@ -44,7 +44,7 @@ def test_two_ways_of_rounding(sums, factor, litert, tflm):
 
 def every_sum(form, factor, source, low, high):
     """{engine: how many sums have another code, by how much it is off}, all sums looked at, one by one."""
-    s = steps(form, factor, source, low, high)
+    s = rounding_steps(form, factor, source, low, high)
     found = requantization(s, np.float32(0.5), np.float32(0.25))
     wrong = {"litert": 0, "tflm": 0}
     for o, (unit, bias) in enumerate(zip(s.unit[:, 0], s.bias[:, 0], strict=True)):
@@ -65,7 +65,7 @@ def test_of_few_levels_no_sum_has_another_code(codes, factor, high):
     form = layer(codes, factor)
     found, wrong = every_sum(form, form.scale, (0, high), 0, high)
     assert found.unequal == wrong == {"litert": 0, "tflm": 0}
-    plain = steps(form, form.scale, (0, high), 0, high)
+    plain = rounding_steps(form, form.scale, (0, high), 0, high)
     there = {"litert": form.scale.numpy(), "tflm": form.scale.numpy().astype(np.float64)}
     assert plain.unequal(np.zeros(8, np.int64), there)["litert"].sum() == 0
 
@@ -78,7 +78,7 @@ def test_at_8_bits_the_sums_that_differ_are_counted():
 
 def test_codes_that_are_stored_larger_leave_steps_room():
     form = layer(4, 42, inputs=300)
-    s = steps(form, form.scale, (0, 3), -127, 127)
+    s = rounding_steps(form, form.scale, (0, 3), -127, 127)
     few = requantization(s, np.float32(1), np.float32(1)).unequal["tflm"]
     assert requantization(s.times(85), np.float32(1), np.float32(1)).unequal["tflm"] < few / 10
 
@@ -92,10 +92,10 @@ def test_a_channel_without_weights_keeps_the_code_of_its_bias():
 def test_sums_of_two_codes():
     """Of equal steps every other sum is a tie; 1 / 2 and 5 / 2 engines round up, the twin to the even code."""
     same, half = Grid(0.5, 0, 3), (np.float32(0.5), np.float32(0.5))
-    found = pair_scale(SUM, (same, same, Grid(0.5, 0, 6)), half)
+    found = pair_scale(CODE_SUM, (same, same, Grid(0.5, 0, 6)), half)
     assert (found.scale, found.unequal, found.inside) == (0.5, {"litert": 0, "tflm": 0}, True)
-    assert not pair_scale(SUM, (same, same, Grid(0.5, 0, 5)), half).inside
-    found = pair_scale(SUM, (same, same, Grid(1.0, 0, 3)), half)
+    assert not pair_scale(CODE_SUM, (same, same, Grid(0.5, 0, 5)), half).inside
+    found = pair_scale(CODE_SUM, (same, same, Grid(1.0, 0, 3)), half)
     assert found.scale == pytest.approx(1, rel=1e-5) and 0 < found.unequal["litert"] <= 4
 
 

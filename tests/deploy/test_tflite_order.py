@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spequant.deploy.tflite_order import laid, last, moving, place, regrouped, runs
+from spequant.deploy.tflite_order import laid, last, moving, place, regrouped, runs_of_order
 
 
 def test_channels_are_last():
@@ -35,5 +35,5 @@ def test_numbers_keep_their_places_in_another_shape(old, order, new, moves):
 
 def test_dimensions_that_stay_together_move_as_one():
     shape = (1, 3, 2, 2, 4, 5)
-    assert runs(shape, (0, 4, 5, 1, 2, 3), (0, 4, 2, 5, 3, 1)) == [[0, 4], [2], [5], [3], [1]]
-    assert runs((1, 3, 4, 5), last(4), (0, 1, 2, 3)) == [[0], [1], [2, 3]]
+    assert runs_of_order(shape, (0, 4, 5, 1, 2, 3), (0, 4, 2, 5, 3, 1)) == [[0, 4], [2], [5], [3], [1]]
+    assert runs_of_order((1, 3, 4, 5), last(4), (0, 1, 2, 3)) == [[0], [1], [2, 3]]

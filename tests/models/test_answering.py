@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from spequant.models import (
+    answering_from,
     configuration,
     configuration_dict,
-    configuration_from,
     load_tokenizer,
     make_answering,
-    network_of,
+    transformers_configuration,
 )
 from support.tokenizer import VOCABULARY, small_tokenizer
 from support.transformers_networks import SIZES, answering, inputs, tokens
@@ -41,10 +41,10 @@ def test_a_configuration_goes_through_json_without_its_path(encoder):
     network, name = encoder
     settings = json.loads(json.dumps(configuration_dict(make_answering(name, pretrained=True))))
     assert name.removeprefix("transformers/") not in json.dumps(settings)
-    other = network_of(configuration_from(settings))
+    other = answering_from(transformers_configuration(settings))
     assert {n: p.shape for n, p in other.named_parameters()} == {n: p.shape for n, p in network.named_parameters()}
     with pytest.raises(ValueError, match="configuration cannot be read"):
-        configuration_from({"model_type": "nothing"})
+        transformers_configuration({"model_type": "nothing"})
 
 
 def test_a_missing_head_is_named_and_made_on_request(encoder, tmp_path):

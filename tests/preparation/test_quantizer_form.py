@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from spequant.preparation.quantizer_form import made, plain
+from spequant.preparation.quantizer_form import made, plain_settings
 from spequant.quantizers import LSQ, MinMax, by_name
 from spequant.quantizers.held import Held
 from support.own_quantizers import Calling, Doubling, Padded, hidden
 
 
 def through_json(quantizer):
-    return made(json.loads(json.dumps(plain(quantizer))))
+    return made(json.loads(json.dumps(plain_settings(quantizer))))
 
 
 @pytest.mark.parametrize("name", by_name)
@@ -27,7 +27,7 @@ def test_each_kind_comes_back(name):
 
 def test_what_is_set_beside_the_constructor_comes_back():
     quantizer = MinMax(4, percentile=99.5, of_weight=True)
-    assert plain(quantizer).keys() == {"kind", "name", "settings"}
+    assert plain_settings(quantizer).keys() == {"kind", "name", "settings"}
     quantizer.ewgs, quantizer.padding = 0.001, 3
     again = through_json(quantizer)
     assert (again.ewgs, again.padding, again.percentile) == (0.001, 3, 99.5)
@@ -35,7 +35,7 @@ def test_what_is_set_beside_the_constructor_comes_back():
 
 def test_classes_of_others_are_found_by_name():
     own = Padded(3, margin=0.5, groups=(4, 5), of_weight=True)
-    assert plain(own)["kind"] == "support.own_quantizers:Padded"
+    assert plain_settings(own)["kind"] == "support.own_quantizers:Padded"
     assert type(through_json(own)) is Padded and through_json(own).margin == 0.5
     held = Held(3, levels=6, signed=True)
     assert type(through_json(held)) is Held and through_json(held).held_levels == 6
@@ -47,13 +47,13 @@ def test_what_cannot_be_described_is_named():
         return quantizer
 
     with pytest.raises(ValueError, match=r"fc, Hidden: .*support\.own_quantizers:hidden\.<locals>\.Hidden"):
-        plain(named(hidden()(3)))
+        plain_settings(named(hidden()(3)))
     with pytest.raises(ValueError, match=r"fc, Calling: margin is <function"):
-        plain(named(Calling(3, margin=lambda: 1)))
+        plain_settings(named(Calling(3, margin=lambda: 1)))
     with pytest.raises(ValueError, match="fc, Padded: groups is "):
-        plain(named(Padded(3, groups={1: 2})))
+        plain_settings(named(Padded(3, groups={1: 2})))
     with pytest.raises(ValueError, match=r"fc, Doubling: margin is 2\.0 .* 4\.0"):
-        plain(named(Doubling(3)))
+        plain_settings(named(Doubling(3)))
 
 
 @pytest.mark.parametrize(
@@ -78,4 +78,4 @@ def test_a_form_that_is_wrong_is_refused(form, message):
 def test_a_script_has_no_name_that_another_program_could_import(monkeypatch):
     kind = type("Mine", (LSQ,), {"__module__": "__main__"})
     with pytest.raises(ValueError, match="__main__:Mine"):
-        plain(kind(3))
+        plain_settings(kind(3))

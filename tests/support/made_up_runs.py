@@ -9,8 +9,8 @@ from pathlib import Path
 
 from spequant.app.recipes import Recipe
 from spequant.app.recipes.serial import to_json
-from spequant.app.runs.folder import DIVERGED, ENVIRONMENT, METRICS, RECIPE, RESULT
-from spequant.app.studies.arms import digest
+from spequant.app.runs.folder import DIVERGED_FILE, ENVIRONMENT, METRICS, RECIPE, RESULT
+from spequant.app.studies.arms import recipe_digest
 from spequant.app.studies.side_by_side import Job
 
 
@@ -42,9 +42,9 @@ class Run:
 
     def __call__(self, recipe: Recipe, folder: Path, reporter: object = None, *, resume: bool = False) -> dict:
         self.trained.append(folder)
-        found = drawn(digest(recipe, folder.parent)) if self.accuracy is None else self.accuracy(recipe)
+        found = drawn(recipe_digest(recipe, folder.parent)) if self.accuracy is None else self.accuracy(recipe)
         if not math.isfinite(found):
-            (written(folder, recipe) / DIVERGED).write_text("the loss is not finite\n")
+            (written(folder, recipe) / DIVERGED_FILE).write_text("the loss is not finite\n")
             raise FloatingPointError("the loss is not finite")
         held = {"held_out_accuracy": found} if recipe.data.held_out else {}
         return finished(folder, recipe, test_accuracy=found, **held, weight_bytes=1024.0)

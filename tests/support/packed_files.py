@@ -5,7 +5,7 @@ import json
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from spequant.deploy.packed_file import KEY, digest
+from spequant.deploy.packed_file import KEY, content_digest
 
 
 def rewritten(path, target, change):
@@ -15,7 +15,7 @@ def rewritten(path, target, change):
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     content = {k: v for k, v in head.items() if k not in ("format", "digest")}
     change(content, tensors)
-    head = {"format": head["format"], "digest": digest(tensors, content), **content}
+    head = {"format": head["format"], "digest": content_digest(tensors, content), **content}
     save_file(tensors, target, {KEY: json.dumps(head)})
 
 

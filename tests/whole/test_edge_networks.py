@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import spequant
 from spequant.deploy import Twin, lower, quantize_biases
 from spequant.deploy.last_bits import other_last_bits
-from spequant.deploy.outputs import by_name
+from spequant.deploy.outputs import outputs_by_name
 from spequant.deploy.parity import AGREEMENT, Parity
 from spequant.quantizers import PACT, SAWB
 from support.edge_networks import EDGES, made_up
@@ -105,9 +105,9 @@ def exported(name: str, bits: int, path: Path) -> tuple[list[str], list[float]]:
     quantize_biases(model, x[:1])
     reports = [spequant.export(model, path.with_suffix(end), x.split(16)) for end in (".onnx", ".xml")]
     with torch.no_grad():
-        expected = by_name(model(x))
+        expected = outputs_by_name(model(x))
         with other_last_bits(model):
-            moved = by_name(model(x))
+            moved = outputs_by_name(model(x))
     parity = Parity()
     for output, got in Twin(lower(model, x[:1])).outputs(x).items():
         parity.add(expected[output], got.numpy(), None, moved[output], output=output, choices=False)

@@ -11,7 +11,7 @@ from reference.integer_operations import literal
 from spequant.deploy import FORMATS, Twin, integer_graph, lower, quant_graph
 from spequant.deploy.engines import ENGINES
 from spequant.deploy.formats import ProgramFormat
-from spequant.deploy.outputs import by_name
+from spequant.deploy.outputs import outputs_by_name
 from spequant.deploy.running import in_engine
 from support.clipping import skip_if_clipped
 from support.exact import exact
@@ -389,7 +389,7 @@ def test_several_outputs_have_names(name, tmp_path):
     assert [v.output for v in report.parity.values] == names and not any(v.apart > 1e-6 for v in report.parity.values)
     loaded = spequant.load(tmp_path / "net.onnx")
     with torch.no_grad():
-        expected = list(by_name(model(x)).values())
+        expected = list(outputs_by_name(model(x)).values())
     for engine in ("onnxruntime", "torch"):
         answers = in_engine(loaded, engine)(x)
         assert list(answers) == names

@@ -12,7 +12,7 @@ from spequant.app.commands.files import Evaluate, Export, Inspect
 from spequant.app.commands.screen import print_table
 from spequant.app.runs import evaluate_source, export_source, open_source
 from spequant.app.runs.sources import Source, example_of
-from spequant.app.terminal import Terminal, in_words
+from spequant.app.terminal import Terminal, numbers_in_words
 from spequant.deploy import (
     FORMATS,
     Exported,
@@ -113,7 +113,7 @@ def _print_parity(parity: Parity, engine: str, *, verbose: bool) -> None:
     network, other = parity.accuracy
     right = f"; accuracy {other:.2f} %, torch {network:.2f} %" if parity.labelled else ""
     what = "images" if parity.labelled else "answers"
-    bits = f"; torch's own with other last bits differs on {parity.own}" if parity.own else ""
+    bits = f"; torch's own with other last bits differs on {parity.unstable}" if parity.unstable else ""
     same = f"arg-max equal on {100 * parity.agreement:.2f} % of {parity.images} {what}"
     print(f"{engine}: {same if parity.of_choices else parity.answers}{right}{bits}")
     if verbose:
@@ -161,7 +161,7 @@ def print_evaluation(settings: Evaluate) -> None:
         figures = {name: value for name, value in row.items() if name not in NO_FIGURES}
         loss = f"  loss {row['loss']:.4f}" if "loss" in row else ""
         what = "questions" if "exact_match" in row else "images" if settings.arrays is None else "samples"
-        print(f"{head}  {in_words(figures)}{loss}  {what} {row['samples']}")
+        print(f"{head}  {numbers_in_words(figures)}{loss}  {what} {row['samples']}")
     write_json(settings.json, rows)
 
 
@@ -172,11 +172,11 @@ def print_inspection(settings: Inspect) -> None:
     with Terminal(settings.source.name) as reporter:
         reporter.phase("loading network and data")
         source = open_source(settings.source, settings.root, network=settings.network, arrays=settings.arrays)
-        known = _has_layers(source)
-        if known:
+        has_layers = _has_layers(source)
+        if has_layers:
             reporter.phase("counting operations")
-        costs = _costs(source) if known else []
-    if not known:
+        costs = _costs(source) if has_layers else []
+    if not has_layers:
         _print_file(settings, source)
         return
     total = totals(costs)
@@ -259,8 +259,8 @@ def _costs(source: Source) -> list[LayerCost]:
 
 def _has_layers(source: Source) -> bool:
     """Whether it is known what each layer holds: not in files which are only an engine's graph."""
-    known = source.program is not None or source.model is not None
-    return known or not source.loaded.engines or source.kind in ("tflite", "tflite4", "c")
+    readable = source.program is not None or source.model is not None
+    return readable or not source.loaded.engines or source.kind in ("tflite", "tflite4", "c")
 
 
 def _print_file(settings: Inspect, source: Source) -> None:

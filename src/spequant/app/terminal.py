@@ -11,12 +11,12 @@ from rich.text import Text
 
 from spequant.app.commands.screen import moves
 from spequant.app.runs.folder import figures
-from spequant.app.runs.reporter import Batch
+from spequant.app.runs.reporter import Item
 from spequant.train import Progress as State
 
 
 class Terminal:
-    """A reporter: a bar with time left, loss (on the labels), accuracy and images a second; one line an epoch.
+    """A reporter: a bar with time left, loss (on the labels), accuracy and images a second; one line per epoch.
 
     Where lines do not move, each phase is one line, and has none the next time.
 
@@ -60,7 +60,7 @@ class Terminal:
             self.said.add(text)
             print(f"{self.name}  {text}", file=sys.stderr, flush=True)  # results alone are on the standard output
 
-    def track(self, batches: Iterable[Batch], count: int) -> Iterator[Batch]:
+    def track(self, batches: Iterable[Item], count: int) -> Iterator[Item]:
         self.bar.update(self.other, total=count)
         for batch in batches:
             yield batch
@@ -112,7 +112,7 @@ class Terminal:
         parts = [
             f"epoch {row['epoch']}/{row['epochs']}  loss {row['task']:.4f}  distill {row['distill']:.4f}",
             _right(row, "train", 2),
-            in_words(figures(row, "held_out_")),
+            numbers_in_words(figures(row, "held_out_")),
             f"{row['images_per_second']:.0f} a second  {in_time(left)} left{whole}",
         ]
         self.say("  ".join(filter(None, parts)))
@@ -139,7 +139,7 @@ def in_time(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def in_words(numbers: dict[str, float]) -> str:
+def numbers_in_words(numbers: dict[str, float]) -> str:
     """Figures with their names: "test accuracy 91.20 %"."""
     return "  ".join(
         f"{name.replace('held_out', 'held-out').replace('_', ' ')} {figure_in_words(name, x)}"

@@ -21,11 +21,11 @@ from spequant.app.recipes.origins import weights_origin
 from spequant.app.recipes.serial import to_json
 from spequant.app.runs import dry_run, listing, run
 from spequant.app.runs.folder import figures, main_figure
-from spequant.app.terminal import Terminal, figure_in_words, in_words, title_of
+from spequant.app.terminal import Terminal, figure_in_words, numbers_in_words, title_of
 from spequant.processes import leave, rank
 from spequant.train import Interrupted
 
-Settings = TypeVar("Settings", bound=Any)
+Parsed = TypeVar("Parsed", bound=Any)
 
 
 def print_recipe(name: str) -> None:
@@ -53,7 +53,7 @@ def parsed_train(name: str, words: Sequence[str]) -> TrainRecipe:
     return parse(TrainRecipe(recipe=recipe_named(name)), words, f"spequant train {name}", about)
 
 
-def parse(settings: Settings, words: Sequence[str], prog: str, about: str) -> Settings:
+def parse(settings: Parsed, words: Sequence[str], prog: str, about: str) -> Parsed:
     """Return `settings` with what `words` set in them and in their recipe.
 
     Args:
@@ -92,7 +92,7 @@ def train(words: list[str]) -> None:
             file=sys.stderr,
         )
     if settings.dry_run:
-        with Terminal(title_of(folder_of(settings).name, recipe.train.seed)) as reporter:
+        with Terminal(title_of(run_folder(settings).name, recipe.train.seed)) as reporter:
             estimate = dry_run(recipe, reporter)
         if rank() == 0:
             print(*estimate.lines(), sep="\n")
@@ -101,14 +101,14 @@ def train(words: list[str]) -> None:
     leave()
 
 
-def folder_of(settings: TrainRecipe) -> Path:
+def run_folder(settings: TrainRecipe) -> Path:
     """Return the folder of the run that `settings` ask for."""
     return settings.out or Path("runs") / run_name(settings.recipe)
 
 
 def _carry_out(settings: TrainRecipe, again: Sequence[str]) -> None:
     """Train, and print the figures. again: the command that goes on after an interruption."""
-    folder = folder_of(settings)
+    folder = run_folder(settings)
     try:
         with Terminal(title_of(folder.name, settings.recipe.train.seed)) as reporter:
             result = run(settings.recipe, folder, reporter, resume=settings.resume)
@@ -119,7 +119,7 @@ def _carry_out(settings: TrainRecipe, again: Sequence[str]) -> None:
         raise SystemExit(130) from None
     if rank() == 0:
         size = result["weight_bytes"] / 1024
-        print(f"{in_words(figures(result, 'test_'))}  weights {size:.1f} KiB  -> {folder}")
+        print(f"{numbers_in_words(figures(result, 'test_'))}  weights {size:.1f} KiB  -> {folder}")
 
 
 def runs(settings: Runs) -> None:

@@ -23,7 +23,7 @@ Mode = Literal["leave", "update", "eval"]
 MODES: tuple[Mode, ...] = ("leave", "update", "eval")
 
 
-DROPOUTS = ("dropout", "drop_prob", "attention_dropout", "attn_dropout", "dropout_p", "dropout_prob")
+DROPOUT_ATTRIBUTES = ("dropout", "drop_prob", "attention_dropout", "attn_dropout", "dropout_p", "dropout_prob")
 """Attributes in which modules of torch, torchvision, timm and transformers keep a probability of dropout."""
 
 
@@ -87,12 +87,12 @@ def batch_norm_untracked(model: nn.Module) -> Iterator[None]:
 def dropout_off(model: nn.Module) -> Iterator[None]:
     """Switch dropout and stochastic depth off inside the block, also in train mode.
 
-    That of attention and recurrent modules as well, which keep their probability as a number (`DROPOUTS`).
+    That of attention and recurrent modules as well, which keep their probability as a number (`DROPOUT_ATTRIBUTES`).
     """
     with ExitStack() as undo:
         for m in model.modules():
             is_dropout = isinstance(m, _DropoutNd) or type(m).__name__ in ("StochasticDepth", "DropPath")
-            for attribute in ("p", *DROPOUTS) if is_dropout else DROPOUTS:
+            for attribute in ("p", *DROPOUT_ATTRIBUTES) if is_dropout else DROPOUT_ATTRIBUTES:
                 value = vars(m).get(attribute)
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     undo.callback(setattr, m, attribute, value)
@@ -240,7 +240,7 @@ class SyncBatchNorm(_BatchNorm):
         self.running_var.lerp_(var, share)
 
 
-PLAIN = (_BatchNorm.forward, nn.SyncBatchNorm.forward, SyncBatchNorm.forward)
+PLAIN_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward, SyncBatchNorm.forward)
 """Forward methods that compute only batch norm. A subclass with another forward computes something more."""
 
 
@@ -257,7 +257,7 @@ def synchronise_batch_norm(model: nn.Module) -> None:
         ValueError: A batch norm has its own forward, which would be lost (timm's includes an activation).
     """
     for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and type(module).forward not in PLAIN:
+        if isinstance(module, _BatchNorm) and type(module).forward not in PLAIN_FORWARDS:
             raise ValueError(
                 f"{name} is a {type(module).__name__}, which does more than batch norm and cannot be synchronised: "
                 "train with sync_batch_norm False (--train.no-sync-batch-norm)"

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal
 
-from spequant.comparison.pictures import Row, blank, draw_rows, label, save
+from spequant.comparison.pictures import DrawnRow, blank, draw_rows, label, save
 from spequant.extras import needs
 
 LEVEL = 0.95
@@ -125,11 +125,11 @@ class Comparison:
 
     def draw(self, left: Any, right: Any = None) -> None:
         """Draw on axes of matplotlib; arguments: for the values, and for the differences (None: without them)."""
-        first, rows, gaps = self.arms[0], [], [Row()]
+        first, rows, gaps = self.arms[0], [], [DrawnRow()]
         for arm in self.arms:
             alone = [arm.values[seed] for seed in arm.unpaired]
             values = list(arm.values.values())
-            rows.append(Row(values, arm.mean, half_width(values), alone))
+            rows.append(DrawnRow(values, arm.mean, half_width(values), alone))
         draw_rows(left, rows, digits=self.digits)
         left.set_yticks(range(len(rows)), [label(self._label(arm)) for arm in self.arms])
         arrow = {"higher": " \u2192", "lower": " \u2190", None: ""}[self.better]
@@ -141,7 +141,7 @@ class Comparison:
             return
         for arm in self.arms[1:]:
             both = [seed for seed in arm.values if seed in first.values]
-            gaps.append(Row([arm.values[s] - first.values[s] for s in both], arm.difference, arm.interval))
+            gaps.append(DrawnRow([arm.values[s] - first.values[s] for s in both], arm.difference, arm.interval))
         draw_rows(right, gaps, more=[0.0], digits=self.digits)
         right.axvline(0.0, color="0.5", linewidth=1)
         right.tick_params(left=False, labelleft=False)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from spequant.extras import needs
 from spequant.files import placed
 
-FAR = 8.0
+CUT_BEYOND = 8.0
 """Interquartile ranges from the quartiles beyond which a value is an outlier, which is written instead of drawn."""
 WIDEST = 32
 """Characters of the longest line of a label."""
@@ -46,12 +46,12 @@ def within(values: Iterable[float]) -> tuple[float, float]:
     if not ordered:
         return -math.inf, math.inf
     low, middle, high = (ordered[round(share * (len(ordered) - 1))] for share in (0.25, 0.5, 0.75))
-    reach = FAR * ((high - low) or abs(middle) or 1.0)
+    reach = CUT_BEYOND * ((high - low) or abs(middle) or 1.0)
     near = [x for x in ordered if low - reach <= x <= high + reach]
     return near[0], near[-1]
 
 
-def fit(
+def fit_limits(
     axes: Any, values: Iterable[float], ends: Iterable[float] = (), along: Literal["x", "y"] = "x"
 ) -> tuple[float, float]:
     """Choose the limits of an axis by all values but the outliers.
@@ -88,7 +88,7 @@ def write_outliers(
         axes: matplotlib's.
         place: Where on the other axis.
         values: What belongs there; those within the limits are not written.
-        limits: What `fit` returned.
+        limits: What `fit_limits` returned.
         along: The axis of the values.
         digits: Decimals of the numbers.
     """
@@ -116,7 +116,7 @@ def write_outliers(
 
 
 @dataclass(frozen=True)
-class Row:
+class DrawnRow:
     """A row of `draw_rows`.
 
     Args:
@@ -132,7 +132,7 @@ class Row:
     hollow: Sequence[float] = ()
 
 
-def draw_rows(axes: Any, rows: Sequence[Row], *, more: Sequence[float] = (), digits: int = 2) -> None:
+def draw_rows(axes: Any, rows: Sequence[DrawnRow], *, more: Sequence[float] = (), digits: int = 2) -> None:
     """Draw rows of dots from above to below, each with its mean and interval.
 
     An arrow at the edge says that an interval goes on there; outliers are written.
@@ -144,7 +144,9 @@ def draw_rows(axes: Any, rows: Sequence[Row], *, more: Sequence[float] = (), dig
         digits: Decimals of the outliers.
     """
     intervals = [(row.middle - row.width, row.middle + row.width) for row in rows if row.middle and row.width]
-    low, high = fit(axes, [*(v for row in rows for v in row.values), *more], [x for ends in intervals for x in ends])
+    low, high = fit_limits(
+        axes, [*(v for row in rows for v in row.values), *more], [x for ends in intervals for x in ends]
+    )
     for place, row in enumerate(rows):
         axes.plot(row.values, [place] * len(row.values), "o", color=f"C{place % 10}", alpha=0.6, markersize=6)
         axes.plot(row.hollow, [place] * len(row.hollow), "o", color="white", markersize=4)

@@ -18,7 +18,7 @@ def class_names(source: Any) -> tuple[str, ...] | None:
     return tuple(", ".join(map(str, name)) if isinstance(name, list | tuple) else str(name) for name in names)
 
 
-def in_words(folders: Sequence[str], file: Path) -> tuple[str, ...]:
+def class_words(folders: Sequence[str], file: Path) -> tuple[str, ...]:
     """Return the names of class folders in words, where `file` has words for them.
 
     Args:

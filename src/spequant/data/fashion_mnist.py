@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from spequant.data.images import ImageSet
-from spequant.data.settings import ImagesOnDisk, fetching, folder_of
+from spequant.data.settings import ImagesOnDisk, data_folder, fetching
 from spequant.extras import needs
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
@@ -44,7 +44,7 @@ class FashionMNIST(ImagesOnDisk):
     """Fashion-MNIST: 60,000 training and 10,000 test images of 28 x 28, 10 classes; also from Debian's package."""
 
     def load(self, network: str) -> tuple[ImageSet, ImageSet]:
-        root = folder_of(self.root)
+        root = data_folder(self.root)
         with fetching(root, self.download):
             return load_fashion_mnist(root, self.download)
 

@@ -29,7 +29,7 @@ Transform = Callable[[Any], Tensor]
 """pillow's RGB image -> uint8 (3, size, size)"""
 
 
-class Source(Protocol):
+class ImageSource(Protocol):
     """Any map-style set of (pillow's image, label), e.g. one of torchvision's."""
 
     def __len__(self) -> int: ...
@@ -141,7 +141,7 @@ class ImageFiles:
         ValueError: `workers` is negative.
     """
 
-    def __init__(self, source: Source, crop: Crop, *, workers: int = 0):
+    def __init__(self, source: ImageSource, crop: Crop, *, workers: int = 0):
         if workers < 0:
             raise ValueError(f"workers is {workers!r}; expected 0 or more processes")
         self.source, self.crop, self.workers = source, crop, workers

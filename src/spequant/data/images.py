@@ -17,7 +17,7 @@ from spequant.data.image_files import ImageFiles, RandomCrop
 EVERYTHING = slice(None)
 HOLD_OUT_SEED = 2009_14502
 """Fixed, so that every run holds out the same images."""
-PADDED = 255
+IGNORED_LABEL = 255
 """Value of a mask outside of its image, which `Segmentation` leaves out."""
 
 
@@ -196,7 +196,7 @@ def train_batches(
             drawn = np.ascontiguousarray(drawn[:, part])
             images = augment(images, drawn)
             if data.masks:  # a mask moves with its image
-                labels = augment(labels.unsqueeze(1), drawn, fill=PADDED).squeeze(1)
+                labels = augment(labels.unsqueeze(1), drawn, fill=IGNORED_LABEL).squeeze(1)
         yield data.normalise(images).contiguous(memory_format=torch.channels_last), labels
 
 

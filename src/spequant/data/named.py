@@ -13,21 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spequant.data.class_names import class_names, in_words
+from spequant.data.class_names import class_names, class_words
 from spequant.data.configuration import Configuration
-from spequant.data.image_files import ImageFiles, Source, open_image
+from spequant.data.image_files import ImageFiles, ImageSource, open_image
 from spequant.data.images import HOLD_OUT_SEED, ImageSet, hold_out
-from spequant.data.settings import ImagesInFiles, fetching, folder_of
+from spequant.data.settings import ImagesInFiles, data_folder, fetching
 from spequant.data.vision import vision
 from spequant.names import some_of
 
 TRAIN_FOLDERS, TEST_FOLDERS = ("train",), ("val", "test")
 """Names of folders below a root; the first that exists is used."""
-SPLITS = {True: ("train", "trainval"), False: ("test", "val")}
+SPLIT_NAMES = {True: ("train", "trainval"), False: ("test", "val")}
 """{whether it is for training: torchvision's names of the split}; the first that a set accepts is used."""
 TEST_DIVISOR = 5
 """A set without a test split gives one image in this many for the test."""
-WORDS = "words.txt"
+WORDS_FILE = "words.txt"
 """File in a root, as in Tiny ImageNet's, with what its class folders are called in words."""
 UNLISTED = {"DatasetFolder", "FakeData", "ImageFolder", "VisionDataset"}
 """Classes of torchvision.datasets that are no data sets."""
@@ -42,7 +42,7 @@ class Folder(ImagesInFiles):
     """Images in the folders root/train/CLASS and root/val/CLASS (or root/test/CLASS)."""
 
     def load(self, network: str) -> Pair:
-        root = folder_of(self.root)
+        root = data_folder(self.root)
         if root is None:
             raise ValueError(
                 "data.root is not set; expected the folder that holds train and val: give --data.root DIR (--root DIR "
@@ -69,7 +69,7 @@ class Torchvision(ImagesInFiles):
         return dataclass(frozen=True, kw_only=True)(settings)
 
     def load(self, network: str) -> Pair:
-        root = folder_of(self.root)
+        root = data_folder(self.root)
         options = {"workers": self.worker_count(), "check": self.check_images}
         with fetching(root, self.download):
             return load_torchvision(self.set, root, self.configuration(network), download=self.download, **options)
@@ -103,7 +103,7 @@ def load_folder(root: Path | str, about: Configuration, *, workers: int = 0, che
         raise ValueError(
             f"{' and '.join(differences)}; expected the same class folders in {train.root} and {test.root}"
         )
-    names = in_words(train.classes, Path(root) / WORDS)
+    names = class_words(train.classes, Path(root) / WORDS_FILE)
     train_set, test_set = _sets([train, test], about, workers, check, names)
     return train_set, test_set
 
@@ -146,7 +146,7 @@ def load_torchvision(
     if "train" in parameters:
         sources = [_open_set(make, train=is_train, **arguments) for is_train in (True, False)]
     elif "split" in parameters:
-        sources = [_open_split(make, SPLITS[is_train], arguments) for is_train in (True, False)]
+        sources = [_open_split(make, SPLIT_NAMES[is_train], arguments) for is_train in (True, False)]
     else:
         (data,) = _sets([_open_set(make, **arguments)], about, workers, check)
         train, test = hold_out(data, max(1, len(data) // TEST_DIVISOR))
@@ -221,7 +221,7 @@ def _open_split(make: Callable[..., Any], names: tuple[str, ...], arguments: dic
     )
 
 
-def labels_of(source: Source) -> Tensor:
+def stored_labels(source: ImageSource) -> Tensor:
     """Return the labels of a set, int64 (n,).
 
     Args:
@@ -247,10 +247,10 @@ def labels_of(source: Source) -> Tensor:
 
 
 def _sets(
-    sources: list[Source], about: Configuration, workers: int, check: bool, names: tuple[str, ...] | None = None
+    sources: list[ImageSource], about: Configuration, workers: int, check: bool, names: tuple[str, ...] | None = None
 ) -> list[ImageSet]:
     """Return image sets with the same classes, each in a fixed random order; names: None: those of the first source."""
-    labels = [labels_of(source) for source in sources]
+    labels = [stored_labels(source) for source in sources]
     names = class_names(sources[0]) if names is None else names
     classes = len(names) if names is not None else 1 + max(int(part.max()) for part in labels)
     sets = [

@@ -11,7 +11,7 @@ from spequant.data.configuration import Configuration
 from spequant.data.image_files import open_image, rgb
 from spequant.data.vision import vision
 
-MODES = {1: "L", 3: "RGB"}
+PICTURE_MODES = {1: "L", 3: "RGB"}
 """{channels: pillow's mode}"""
 
 
@@ -58,14 +58,14 @@ def picture_reader(configuration: Configuration) -> Callable[[Path], Tensor]:
         ValueError: Other channels.
     """
     channels = len(configuration.mean)
-    if channels not in MODES:
+    if channels not in PICTURE_MODES:
         raise ValueError(f"images have {channels} channels; image files are read as 1 or 3")
     transform = configuration.crop.transform()
 
     def read(path: Path) -> Tensor:
         try:
             image = rgb(open_image(path))
-            return transform(image if channels == 3 else image.convert(MODES[channels]))
+            return transform(image if channels == 3 else image.convert(PICTURE_MODES[channels]))
         except Exception as error:  # pillow raises many types, depending on the format
             raise ValueError(f"{path} is no image that can be read ({error!r})") from error
 

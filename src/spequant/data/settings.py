@@ -185,7 +185,7 @@ class ImagesInFiles(ImageSettings):
         return min(8, (cpus - 1) // world())
 
 
-def folder_of(root: Path | None) -> Path | None:
+def data_folder(root: Path | None) -> Path | None:
     """Return `root`, or the folder in the environment variable SPEQUANT_DATA, or None."""
     return root or (Path(os.environ[FOLDER_VARIABLE]) if os.environ.get(FOLDER_VARIABLE) else None)
 
@@ -200,7 +200,7 @@ def required_folder(title: str, root: Path | None) -> Path:
     Raises:
         ValueError: There is no folder.
     """
-    folder = folder_of(root)
+    folder = data_folder(root)
     if folder is None:
         raise ValueError(
             f"data.root is not set; expected the folder of {title}: give --data.root DIR (--root DIR for what is "

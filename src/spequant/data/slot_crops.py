@@ -57,7 +57,7 @@ def slot_crops(
         yield images if drawn is None else augment(images, np.ascontiguousarray(drawn[:, batch]))  # type: ignore[misc]
 
 
-def facts_of(data: ImageSet, augment: Augment | RandomCrop | None, seed: int, slots: int) -> dict[str, Any]:
+def crop_facts(data: ImageSet, augment: Augment | RandomCrop | None, seed: int, slots: int) -> dict[str, Any]:
     """Return what the crops of a training set follow from, as JSON."""
     files = isinstance(data.images, ImageFiles)
     return {

@@ -29,12 +29,12 @@ from torch import Tensor, nn
 
 from spequant.data.image_files import RandomCrop
 from spequant.data.images import EVERYTHING, Augment, ImageSet, epoch_order
-from spequant.data.slot_crops import check_same, digest, facts_of, slot_crops
+from spequant.data.slot_crops import check_same, crop_facts, digest, slot_crops
 from spequant.files import destination, placed
 
 FORMAT, ENTRY = 1, "soft_labels"
 SLOTS, TOP = 8, 10
-LEVELS, LEAST = 255, 0.25
+LEVELS, LEAST_CODE = 255, 0.25
 
 
 class SoftLabels:
@@ -74,7 +74,7 @@ class SoftLabels:
         self.temperature, self.lost, self.teacher = float(head["temperature"]), float(head["lost"]), head["teacher"]
         self.digests: list[str] = head["digests"]
         self.digest = hashlib.blake2b(json.dumps(head, sort_keys=True).encode(), digest_size=8).hexdigest()
-        check_same(self.path, head["data"], facts_of(data, augment, self.seed, self.slots))
+        check_same(self.path, head["data"], crop_facts(data, augment, self.seed, self.slots))
 
     def batches(
         self, batch_size: int, *, seed: int, epoch: int, start: int = 0, part: slice = EVERYTHING
@@ -155,7 +155,7 @@ def make_soft_labels(
     top = top if top is not None else min(TOP, data.classes)
     _check(teacher, data, augment, slots, top, temperature, seed)
     destination(Path(path))
-    facts = facts_of(data, augment, seed, slots)
+    facts = crop_facts(data, augment, seed, slots)
     classes = torch.empty(slots, len(data), top, dtype=_smallest(data.classes))
     codes = torch.empty(slots, len(data), top + 1, dtype=torch.uint8)
     parts = [range(first, min(first + batch_size, len(data))) for first in range(0, len(data), batch_size)]
@@ -203,7 +203,7 @@ def decoded(classes: Tensor, codes: Tensor, count: int, temperature: float) -> F
         temperature: T.
     """
     top = classes.shape[1]
-    squares = codes.float().clamp_min(LEAST).square()
+    squares = codes.float().clamp_min(LEAST_CODE).square()
     shares = (squares[:, top:] / max(1, count - top)).repeat(1, count).scatter(1, classes.long(), squares[:, :top])
     return temperature * (shares / shares.sum(-1, keepdim=True)).log()
 

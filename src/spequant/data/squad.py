@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spequant.data.questions import Question, QuestionSettings
-from spequant.data.settings import folder_of
+from spequant.data.settings import data_folder
 from spequant.extras import needs
 from spequant.names import some_of
 
@@ -30,7 +30,7 @@ class Squad(QuestionSettings):
     """SQuAD 1.1: 87,599 training and 10,570 test questions about texts from Wikipedia."""
 
     def load(self) -> tuple[list[Question], list[Question]]:
-        return load_squad(folder_of(self.root), self.download)
+        return load_squad(data_folder(self.root), self.download)
 
 
 def load_squad(root: Path | None, download: bool = False) -> tuple[list[Question], list[Question]]:

@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Int32, Int64, UInt8
 from torch import Tensor
 
+from spequant.data.images import EVERYTHING
 from spequant.data.squad import Question
 from spequant.names import some_of
 
-EVERYTHING = slice(None)
 QUESTIONS_PER_CHUNK = 1000
 """Questions that are tokenised at a time: the tokenizer's lists take much more memory than the arrays."""
 BATCHES_PER_SORT = 50

@@ -1,11 +1,11 @@
 """What to write in place of an operation that has no integer form, by the name of its function or module."""
 
-HEAD = "leave it out of the network, whose largest output stays the largest, and apply it to what the export gives"
+LEAVE_OUT = "leave it out of the network, whose largest output stays the largest, and apply it to what the export gives"
 NORM = "expected batch norm, which is linear once trained"
 ATTENTION = "a product of matrices that are both computed, as of attention"
 RECURRENT = "expected convolutions over time, or linear layers"
 ADVICE = {
-    **dict.fromkeys(("softmax", "log_softmax", "softmax2d", "logsoftmax", "softmin", "normalize", "argmax"), HEAD),
+    **dict.fromkeys(("softmax", "log_softmax", "softmax2d", "logsoftmax", "softmin", "normalize", "argmax"), LEAVE_OUT),
     **dict.fromkeys(("layer_norm", "layernorm", "layernorm2d", "group_norm", "groupnorm", "groupnorm1"), NORM),
     **dict.fromkeys(
         ("instance_norm", "instancenorm1d", "instancenorm2d", "instancenorm3d", "rms_norm", "rmsnorm"), NORM

@@ -12,7 +12,7 @@ import numpy as np
 
 from spequant.deploy.integers import Integers
 from spequant.deploy.operations import Weighted
-from spequant.deploy.requantization import agreement, factor_of, spread_of, steps
+from spequant.deploy.requantization import agreement, factor_of, rounding_steps, spread_of
 
 CROWDED = 5
 """Steps for each unit between two sums, at which no bias will do."""
@@ -54,5 +54,5 @@ def _agree(op: Weighted, rows: np.ndarray, off: int, channels: int) -> np.ndarra
     form, factor = op.integers, factor_of(op)
     outputs = np.arange(len(factor)).reshape(channels, -1)[rows].reshape(-1)
     there = Integers(form.weight[outputs], form.bias[outputs] + off, form.scale[outputs])
-    s = steps(there, factor[outputs], (op.source.low, op.source.high), op.grid.low, op.grid.high)
+    s = rounding_steps(there, factor[outputs], (op.source.low, op.source.high), op.grid.low, op.grid.high)
     return np.all(agreement(s.times(spread_of(op))).reshape(len(rows), -1), axis=1, keepdims=False)

@@ -11,7 +11,7 @@ from torch.nn.modules import module as every
 from spequant.layers import QuantizedAdd, QuantizedLayer, QuantizedProduct
 from spequant.quantizers import Quantizer
 
-KNOWN = ("spequant.layers", "torch.nn.utils.")
+KNOWN_HOOKS = ("spequant.layers", "torch.nn.utils.")
 """Where hooks come from that graphs have: quantizers of outputs; what makes a layer's weight (pruning, weight norm)."""
 
 
@@ -44,7 +44,7 @@ def check_hooks(modules: Named) -> None:
     """ValueError names one of `modules` that has a forward hook, or a hook of all modules that there are."""
     for name, module in modules:
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
-            if not str(getattr(hook, "__module__", "")).startswith(KNOWN):
+            if not str(getattr(hook, "__module__", "")).startswith(KNOWN_HOOKS):
                 raise _left_out(name or type(module).__name__, "forward hook", hook)
     for hook in (*every._global_forward_pre_hooks.values(), *every._global_forward_hooks.values()):
         raise _left_out("all modules", "forward hook", hook)

@@ -18,12 +18,12 @@ from spequant.calibration.batches import answer
 from spequant.deploy.biases import off_grid
 from spequant.deploy.code_graphs import CodeGraphs
 from spequant.deploy.engines import Run
-from spequant.deploy.formats.onnx import GRAPHS
+from spequant.deploy.formats.onnx import CODE_GRAPHS
 from spequant.deploy.last_bits import other_last_bits
 from spequant.deploy.loaded import Preprocessing
 from spequant.deploy.operations import Add, Operation, Weighted
-from spequant.deploy.outputs import by_name
-from spequant.deploy.parity import Batch, Codes, Parity
+from spequant.deploy.outputs import outputs_by_name
+from spequant.deploy.parity import CodeCount, Parity, ParityBatch
 from spequant.deploy.program import Program
 from spequant.deploy.twin import Twin
 from spequant.functional import without_autocast, zero_point
@@ -48,7 +48,7 @@ def forced(
     program: Program,
     x: Tensor,
     start: Callable[[bytes], Run],
-    graphs: CodeGraphs = GRAPHS,
+    graphs: CodeGraphs = CODE_GRAPHS,
     entry: tuple[np.ndarray, Preprocessing] | None = None,
     values: Mapping[Operation, Tensor] | None = None,
 ) -> dict[Operation, Forced]:
@@ -99,10 +99,10 @@ def compare_answers(
     model: nn.Module,
     program: Program,
     run: Run,
-    batches: Iterable[Batch],
+    batches: Iterable[ParityBatch],
     start: Callable[[bytes], Run] | None = None,
     preprocessing: Preprocessing | None = None,
-    graphs: CodeGraphs = GRAPHS,
+    graphs: CodeGraphs = CODE_GRAPHS,
 ) -> Parity:
     """The network `model` and an engine's `run` on the same images, end to end.
 
@@ -127,14 +127,14 @@ def compare_answers(
         coded = graphs.whole(program, preprocessing=preprocessing, taps=ops)
         ops = ops if coded.taps is None else list(coded.taps)
         tapped = start(coded.data)
-        parity.codes = [Codes(_label(op)) for op in ops]
+        parity.codes = [CodeCount(_label(op)) for op in ops]
     first = True
     for x, feed, labels in batches:
         with _codes_read(model, program) as read:
-            expected, moved = by_name(answer(model, x), ("input",)), dict[str, Tensor]()
+            expected, moved = outputs_by_name(answer(model, x), ("input",)), dict[str, Tensor]()
         if seen < FORCED:
             with other_last_bits(model):
-                moved = by_name(answer(model, x), ("input",))
+                moved = outputs_by_name(answer(model, x), ("input",))
         seen += len(x)
         for (name, value), got in zip(expected.items(), run({"input": feed}), strict=True):
             parity.add(value, got, labels, moved.get(name), output=name, choices=False)

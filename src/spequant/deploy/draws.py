@@ -83,7 +83,7 @@ def _names(model: nn.Module) -> Iterator[list[str]]:
 
     for name, module in model.named_modules():
         if name:
-            handles.append(module.register_forward_pre_hook(lambda m, args, own=name: running.append(own)))
+            handles.append(module.register_forward_pre_hook(lambda m, args, name=name: running.append(name)))
             handles.append(module.register_forward_hook(leave, always_call=True))
     try:
         yield running

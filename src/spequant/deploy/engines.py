@@ -94,7 +94,7 @@ ENGINES: dict[str, Callable[..., Run]] = {
     "tflm": tflm,
     "cc": cc,
 }
-PACKAGES = {"litert": "ai-edge-litert", "tflm": "tflite-micro"}
+ENGINE_PACKAGES = {"litert": "ai-edge-litert", "tflm": "tflite-micro"}
 """Those that have another name than the engine."""
 
 
@@ -103,7 +103,7 @@ def versions() -> dict[str, str]:
     installed = {}
     for name in ENGINES:
         try:
-            installed[name] = version(PACKAGES.get(name, name))
+            installed[name] = version(ENGINE_PACKAGES.get(name, name))
         except PackageNotFoundError:
             continue
     return installed

@@ -13,8 +13,8 @@ from spequant.deploy.compare import compare_answers
 from spequant.deploy.engines import ENGINES
 from spequant.deploy.formats import Draft, Format, format_named, format_of_file, format_to_write
 from spequant.deploy.formats.mixed import Mixed
-from spequant.deploy.formats.onnx import GRAPHS
-from spequant.deploy.inputs import Images, Inputs, checked_preprocessing, with_example
+from spequant.deploy.formats.onnx import CODE_GRAPHS
+from spequant.deploy.inputs import ImageBatches, Inputs, checked_preprocessing, with_example
 from spequant.deploy.loaded import Loaded, Preprocessing
 from spequant.deploy.outputs import output_count
 from spequant.deploy.parity import Parity
@@ -125,7 +125,9 @@ def _export(
             parity = form.answers(model, draft, temporary, run, batches)
         else:
             by_codes = None if form.graphs is None else start
-            parity = compare_answers(model, draft.program, run, batches, by_codes, preprocessing, form.graphs or GRAPHS)
+            parity = compare_answers(
+                model, draft.program, run, batches, by_codes, preprocessing, form.graphs or CODE_GRAPHS
+            )
         parity.choices = True if classes is not None else None
         check(parity)
         if form.engines:
@@ -137,7 +139,7 @@ def _export(
 def export_onnx(
     model: nn.Module,
     path: str | Path,
-    images: Images,
+    images: ImageBatches,
     *,
     preprocessing: Preprocessing | None = None,
     about: Mapping[str, Any] | None = None,

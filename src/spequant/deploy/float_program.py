@@ -19,15 +19,15 @@ def float_program(program: Program) -> Program:
         program: what `lower` makes; it stays as it is.
     """
     new: dict[Operation, Operation] = {}
-    made: dict[Any, Operation] = {}
+    twins: dict[Any, Operation] = {}
     for op in program.ops:
         inputs = tuple(new[i] for i in op.inputs)
         clamp = NO_CLAMP if op.grid is None or op.COMMUTES else op.grid.clamp
         key = type(op), op.name, inputs, clamp
-        if key not in made:
+        if key not in twins:
             result = inputs[0] if isinstance(op, Quantize) else _in_float(op, inputs)
-            made[key] = result if clamp == NO_CLAMP else Clamp(op.name, (result,), None, op.shape, *clamp)
-        new[op] = made[key]
+            twins[key] = result if clamp == NO_CLAMP else Clamp(op.name, (result,), None, op.shape, *clamp)
+        new[op] = twins[key]
     outputs = {name: new[op] for name, op in program.outputs.items()}
     ops = [op for output in outputs.values() for op in _before(output)]
     return Program(list(dict.fromkeys(ops)), new[program.output], outputs)

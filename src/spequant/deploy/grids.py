@@ -160,8 +160,8 @@ def weight_grid(layer: QuantizedLayer) -> tuple[Tensor, Tensor]:
             "cannot hold; use fewer bits or a grid with zero"
         )
     scale = (high.double() - low.double()) / (float(q.levels) - 1) / factor
-    own: Any = layer.layer
-    outputs = around.shape[1] * own.groups if isinstance(own, TRANSPOSED) else len(around)
+    wrapped: Any = layer.layer
+    outputs = around.shape[1] * wrapped.groups if isinstance(wrapped, TRANSPOSED) else len(around)
     scale = scale.reshape(-1).cpu()
     return around.cpu(), scale.repeat_interleave(outputs // len(scale))
 

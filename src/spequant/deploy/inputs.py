@@ -11,15 +11,15 @@ from torch import Tensor
 
 from spequant.calibration.batches import check_batches
 from spequant.deploy.loaded import Preprocessing
-from spequant.deploy.parity import Batch
+from spequant.deploy.parity import ParityBatch
 
-Images = Iterable[Tensor | tuple[Tensor, Tensor]]
+ImageBatches = Iterable[Tensor | tuple[Tensor, Tensor]]
 """Batches of inputs, or of (inputs, labels)."""
 Inputs = Iterable[Tensor | tuple[Tensor, Tensor] | Mapping[str, Tensor]]
 """The same, or of inputs by name."""
 
 
-def with_example(images: Inputs, preprocessing: Preprocessing | None) -> tuple[Any, Iterable[Batch]]:
+def with_example(images: Inputs, preprocessing: Preprocessing | None) -> tuple[Any, Iterable[ParityBatch]]:
     """(one input of the network, `as_batches` of all images). ValueError: there are none, or they are no batches."""
     check_batches(images, "images")
     batches = as_batches(images, preprocessing)
@@ -47,7 +47,7 @@ def checked_preprocessing(preprocessing: Any) -> Preprocessing:
     return mean, std
 
 
-def as_batches(images: Inputs, preprocessing: Preprocessing | None = None) -> Iterator[Batch]:
+def as_batches(images: Inputs, preprocessing: Preprocessing | None = None) -> Iterator[ParityBatch]:
     """What `compare_answers` takes: inputs of the network, inputs of the graph, labels or None.
 
     A batch is a tensor or array, (inputs,), (inputs, labels, ...) or inputs by name; one without a sample is left out.

@@ -16,7 +16,7 @@ from spequant.preparation.adapters.products import Product
 from spequant.quantizers import Quantizer
 
 
-class Codes(nn.Module):
+class CodesOf(nn.Module):
     """An activation quantizer: the values of codes. x of any shape, float."""
 
     rate: Tensor
@@ -88,10 +88,10 @@ class IntegerLayer(_InPlace, IntegerModule):
     def __init__(self, layer: QuantizedLayer, name: str):
         super().__init__()
         assert layer.act_quantizer is not None
-        own: Any = layer.layer
-        if layer_attributes(own):
-            raise ValueError(f"{name} is a {type(own).__name__}; expected a linear layer")
-        self.act = Codes(layer.act_quantizer)
+        wrapped: Any = layer.layer
+        if layer_attributes(wrapped):
+            raise ValueError(f"{name} is a {type(wrapped).__name__}; expected a linear layer")
+        self.act = CodesOf(layer.act_quantizer)
         codes, scale = weight_grid(layer)
         largest = self.act.grid.high + self.act.grid.zero
         self.saturates = 2 * largest * int(codes.abs().max()) > PAIR
@@ -99,8 +99,8 @@ class IntegerLayer(_InPlace, IntegerModule):
         self.register_buffer("codes", codes.to(torch.int8).t().contiguous())
         self.register_buffer("codes_zero", torch.tensor(0, dtype=torch.int8))
         self.register_buffer("scale", (scale * self.act.grid.step).float())
-        self.register_buffer("offset", None if own.bias is None else own.bias.detach())
-        self.stand_for(own)
+        self.register_buffer("offset", None if wrapped.bias is None else wrapped.bias.detach())
+        self.stand_for(wrapped)
 
     def forward(self, x: Tensor) -> Tensor:
         inputs = self.act.codes(x), self.codes, self.act.zero, self.codes_zero
@@ -117,7 +117,7 @@ class IntegerProduct(IntegerModule):
 
     def __init__(self, product: QuantizedProduct):
         super().__init__()
-        self.left, self.right = Codes(product.left_quantizer), Codes(product.right_quantizer)
+        self.left, self.right = CodesOf(product.left_quantizer), CodesOf(product.right_quantizer)
         left, right = ((code.grid.low, code.grid.high) for code in (self.left, self.right))
         self.largest = max(abs(a * b) for a in left for b in right)
         self.register_buffer("scale", (self.left.step.double() * self.right.step.double()).float())
@@ -159,7 +159,7 @@ class Simulated(_InPlace):
     def __init__(self, layer: QuantizedLayer):
         super().__init__()
         self.layer = layer.layer
-        self.act = None if layer.act_quantizer is None else Codes(layer.act_quantizer)
+        self.act = None if layer.act_quantizer is None else CodesOf(layer.act_quantizer)
         with torch.no_grad():
             weight = layer.float_weight
             weight = weight if layer.weight_quantizer is None else layer.weight_quantizer(weight)
@@ -179,8 +179,8 @@ def summands(model: nn.Module) -> Iterator[dict[str, int]]:
     for name, module in model.named_modules():
         if isinstance(module, QuantizedProduct):
 
-            def note(_: nn.Module, sides: tuple[Tensor, ...], own: str = name) -> None:
-                lengths[own] = max(lengths.get(own, 0), sides[0].shape[-1])
+            def note(_: nn.Module, sides: tuple[Tensor, ...], side: str = name) -> None:
+                lengths[side] = max(lengths.get(side, 0), sides[0].shape[-1])
 
             hooks.append(module.register_forward_pre_hook(note))
     try:
@@ -201,18 +201,18 @@ def integer_form(model: nn.Module, lengths: Mapping[str, int]) -> None:
 
 def _below(model: nn.Module, above: str, lengths: Mapping[str, int], seen: dict[int, Any]) -> None:
     """seen: {id of a module: (it, what takes its place)}; a module may stand in several."""
-    for own, child in list(model._modules.items()):
+    for child_name, child in list(model._modules.items()):
         if child is None:
             continue
         if id(child) not in seen:
-            substitute = _integers(child, above + own, lengths)
+            substitute = _integers(child, above + child_name, lengths)
             seen[id(child)] = child, child if substitute is None else substitute
             if substitute is None:
-                _below(child, f"{above}{own}.", lengths, seen)
+                _below(child, f"{above}{child_name}.", lengths, seen)
             else:
-                _put(model, own, substitute)
+                _put(model, child_name, substitute)
         elif seen[id(child)][1] is not child:
-            setattr(model, own, seen[id(child)][1])
+            setattr(model, child_name, seen[id(child)][1])
 
 
 def _integers(module: nn.Module, name: str, lengths: Mapping[str, int]) -> nn.Module | None:
@@ -223,15 +223,15 @@ def _integers(module: nn.Module, name: str, lengths: Mapping[str, int]) -> nn.Mo
         product = IntegerProduct(module)
         check_sum(name, lengths.get(name, 0) * product.largest)
         return product
-    return Codes(module) if isinstance(module, Quantizer) else None
+    return CodesOf(module) if isinstance(module, Quantizer) else None
 
 
-def _put(model: nn.Module, own: str, new: nn.Module) -> None:
+def _put(model: nn.Module, name: str, new: nn.Module) -> None:
     """`new` in the place of the module that is there, whose output may be an addend with a quantizer."""
-    quantizer = getattr(model, own)._modules.get(OUTPUT)
-    setattr(model, own, new)
+    quantizer = getattr(model, name)._modules.get(OUTPUT)
+    setattr(model, name, new)
     if quantizer is not None:
-        quantize_output(new, Codes(quantizer))
+        quantize_output(new, CodesOf(quantizer))
 
 
 def _layer(layer: QuantizedLayer, name: str) -> nn.Module:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spequant.deploy.grids import Grid
 
-SUM = 2**31 - 1  # the largest int32
+INT16_MAX, INT32_MAX = 2**15 - 1, 2**31 - 1
 LARGEST_BIAS = 2**30  # of an int32, so that the sum stays one
 PAIR = 2**15 - 1  # the largest int16
 EXACT = 2**24  # below it, whole numbers are fp32 numbers
@@ -80,10 +80,11 @@ def largest_sums(weight: Tensor, low: int, high: int) -> Tensor:
 
 def check_sum(name: str, largest: int) -> None:
     """ValueError: sums of the layer `name`, which reach `largest` in magnitude, do not fit an int32."""
-    if largest > SUM:
+    if largest > INT32_MAX:
         raise ValueError(
             f"{name}: its sums of products may reach {largest:,}, by its weights and its input's range; expected at "
-            f"most {SUM:,}, an int32. Give it fewer bits or inputs; of export_mixed it may be float: skip=[{name!r}]"
+            f"most {INT32_MAX:,}, an int32. Give it fewer bits or inputs; of export_mixed it may be float: "
+            f"skip=[{name!r}]"
         )
 
 
@@ -111,7 +112,9 @@ def int8_form(name: str, weight: Tensor, scale: Tensor, offset: Tensor, grid: Gr
     largest = max(1, int(codes.max()), -int(codes.min()))
     sums = largest_sums(codes, grid.low, grid.high)
     factor = min(127, PAIR // (2 * largest_stored(grid))) // largest
-    factor = 1 if weight.dtype == torch.int8 else max(1, min(factor, (SUM - LARGEST_BIAS) // max(1, int(sums.max()))))
+    factor = (
+        1 if weight.dtype == torch.int8 else max(1, min(factor, (INT32_MAX - LARGEST_BIAS) // max(1, int(sums.max()))))
+    )
     step = torch.tensor(grid.step, dtype=torch.float32).double()
     flip = (scale < 0) & (codes.amin(1) * factor > -128)
     scale = torch.where(flip, -scale, scale) / factor

@@ -9,8 +9,8 @@ from typing import Any
 
 from spequant.extras import needs
 
-NAME = "TFLITE_METADATA"
-LABELS = "labels.txt"
+METADATA_NAME = "TFLITE_METADATA"
+LABELS_FILE = "labels.txt"
 """File with one class per line, in an archive behind the model."""
 AXIS_LABELS, IMAGE, FEATURES, NORMALIZATION = 2, 2, 1, 1
 RGB, GRAYSCALE = 1, 2
@@ -58,7 +58,7 @@ def litert_metadata(
         shape: of the network's input, (1, channels, height, width) of images.
         outputs: their names.
         normalisation: (mean, std) of pixels of 0 .. 255 that the graph expects to be normalised by; None: not known.
-        labelled: whether `LABELS`, of the first output, is in the file.
+        labelled: whether `LABELS_FILE`, of the first output, is in the file.
     """
     t = _Tables()
     image = len(shape) == 4 and shape[1] in (1, 3)
@@ -75,7 +75,7 @@ def litert_metadata(
         content = t.table({0: ("byte", FEATURES), 1: ("offset", t.table({}))})
         result = {0: t.text(name), 3: ("offset", content)}
         if labelled and i == 0:
-            result[6] = t.tables([t.table({0: t.text(LABELS), 2: ("byte", AXIS_LABELS)})])
+            result[6] = t.tables([t.table({0: t.text(LABELS_FILE), 2: ("byte", AXIS_LABELS)})])
         results.append(t.table(result))
     graphs = t.tables([t.table({2: inputs, 3: t.tables(results)})])
     model = t.table({0: t.text("spequant"), 3: graphs, 7: t.text("1.0.0")})

@@ -111,8 +111,8 @@ class _Lowering:
 
     def _codes(self, step: Step, grid: Grid) -> Operation:
         kind = step.kind
-        made = kind.carried(step, grid, self) or Function.of(step, grid, self) or kind.arising(step, grid, self)
-        return made or self.add(Quantize(step.name, (self.value(step),), grid, step.shape))
+        lowered = kind.carried(step, grid, self) or Function.of(step, grid, self) or kind.arising(step, grid, self)
+        return lowered or self.add(Quantize(step.name, (self.value(step),), grid, step.shape))
 
     def _grid(self, step: Step, quantizer: Quantizer) -> Grid | None:
         try:

@@ -42,7 +42,7 @@ def metadata(kind: str, content: Mapping[str, Any], about: Mapping[str, Any] | N
     return {KEY: json.dumps(head, separators=(",", ":")), "seal": OPEN}
 
 
-def describe(program: Program, tensors: Mapping[Operation, Sequence[str]]) -> list[dict[str, Any]]:
+def described(program: Program, tensors: Mapping[Operation, Sequence[str]]) -> list[dict[str, Any]]:
     """The operations as JSON, those that a function is made of before it; `tensors`: names of their constants."""
     ops = [one for op in program.ops for one in (*_parts(op), op)]
     numbers = {op: i for i, op in enumerate(ops)}
@@ -172,7 +172,7 @@ def _pair(head: Mapping[str, Any]) -> Preprocessing | None:
     return None if values is None else (values[0], values[1])
 
 
-NAMES = {kind.__name__: kind for kind in OPERATIONS}
+OPERATION_BY_NAME = {kind.__name__: kind for kind in OPERATIONS}
 KINDS_OF_1 = {**{kind.WORD: kind.__name__ for kind in OPERATIONS}, "layer": "FloatLayer"}
 ATTRIBUTES_OF_1 = ("stride", "padding", "dilation", "groups", "kernel", "keep")
 
@@ -203,7 +203,9 @@ def _operation(row: Mapping[str, Any], ops: Sequence[Operation], constants: Mapp
     if "parts" in row:
         fields["parts"] = tuple(ops[i] for i in row["parts"])
     tensors = [constants[name] for name in row.get("tensors", ())]
-    return NAMES[row["op"]].restored(fields, tensors or [torch.tensor(values) for values in row.get("values", ())])
+    return OPERATION_BY_NAME[row["op"]].restored(
+        fields, tensors or [torch.tensor(values) for values in row.get("values", ())]
+    )
 
 
 def _frozen(value: Any) -> Any:

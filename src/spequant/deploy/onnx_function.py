@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spequant.deploy.operations import Function
 
-FAR = 1e-4
+FROM_TIE = 1e-4
 """Codes that every result has to be away from the middle of two. The most that a code which was another in an engine
 was away from it: 4e-6, of 120,000 (8 functions, onnxruntime 1.32 and OpenVINO 2026.4)."""
 HAIRS = [sign * n * 2.0**-16 for n in range(17) for sign in ((1,) if n == 0 else (1, -1))]
@@ -38,6 +38,6 @@ def float_step(op: Function) -> float | None:
         moved = table / (1 + hair)
         middle = (moved - moved.floor() - 0.5).abs()
         same = bool((torch.round(moved).clamp(grid.low, grid.high) == expected).all())
-        if same and bool((middle[inside] > FAR * (1 + table[inside].abs() / 64)).all()):
+        if same and bool((middle[inside] > FROM_TIE * (1 + table[inside].abs() / 64)).all()):
             return float(np.float32(grid.step * (1 + hair)))
     return None

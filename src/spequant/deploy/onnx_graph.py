@@ -118,12 +118,12 @@ class Emitter(ABC):
 
     def ends(self, program: Program, batch: str | int) -> dict[str, Any]:
         """{name in the graph: value_info} of the outputs; one that has two names is there twice."""
-        found: dict[str, Any] = {}
+        infos: dict[str, Any] = {}
         for name, op in program.outputs.items():
             value = self.value(op)
-            value = self.node("Identity", [value], op.name) if value in found else value
-            found[value] = self.end(op, name, batch)
-        return found
+            value = self.node("Identity", [value], op.name) if value in infos else value
+            infos[value] = self.end(op, name, batch)
+        return infos
 
     def emit_program(self, program: Program) -> None:
         """All but the input, whose name is there."""
@@ -160,11 +160,11 @@ def float_layer(e: Emitter, op: FloatLayer) -> str:
     return e.node("Conv", [x, weight, bias], op.name, **conv_attributes(op))
 
 
-Form = Callable[[str], str]
+OnValue = Callable[[str], str]
 """From what is stored to values, or from values to what is stored, by names."""
 
 
-def gemm(e: Emitter, op: Weighted | FloatLayer, x: str, parts: Sequence[str], value: Form, rounded: Form) -> str:
+def gemm(e: Emitter, op: Weighted | FloatLayer, x: str, parts: Sequence[str], value: OnValue, rounded: OnValue) -> str:
     """A linear layer, of more than two dimensions on its last: rows of the others together. x: as it is stored; parts:
     weight and bias; value, rounded: the forms of its input and result."""
     if len(op.shape) == 2:
@@ -187,7 +187,7 @@ def _clamp(e: Emitter, op: Clamp) -> str:
     return e.node("Clip", [x, *ends], op.name)
 
 
-def mean(e: Emitter, op: Mean, value: str, rounded: Form = str) -> str:
+def mean(e: Emitter, op: Mean, value: str, rounded: OnValue = str) -> str:
     """rounded: from the node's result to what is stored, before it is given its shape."""
     rank = len(op.inputs[0].shape)
     if rank == 3 and not op.dims:  # of three dimensions whose codes have a zero point OpenVINO 2026.4 gives others
@@ -229,7 +229,7 @@ def _slice(e: Emitter, op: Slice) -> str:
     return e.node("Slice", [*e.sources(op), *ends], op.name)
 
 
-PADDED = {"replicate": "edge"}
+ONNX_PAD_MODES = {"replicate": "edge"}
 """{torch's word for a kind of padding: ONNX's}"""
 
 
@@ -237,7 +237,7 @@ def pad(e: Emitter, op: Pad, filling: Any) -> str:
     """filling: as its numbers are stored."""
     places = e.constant(np.asarray([0, *op.before, 0, *op.after], np.int64), f"{op.name}.pads")
     value = [e.constant(filling, f"{op.name}.filling")] if op.mode == "constant" else []
-    return e.node("Pad", [*e.sources(op), places, *value], op.name, mode=PADDED.get(op.mode, op.mode))
+    return e.node("Pad", [*e.sources(op), places, *value], op.name, mode=ONNX_PAD_MODES.get(op.mode, op.mode))
 
 
 def _repeat(e: Emitter, op: Repeat) -> str:

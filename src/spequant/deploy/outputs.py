@@ -8,21 +8,21 @@ from torch import Tensor, nn
 from spequant.calibration.batches import answer
 
 
-def by_name(out: Any, inputs: tuple[str, ...] = ()) -> dict[str, Tensor]:
+def outputs_by_name(out: Any, inputs: tuple[str, ...] = ()) -> dict[str, Tensor]:
     """The tensors that a network returned: one, "output"; of a mapping, by their keys; of a tuple or list, "output0",
     "output1" ...; of these inside one another, with a dot between. inputs: names that are taken, which get "_output"
     behind.
 
     ValueError: something else than tensors.
     """
-    found = dict(_leaves(out, ""))
-    if not found or not all(isinstance(value, Tensor) for value in found.values()):
-        kinds = {type(value).__name__ for value in found.values() if not isinstance(value, Tensor)} or {"nothing"}
+    leaves = dict(_leaves(out, ""))
+    if not leaves or not all(isinstance(value, Tensor) for value in leaves.values()):
+        kinds = {type(value).__name__ for value in leaves.values() if not isinstance(value, Tensor)} or {"nothing"}
         raise ValueError(
             f"the network gives {', '.join(sorted(kinds))}; expected one tensor, tensors by name, or several in a "
             "tuple: wrap it"
         )
-    return {f"{name}_output" if name in inputs else name: value for name, value in found.items()}
+    return {f"{name}_output" if name in inputs else name: value for name, value in leaves.items()}
 
 
 def _leaves(out: Any, name: str) -> Any:
@@ -37,8 +37,8 @@ def _leaves(out: Any, name: str) -> Any:
 
 
 def output_names(out: Any, inputs: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Names alone, see `by_name`."""
-    return tuple(by_name(out, inputs))
+    """Names alone, see `outputs_by_name`."""
+    return tuple(outputs_by_name(out, inputs))
 
 
 def output_count(model: nn.Module, example: Any) -> int:

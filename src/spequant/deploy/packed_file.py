@@ -32,7 +32,7 @@ from spequant.deploy.bits import packed_size, unpack_bits
 
 FORMAT = 1
 KEY, FLOATS, CODES = "spequant", "floats", ".codes"
-OUTPUTS, PRODUCTS = ":output", ":product"
+OUTPUTS, PRODUCT_SUFFIX = ":output", ":product"
 
 
 def read_packed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -51,7 +51,7 @@ def read_packed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(
             f"{path}: format is {version!r}; this version reads {FORMAT}: install the version that wrote it"
         )
-    actual = digest(tensors, content)
+    actual = content_digest(tensors, content)
     if actual != expected:
         raise ValueError(f"{path} is damaged: digest {actual}, expected {expected}; copy it anew")
     try:
@@ -61,7 +61,7 @@ def read_packed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, content
 
 
-def digest(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> str:
+def content_digest(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> str:
     """BLAKE2b, 128 bits, of all names, types, shapes and bytes of a packed file's tensors, and of its metadata but for
     format and digest."""
     state = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16)

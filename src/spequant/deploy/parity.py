@@ -17,17 +17,17 @@ AGREEMENT = 0.995
 """Share of equal answers below which an export is refused."""
 POINTS = 0.1
 """Points of accuracy that it may differ by."""
-FEW = 2
+FEW_ANSWERS = 2
 """Images that may differ in any case, ties, but no more than half of them."""
-NEAR = 0.25
+NEAR_TIE = 0.25
 """Deviations of the network's values that a single one an image, which has no arg-max, may be off by."""
 
-Batch = tuple[Any, Any, Tensor | None]
+ParityBatch = tuple[Any, Any, Tensor | None]
 """(what the network is given, what the engine is given, labels); tensor and array, or both by name"""
 
 
 @dataclass
-class Codes:
+class CodeCount:
     """Codes of one op: how many there are, and how many are others than the twin's and the network's, end to end.
 
     torch: None where no layer of the network reads these codes, or one that is called more than once. forced, ties: of
@@ -47,14 +47,14 @@ class Parity:
     """What came of a comparison; its str says it in short, the verdict first.
 
     images; equal: of them with the same answer: the same arg-max over dimension 1, or where that holds one number, the
-    value within `NEAR`. Where a network answers several questions an image or sentence, or at every position, each
+    value within `NEAR_TIE`. Where a network answers several questions an image or sentence, or at every position, each
     counts as an image. Without labels nothing says that the largest is the answer (of boxes, colours), so that two
     answers count as one where the network puts them no farther apart than values may be off by (`LIMITS`).
 
     values: of each output, how far all its numbers are from the network's, and the limit of that. right: (network,
     engine) of those with labels; codes by op.
 
-    own: images that the network itself answers otherwise where its float values change by their last bits, of
+    unstable: images that the network itself answers otherwise where its float values change by their last bits, of
     `looked_at` images: of all with inputs by name, else of the first ones.
     choices: whether the largest number is the answer, as of classes; None: it is where there are labels, or inputs
     with names. Of values (regression, boxes) not the answers are told, but how far they are off.
@@ -64,11 +64,11 @@ class Parity:
 
     images: int = 0
     equal: int = 0
-    own: int = 0
+    unstable: int = 0
     looked_at: int = 0
     labelled: int = 0
     right: tuple[int, int] = (0, 0)
-    codes: list[Codes] = field(default_factory=list)
+    codes: list[CodeCount] = field(default_factory=list)
     saturating: list[str] = field(default_factory=list)
     values: list[Values] = field(default_factory=list)
     off_grid: list[str] = field(default_factory=list)
@@ -131,12 +131,12 @@ class Parity:
             moved = None if moved is None else moved.masked_fill(padding, -inf)
         differ = _other_answers if several else _other_values
         choices = choices and moved is not None
-        apart = NEAR if not several else LIMITS[values.kind] if labels is None and not choices else 0.0
+        apart = NEAR_TIE if not several else LIMITS[values.kind] if labels is None and not choices else 0.0
         other = differ(a, b, apart)
         self.images += other.numel()
         self.equal += int((~other).sum())
         if moved is not None:
-            self.own += int(differ(a, moved, apart).sum())
+            self.unstable += int(differ(a, moved, apart).sum())
             self.looked_at += other.numel()
         self.by_name |= several and choices
         if labels is not None:
@@ -171,17 +171,17 @@ class Parity:
             yield f"{engine} computes other codes than the integer twin in {', '.join(wrong)}{self._clipped()}"
         if not self.images:
             yield f"nothing was compared with {engine}; expected at least one image"
-        few = min(FEW, self.images // 2)
+        few = min(FEW_ANSWERS, self.images // 2)
         advice = self._biases() + self._clipped()
-        own = self.own * self.images // max(1, self.looked_at)
-        if self.images - self.equal > max(few, (1 - AGREEMENT) * self.images, 2 * own):
-            twice = f", or twice the {own} on which the network does with other last bits" if own else ""
+        unstable = self.unstable * self.images // max(1, self.looked_at)
+        if self.images - self.equal > max(few, (1 - AGREEMENT) * self.images, 2 * unstable):
+            twice = f", or twice the {unstable} on which the network does with other last bits" if unstable else ""
             yield (
                 f"{engine} gives another arg-max (of one number: another value) than the network on "
                 f"{self.images - self.equal} of {self.images} images; expected at most {100 * (1 - AGREEMENT):.1f} %, "
                 f"or {few}{twice}{advice}"
             )
-        if abs(self.right[0] - self.right[1]) > max(FEW, POINTS / 100 * self.labelled):
+        if abs(self.right[0] - self.right[1]) > max(FEW_ANSWERS, POINTS / 100 * self.labelled):
             network, other = self.accuracy
             right = f"{engine} is right on {other:.2f} %, the network on {network:.2f} %"
             yield f"{right}; expected at most {POINTS} points"
@@ -197,8 +197,8 @@ class Parity:
         lines = [f"refused: {fault}" if fault else f"the engine answers as the network: {self.answers}"]
         lines += [self.answers] if fault else []
         lines += [str(v) for v in self.values]
-        if self.own:
-            lines.append(f"the network's own with other last bits differs on {self.own:,} of {self.looked_at:,}")
+        if self.unstable:
+            lines.append(f"the network's own with other last bits differs on {self.unstable:,} of {self.looked_at:,}")
         if self.labelled:
             lines.append("accuracy: {1:.2f} %, the network's {0:.2f} %".format(*self.accuracy))
         if self.codes:

@@ -105,34 +105,34 @@ def check_export(model: nn.Module, example: Tensor | Mapping[str, Tensor], forma
         print(spequant.check_export(model, images[:1], "onnx"))
     """
     form = format_named(format)
-    found = ExportCheck(format)
+    check = ExportCheck(format)
     model = innermost(model)
     try:
         ready, untraced = _ready(model, example)
-        found.floats += [Finding("", what) for what in untraced]
+        check.floats += [Finding("", what) for what in untraced]
     except (ValueError, RuntimeError) as error:
-        found.refused.append(Finding("", _first(error)))
-        return found
+        check.refused.append(Finding("", _first(error)))
+        return check
     if not isinstance(form, ProgramFormat) or isinstance(example, Mapping):
-        _of_draft(form, ready, example, found)
-        return found
+        _of_draft(form, ready, example, check)
+        return check
     try:
         program, problems = lower_all(ready, example)
     except (ValueError, RuntimeError) as error:
-        found.refused.append(Finding("", str(error)))
-        return found
-    found.refused += [Finding(name, what, MIXED) for name, what in problems]
+        check.refused.append(Finding("", str(error)))
+        return check
+    check.refused += [Finding(name, what, MIXED) for name, what in problems]
     for op in program.ops:
         if isinstance(op, Unread):
             continue
         if not form.holds(op):
-            found.refused.append(_refused(op, ready, format))
+            check.refused.append(_refused(op, ready, format))
         elif op.in_float and not form.whole_numbers:
-            found.floats.append(Finding(op.name, f"{op.WORD} computes in float", _advice(op, ready)))
-    known = {one.name for one in found.refused}
+            check.floats.append(Finding(op.name, f"{op.WORD} computes in float", _advice(op, ready)))
+    refused_names = {one.name for one in check.refused}
     faults = [] if problems else dict.fromkeys(form.faults(program))
-    found.refused += [Finding(name, what) for name, what in faults if name not in known]
-    return found
+    check.refused += [Finding(name, what) for name, what in faults if name not in refused_names]
+    return check
 
 
 def _refused(op: Operation, model: nn.Module, format: str) -> Finding:
@@ -159,16 +159,16 @@ def _ready(model: nn.Module, example: Any) -> tuple[nn.Module, list[str]]:
     return model.eval(), untraced
 
 
-def _of_draft(form: Format, model: nn.Module, example: Any, found: ExportCheck) -> None:
+def _of_draft(form: Format, model: nn.Module, example: Any, check: ExportCheck) -> None:
     """Of a format that is written without a program, by making what would be written."""
     try:
         draft = form.draft(model, example, None, None)
     except (ValueError, RuntimeError) as error:
-        found.refused.append(Finding("", str(error)))
+        check.refused.append(Finding("", str(error)))
         return
     for island in draft.islands:
         name, _, what = island.partition(": ")
-        found.floats.append(Finding(name, f"{what} computes in float"))
+        check.floats.append(Finding(name, f"{what} computes in float"))
 
 
 def _advice(op: Operation, model: nn.Module) -> str:

@@ -23,18 +23,17 @@ import numpy as np
 from torch import Tensor
 
 from spequant.deploy.grids import Grid
-from spequant.deploy.integers import SUM as LARGEST_SUM
-from spequant.deploy.integers import Integers
+from spequant.deploy.integers import INT32_MAX, Integers
 from spequant.deploy.operations import Weighted
 
-ENGINES = ("litert", "tflm")
+TFLITE_ENGINES = ("litert", "tflm")
 WINDOW = 4
 """Sums on either side of a step of the twin's among which an engine's is looked for."""
-FAR = 2.0**40
+FARTHEST = 2.0**40
 """More than any sum."""
 CANDIDATES = 33
 """Biases that are looked at, at most."""
-NEAR = 1e-3
+NEAR_MIDDLE = 1e-3
 """Codes: a sum that is farther from the middle between two has the same code in all engines."""
 LAST_BITS = 24
 """Of an fp32 number: scales that are tried for a sum."""
@@ -100,7 +99,7 @@ class Steps:
         return counts
 
 
-def steps(form: Integers, factor: Tensor, source: tuple[int, int], low: int, high: int) -> Steps:
+def rounding_steps(form: Integers, factor: Tensor, source: tuple[int, int], low: int, high: int) -> Steps:
     """Of a layer of `form` on codes of source[0] .. source[1]. factor: fp32 (outputs,), codes per unit of the sums."""
     weight = form.weight.flatten(1).numpy().astype(np.int64)
     bias, scale = form.bias.numpy().astype(np.int64)[:, None], factor.numpy().astype(np.float32)[:, None]
@@ -109,7 +108,7 @@ def steps(form: Integers, factor: Tensor, source: tuple[int, int], low: int, hig
     unit = np.maximum(np.gcd.reduce(weight, axis=1), 1)[:, None]
     first, last = each.min(0).sum(1)[:, None] // unit, each.max(0).sum(1)[:, None] // unit
     codes = np.arange(low + 1, high + 1)
-    middle = np.clip((codes - 0.5) / np.maximum(scale.astype(np.float64), 2.0**-60), -FAR, FAR)
+    middle = np.clip((codes - 0.5) / np.maximum(scale.astype(np.float64), 2.0**-60), -FARTHEST, FARTHEST)
     near = np.ceil((middle - bias) / unit).astype(np.int64)
     j = near[..., None] + np.arange(-2, 3)
     reached = litert_codes(unit[..., None] * j + bias[..., None], scale[..., None]) >= codes[None, :, None]
@@ -119,7 +118,7 @@ def steps(form: Integers, factor: Tensor, source: tuple[int, int], low: int, hig
 
 def spread_of(op: Weighted) -> int:
     """How many times as large the codes that `op` reads may be stored, by one QUANTIZE, and its sums are an int32."""
-    return min(255 // max(1, op.source.high - op.source.low), 127, LARGEST_SUM // op.integers.bound)
+    return min(255 // max(1, op.source.high - op.source.low), 127, INT32_MAX // op.integers.bound)
 
 
 def factor_of(op: Weighted) -> Tensor:
@@ -128,10 +127,10 @@ def factor_of(op: Weighted) -> Tensor:
     return op.step * op.integers.scale / op.grid.step
 
 
-def steps_of(op: Weighted) -> Steps:
+def twin_steps(op: Weighted) -> Steps:
     """Those of `op`, with codes at their own size."""
     assert op.grid is not None
-    return steps(op.integers, factor_of(op), (op.source.low, op.source.high), op.grid.low, op.grid.high)
+    return rounding_steps(op.integers, factor_of(op), (op.source.low, op.source.high), op.grid.low, op.grid.high)
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ def agreement(s: Steps) -> np.ndarray:
     return ~np.any(list(counts.values()), axis=0)
 
 
-KNOWN: WeakKeyDictionary[Weighted, dict[tuple[float, ...], Requantization]] = WeakKeyDictionary()
+REQUANTIZED: WeakKeyDictionary[Weighted, dict[tuple[float, ...], Requantization]] = WeakKeyDictionary()
 """What `requantized` gave: an export writes each layer three times, in the file and in two graphs that are compared."""
 
 
@@ -159,10 +158,10 @@ def requantized(
 ) -> Requantization:
     """`requantization` of the steps of `op`, its sums `times` / `divisor` as large."""
     key = float(unit_in), float(unit_out), times, divisor
-    known = KNOWN.setdefault(op, {})
-    if key not in known:
-        known[key] = requantization(steps_of(op).times(times, divisor), unit_in, unit_out)
-    return known[key]
+    cached = REQUANTIZED.setdefault(op, {})
+    if key not in cached:
+        cached[key] = requantization(twin_steps(op).times(times, divisor), unit_in, unit_out)
+    return cached[key]
 
 
 def requantization(s: Steps, unit_in: np.float32, unit_out: np.float32) -> Requantization:
@@ -181,9 +180,9 @@ def requantization(s: Steps, unit_in: np.float32, unit_out: np.float32) -> Requa
         there = s.unequal(moved, _factors(other, unit_in, unit_out))
         better = _cost(there) < _cost(counts)
         scale = np.where(better, other, scale)
-        counts = {name: np.where(better, there[name], counts[name]) for name in ENGINES}
+        counts = {name: np.where(better, there[name], counts[name]) for name in TFLITE_ENGINES}
     bias = (s.bias[:, 0] + moved).astype(np.int32)
-    return Requantization(scale, bias, {name: int(counts[name].sum()) for name in ENGINES})
+    return Requantization(scale, bias, {name: int(counts[name].sum()) for name in TFLITE_ENGINES})
 
 
 def _placed(s: Steps) -> tuple[np.ndarray, np.ndarray]:
@@ -212,9 +211,9 @@ def _placed(s: Steps) -> tuple[np.ndarray, np.ndarray]:
         wrong = ((middle * end - early <= below) & (middle > 0)) | ((middle * end + late > above) & (middle < 0))
     wrong = np.where(np.isnan(end[:, 0]), np.inf, wrong.sum(1))
     fewest = wrong.argmin(1)
-    known = wrong[rows, fewest] < np.inf
-    factor = np.where(fits, 2 / (low + high), np.where(known, 1 / end[rows, 0, fewest], exact))
-    return factor, np.where(fits, moved[best], np.where(known, moved[fewest], 0))
+    solvable = wrong[rows, fewest] < np.inf
+    factor = np.where(fits, 2 / (low + high), np.where(solvable, 1 / end[rows, 0, fewest], exact))
+    return factor, np.where(fits, moved[best], np.where(solvable, moved[fewest], 0))
 
 
 def _bounds(below: np.ndarray, above: np.ndarray, middle: np.ndarray, slope: np.ndarray) -> Any:
@@ -268,8 +267,8 @@ def pair_scale(pairs: Pairs, grids: tuple[Grid, Grid, Grid], scales: tuple[Any, 
     codes = [np.arange(grid.low, grid.high + 1) for grid in grids[:2]]
     first, second = (x.reshape(-1) for x in np.meshgrid(*codes, indexing="ij"))
     exact = pairs.exact(first, second, step)
-    inside = bool((exact > low - 0.5 + NEAR).all() and (exact < high + 0.5 - NEAR).all())
-    near = np.abs(exact - np.floor(exact) - 0.5) < NEAR
+    inside = bool((exact > low - 0.5 + NEAR_MIDDLE).all() and (exact < high + 0.5 - NEAR_MIDDLE).all())
+    near = np.abs(exact - np.floor(exact) - 0.5) < NEAR_MIDDLE
     first, second, expected = first[near], second[near], np.rint(exact[near]).clip(low, high)
     best = None
     for off in sorted(range(-LAST_BITS, LAST_BITS + 1), key=abs):
@@ -313,5 +312,5 @@ def _tflm_product(a: np.ndarray, b: np.ndarray, first: Any, second: Any, step: A
     return tflm_codes(a * b, np.asarray(np.float64(first) * np.float64(second) / np.float64(step)))
 
 
-SUM = Pairs(_sum, {"litert": _litert_sum, "tflm": _tflm_sum})
+CODE_SUM = Pairs(_sum, {"litert": _litert_sum, "tflm": _tflm_sum})
 PRODUCT = Pairs(_product, {"litert": _litert_product, "tflm": _tflm_product})

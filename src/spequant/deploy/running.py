@@ -79,7 +79,7 @@ class _Lowered:
         return self.run(x)
 
     def _in_engine(self, program: Program) -> Callable[[Tensor], Any]:
-        run: Run = ENGINES[self.engine](GRAPHS.get(self.engine, _onnx)(program), self.threads)
+        run: Run = ENGINES[self.engine](GRAPH_WRITERS.get(self.engine, _onnx)(program), self.threads)
 
         def answer(x: Tensor) -> Any:
             tensors = [torch.from_numpy(out) for out in run({"input": x.cpu().numpy()})]
@@ -96,7 +96,7 @@ def _tflite(program: Program) -> bytes:
     return tflite_graph(program).data
 
 
-GRAPHS = {
+GRAPH_WRITERS = {
     "openvino": lambda program: openvino_graph(program).SerializeToString(),
     "qonnx": lambda program: quant_graph(program).SerializeToString(),
     "litert": _tflite,

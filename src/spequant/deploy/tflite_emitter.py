@@ -18,7 +18,7 @@ from spequant.deploy.operations import Add, Mul, Operation, Weighted
 from spequant.deploy.operations.windows import sides
 from spequant.deploy.requantization import LAST_BITS
 from spequant.deploy.tflite_nodes import FLOAT, INT8, TfliteGraph
-from spequant.deploy.tflite_order import Order, laid, last, moving, place, regrouped, runs
+from spequant.deploy.tflite_order import Order, laid, last, moving, place, regrouped, runs_of_order
 
 NONE, RELU, N1_TO_1, RELU6 = "NONE", "RELU", "RELU_N1_TO_1", "RELU6"
 
@@ -27,7 +27,7 @@ MOST_DIMENSIONS = 5
 """That TRANSPOSE of TensorFlow Lite Micro takes."""
 
 
-def channels_last(shape: Sequence[int]) -> list[int]:
+def nhwc(shape: Sequence[int]) -> list[int]:
     """Of a tensor in the graph: (1, C, H, W) as (1, H, W, C), (1, C, L) as (1, 1, L, C), (1, C) as it is."""
     return laid(shape, last(len(shape)))
 
@@ -155,7 +155,7 @@ class TfliteEmitter:
 
     def like(self, op: Operation, shape: Sequence[int] | None = None, source: int | None = None) -> int:
         """A new tensor for the result of `op`, or of `shape`, with type and scale of `source`; None: float."""
-        shape = channels_last(op.shape) if shape is None else shape
+        shape = nhwc(op.shape) if shape is None else shape
         if source is None or self.graph.kind(source) == FLOAT:
             return self.graph.tensor(op.name, shape, FLOAT)
         kind, scale, zero = self.graph.kind(source), self.graph.scale(source), self.graph.zero(source)
@@ -163,7 +163,7 @@ class TfliteEmitter:
 
     def codes(self, op: Operation, unit: np.float32, shape: Sequence[int] | None = None) -> int:
         """A new tensor of codes of `op`."""
-        shape = channels_last(op.shape) if shape is None else shape
+        shape = nhwc(op.shape) if shape is None else shape
         return self.graph.tensor(op.name, shape, INT8, unit, self.zero[op])
 
     def order(self, op: Operation) -> Order:
@@ -175,28 +175,28 @@ class TfliteEmitter:
         wanted = last(len(op.shape)) if order is None else order
         return self.transposed(op, self.tensors[op], op.shape, self.order(op), wanted)
 
-    def transposed(self, op: Operation, source: int, shape: Sequence[int], own: Order, order: Order) -> int:
-        """`source`, of torch's `shape`, which lies in the order `own`, in another one. op: whose name it has."""
-        if laid(shape, own) == laid(shape, order) and moving(shape, own) == moving(shape, order):
+    def transposed(self, op: Operation, source: int, shape: Sequence[int], source_order: Order, order: Order) -> int:
+        """`source`, of torch's `shape`, from `source_order` to `order`. op: whose name it has."""
+        if laid(shape, source_order) == laid(shape, order) and moving(shape, source_order) == moving(shape, order):
             return source
         if (source, order) not in self.ordered:
-            self.ordered[source, order] = self._transposed(op, source, shape, own, order)
+            self.ordered[source, order] = self._transposed(op, source, shape, source_order, order)
         return self.ordered[source, order]
 
-    def _transposed(self, op: Operation, source: int, shape: Sequence[int], own: Order, order: Order) -> int:
-        if moving(shape, own) == moving(shape, order):
+    def _transposed(self, op: Operation, source: int, shape: Sequence[int], source_order: Order, order: Order) -> int:
+        if moving(shape, source_order) == moving(shape, order):
             return self.reshaped(op, source, laid(shape, order))
         if len(self.graph.shape(source)) <= MOST_DIMENSIONS:
-            places = [place(own, d) for d in order]
+            places = [place(source_order, d) for d in order]
             places[1:1] = [1] if len(shape) == 3 else []
             return self.permuted(op, source, places)
-        parts = runs(shape, own, order)
+        parts = runs_of_order(shape, source_order, order)
         if len(parts) > MOST_DIMENSIONS:
             raise ValueError(
                 f"{op.name}: the format tflite moves {MOST_DIMENSIONS} dimensions at most, not {len(parts)}; --to onnx "
                 "takes it"
             )
-        there = sorted(range(len(parts)), key=lambda i: own.index(parts[i][0]))
+        there = sorted(range(len(parts)), key=lambda i: source_order.index(parts[i][0]))
         sizes = [int(np.prod([shape[d] for d in part])) for part in parts]
         source = self.reshaped(op, source, [sizes[i] for i in there])
         return self.reshaped(
@@ -208,10 +208,10 @@ class TfliteEmitter:
         shape = self.graph.shape(source)
         return self.graph.node("TRANSPOSE", inputs, self.like(op, [shape[p] for p in places], source))
 
-    def moved(self, op: Operation, source: int, shape: Sequence[int], own: Order) -> int:
-        """`source`, of torch's `shape`, which lies in the order `own`, in the shape of `op`, whose order it sets."""
-        before, self.orders[op] = regrouped(shape, own, op.shape)
-        source = self.transposed(op, source, shape, own, before)
+    def moved(self, op: Operation, source: int, shape: Sequence[int], source_order: Order) -> int:
+        """`source`, of torch's `shape`, in `source_order`, in the shape of `op`, whose order it sets."""
+        before, self.orders[op] = regrouped(shape, source_order, op.shape)
+        source = self.transposed(op, source, shape, source_order, before)
         wanted = laid(op.shape, self.orders[op])
         return source if self.graph.shape(source) == wanted else self.reshaped(op, source, wanted)
 
@@ -260,8 +260,8 @@ class TfliteEmitter:
             return self.stored(op, order)
         if op not in self.floats:
             self.floats[op] = self.graph.node("DEQUANTIZE", [self.at_step(op)], self.like(op))
-        own = last(len(op.shape))
-        return self.transposed(op, self.floats[op], op.shape, own, own if order is None else order)
+        last_order = last(len(op.shape))
+        return self.transposed(op, self.floats[op], op.shape, last_order, last_order if order is None else order)
 
     def sources(self, op: Operation) -> list[int]:
         """What `op` reads, channels last: codes where its own result is codes, else values."""
@@ -310,7 +310,7 @@ class TfliteEmitter:
 
     def unclipped(self, op: Operation, how: Clip, unit: np.float32, shape: Sequence[int] | None = None) -> int:
         """A new tensor of codes of `op` before they are `clipped`, but for the fused activation."""
-        shape = channels_last(op.shape) if shape is None else shape
+        shape = nhwc(op.shape) if shape is None else shape
         return self.graph.tensor(op.name, shape, INT8, unit, self.zero[op] + how.shifted)
 
     def clipped(self, op: Operation, source: int, how: Clip) -> int:

@@ -22,16 +22,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spequant.deploy.litert_metadata import LABELS, NAME, litert_metadata
+from spequant.deploy.classes import CLASS_NAMES
+from spequant.deploy.litert_metadata import LABELS_FILE, METADATA_NAME, litert_metadata
 from spequant.deploy.loaded import Loaded
 from spequant.deploy.seal import OPEN, check_seal, sealed
 from spequant.deploy.tflite_nodes import schema
 from spequant.files import placed
 
 FORMAT, KEY, SEAL = 1, "spequant", "spequant.seal"
-CLASS_NAMES, NORMALISATION = "class_names", "normalisation"
-"""Entries of `about` that LiteRT's tools are told: texts in the order of the outputs; (mean, std) of images scaled to
-[0, 1], by which the inputs are to be normalised."""
+NORMALISATION = "normalisation"
+"""Entry of `about` that LiteRT's tools are told, as they are `CLASS_NAMES`: (mean, std) of images scaled to [0, 1], by
+which the inputs are to be normalised."""
 LARGEST = 2**31 - 2**20
 """Bytes of a file: flatbuffers count in 31 bits."""
 
@@ -43,10 +44,10 @@ def metadata(head: Mapping[str, Any], about: Mapping[str, Any] | None, shape: Se
     text = json.dumps({"format": FORMAT, "inputs": inputs, **head, "about": about}, separators=(",", ":"))
     normalisation: Any = ([0.0], [1.0])  # the graph does it
     if head["preprocessing"] is None:
-        known = about.get(NORMALISATION)
-        normalisation = None if known is None else tuple([255.0 * v for v in values] for values in known)
+        ranges = about.get(NORMALISATION)
+        normalisation = None if ranges is None else tuple([255.0 * v for v in values] for values in ranges)
     ends = litert_metadata(shape, head["outputs"], normalisation, bool(about.get(CLASS_NAMES)))
-    return {KEY: text.encode(), SEAL: OPEN.encode(), NAME: ends}
+    return {KEY: text.encode(), SEAL: OPEN.encode(), METADATA_NAME: ends}
 
 
 def with_labels(model: bytes, about: Mapping[str, Any] | None) -> bytes:
@@ -56,7 +57,7 @@ def with_labels(model: bytes, about: Mapping[str, Any] | None) -> bytes:
         return model
     whole = io.BytesIO(model)
     with zipfile.ZipFile(whole, "a") as archive:
-        archive.writestr(zipfile.ZipInfo(LABELS), "\n".join(names))
+        archive.writestr(zipfile.ZipInfo(LABELS_FILE), "\n".join(names))
     return whole.getvalue()
 
 

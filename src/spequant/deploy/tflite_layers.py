@@ -8,14 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spequant.deploy.integers import SUM, Integers, largest_sums
+from spequant.deploy.integers import INT16_MAX, INT32_MAX, Integers, largest_sums
 from spequant.deploy.operations import FloatLayer, Operation, Quantize, Weighted
-from spequant.deploy.requantization import Requantization, factor_of, requantization, requantized, spread_of, steps
-from spequant.deploy.tflite_emitter import NONE, TfliteEmitter, channels_last, ends_of, is_same
+from spequant.deploy.requantization import (
+    Requantization,
+    factor_of,
+    requantization,
+    requantized,
+    rounding_steps,
+    spread_of,
+)
+from spequant.deploy.tflite_emitter import NONE, TfliteEmitter, ends_of, is_same, nhwc
 from spequant.deploy.tflite_nodes import INT16
 from spequant.deploy.tflite_order import laid
 
-LARGEST = 2**15 - 1  # of an int16
 ONES = 127
 """Weights of sums: sums lie so many units apart."""
 INT4 = 7  # the largest, of either sign
@@ -51,7 +57,7 @@ def _source(e: TfliteEmitter, op: Weighted | FloatLayer, values: bool = False) -
 
 def _shape(op: Weighted | FloatLayer) -> list[int]:
     """Of what its operator gives."""
-    return [int(np.prod(op.shape[:-1])), op.shape[-1]] if _in_rows(op) else channels_last(op.shape)
+    return [int(np.prod(op.shape[:-1])), op.shape[-1]] if _in_rows(op) else nhwc(op.shape)
 
 
 def _arranged(e: TfliteEmitter, op: Weighted | FloatLayer, out: int) -> int:
@@ -65,14 +71,14 @@ def _arranged(e: TfliteEmitter, op: Weighted | FloatLayer, out: int) -> int:
 def _on_codes(e: TfliteEmitter, op: Weighted) -> int:
     assert op.grid is not None
     unit, source = e.clip(op).unit, _source(e, op)
-    found = requantized(op, e.graph.scale(source), unit)
+    rounding = requantized(op, e.graph.scale(source), unit)
     times = spread_of(op)
-    if found.unequal["tflm"] and times > 1:
+    if rounding.unequal["tflm"] and times > 1:
         source = e.spread(op.inputs[0], source, times)
-        found = requantized(op, e.graph.scale(source), unit, times)
-    if found.unequal["tflm"] and _may_be_float(op):
+        rounding = requantized(op, e.graph.scale(source), unit, times)
+    if rounding.unequal["tflm"] and _may_be_float(op):
         return _of_float_sums(e, op)
-    return _layer(e, op, source, op.integers.weight.numpy(), found)
+    return _layer(e, op, source, op.integers.weight.numpy(), rounding)
 
 
 def equal_sums(
@@ -87,12 +93,12 @@ def equal_sums(
     parts = ones, none, none, stride, padding, (1,) * len(kernel)
     conv = Weighted(op.name, (source,), op.grid, tuple(shape), *parts, channels)
     form = Integers(ones[:1], none[:1].int(), none[:1])
-    twin = steps(form, factor.view(1), (conv.source.low, conv.source.high), op.grid.low, op.grid.high)
-    times = min(ONES, SUM // form.bound)
+    twin = rounding_steps(form, factor.view(1), (conv.source.low, conv.source.high), op.grid.low, op.grid.high)
+    times = min(ONES, INT32_MAX // form.bound)
     e.zero[conv] = e.zero[op]
-    found = requantization(twin.times(times), e.graph.scale(e.stored(source)), e.clip(conv).unit)
-    scale, bias = (np.repeat(v, channels) for v in (found.scale, found.bias))
-    return _layer(e, conv, e.stored(source), times * ones.numpy(), Requantization(scale, bias, found.unequal))
+    rounding = requantization(twin.times(times), e.graph.scale(e.stored(source)), e.clip(conv).unit)
+    scale, bias = (np.repeat(v, channels) for v in (rounding.scale, rounding.bias))
+    return _layer(e, conv, e.stored(source), times * ones.numpy(), Requantization(scale, bias, rounding.unequal))
 
 
 def _packed(e: TfliteEmitter, op: Weighted) -> int | None:
@@ -108,19 +114,19 @@ def _packed(e: TfliteEmitter, op: Weighted) -> int | None:
         return None
     source = e.spread(op.inputs[0], e.stored(op.inputs[0]), times) if times > 1 else e.stored(op.inputs[0])
     unit = e.clip(op).unit
-    found = requantized(op, e.graph.scale(source), unit, times * factor, divisor)
-    if any(found.unequal.values()):  # LiteRT has kernels of its own for these, which round as the other engine's do
+    rounding = requantized(op, e.graph.scale(source), unit, times * factor, divisor)
+    if any(rounding.unequal.values()):  # LiteRT has kernels of its own for these, which round as the other engine's do
         return None
-    return _layer(e, op, source, (weight * factor).astype(np.int8), found, int4=True)
+    return _layer(e, op, source, (weight * factor).astype(np.int8), rounding, int4=True)
 
 
 def _layer(
-    e: TfliteEmitter, op: Weighted, source: int, weight: np.ndarray, found: Requantization, int4: bool = False
+    e: TfliteEmitter, op: Weighted, source: int, weight: np.ndarray, rounding: Requantization, int4: bool = False
 ) -> int:
     assert op.grid is not None
     how = e.clip(op)
-    e.unequal[op] = found.unequal
-    constants, out = (weight, found.scale, found.bias), e.unclipped(op, how, how.unit, _shape(op))
+    e.unequal[op] = rounding.unequal
+    constants, out = (weight, rounding.scale, rounding.bias), e.unclipped(op, how, how.unit, _shape(op))
     _product(e, op, source, constants, out, e.activation(how.activation or NONE), int4)
     return e.clipped(op, out, how)
 
@@ -163,7 +169,7 @@ def _at_the_end(e: TfliteEmitter, op: Weighted) -> int:
     form, source = op.integers, _source(e, op)
     unit, units = e.graph.scale(source), op.step * form.scale
     largest = largest_sums(form.weight, op.source.low, op.source.high) + form.bias.abs()
-    step = np.float32(float((largest.double() * units.double()).max()) / LARGEST)
+    step = np.float32(float((largest.double() * units.double()).max()) / INT16_MAX)
     codes = e.graph.tensor(op.name, e.graph.shape(source), INT16, unit)
     e.graph.node("QUANTIZE", [source], codes)
     scale = units.numpy() / unit

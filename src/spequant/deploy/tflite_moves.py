@@ -114,7 +114,7 @@ def _divides(size: int, times: int) -> bool:
     return bool((np.floor(i.astype(np.float32) * (np.float32(size) / np.float32(size * times))) == i // times).all())
 
 
-MOVES: TfliteWriters = {
+MOVE_WRITERS: TfliteWriters = {
     Reshape: _reshape,
     Flatten: _reshape,
     Transpose: _transpose,

@@ -10,7 +10,7 @@ import numpy as np
 from spequant.deploy.bits import pack_bits
 from spequant.extras import needs
 
-OPTIONS = {
+NODE_OPTIONS = {
     "ABS": "AbsOptions",
     "ADD": "AddOptions",
     "AVERAGE_POOL_2D": "Pool2DOptions",
@@ -49,7 +49,7 @@ OPTIONS = {
     "TRANSPOSE": "TransposeOptions",
 }
 """{operator: its table of options in the schema}"""
-KINDS = {
+TENSOR_TYPES = {
     np.dtype(np.float32): "FLOAT32",
     np.dtype(np.uint8): "UINT8",
     np.dtype(np.int8): "INT8",
@@ -100,7 +100,7 @@ class TfliteGraph:
         """A new tensor. scale: of its codes, one number or one per index of `axis`; None: it has none."""
         s, tensor = self.schema, self.schema.TensorT()
         tensor.name, tensor.shape = f"{name}.{len(self.tensors)}", np.asarray(shape, np.int32)
-        tensor.type = getattr(s.TensorType, KINDS[kind])
+        tensor.type = getattr(s.TensorType, TENSOR_TYPES[kind])
         tensor.buffer = 0 if data is None else self._buffer(data)
         if scale is not None:
             tensor.quantization = s.QuantizationParametersT()
@@ -128,7 +128,7 @@ class TfliteGraph:
             self.codes.append(code)
         operator.opcodeIndex = self.codes.index(code)
         operator.inputs, operator.outputs = np.asarray(inputs, np.int32), np.asarray([output], np.int32)
-        table = OPTIONS[kind]
+        table = NODE_OPTIONS[kind]
         if table is not None:
             operator.builtinOptionsType = getattr(s.BuiltinOptions, table)
             operator.builtinOptions = getattr(s, f"{table}T")()
@@ -141,7 +141,7 @@ class TfliteGraph:
 
     def kind(self, tensor: int) -> np.dtype:
         return next(
-            k for k, name in KINDS.items() if getattr(self.schema.TensorType, name) == self.tensors[tensor].type
+            k for k, name in TENSOR_TYPES.items() if getattr(self.schema.TensorType, name) == self.tensors[tensor].type
         )
 
     def shape(self, tensor: int) -> list[int]:
@@ -199,13 +199,13 @@ class TfliteGraph:
         reads = Counter(tensor for operator in self.operators for tensor in operator.inputs.tolist())
         for operator in list(self.operators):
             kind, source = self.codes[operator.opcodeIndex][0], operator.inputs[0]
-            made = before.get(source)
-            if kind not in ("RELU", "RELU6") or made is None or reads[source] > 1 or source in ends:
+            written = before.get(source)
+            if kind not in ("RELU", "RELU6") or written is None or reads[source] > 1 or source in ends:
                 continue
-            if self.codes[made.opcodeIndex][0] in FUSING and not made.builtinOptions.fusedActivationFunction:
-                made.builtinOptions.fusedActivationFunction = getattr(self.schema.ActivationFunctionType, kind)
-                made.outputs = operator.outputs
-                before[made.outputs[0]] = made
+            if self.codes[written.opcodeIndex][0] in FUSING and not written.builtinOptions.fusedActivationFunction:
+                written.builtinOptions.fusedActivationFunction = getattr(self.schema.ActivationFunctionType, kind)
+                written.outputs = operator.outputs
+                before[written.outputs[0]] = written
                 self.operators.remove(operator)
 
     def _signature(self, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> Any:

@@ -32,16 +32,17 @@ def moving(shape: Sequence[int], order: Order) -> list[int]:
     return [d for d in order[1:] if shape[d] > 1]
 
 
-def runs(shape: Sequence[int], own: Order, order: Order) -> list[list[int]]:
-    """The dimensions of `order`, those together that follow one another in `own`, too. The first is with the batch."""
-    old, found = moving(shape, own), [[0]]
+def runs_of_order(shape: Sequence[int], source_order: Order, order: Order) -> list[list[int]]:
+    """The dimensions of `order`, those together that follow one another in `source_order`, too. The first is with the
+    batch."""
+    old, together = moving(shape, source_order), [[0]]
     places = {d: i for i, d in enumerate([0, *old])}
     for before, dim in pairwise([0, *moving(shape, order)]):
         if places[dim] == places[before] + 1:
-            found[-1].append(dim)
+            together[-1].append(dim)
         else:
-            found.append([dim])
-    return found
+            together.append([dim])
+    return together
 
 
 def regrouped(old: Sequence[int], order: Order, new: Sequence[int]) -> tuple[Order, Order]:
@@ -62,7 +63,7 @@ def regrouped(old: Sequence[int], order: Order, new: Sequence[int]) -> tuple[Ord
 def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
     """The fewest dimensions of `old` and of `new` that hold the same numbers, next to each other."""
     left, right = ([d for d in range(1, len(shape)) if shape[d] > 1] for shape in (old, new))
-    found = []
+    pairs = []
     while left:
         a, b = [left.pop(0)], [right.pop(0)]
         first, second = old[a[0]], new[b[0]]
@@ -73,8 +74,8 @@ def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], lis
             else:
                 b.append(right.pop(0))
                 second *= new[b[-1]]
-        found.append((a, b))
-    return found
+        pairs.append((a, b))
+    return pairs
 
 
 def _completed(dims: Sequence[int], shape: Sequence[int]) -> Order:

@@ -21,7 +21,7 @@ from spequant.deploy.operations import (
     Sigmoid,
     Subtract,
 )
-from spequant.deploy.requantization import PRODUCT, SUM, Pairs, pair_scale
+from spequant.deploy.requantization import CODE_SUM, PRODUCT, Pairs, pair_scale
 from spequant.deploy.tflite_emitter import NONE, RELU, TfliteEmitter, TfliteWriters, is_near
 from spequant.deploy.tflite_nodes import INT32
 
@@ -39,7 +39,7 @@ def _function(e: TfliteEmitter, op: Function) -> int:
 
 
 def _has_float(part: Operation) -> bool:
-    return not isinstance(part, Curve) or part.function in CURVES or _is_square(part)
+    return not isinstance(part, Curve) or part.function in CURVE_WRITERS or _is_square(part)
 
 
 def _table(e: TfliteEmitter, op: Function) -> int:
@@ -68,15 +68,15 @@ def _of_pairs(e: TfliteEmitter, op: Add | Mul, kind: str, pairs: Pairs) -> int:
     how = e.clip(op)
     units, (a, b) = [e.unit(i) for i in op.inputs], (i.grid for i in op.inputs)
     assert a is not None and b is not None
-    alike = pairs is SUM and is_near(*units)  # in any unit that both have
+    alike = pairs is CODE_SUM and is_near(*units)  # in any unit that both have
     inputs = [e.stored(i) if alike else e.near_step(i) for i in op.inputs]
     first, second = (e.graph.scale(tensor) for tensor in inputs)
-    found = pair_scale(pairs, (a, b, op.grid), (first, second), units[1] if alike else 1)
-    e.unequal[op] = found.unequal
+    pair = pair_scale(pairs, (a, b, op.grid), (first, second), units[1] if alike else 1)
+    e.unequal[op] = pair.unequal
     fused = how.activation if how.activation in (NONE, RELU) else NONE
-    out = e.codes(op, found.scale) if found.inside else e.unclipped(op, how, found.scale)
+    out = e.codes(op, pair.scale) if pair.inside else e.unclipped(op, how, pair.scale)
     e.graph.node(kind, inputs, out, fusedActivationFunction=e.activation(fused))
-    if found.inside:
+    if pair.inside:
         return out
     if how.activation not in (fused, None):
         return e.renamed(op, out, how.unit, how.activation)
@@ -84,7 +84,7 @@ def _of_pairs(e: TfliteEmitter, op: Add | Mul, kind: str, pairs: Pairs) -> int:
 
 
 def _add(e: TfliteEmitter, op: Add) -> int:
-    return _of_two("ADD")(e, op) if op.grid is None else _of_pairs(e, op, "ADD", SUM)
+    return _of_two("ADD")(e, op) if op.grid is None else _of_pairs(e, op, "ADD", CODE_SUM)
 
 
 def _mul(e: TfliteEmitter, op: Mul) -> int:
@@ -168,7 +168,7 @@ def _beta(f: _Float, beta: float, threshold: float) -> int:
 
 SELU = 1.0507009873554805, 1.6732632423543772
 """Its scale and alpha."""
-CURVES: dict[str, Callable[..., int]] = {
+CURVE_WRITERS: dict[str, Callable[..., int]] = {
     "abs": lambda f: f.one("ABS", f.source),
     "celu": lambda f, alpha: _elu(f, alpha, rate=1 / alpha),
     "elu": _elu,
@@ -197,13 +197,13 @@ def _curve(e: TfliteEmitter, op: Curve) -> int:
     f = _Float(e, op)
     if _is_square(op):
         return f.of("MUL", f.source, f.source)
-    if op.function not in CURVES:
+    if op.function not in CURVE_WRITERS:
         numbers = f" {', '.join(map(str, op.numbers))}" if op.numbers else ""
         raise ValueError(
             f"{op.name}: the format tflite has no {op.function}{numbers} in float; prepare with between=8, which "
             "makes a table of it"
         )
-    return CURVES[op.function](f, *op.numbers)
+    return CURVE_WRITERS[op.function](f, *op.numbers)
 
 
 def _sigmoid(e: TfliteEmitter, op: Sigmoid) -> int:

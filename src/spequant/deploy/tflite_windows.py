@@ -124,4 +124,4 @@ def _counts(op: AvgPool) -> np.ndarray:
     return ones.view(1, *[1] * (4 - ones.dim()), *ones.shape[2:], 1).numpy()
 
 
-WINDOWS: TfliteWriters = {MaxPool: _max_pool, Amax: _amax, Mean: _mean, AvgPool: _avg_pool}
+WINDOW_WRITERS: TfliteWriters = {MaxPool: _max_pool, Amax: _amax, Mean: _mean, AvgPool: _avg_pool}

@@ -15,9 +15,9 @@ from spequant.calibration.batches import cloned, modes_kept, run_model
 from spequant.deploy import engines
 from spequant.deploy.loaded import Preprocessing
 from spequant.deploy.onnx_versions import TRACED
-from spequant.deploy.outputs import by_name, output_names
+from spequant.deploy.outputs import output_names, outputs_by_name
 
-MOVES = set(
+MOVE_KINDS = set(
     """
     _to_copy _unsafe_view alias cat chunk clone constant_pad_nd contiguous detach dropout expand flatten getitem im2col
     lift_fresh_copy movedim pad permute pixel_shuffle pixel_unshuffle reshape roll select slice split split_with_sizes
@@ -42,10 +42,10 @@ class Traced:
 def float_graph(network: nn.Module, example: Tensor | Mapping[str, Tensor]) -> Any:
     """The onnx model of a float `network`, in the form of `mixed_graph`'s: what that is timed against."""
     with modes_kept(network), torch.no_grad():
-        return traced(network, example, run_model(network.eval(), cloned(example))).graph
+        return exported_program(network, example, run_model(network.eval(), cloned(example))).graph
 
 
-def traced(
+def exported_program(
     network: nn.Module,
     example: Tensor | Mapping[str, Tensor],
     out: Any,
@@ -83,7 +83,7 @@ class _Whole(nn.Module):
 
     def forward(self, input: Tensor) -> tuple[Tensor, ...]:
         out = self.network((input.float() / 255 - self.mean) / self.std if self.normalises else input)
-        return tuple(by_name(out).values())
+        return tuple(outputs_by_name(out).values())
 
 
 class _Named(nn.Module):
@@ -94,7 +94,7 @@ class _Named(nn.Module):
         self.network, self.names = network, names
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(by_name(self.network(**dict(zip(self.names, inputs, strict=True)))).values())
+        return tuple(outputs_by_name(self.network(**dict(zip(self.names, inputs, strict=True)))).values())
 
 
 def _exported(network: nn.Module, inputs: Mapping[str, Tensor], outputs: tuple[str, ...]) -> Any:
@@ -189,21 +189,21 @@ def _module(node: Any) -> str:
     return stack[-1].removeprefix("network").removeprefix(".") if stack else ""
 
 
-def _inside(name: str, known: set[str]) -> bool:
-    return any(name == i or name.startswith(f"{i}.") for i in known)
+def _inside(name: str, modules: set[str]) -> bool:
+    return any(name == i or name.startswith(f"{i}.") for i in modules)
 
 
-def reached(graph: Any, known: set[str]) -> bool:
+def reached(graph: Any, modules: set[str]) -> bool:
     """Whether an output of the exported graph depends on one of the modules that compute on codes."""
     ahead = seen = set(graph.output_node().all_input_nodes)
     while ahead:
         ahead = {i for node in ahead for i in node.all_input_nodes} - seen
         seen = seen | ahead
-    return any(node.op == "call_function" and _inside(_module(node), known) for node in seen)
+    return any(node.op == "call_function" and _inside(_module(node), modules) for node in seen)
 
 
-def islands_of(graph: Any, known: set[str]) -> list[str]:
-    """ "module: operation" of what the exported graph computes in float, each once, in its order. known: modules that
+def islands_of(graph: Any, modules: set[str]) -> list[str]:
+    """ "module: operation" of what the exported graph computes in float, each once, in its order. modules: those that
     compute on codes."""
     islands = []
     for node in graph.nodes:
@@ -212,7 +212,7 @@ def islands_of(graph: Any, known: set[str]) -> list[str]:
         name = _module(node)
         kind = getattr(node.target, "__name__", str(node.target)).removeprefix("aten.").partition(".")[0]
         kind = "batch_norm" if "batch_norm" in kind else kind
-        if kind in MOVES or kind.startswith("sym_") or _inside(name, known):
+        if kind in MOVE_KINDS or kind.startswith("sym_") or _inside(name, modules):
             continue
         islands.append(f"{name or 'network'}: {kind}")
     return list(dict.fromkeys(islands))

@@ -16,7 +16,7 @@ from torch.fx.node import map_aggregate
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
-from spequant.calibration.batch_norm import PLAIN
+from spequant.calibration.batch_norm import PLAIN_FORWARDS
 from spequant.calibration.batches import cloned, modes_kept
 from spequant.deploy.advice import instead
 from spequant.deploy.checks import check_dtype, check_forwards, check_hooks
@@ -27,7 +27,7 @@ from spequant.deploy.outputs import output_names
 from spequant.deploy.writes import ShapedProxy, propagate
 from spequant.layers import OUTPUT, QuantizedAdd, QuantizedLayer
 from spequant.networks import QUANTIZABLE
-from spequant.preparation.tracing import DROPOUTS, defaults_of, shapes_unchecked
+from spequant.preparation.tracing import DROPOUT_NAMES, defaults_of, shapes_unchecked
 from spequant.quantizers import Quantizer
 
 FUNCTIONS = {function: (kind, read) for kind in READ for function, read in kind.FUNCTIONS.items()}
@@ -82,13 +82,13 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         quantized = isinstance(m, (QuantizedLayer, QuantizedAdd, Quantizer, *QUANTIZABLE))
-        norm = isinstance(m, _BatchNorm) and (type(m).forward in PLAIN or hasattr(m, "act"))
+        norm = isinstance(m, _BatchNorm) and (type(m).forward in PLAIN_FORWARDS or hasattr(m, "act"))
         return quantized or norm or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if type(m).__name__ in DROPOUTS and args and OUTPUT not in m._modules:
+        if type(m).__name__ in DROPOUT_NAMES and args and OUTPUT not in m._modules:
             return args[0]  # in eval mode
         out = super().call_module(m, forward, args, kwargs)
         if not self.is_leaf_module(m, name := self.path_of_module(m)):
@@ -261,8 +261,8 @@ def _shape(node: fx.Node) -> tuple[int, ...]:
 
 
 def _of_module(module: nn.Module) -> tuple[type[Operation], dict[str, Any]]:
-    for known, kind, read in MODULES:
-        if isinstance(module, known):
+    for module_kind, kind, read in MODULES:
+        if isinstance(module, module_kind):
             return kind, read(module)
     name = type(module).__name__
     raise ValueError(f"{name} has no integer form{instead(name)}")

@@ -13,7 +13,7 @@ Right exports were off by at most 0.037 (ResNet-20 of CIFAR-10 in OpenVINO), and
 maps by 0.021, with biases as trained at 2 bits (docs/deploy.md). What is wrong by a tenth of its scale or by a tenth of
 a deviation is off by 0.1 and more."""
 MOST = 0.5  # deviations, of a network that is chaotic itself
-FEW = 8  # samples of a channel, below which its own deviation says little
+FEW_SAMPLES = 8  # samples of a channel, below which its own deviation says little
 CONSTANT = 1e-6  # of its size: a channel that varies less does not vary
 
 
@@ -25,9 +25,9 @@ class Values:
 
     0: equal; 1: nothing in common, as of a constant. A channel is an index of dimension 1, and measured by itself: a
     box and its confidence have numbers of other sizes. One that does not vary is measured by the variance of the
-    others, or if none does by the square of its values; with fewer than `FEW` samples, by the variance of all.
+    others, or if none does by the square of its values; with fewer than `FEW_SAMPLES` samples, by the variance of all.
 
-    output: its name. kind: a key of `LIMITS`. own: `apart` of the network with other last bits, 0 if not measured.
+    output: its name. kind: a key of `LIMITS`. unstable: `apart` of the network with other last bits, 0 if not measured.
     largest, mean: of the differences between the engine's values and the network's, in their own unit.
     infinite: (network, engine): how many values are NaN or infinite; these are in no sum.
     """
@@ -35,7 +35,7 @@ class Values:
     output: str
     kind: str
     apart: float = 0.0
-    own: float = 0.0
+    unstable: float = 0.0
     largest: float = 0.0
     mean: float = 0.0
     infinite: tuple[int, int] = (0, 0)
@@ -46,11 +46,11 @@ class Values:
     @property
     def limit(self) -> float:
         """Of `apart`: that of the kind, or twice the network's own, but never more than `MOST`."""
-        return max(LIMITS[self.kind], min(2 * self.own, MOST))
+        return max(LIMITS[self.kind], min(2 * self.unstable, MOST))
 
     def __str__(self) -> str:
         limit = f"limit of {self.kind} {self.limit:.2g}"
-        limit += f", the network's own with other last bits {self.own:.2g}" if self.own else ""
+        limit += f", the network's own with other last bits {self.unstable:.2g}" if self.unstable else ""
         return f"{self.output}: {self.apart:.2g} deviations from the network's ({limit})"
 
     def add(self, expected: Tensor, got: Tensor, moved: Tensor | None = None, padding: Tensor | None = None) -> None:
@@ -68,14 +68,14 @@ class Values:
         self.mean = (self.mean * before + float(off.sum())) / max(1.0, before + now)
         mean = a.sum(1) / count.clamp(min=1)
         squares = torch.where(used, a - mean[:, None], 0.0).square().sum(1)
-        errors, own, counted = (a - b).square().sum(1), torch.zeros_like(count), torch.zeros_like(count)
+        errors, unstable, counted = (a - b).square().sum(1), torch.zeros_like(count), torch.zeros_like(count)
         if moved is not None:
             used = used & _columns(moved.isfinite())
-            own, counted = torch.where(used, a - _columns(moved), 0.0).square().sum(1), used.sum(1).double()
-        self.sums = _together(self.sums, torch.stack([count, mean, squares, errors, own, counted]))
-        errors, own, counted = self.sums[3:]
+            unstable, counted = torch.where(used, a - _columns(moved), 0.0).square().sum(1), used.sum(1).double()
+        self.sums = _together(self.sums, torch.stack([count, mean, squares, errors, unstable, counted]))
+        errors, unstable, counted = self.sums[3:]
         self.apart = _apart(self.sums[:3], errors)
-        self.own = _apart(self.sums[:3], own * self.sums[0] / counted.clamp(min=1))
+        self.unstable = _apart(self.sums[:3], unstable * self.sums[0] / counted.clamp(min=1))
 
 
 def _columns(x: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ def _apart(sums: Tensor, off: Tensor) -> float:
         return 0.0
     (count, mean, squares), off = sums[:, used], off[used]
     variance, size = squares / count, squares / count + mean.square()
-    if count.max() < FEW:
+    if count.max() < FEW_SAMPLES:
         centre = (count * mean).sum() / count.sum()
         everywhere = (squares + count * (mean - centre).square()).sum() / count.sum()
         variance = everywhere.expand_as(variance)

@@ -38,5 +38,5 @@ def at_width(program: Program, bits: int, trained: int | None = None) -> Program
 def _at(grid: Grid, bits: int) -> Grid:
     home = grid.home
     assert home is not None
-    held = Held(home.bits, levels=home.levels, signed=home.low < 0, power_of_two=home.powers is not None)
-    return grid_of(home, held.levels_at(bits)).clamped(*grid.clamp)
+    range_held = Held(home.bits, levels=home.levels, signed=home.low < 0, power_of_two=home.powers is not None)
+    return grid_of(home, range_held.levels_at(bits)).clamped(*grid.clamp)

@@ -28,7 +28,7 @@ class ShapedProxy(fx.Proxy):
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self.__dict__.get("value"), name, None)
-        return value if isinstance(value, KNOWN) else super().__getattr__(name)
+        return value if isinstance(value, CONSTANT_TYPES) else super().__getattr__(name)
 
     def __len__(self) -> int:
         return len(self.value)
@@ -37,12 +37,12 @@ class ShapedProxy(fx.Proxy):
         return (operator.getitem(self, i) for i in range(len(self.value)))  # type: ignore[index]
 
 
-KNOWN = (bool, int, torch.Size, torch.dtype, torch.device)
+CONSTANT_TYPES = (bool, int, torch.Size, torch.dtype, torch.device)
 """Attributes of tensors that no number in them decides."""
 
 
 def _in_place(name: str) -> Callable[[ShapedProxy, Any], Any]:
-    return lambda own, other: own.tracer.create_proxy("call_function", getattr(operator, name), (own, other), {})
+    return lambda proxy, other: proxy.tracer.create_proxy("call_function", getattr(operator, name), (proxy, other), {})
 
 
 for _name in inplace_methods:  # iadd, isub ...
@@ -59,8 +59,8 @@ def propagate(traced: fx.GraphModule, example: Tensor) -> None:
     """
     steps = _Steps(traced)
     steps.propagate(cloned(example))
-    for node, made in steps.reads.items():
-        for before, after in made.items():
+    for node, reads in steps.reads.items():
+        for before, after in reads.items():
             node.replace_input_with(before, after)
 
 

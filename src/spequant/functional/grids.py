@@ -6,17 +6,13 @@ Custom autograd functions live only in this file; modules, state and policy live
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import wraps
-from typing import ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from spequant.functional.graphs import one_node
-
-Given = ParamSpec("Given")
-Returned = TypeVar("Returned")
+from spequant.functional.graphs import Given, Returned, one_node
 
 LEAST_END = 1e-30
 """The smallest end of a stored range, so that no range collapses to zero width."""

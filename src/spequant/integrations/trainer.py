@@ -29,7 +29,7 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(f"{error.name} is not installed: pip install 'spequant[text,train]'") from error
 
-METHOD = "method.json"
+METHOD_FILE = "method.json"
 
 
 class QATTrainer(Trainer):
@@ -187,12 +187,12 @@ class QATTrainer(Trainer):
                 with placed(folder / WEIGHTS) as path:
                     save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, {"format": "pt"})
             if hasattr(self.method, "state_dict"):
-                write_whole(folder / METHOD, json.dumps(self.method.state_dict()))  # type: ignore[attr-defined]
+                write_whole(folder / METHOD_FILE, json.dumps(self.method.state_dict()))  # type: ignore[attr-defined]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_checkpoint(self.model if model is None else model, resume_from_checkpoint)  # type: ignore[arg-type]
         if hasattr(self.method, "load_state_dict"):
-            file = Path(resume_from_checkpoint) / METHOD
+            file = Path(resume_from_checkpoint) / METHOD_FILE
             if not file.is_file():
                 raise FileNotFoundError(
                     f"{file} does not exist; expected the state of {type(self.method).__name__}: resume with the "

@@ -34,7 +34,7 @@ from spequant.methods.base import (
     penalties,
 )
 from spequant.methods.losses import kl
-from spequant.methods.parts import Recorder, place, resolve_stages, rounded
+from spequant.methods.parts import Recorder, put_module, resolve_stages, rounded
 from spequant.methods.tasks import Classification, Detection, Task, check_task, distilled
 from spequant.quantizers.base import check_bits
 
@@ -120,7 +120,7 @@ class CMTKD:
         network = copy.deepcopy(next(iter(teachers.values())))
         for name in self.stages:
             widths = [None if name == self.stages[-1] else bits for bits in teachers]
-            place(network, name, Fused([teacher.get_submodule(name) for teacher in teachers.values()], widths))
+            put_module(network, name, Fused([teacher.get_submodule(name) for teacher in teachers.values()], widths))
         return network.train()
 
     def __call__(self, model: nn.Module, batch: Any) -> Losses:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from spequant.names import chosen
+from spequant.names import named_or_imported
 
 DistillLoss = Callable[[Tensor, Tensor, float], Tensor]
 """(student logits, teacher logits, temperature) -> 0-dim loss. It can be a function of your own."""
@@ -153,4 +153,4 @@ def loss_named(name: str) -> DistillLoss:
     Raises:
         ValueError: There is no such loss.
     """
-    return chosen("loss", name, by_name)
+    return named_or_imported("loss", name, by_name)

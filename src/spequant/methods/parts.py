@@ -150,15 +150,15 @@ def replaced(network: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[n
     originals = {name: network.get_submodule(name) for name in modules}
     try:
         for name, module in modules.items():
-            place(network, name, module)
+            put_module(network, name, module)
         with entered_again(lambda: replaced(network, modules)):
             yield network
     finally:
         for name, module in originals.items():
-            place(network, name, module)
+            put_module(network, name, module)
 
 
-def place(network: nn.Module, name: str, module: nn.Module) -> None:
+def put_module(network: nn.Module, name: str, module: nn.Module) -> None:
     """Set the module called `name`, a path with dots, to `module`."""
     parent, _, attribute = name.rpartition(".")
     setattr(network.get_submodule(parent), attribute, module)

@@ -2,12 +2,12 @@
 
 from spequant.models.answering import (
     TRANSFORMERS,
+    answering_from,
     configuration,
     configuration_dict,
-    configuration_from,
     load_tokenizer,
     make_answering,
-    network_of,
+    transformers_configuration,
 )
 from spequant.models.mobilenet_v2_cifar import CifarMobileNetV2, mobilenet_v2
 from spequant.models.named import check_network, make_network
@@ -23,16 +23,15 @@ __all__ = [
     "CifarResNet",
     "CifarVGG",
     "ResidualAdd",
+    "answering_from",
     "check_network",
     "configuration",
     "configuration_dict",
-    "configuration_from",
     "load_tokenizer",
     "load_weights",
     "make_answering",
     "make_network",
     "mobilenet_v2",
-    "network_of",
     "resnet8",
     "resnet18",
     "resnet20",
@@ -40,5 +39,6 @@ __all__ = [
     "resnet34",
     "resnet44",
     "resnet56",
+    "transformers_configuration",
     "vgg16_bn",
 ]

@@ -32,7 +32,7 @@ def make_answering(name: str, *, pretrained: bool = False, new_head: bool = Fals
     source = name.removeprefix(TRANSFORMERS)
     auto = _transformers().AutoModelForQuestionAnswering
     if not pretrained:
-        return network_of(configuration(name))
+        return answering_from(configuration(name))
     try:
         network, report = auto.from_pretrained(source, output_loading_info=True, dtype="float32")
     except Exception as error:  # transformers, the hub's client and safetensors raise many types of errors
@@ -59,7 +59,7 @@ def configuration_dict(network: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in json.loads(config.to_json_string()).items() if name != "_name_or_path"}
 
 
-def configuration_from(settings: dict[str, Any]) -> Any:
+def transformers_configuration(settings: dict[str, Any]) -> Any:
     """Return the configuration object of a dictionary of `configuration_dict`; a ValueError says that it is damaged."""
     try:
         return _transformers().AutoConfig.for_model(**settings)
@@ -67,7 +67,7 @@ def configuration_from(settings: dict[str, Any]) -> Any:
         raise ValueError(f"the network's configuration cannot be read ({error}); expected transformers'") from error
 
 
-def network_of(config: Any) -> nn.Module:
+def answering_from(config: Any) -> nn.Module:
     """Return a network for question answering of that configuration, with random weights, in train mode.
 
     Raises:

@@ -21,7 +21,7 @@ COMPILED = "_orig_mod."
 """In the names of what torch.compile was applied to."""
 AVERAGES = "n_averaged"
 """A counter among the tensors of torch's AveragedModel."""
-PLAIN = (argparse.Namespace, np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32)))
+SAFE_TYPES = (argparse.Namespace, np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32)))
 """Classes of values that checkpoints hold next to their tensors and that only hold values themselves."""
 
 
@@ -105,7 +105,7 @@ def _content(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals([*PLAIN, *_numpy_scalar()]):
+        with torch.serialization.safe_globals([*SAFE_TYPES, *_numpy_scalar()]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         holds = re.search(r"GLOBAL (\S+)", str(error))

@@ -13,9 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from spequant.networks import QUANTIZABLE, copied
 from spequant.preparation.additions import activations_of
-from spequant.preparation.tracing import DROPOUTS, Tracer, traced
+from spequant.preparation.tracing import DROPOUT_NAMES, Tracer, traced
 
-CURVES = (
+CURVE_FUNCTIONS = (
     *(nn.CELU, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.LeakyReLU, nn.LogSigmoid, nn.Mish, nn.PReLU),
     *(nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Tanh),
 )
@@ -28,13 +28,13 @@ CLAMPS = (nn.ReLU, nn.Hardtanh)
 CLAMP_NAMES = {"clamp", "clamp_max", "clamp_min", "clip", "hardtanh", "relu", "relu6"}
 ARITHMETIC_NAMES = {"add", "div", "iadd", "imul", "isub", "itruediv", "mul", "neg", "sub", "truediv"}
 SUMS = {"add", "iadd"}
-PRODUCTS = {"div", "imul", "isub", "itruediv", "mul", "sub", "truediv"}
+PRODUCT_FUNCTIONS = {"div", "imul", "isub", "itruediv", "mul", "sub", "truediv"}
 """Of two tensors, that need both on grids."""
 MEANS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 MEAN_NAMES = {"mean", *(f"{kind}avg_pool{n}d" for kind in ("", "adaptive_") for n in (1, 2, 3))}
 NEAREST = ("nearest", "nearest-exact")
 CONCATENATIONS = {"cat", "concat", "concatenate", "stack"}
-MOVES = (
+MOVE_FUNCTIONS = (
     *(nn.Identity, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.Upsample),
     *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
     *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, nn.ReflectionPad1d, nn.ReflectionPad2d),
@@ -89,19 +89,19 @@ class _Between:
         """What `node` has to find on a grid."""
         inputs = self._inputs(node)
         if node.op == "output":
-            yield from (s for s in self._sources(node) if self._is(s, CURVES, CURVE_NAMES))
+            yield from (s for s in self._sources(node) if self._is(s, CURVE_FUNCTIONS, CURVE_NAMES))
         elif not inputs:
             return
         elif self._is(node, (), SUMS) and len(inputs) == 2:
             if any(self.tracer.maker(i) is None for i in inputs):  # else `residual` has them
                 yield from inputs
-        elif self._is(node, (), PRODUCTS) and len(inputs) == 2:
+        elif self._is(node, (), PRODUCT_FUNCTIONS) and len(inputs) == 2:
             roots = {root for i in inputs for root in self._roots(i)}
             yield from roots if len(roots) == 1 else inputs
         elif self._is_affine(node):
             if not self._is_layer(inputs[0], (_BatchNorm,), {"batch_norm"} | ARITHMETIC_NAMES):
                 yield inputs[0]
-        elif self._is(node, CURVES, CURVE_NAMES):
+        elif self._is(node, CURVE_FUNCTIONS, CURVE_NAMES):
             roots = self._roots(inputs[0])
             yield from roots if len(roots) == 1 else inputs[:1]
         elif self._is(node, MEANS, MEAN_NAMES) or self._blends(node):
@@ -149,7 +149,7 @@ class _Between:
         return self._is(node, QUANTIZABLE, set())
 
     def _drops(self, node: fx.Node) -> bool:
-        return node.op == "call_module" and type(self.network.get_submodule(str(node.target))).__name__ in DROPOUTS
+        return node.op == "call_module" and type(self.network.get_submodule(str(node.target))).__name__ in DROPOUT_NAMES
 
     def _blends(self, node: fx.Node) -> bool:
         """Whether `node` resizes by means or lines between pixels."""
@@ -162,10 +162,10 @@ class _Between:
     def _moves(self, node: fx.Node) -> bool:
         if self._blends(node):
             return False
-        return self._is(node, MOVES, MOVE_NAMES | CONCATENATIONS) or self._drops(node)
+        return self._is(node, MOVE_FUNCTIONS, MOVE_NAMES | CONCATENATIONS) or self._drops(node)
 
     def _pointwise(self, node: fx.Node) -> bool:
-        return self._is(node, (*CURVES, *CLAMPS), CURVE_NAMES | CLAMP_NAMES | ARITHMETIC_NAMES)
+        return self._is(node, (*CURVE_FUNCTIONS, *CLAMPS), CURVE_NAMES | CLAMP_NAMES | ARITHMETIC_NAMES)
 
     def _roots(self, node: fx.Node) -> set[fx.Node]:
         """The nodes that `node` is a function of, number by number; itself, if it is on a grid or nothing such."""
@@ -194,7 +194,7 @@ class _Between:
 
     def _want(self, node: fx.Node) -> None:
         """Have `node` on one grid: all that it is put together of."""
-        made: list[str] = []
+        makers: list[str] = []
         ahead, seen = [node], set()
         while ahead:
             one = ahead.pop(0)
@@ -205,14 +205,14 @@ class _Between:
             if self._moves(one) and not self._makes(one, name):
                 ahead += self._inputs(one)
             elif name is not None:
-                made.append(name)
+                makers.append(name)
             elif self._is(one, CLAMPS, CLAMP_NAMES) or self._is_affine(one):
                 ahead += self._inputs(one)
         self.wanted |= seen
-        if made:
-            together = [g for g in self.groups if not set(g).isdisjoint(made)]
+        if makers:
+            together = [g for g in self.groups if not set(g).isdisjoint(makers)]
             self.groups = [g for g in self.groups if g not in together]
-            self.groups.append(list(dict.fromkeys([name for g in together for name in g] + made)))
+            self.groups.append(list(dict.fromkeys([name for g in together for name in g] + makers)))
 
     def _makes(self, node: fx.Node, name: str | None) -> bool:
         """Whether the move `node` has to be quantized itself: what it moves no module makes."""

@@ -18,9 +18,9 @@ from spequant.preparation.between import groups_between
 from spequant.quantizers import LeastSquares, Quantizer
 from spequant.quantizers.pruned import tell_lost_zeros
 
-Choice = Quantizer | int | None
+QuantizerChoice = Quantizer | int | None
 """A quantizer to copy; or bits, for the same kind of quantizer as the other layers have; or None, float."""
-Override = int | tuple[Choice, Choice] | None
+Override = int | tuple[QuantizerChoice, QuantizerChoice] | None
 """Bits of weight and activation; or one choice for each, (weight, act); or None, both float."""
 
 PAIRS = {
@@ -38,7 +38,7 @@ class LayerChoices:
     act: Quantizer | None
     depthwise: Quantizer | None
     ends: Override
-    embeddings: Choice
+    embeddings: QuantizerChoice
     overrides: Mapping[str, Override]
     per_channel: bool
 
@@ -79,7 +79,11 @@ def quantized_layers(layers: Mapping[str, nn.Module], choices: LayerChoices) -> 
 
 
 def quantized_activations(
-    model: nn.Module, residual: Choice, products: Choice, between: Choice, act: Quantizer | None
+    model: nn.Module,
+    residual: QuantizerChoice,
+    products: QuantizerChoice,
+    between: QuantizerChoice,
+    act: Quantizer | None,
 ) -> tuple[dict[int, nn.Module], dict[str, Quantizer]]:
     """Make the quantizers of what stands between the layers of the float network `model`.
 
@@ -146,7 +150,7 @@ def _exceptions(layers: Mapping[str, nn.Module], choices: LayerChoices) -> dict[
     return exceptions
 
 
-def _pair(name: str, override: Override) -> tuple[Choice, Choice]:
+def _pair(name: str, override: Override) -> tuple[QuantizerChoice, QuantizerChoice]:
     """Return the choices for the weight and for the input of the layer `name`."""
     if isinstance(override, Quantizer):
         raise ValueError(f"{name}: {override!r} does not say whether it is for weight or act; give a pair")
@@ -179,7 +183,7 @@ def _range_shape(layer: nn.Module) -> tuple[int, ...]:
     return tuple(size if d == axis else 1 for d, size in enumerate(weight.shape))
 
 
-def _quantized_pairs(model: nn.Module, mark: str, choice: Choice, act: Quantizer) -> dict[int, nn.Module]:
+def _quantized_pairs(model: nn.Module, mark: str, choice: QuantizerChoice, act: Quantizer) -> dict[int, nn.Module]:
     """Return {id of a module with two inputs that bears `mark`: its quantized module}."""
     replacements: dict[int, nn.Module] = {}
     kind, *sides = PAIRS[mark]
@@ -196,7 +200,7 @@ def _quantized_pairs(model: nn.Module, mark: str, choice: Choice, act: Quantizer
     return replacements
 
 
-def _quantized_outputs(model: nn.Module, residual: Choice, act: Quantizer) -> dict[str, Quantizer]:
+def _quantized_outputs(model: nn.Module, residual: QuantizerChoice, act: Quantizer) -> dict[str, Quantizer]:
     """Return {name of a module whose output is an addend of an unmarked addition: the quantizer of that output}."""
     if residual is None:
         return {}
@@ -215,13 +219,13 @@ def _quantized_outputs(model: nn.Module, residual: Choice, act: Quantizer) -> di
 
 
 def _quantized_between(
-    model: nn.Module, between: Choice, act: Quantizer, outputs: Mapping[str, Quantizer]
+    model: nn.Module, between: QuantizerChoice, act: Quantizer, outputs: Mapping[str, Quantizer]
 ) -> dict[str, Quantizer]:
     """Return `outputs` with the quantizers of what stands between the layers. A tensor that has one keeps it, unless
     several have to share one."""
-    found = dict(outputs)
+    quantizers = dict(outputs)
     if between is None:
-        return found
+        return quantizers
     try:
         groups = groups_between(model)
     except ValueError as error:
@@ -230,16 +234,16 @@ def _quantized_between(
             "Pass between=None to say that this is meant",
             stacklevel=4,  # the call of `prepare`
         )
-        return found
+        return quantizers
     for names in groups:
-        if len(names) > 1 or names[0] not in found:
+        if len(names) > 1 or names[0] not in quantizers:
             quantizer = _make(between, act, f"{names[0]}.output", of_weight=False, shape=())
             assert quantizer is not None
-            found |= dict.fromkeys(names, quantizer)
-    return found
+            quantizers |= dict.fromkeys(names, quantizer)
+    return quantizers
 
 
-def _make(choice: Choice, template: Quantizer | None, name: str, *, of_weight: bool, shape: tuple[int, ...]):
+def _make(choice: QuantizerChoice, template: Quantizer | None, name: str, *, of_weight: bool, shape: tuple[int, ...]):
     """Make the quantizer of one tensor, or return None where it stays float."""
     if choice is None or template is None:
         return None

@@ -24,11 +24,11 @@ from spequant.names import some_of
 from spequant.networks import EMBEDDINGS, QUANTIZABLE, copied
 from spequant.preparation.adapters import adapt, adapted, restore
 from spequant.preparation.placement import insert, move_quantizers, without_quantizers
-from spequant.preparation.quantizer_form import made, plain
+from spequant.preparation.quantizer_form import made, plain_settings
 from spequant.quantizers import Quantizer
 
 VERSION = 1
-KINDS: tuple[type[Wrapper], ...] = (QuantizedLayer, QuantizedAdd, QuantizedProduct)
+DESCRIBED: tuple[type[Wrapper], ...] = (QuantizedLayer, QuantizedAdd, QuantizedProduct)
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
     for place, quantizer in places(model):
         if quantizer is not None and id(quantizer) not in numbers:
             numbers[id(quantizer)] = len(quantizers)
-            quantizers.append(plain(quantizer))
+            quantizers.append(plain_settings(quantizer))
         slots[place] = None if quantizer is None else numbers[id(quantizer)]
     name = type(bare).__name__
     return {"version": VERSION, "network": name, "adapted": names, "slots": slots, "quantizers": quantizers}
@@ -86,11 +86,11 @@ def place_as(network: nn.Module, description: Mapping[str, Any]) -> nn.Module:
     outputs: dict[str, Quantizer] = {}
     for name, numbers in _by_module(description["slots"]).items():
         module = _module(network, name)
-        held = {key: None if number is None else quantizers[number] for key, number in numbers.items()}
-        if (output := held.pop(OUTPUT, None)) is not None:
+        of_module = {key: None if number is None else quantizers[number] for key, number in numbers.items()}
+        if (output := of_module.pop(OUTPUT, None)) is not None:
             outputs[name] = output
-        if held:
-            wrappers[id(module)] = _wrapped(name, module, held)
+        if of_module:
+            wrappers[id(module)] = _wrapped(name, module, of_module)
     network = insert(network, wrappers, outputs)
     device = next((p.device for p in network.parameters() if p.device.type != "meta"), None)
     if device is not None:
@@ -144,16 +144,20 @@ def _module(network: nn.Module, name: str) -> nn.Module:
         ) from error
 
 
-def _wrapped(name: str, module: nn.Module, held: Mapping[str, Quantizer | None]) -> nn.Module:
-    """Return the quantized module of `module` whose attributes are those of `held`."""
-    for kind in KINDS:
+def _wrapped(name: str, module: nn.Module, quantizers: Mapping[str, Quantizer | None]) -> nn.Module:
+    """Return the quantized module of `module` whose attributes are those of `quantizers`."""
+    for kind in DESCRIBED:
         attributes = (*(("weight_quantizer",) if kind is QuantizedLayer else ()), *kind.ACTS)
-        if set(held) == set(attributes):
-            fits = isinstance(module, QUANTIZABLE + EMBEDDINGS) if kind is QuantizedLayer else None not in held.values()
+        if set(quantizers) == set(attributes):
+            fits = (
+                isinstance(module, QUANTIZABLE + EMBEDDINGS)
+                if kind is QuantizedLayer
+                else None not in quantizers.values()
+            )
             if not fits:
                 break
-            return kind(module, *(held[attribute] for attribute in attributes))
+            return kind(module, *(quantizers[attribute] for attribute in attributes))
     raise ValueError(
-        f"slots has {', '.join(held)} for {name!r}, a {type(module).__name__}; expected the quantizers of a layer, a "
-        "marked addition or a product"
+        f"slots has {', '.join(quantizers)} for {name!r}, a {type(module).__name__}; expected the quantizers of a "
+        "layer, a marked addition or a product"
     )

@@ -33,7 +33,13 @@ from spequant.layers import (
 from spequant.names import some_of
 from spequant.networks import EMBEDDINGS, LEFT_FLOAT, QUANTIZABLE, copied
 from spequant.preparation.adapters import adapt, makes_constants, restore
-from spequant.preparation.choices import Choice, LayerChoices, Override, quantized_activations, quantized_layers
+from spequant.preparation.choices import (
+    LayerChoices,
+    Override,
+    QuantizerChoice,
+    quantized_activations,
+    quantized_layers,
+)
 from spequant.preparation.sharing import Reader, readers_together
 from spequant.quantizers import Quantizer
 from spequant.quantizers.base import check_bits
@@ -46,10 +52,10 @@ def prepare(
     act: Quantizer | None,
     depthwise: Quantizer | None = None,
     ends: Override = 8,
-    embeddings: Choice = 8,
-    residual: Choice = 8,
-    products: Choice = None,
-    between: Choice = None,
+    embeddings: QuantizerChoice = 8,
+    residual: QuantizerChoice = 8,
+    products: QuantizerChoice = None,
+    between: QuantizerChoice = None,
     overrides: Mapping[str, Override] | None = None,
     skip: Sequence[str] = (),
     per_channel: bool = False,
@@ -277,7 +283,7 @@ def _check_patterns(patterns: Sequence[str], layers: Mapping[str, nn.Module], ot
 
 
 def _check_arguments(
-    model: nn.Module, choices: LayerChoices, skip: Sequence[str], others: Mapping[str, Choice]
+    model: nn.Module, choices: LayerChoices, skip: Sequence[str], others: Mapping[str, QuantizerChoice]
 ) -> None:
     if isinstance(skip, str):
         raise ValueError(f"skip is {skip!r}; expected a list of patterns, e.g. skip=[{skip!r}]")

@@ -12,7 +12,7 @@ from spequant.quantizers import Quantizer, by_name
 FIELDS = {"kind", "name", "settings", "ewgs", "padding"}
 
 
-def plain(quantizer: Quantizer) -> dict[str, Any]:
+def plain_settings(quantizer: Quantizer) -> dict[str, Any]:
     """Return the quantizer as JSON.
 
     Args:
@@ -42,10 +42,10 @@ def plain(quantizer: Quantizer) -> dict[str, Any]:
 
 
 def made(form: Any) -> Quantizer:
-    """Return the quantizer that `plain` was given, without a range.
+    """Return the quantizer that `plain_settings` was given, without a range.
 
     Raises:
-        ValueError: `form` is not what `plain` returns, or names no quantizer.
+        ValueError: `form` is not what `plain_settings` returns, or names no quantizer.
     """
     if not isinstance(form, dict) or not {"kind", "name", "settings"} <= set(form) <= FIELDS:
         raise ValueError(f"a quantizer is {form!r}; expected an object with kind, name and settings")
@@ -63,8 +63,8 @@ def made(form: Any) -> Quantizer:
 
 def _kind_of(quantizer: Quantizer) -> str:
     cls = type(quantizer)
-    for name, known in by_name.items():
-        if cls is known:
+    for name, kind_of_name in by_name.items():
+        if cls is kind_of_name:
             return name
     reference = f"{cls.__module__}:{cls.__qualname__}"
     in_script = cls.__module__ == "__main__" or cls.__module__.startswith(FROM_FILE)

@@ -6,7 +6,7 @@ from torch import fx, nn
 
 from spequant.networks import QUANTIZABLE, copied
 from spequant.preparation.adapters.multihead import LayeredAttention
-from spequant.preparation.tracing import DROPOUTS, traced
+from spequant.preparation.tracing import DROPOUT_NAMES, traced
 
 Reader = tuple[str, int]
 """The name of a module, and the number of its input: 0, or 1 for the second addend of an addition."""
@@ -85,7 +85,7 @@ def _origin(module: nn.Module, node: fx.Node) -> fx.Node:
     """Return the node whose value `node` returns: in eval mode, dropout and identities return their input."""
     while node.op == "call_module" and node.args:
         called = module.get_submodule(str(node.target))
-        if not isinstance(called, nn.Identity) and type(called).__name__ not in DROPOUTS:
+        if not isinstance(called, nn.Identity) and type(called).__name__ not in DROPOUT_NAMES:
             break
         node = node.args[0]  # type: ignore[assignment]
     return node

@@ -13,7 +13,7 @@ from spequant.preparation.additions import find_additions
 from spequant.preparation.placement import without_quantizers
 from spequant.quantizers import Quantizer
 
-HEAD = ("layer", "kind", "weight", "input", "input's range")
+TABLE_COLUMNS = ("layer", "kind", "weight", "input", "input's range")
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Summary:
     """A prepared network in words; `str` of it is a table.
 
     Attributes:
-        rows: (name, kind, weight, input, range of the input) for each layer, addend and factor, as in `HEAD`.
+        rows: (name, kind, weight, input, range of the input) for each layer, addend and factor, as in `TABLE_COLUMNS`.
         lines: What stays float, and which additions were found.
     """
 
@@ -29,8 +29,8 @@ class Summary:
     lines: list[str]
 
     def __str__(self) -> str:
-        table = [HEAD, *self.rows]
-        widths = [max(len(row[i]) for row in table) for i in range(len(HEAD))]
+        table = [TABLE_COLUMNS, *self.rows]
+        widths = [max(len(row[i]) for row in table) for i in range(len(TABLE_COLUMNS))]
         aligned = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
         return "\n".join([*aligned, "", *self.lines])
 

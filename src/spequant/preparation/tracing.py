@@ -16,7 +16,7 @@ from spequant.networks import QUANTIZABLE
 from spequant.preparation import adapters
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-DROPOUTS = ("Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "StochasticDepth", "DropPath")
+DROPOUT_NAMES = ("Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "StochasticDepth", "DropPath")
 """Classes of modules that scale what they do not drop in training, so that a quantizer belongs before them."""
 
 
@@ -99,7 +99,7 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         is_leaf = isinstance(m, (*QUANTIZABLE, *self.opaque)) or getattr(m, "residual_addition", False)
-        is_leaf = is_leaf or type(m).__module__.startswith(adapters.__name__) or type(m).__name__ in DROPOUTS
+        is_leaf = is_leaf or type(m).__module__.startswith(adapters.__name__) or type(m).__name__ in DROPOUT_NAMES
         return is_leaf or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
@@ -118,7 +118,7 @@ class Tracer(fx.Tracer):
     def maker(self, node: fx.Node) -> str | None:
         """Return the name of the innermost module that returns `node` and is called once, before dropout, or None."""
         names = self._makers(node)
-        while names and type(self.root.get_submodule(names[0])).__name__ in DROPOUTS:
+        while names and type(self.root.get_submodule(names[0])).__name__ in DROPOUT_NAMES:
             before = node.all_input_nodes[0]
             if not (earlier := self._makers(before)):
                 break
@@ -151,13 +151,22 @@ def _pieces(node: fx.Node) -> int | None:
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     if node.op not in ("call_function", "call_method") or name not in ("chunk", "split", "tensor_split"):
         return None
-    given = next((node.kwargs[k] for k in PIECES if k in node.kwargs), node.args[1] if len(node.args) > 1 else None)
-    if isinstance(given, list | tuple):
-        return len(given) + (name == "tensor_split")
-    return given if isinstance(given, int) and name == "chunk" else None
+    sizes = next(
+        (node.kwargs[k] for k in PIECE_ARGUMENTS if k in node.kwargs), node.args[1] if len(node.args) > 1 else None
+    )
+    if isinstance(sizes, list | tuple):
+        return len(sizes) + (name == "tensor_split")
+    return sizes if isinstance(sizes, int) and name == "chunk" else None
 
 
-PIECES = ("chunks", "split_size", "split_size_or_sections", "sections", "indices", "tensor_indices_or_sections")
+PIECE_ARGUMENTS = (
+    "chunks",
+    "split_size",
+    "split_size_or_sections",
+    "sections",
+    "indices",
+    "tensor_indices_or_sections",
+)
 
 
 def _opaque(which: str) -> Iterator[Any]:

@@ -21,7 +21,7 @@ LEAST_SAMPLE = {True: 256, False: 64}
 """... but at least so many per range: 256 with up to 16 levels, 64 with more."""
 POWERS = 16
 """Powers of two to try, from the least that clips nothing downwards."""
-SWEEP_VALUES = 2**20
+CHUNK_VALUES = 2**20
 """Values that a sweep holds in memory at once."""
 
 
@@ -154,7 +154,7 @@ def _sample(w: Tensor, number: int) -> tuple[Tensor, Tensor]:
 def _best(w: Tensor, counts: Tensor, steps: Tensor, half: float) -> Tensor:
     """Return the step of least squared error of each row of `steps`, (ranges, 1)."""
     errors = []
-    for chunk in steps.split(max(1, SWEEP_VALUES // max(1, w.numel())), 1):
+    for chunk in steps.split(max(1, CHUNK_VALUES // max(1, w.numel())), 1):
         s = chunk[:, :, None]
         rounding = _codes(w[:, None], s, half).mul_(s).sub_(w[:, None])
         errors.append(rounding.square_().mul_(counts).sum(-1))  # autocast would make a matrix product bf16

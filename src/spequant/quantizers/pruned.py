@@ -9,12 +9,12 @@ from torch import Tensor
 from spequant.names import some_of
 from spequant.quantizers.base import Quantizer
 
-FEW = 0.01
+PRUNED_SHARE = 0.01
 """Share of zeros in a weight up to which there is no warning."""
 
 
 def tell_lost_zeros(weights: Iterable[tuple[Quantizer | None, Tensor]]) -> None:
-    """Warn of weights with more than `FEW` exact zeros whose grid has no level at zero.
+    """Warn of weights with more than `PRUNED_SHARE` exact zeros whose grid has no level at zero.
 
     The UserWarning names the layers and points at the line that called `prepare`, two calls up. Ranges that are all
     zero, and padding rows, stay zero and do not count.
@@ -27,7 +27,7 @@ def tell_lost_zeros(weights: Iterable[tuple[Quantizer | None, Tensor]]) -> None:
         if q is not None and q.bits is not None and q.leaves_zero_out() and not weight.is_meta:
             with torch.no_grad():
                 share = float(((weight == 0) & q.nonzero(weight)).float().mean())
-            if share > FEW:
+            if share > PRUNED_SHARE:
                 layers[q.name] = f"{q.name} ({share:.0%}, {type(q).__name__} at {q.bits} bits)"
     if layers:
         warnings.warn(

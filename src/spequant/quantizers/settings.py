@@ -39,6 +39,6 @@ def give_settings(kind: Any) -> None:
     """Give the quantizer class `kind` its `Settings`; a class that defines none has no options."""
     if "Settings" not in vars(kind):
         content = {"__doc__": (kind.__doc__ or "").partition("\n")[0], "__module__": kind.__module__}
-        made = type("Settings", (QuantizerSettings,), {**content, "__qualname__": f"{kind.__qualname__}.Settings"})
-        kind.Settings = dataclass(frozen=True, kw_only=True)(made)
+        settings = type("Settings", (QuantizerSettings,), {**content, "__qualname__": f"{kind.__qualname__}.Settings"})
+        kind.Settings = dataclass(frozen=True, kw_only=True)(settings)
     kind.Settings.kind = kind

@@ -22,7 +22,7 @@ from spequant.train.state import Snapshot
 
 CHECKPOINT_FORMAT = 1
 MAX_CHECKPOINTS = 2
-STATE, TENSORS = "state.json", "tensors.safetensors"
+STATE_FILE, TENSORS = "state.json", "tensors.safetensors"
 REMEDY = "remove this folder to go on from the checkpoint before it, if there is one"
 
 
@@ -50,14 +50,14 @@ def write(folder: Path, snapshot: Snapshot, facts: dict[str, Any]) -> Path:
     content = {
         "numbers": snapshot.numbers,
         "facts": facts,
-        "tensors": {k: {"kind": _kind(v), "digest": digest(v)} for k, v in tensors.items()},
+        "tensors": {k: {"kind": _kind(v), "digest": tensor_digest(v)} for k, v in tensors.items()},
     }
     try:
         with placed_folder(path) as temporary:
             save_file(tensors, temporary / TENSORS)
             content["size"] = (temporary / TENSORS).stat().st_size
             text = json.dumps({"format": CHECKPOINT_FORMAT, "digest": _digest(_canonical(content)), "content": content})
-            (temporary / STATE).write_text(text)
+            (temporary / STATE_FILE).write_text(text)
     except (OSError, SafetensorError) as error:
         earlier = checkpoints(folder)
         last = f"the last good one is {earlier[-1]}" if earlier else "there is none before it"
@@ -88,7 +88,7 @@ def read(path: Path, device: torch.device | str = "cpu") -> tuple[Snapshot, dict
         ValueError: Something is damaged or missing, or the format is another one. The message names the file, tensor or
             field, its value and the expected one.
     """
-    content = _content(path / STATE)
+    content = _content(path / STATE_FILE)
     file = path / TENSORS
     size = file.stat().st_size if file.is_file() else 0
     if size != content["size"]:
@@ -100,7 +100,7 @@ def read(path: Path, device: torch.device | str = "cpu") -> tuple[Snapshot, dict
     for name, expected in content["tensors"].items():
         if name not in tensors:
             raise ValueError(f"{file} lacks the tensor {name}; expected {expected['kind']}; {REMEDY}")
-        actual = {"kind": _kind(tensors[name]), "digest": digest(tensors[name])}
+        actual = {"kind": _kind(tensors[name]), "digest": tensor_digest(tensors[name])}
         for field in ("kind", "digest"):
             if actual[field] != expected[field]:
                 raise ValueError(
@@ -132,7 +132,7 @@ def _content(file: Path) -> dict[str, Any]:
     return content
 
 
-def digest(x: Tensor) -> str:
+def tensor_digest(x: Tensor) -> str:
     """Return the 128-bit BLAKE2b digest of the bytes of `x`, a contiguous CPU tensor, in hexadecimal."""
     return _digest(x.reshape(-1).view(torch.uint8).numpy())
 

@@ -11,7 +11,7 @@ from spequant.processes import gathered, sum_over_processes
 from spequant.quantizers import Quantizer
 from spequant.train.state import TrainingState
 
-ADVICE = ": lower the learning rate, or clip gradients (train.clip_norm)"
+LOWER_RATE = ": lower the learning rate, or clip gradients (train.clip_norm)"
 HINT = (
     ". To find the first layer, call spequant.train.first_to_go(state, batches, error, steps=...) with this error and "
     "a state of an earlier step"
@@ -34,7 +34,7 @@ class NotFinite(FloatingPointError):
 
     def __init__(self, what: str, wrong: list[str], *, step: int | None, finite: int, noticed: int):
         now = f"; after step {noticed} these are not: {some_of(wrong, separator='; ')}" if wrong else ""
-        self.message = f"{what}{now}{ADVICE}"
+        self.message = f"{what}{now}{LOWER_RATE}"
         super().__init__(self.message + HINT)
         self.what, self.step, self.finite, self.noticed = what, step, finite, noticed
 
@@ -69,13 +69,13 @@ class FiniteGuard:
             self.checked = now
             return
         bad = min((step for step in gathered(int(self.bad)) if step), default=None)
-        what = f"the network is not finite after {in_words(now, self.steps)}"
+        what = f"the network is not finite after {step_in_words(now, self.steps)}"
         if bad is not None:
-            what = f"the loss is not finite at {in_words(bad, self.steps)}"
+            what = f"the loss is not finite at {step_in_words(bad, self.steps)}"
         raise NotFinite(what, not_finite(self.state.model), step=bad, finite=self.checked, noticed=now)
 
 
-def in_words(step: int, steps: int) -> str:
+def step_in_words(step: int, steps: int) -> str:
     """Name the `step`-th step of a run, from 1, whose epochs have `steps` steps."""
     epoch, within = divmod(step - 1, steps)
     return f"epoch {epoch + 1}, step {within + 1} (step {step} of the run)"

@@ -34,16 +34,16 @@ def make_accelerator(
         raise ValueError(f"accumulate is {accumulate!r}; expected 1 or more parts of a batch")
     if state.is_initialized():  # accelerate keeps one a process, which refuses another precision or device
         state.AcceleratorState._reset_state(reset_partial_state=world() == 1)
-    made = accelerate.Accelerator(
+    accelerator = accelerate.Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
         gradient_accumulation_steps=accumulate,
         cpu=device.startswith("cpu"),
         log_with=tracker,
         project_dir=folder,
     )
-    if tracker is not None and not made.log_with:
+    if tracker is not None and not accelerator.log_with:
         raise ValueError(f"tracker is {tracker!r}; accelerate does not find its package: install it")
-    return made
+    return accelerator
 
 
 def wrap(model: nn.Module, *, compile: bool = False, cuda_graphs: bool = False) -> nn.Module:

@@ -16,7 +16,7 @@ import numpy as np
 FIXED = ("weight_bits", "act_bits", "of")
 MEASURED = ("clipped", "levels", "low", "high", "clip", "changed")
 """Quantities that stay the same in a run, and those that each call of `Diagnostics` measures; see there."""
-DIGITS = 4
+SIGNIFICANT_DIGITS = 4
 
 
 def layers_row(measured: Mapping[str, Any], *, first: bool) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def layers_row(measured: Mapping[str, Any], *, first: bool) -> dict[str, Any]:
 
 
 def _rounded(value: Any) -> Any:
-    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+    return float(f"{value:.{SIGNIFICANT_DIGITS}g}") if isinstance(value, float) else value
 
 
 @dataclass(frozen=True)

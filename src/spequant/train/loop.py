@@ -172,7 +172,7 @@ def train_step(
     """
     task = task or Classification()
     seed_step(state)
-    parts = parts_of(batch, accelerator.gradient_accumulation_steps)
+    parts = micro_batches(batch, accelerator.gradient_accumulation_steps)
     sums = torch.zeros(4, device=state.device)
     for part in parts:
         with accelerator.accumulate(state.wrapped):
@@ -207,7 +207,7 @@ def samples(batch: Any) -> int:
     return len(next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0])
 
 
-def parts_of(batch: Any, parts: int) -> list[Any]:
+def micro_batches(batch: Any, parts: int) -> list[Any]:
     """Split `batch` into `parts` batches of equal length; ValueError if that is impossible."""
     if parts == 1:
         return [batch]
@@ -216,7 +216,7 @@ def parts_of(batch: Any, parts: int) -> list[Any]:
             f"a batch of {samples(batch)} does not split into {parts} equal parts; change train.accumulate"
         )
     if isinstance(batch, Mapping):
-        return [dict(zip(batch, part, strict=True)) for part in parts_of(tuple(batch.values()), parts)]
+        return [dict(zip(batch, part, strict=True)) for part in micro_batches(tuple(batch.values()), parts)]
     size = samples(batch) // parts
     return [tuple(x[i * size : (i + 1) * size] for x in batch) for i in range(parts)]
 

@@ -10,7 +10,7 @@ from torch import nn, optim
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
 
-from spequant.names import chosen
+from spequant.names import named_or_imported
 from spequant.quantizers import Quantizer
 
 Schedule = Callable[[Optimizer, int], LRScheduler]
@@ -113,10 +113,10 @@ schedules: dict[str, Schedule] = {"cosine": cosine_schedule, "one-cycle": one_cy
 
 def make_optimizer(name: str, groups: list[dict[str, Any]], **options: float) -> Optimizer:
     """The optimizer called `name`, "sgd" or "adamw", over `parameter_groups`; options: those of its settings."""
-    return chosen("optimizer", name, optimizers)(**options).build(groups)
+    return named_or_imported("optimizer", name, optimizers)(**options).build(groups)
 
 
 def make_schedule(name: str, optimizer: Optimizer, steps: int) -> LRScheduler:
     """The schedule called `name`: "cosine", "one-cycle", "step", or package.module:function or file.py:function of
     (optimizer, steps); stepped once per training step, over `steps` in all. ValueError: no such name."""
-    return chosen("schedule", name, schedules)(optimizer, steps)
+    return named_or_imported("schedule", name, schedules)(optimizer, steps)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from spequant.methods.tasks import AnyTask
 from spequant.names import some_of
 from spequant.processes import sum_over_processes
-from spequant.train.guard import ADVICE, NotFinite, all_finite, in_any_process, in_words, not_finite
+from spequant.train.guard import LOWER_RATE, NotFinite, all_finite, in_any_process, not_finite, step_in_words
 from spequant.train.launch import make_accelerator
-from spequant.train.loop import Batches, epoch_batches, parts_of, seed_step, train_step
+from spequant.train.loop import Batches, epoch_batches, micro_batches, seed_step, train_step
 from spequant.train.state import TrainingState
 
 if TYPE_CHECKING:
@@ -75,16 +75,16 @@ def first_to_go(
             "that is not deterministic?"
         )
     first = some_of(culprits, separator="; ")
-    return f"the loss is not finite at {in_words(last + 1, steps)}; the first to go: {first}"
+    return f"the loss is not finite at {step_in_words(last + 1, steps)}; the first to go: {first}"
 
 
 def _broken_network(state: TrainingState, error: NotFinite, steps: int) -> str:
     """Describe a network that is not finite since the step that was just done."""
     wrong = some_of(not_finite(state.model), separator="; ")
     if error.step == state.step + 1:
-        when = in_words(state.step + 1, steps)
-        return f"the loss is not finite at {when}; the first to go: {wrong}, made so by the step before{ADVICE}"
-    return f"the network is not finite after {in_words(state.step, steps)}; the first to go: {wrong}{ADVICE}"
+        when = step_in_words(state.step + 1, steps)
+        return f"the loss is not finite at {when}; the first to go: {wrong}, made so by the step before{LOWER_RATE}"
+    return f"the network is not finite after {step_in_words(state.step, steps)}; the first to go: {wrong}{LOWER_RATE}"
 
 
 def _watched_passes(state: TrainingState, batch: Any, accelerator: "Accelerator") -> list[str]:
@@ -109,7 +109,7 @@ def _watched_passes(state: TrainingState, batch: Any, accelerator: "Accelerator"
         for name, module in state.model.named_modules():  # not the compiled one, which does not call hooks
             if name and not isinstance(module, nn.Sequential | nn.ModuleList):
                 hooks.callback(module.register_forward_hook(watcher(name)).remove)
-        for part in parts_of(batch, accelerator.gradient_accumulation_steps):
+        for part in micro_batches(batch, accelerator.gradient_accumulation_steps):
             with accelerator.autocast():
                 losses = state.method(state.model, part)
             parts = {"on the labels": losses.task, "of distillation": losses.distill, "in all": losses.total}

@@ -16,7 +16,7 @@ from spequant.methods.base import trained_by
 from spequant.networks import versioned
 from spequant.policies import check_seed
 from spequant.processes import sum_over_processes, world
-from spequant.train.schedule_state import changed, overlaid, plain
+from spequant.train.schedule_state import changed, overlaid, plain_state
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class TrainingState:
         self.partner = trained_by(method)
         self.wrapped = model if wrapped is None else wrapped
         self.freezer, self.seed, self.step = freezer, seed, 0
-        self._first_schedule = plain(schedule.state_dict())
+        self._first_schedule = plain_state(schedule.state_dict())
 
         def average(averaged: Any, current: Any, count: Any) -> None:
             assert ema is not None
@@ -187,7 +187,7 @@ class TrainingState:
         numbers: dict[str, Any] = {
             "step": self.step,
             "groups": [_numbers(g) for g in self.optimizer.param_groups],
-            "schedule": changed(plain(self.schedule.state_dict()), self._first_schedule),
+            "schedule": changed(plain_state(self.schedule.state_dict()), self._first_schedule),
             "method": _state_of(self.method),
             "progress": self._progress(),
         }

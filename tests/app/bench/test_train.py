@@ -33,7 +33,7 @@ def test_rows_are_medians_over_the_rounds(monkeypatch, tmp_path, capsys):
     one_round = [("float", 2, 1), ("speq", 2, 1)]  # the rows take turns
     assert Worker.asked == 3 * one_round + [("float", 7, 1), ("speq", 7, 1)]
     printed = capsys.readouterr().out
-    assert "26.0 │ 1.30" in printed and "ms a batch" in printed
+    assert "26.0 │ 1.30" in printed and "ms per batch" in printed
     assert "resnet8, W2A2, batch 4, bf16, cpu" in printed
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from spequant.app.recipes import RECIPES
-from spequant.app.recipes.distinctions import distinctions, in_words
+from spequant.app.recipes.distinctions import changes_in_words, distinctions
 from spequant.methods import Retrain
 from spequant.quantizers import LSQ
 
@@ -15,7 +15,7 @@ LONGER = replace(BASE, name="other", train=replace(BASE.train, epochs=99, thread
 def test_names_seeds_and_places_are_left_out_where_asked():
     assert distinctions([BASE, BASE]) == [{}, {}]
     assert distinctions([BASE, LONGER], ["train.seed"]) == [{"train.epochs": 12}, {"train.epochs": 99}]
-    assert in_words(distinctions([BASE, LONGER])[1]) == "train.epochs=99 train.seed=5"
+    assert changes_in_words(distinctions([BASE, LONGER])[1]) == "train.epochs=99 train.seed=5"
     here = replace(BASE, network=replace(BASE.network, weights=Path("runs/x")))
     there = replace(BASE, network=replace(BASE.network, weights=Path("runs/../runs/x")))
     assert distinctions([here, there]) == [{}, {}]

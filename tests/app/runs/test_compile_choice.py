@@ -10,7 +10,7 @@ from spequant.app.recipes import RECIPES
 from spequant.app.recipes.command_line import options_of, parts_chosen
 from spequant.app.recipes.serial import from_json, to_json
 from spequant.app.runs import images, run
-from spequant.app.runs.compile_choice import TIMED, Choice
+from spequant.app.runs.compile_choice import TIMED_EAGER, CompileChoice
 from spequant.app.runs.compile_time import remember
 from spequant.app.train import parsed_train
 from support.reporters import Said
@@ -26,10 +26,10 @@ def recipe(**changes):
 
 
 def test_compiling_pays_where_it_saves_more_than_it_takes():
-    assert Choice(left=1000, step=0.5, saved=0.4, cost=100.0).pays
-    short = Choice(left=1000, step=0.1, saved=0.4, cost=100.0)
+    assert CompileChoice(left=1000, step=0.5, saved=0.4, cost=100.0).pays
+    short = CompileChoice(left=1000, step=0.1, saved=0.4, cost=100.0)
     assert not short.pays and "100 s" in short.line() and "40 s in the 1,000 steps left" in short.line()
-    assert "not" not in Choice(left=9, step=99.0, saved=0.5, cost=9.0).line()
+    assert "not" not in CompileChoice(left=9, step=99.0, saved=0.5, cost=9.0).line()
 
 
 def calls_of(monkeypatch, folder, seconds) -> tuple[int, Said]:
@@ -45,7 +45,7 @@ def calls_of(monkeypatch, folder, seconds) -> tuple[int, Said]:
 
 def test_the_first_steps_are_uncompiled_and_the_others_compiled_where_that_pays(monkeypatch, tmp_path):
     calls, said = calls_of(monkeypatch, tmp_path, 0.0)
-    assert calls == 2 * 4 - TIMED - 1
+    assert calls == 2 * 4 - TIMED_EAGER - 1
     assert len(said.lines) == 1 and "2 steps left" in said.lines[0] and "auto" in said.lines[0]
     assert "compiling the training step, about 0 s, as the last time" in said.phases
 

@@ -18,7 +18,7 @@ from spequant.app.recipes.recipe import Network, Recipe
 from spequant.app.recipes.serial import from_json, to_json
 from spequant.app.recipes.training import Training
 from spequant.app.runs import Quiet, evaluate_source, export_source, run
-from spequant.app.runs.evaluation import at_bits
+from spequant.app.runs.evaluation import source_at_bits
 from spequant.app.runs.questions import Questions, divided
 from spequant.app.runs.sources import about_run, load_run, open_source
 from spequant.data import Digits, Squad, load_squad
@@ -301,7 +301,7 @@ def test_a_packed_file_that_does_not_tell_its_network_says_so(finished, tmp_path
 
 
 def logits_at(source, bits):
-    with torch.no_grad(), at_bits(source, bits):
+    with torch.no_grad(), source_at_bits(source, bits):
         return source.model(torch.arange(5, 15)[None], torch.ones(1, 10, dtype=torch.int64)).start_logits
 
 

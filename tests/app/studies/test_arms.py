@@ -12,15 +12,15 @@ from spequant.app.runs.folder import listing
 from spequant.app.studies.arms import (
     Arm,
     Trained,
+    arm_folder,
     arms_report,
     carry_out,
-    chosen,
-    digest,
+    chosen_arms,
     equal_terms,
-    facts_of,
-    folder_of,
+    facts_of_runs,
     over_seeds,
     reason,
+    recipe_digest,
     train_arms,
     train_at_once,
 )
@@ -73,10 +73,10 @@ def diverges_beside_the_other(tmp_path: Path, at_once: int) -> list[Arm]:
 def test_a_run_that_diverges_is_a_row_that_says_so(tmp_path):
     _, bad = diverges_beside_the_other(tmp_path, 1)
     again = bad.recipe.with_seed(0)
-    (folder_of(again, tmp_path / "runs") / "diverged.txt").unlink()
+    (arm_folder(again, tmp_path / "runs") / "diverged.txt").unlink()
     with pytest.raises(FloatingPointError, match="not finite"):
         carry_out(again, tmp_path / "runs")
-    assert (folder_of(again, tmp_path / "runs") / "diverged.txt").exists()
+    assert (arm_folder(again, tmp_path / "runs") / "diverged.txt").exists()
 
 
 @pytest.mark.slow
@@ -92,7 +92,7 @@ def test_runs_at_once_are_told_from_the_ones_that_failed(tmp_path, monkeypatch):
     monkeypatch.setattr("spequant.app.studies.arms.side_by_side", in_this_process)
     arms, runs = arms_of(short(tmp_path)), tmp_path / "runs"
     done = train_arms(arms, [0, 1], runs, 2)
-    folders = [folder_of(arm.recipe.with_seed(seed), runs) for seed in (0, 1) for arm in arms]
+    folders = [arm_folder(arm.recipe.with_seed(seed), runs) for seed in (0, 1) for arm in arms]
     assert run.trained == folders  # what is asked for is what the commands say
     assert [[bool(result) for result, _ in arm.runs.values()] for arm in done] == [[True, True], [False, False]]
     assert train_arms(arms, [0, 1], runs, 2) == done and run.trained == folders  # nor is it tried again
@@ -103,7 +103,7 @@ def fails_beside_another(tmp_path: Path) -> None:
     bad = replace(good, network=replace(good.network, weights=tmp_path / "absent"))
     with pytest.raises(ChildProcessError, match=r"digits-w2a2-retrain-\w+ \(exit 1\)"):
         train_at_once([bad, good, good], tmp_path / "runs", 2)
-    assert [p.parent for p in tmp_path.rglob("result.json")] == [folder_of(good, tmp_path / "runs")]
+    assert [p.parent for p in tmp_path.rglob("result.json")] == [arm_folder(good, tmp_path / "runs")]
 
 
 def test_a_run_at_once_that_fails_costs_no_other(tmp_path, monkeypatch):
@@ -124,16 +124,16 @@ def test_arms_that_differ_in_more_than_they_say_are_refused():
         first = next(a for a in arms if a.group == arm.group)
         with pytest.raises(ValueError, match=r"equal terms with Retrain: .*train\.lr is 1\.0"):
             equal_terms([first, other])
-    assert chosen(arms, ["*CIFAR-10/SPEQ"]) == [a for a in arms if a.label == "SPEQ"]
+    assert chosen_arms(arms, ["*CIFAR-10/SPEQ"]) == [a for a in arms if a.label == "SPEQ"]
     with pytest.raises(ValueError, match=r"only has 'x'.*ResNet-20, CIFAR-10/SPEQ,"):
-        chosen(arms, ["x"])
+        chosen_arms(arms, ["x"])
 
 
 def test_a_digest_is_of_what_is_trained(tmp_path):
     recipe, runs = replace(RECIPES["digits-w2a2-speq"](), method=Distill.Settings()), tmp_path / "study" / "runs"
 
     def of(runs, **changes):
-        return digest(replace(recipe, **changes), runs)
+        return recipe_digest(replace(recipe, **changes), runs)
 
     assert of(runs, name="other", train=replace(recipe.train, threads=1)) == of(runs)
     assert of(runs, train=replace(recipe.train, seed=1)) != of(runs)
@@ -158,8 +158,10 @@ def test_a_folder_without_a_root_is_the_environments(tmp_path, monkeypatch):
     recipe, found = replace(recipe, data=Folder()), set()
     for name in ("a", "b"):
         monkeypatch.setenv("SPEQUANT_DATA", str(tmp_path / name))
-        found.add(digest(recipe, tmp_path / "runs"))
-        assert digest(replace(recipe, data=replace(recipe.data, root=tmp_path / name)), tmp_path / "runs") in found
+        found.add(recipe_digest(recipe, tmp_path / "runs"))
+        assert (
+            recipe_digest(replace(recipe, data=replace(recipe.data, root=tmp_path / name)), tmp_path / "runs") in found
+        )
     assert len(found) == 2
 
 
@@ -167,11 +169,11 @@ def test_a_page_names_the_runs_that_its_own_start_from(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runs, floating = Path("study/runs"), RECIPES["digits-float"]()
     floating = replace(floating, train=replace(floating.train, epochs=3))
-    start = written(folder_of(floating, runs), floating, "aaa")
+    start = written(arm_folder(floating, runs), floating, "aaa")
     recipe = RECIPES["digits-w2a2-speq"]()
     recipe = replace(recipe, network=replace(recipe.network, weights=start))
-    run = written(folder_of(recipe, runs), recipe, "bbb", "ccc")  # which went on
-    facts = facts_of([run])
+    run = written(arm_folder(recipe, runs), recipe, "bbb", "ccc")  # which went on
+    facts = facts_of_runs([run])
     assert facts["commit"] == "aaa, bbb, ccc"
     words = shlex.split(facts[f"command of {start.name}"])
     again = parsed_train(words[2], words[3:])
@@ -191,7 +193,7 @@ def test_rows_have_means_deviations_and_paired_differences(tmp_path):
     done = [Trained(arms[0], found(70.0, 72.0)), Trained(arms[1], found(71.0, 76.0))]
     report = arms_report("t", "a", done, ["SPEQ"])
     first, second = report.rows
-    assert (first["test accuracy"], first["seeds"], first["paper"], first["seconds a run"]) == (71.0, 2, 71.0, 2.5)
+    assert (first["test accuracy"], first["seeds"], first["paper"], first["seconds per run"]) == (71.0, 2, 71.0, 2.5)
     assert first["deviation"] == pytest.approx(2**0.5) and first["minus Retrain"] is None
     assert (first["minus SPEQ"], second["minus Retrain"], second["minus SPEQ"]) == (-2.5, 2.5, None)
     half = 12.706205 * 1.5  # differences of 1 and 4: deviation 3 / sqrt 2, over sqrt 2

@@ -60,10 +60,10 @@ def test_a_trial_that_diverges_is_none_that_wins(shop, monkeypatch):
     monkeypatch.setattr("spequant.app.studies.arms.run", run)
     found = search("Retrain", BASE, shop)
     assert len(found) == 12 and {t.method for t in found} == {"retrain"} and found[0].parts == {}
-    lost = [t for t in found if t.held == -math.inf]  # each counts as a trial
+    lost = [t for t in found if t.accuracy == -math.inf]  # each counts as a trial
     assert 0 < len(lost) < 12 and all("LSQ" in t.parts for t in lost)
     won = winner(found, BASE, shop)
-    assert won.held == max(t.held for t in found) > 0 and "LSQ" not in won.parts
+    assert won.accuracy == max(t.accuracy for t in found) > 0 and "LSQ" not in won.parts
     monkeypatch.setattr("spequant.app.studies.arms.run", Run(lambda recipe: math.nan))
     with pytest.raises(FloatingPointError, match=r"all of 12 trials diverged.*digits-w2a2-speq"):
         winner(search("SPEQ", BASE, shop), BASE, shop)

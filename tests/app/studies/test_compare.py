@@ -92,7 +92,7 @@ def test_what_is_not_paired_is_said_everywhere(tmp_path, capsys):
 
 
 def test_files_that_cannot_be_written_are_refused_before_the_work(tmp_path, monkeypatch):
-    monkeypatch.setattr("spequant.app.studies.compare.read", lambda folders: pytest.fail("it began"))
+    monkeypatch.setattr("spequant.app.studies.compare.read_runs", lambda folders: pytest.fail("it began"))
     for options, named in (
         (["--csv", f"{tmp_path}/none/c.csv"], "none does not exist"),
         (["--latex", str(tmp_path)], "is a folder"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import spequant
-from spequant.app.studies.greedy import greedy_order, soft_labels
+from spequant.app.studies.greedy import greedy_order, soft_label_rows
 from spequant.data import ImageSet
 from spequant.models import CifarResNet
 from spequant.quantizers import PACT, SAWB, percentile
@@ -27,6 +27,6 @@ def test_greedy_order_raises_what_leaves_the_least_loss():
     tries = {name: loss({name: 8}) for name in low}
     assert steps[1].layer == min(tries, key=tries.get) and steps[1].loss == pytest.approx(min(tries.values()), rel=1e-5)
     assert steps[-1].loss == pytest.approx(loss(dict.fromkeys(low, 8)), rel=1e-5)
-    rows = soft_labels(model, data, (2, 8))
+    rows = soft_label_rows(model, data, (2, 8))
     assert rows[1]["distance to 8 bits"] == pytest.approx(0, abs=1e-6) and rows[0]["distance to 8 bits"] > 1e-4
     assert all(0.1 < row["confidence"] < 1 and 0 < row["entropy"] < 2.31 for row in rows)

@@ -10,7 +10,7 @@ import pytest
 from spequant.app.cli import main
 from spequant.app.runs import load_run
 from spequant.app.studies import mixed
-from spequant.app.studies.mixed import LayerMeasures, measured
+from spequant.app.studies.mixed import LayerMeasures, layer_measures
 from spequant.app.studies.planned import Plans
 from spequant.app.studies.workshop import Workshop
 from spequant.app.train import parsed_train
@@ -62,7 +62,7 @@ def test_layers_of_a_run_are_measured(digits_run, monkeypatch):
     monkeypatch.setattr(mixed, "LAYER_WIDTHS", (2, 8))
     recipe, model, test = load_run(digits_run)
     recipe = replace(recipe, quant=replace(recipe.quant, percentile=99.9), data=replace(recipe.data, images=512))
-    layers = measured(recipe, model)
+    layers = layer_measures(recipe, model)
     assert layers.images == "200 held-out images" and set(layers.alone) == set(layers.costs) == {2, 8}
     assert list(layers.alone[2]) == list(layers.raised) and len(layers.raised) == 6  # all but the ends
     assert sum(layers.alone[2].values()) > 3 * abs(sum(layers.alone[8].values()))
@@ -72,10 +72,10 @@ def test_layers_of_a_run_are_measured(digits_run, monkeypatch):
     assert layers.cost(everywhere, "bit-operations") == sum(cost.bit_operations for cost in own)
     without = replace(recipe, data=replace(recipe.data, held_out=0))
     monkeypatch.setattr(mixed, "LAYER_IMAGES", 10)
-    assert measured(without, model).images == "10 training images"
+    assert layer_measures(without, model).images == "10 training images"
     other = replace(recipe, quant=replace(recipe.quant, weight_bits=5))
     with pytest.raises(ValueError, match=r"run .*expected low bits"):
-        measured(other, model)
+        layer_measures(other, model)
 
 
 @pytest.mark.parametrize(("what", "column"), [("size", "KiB"), ("ram", "KiB of memory")])
@@ -83,7 +83,7 @@ def test_mixed_bits_within_a_budget(what, column, tmp_path, monkeypatch):
     """The study, with made-up runs of made-up layers."""
     monkeypatch.setattr("spequant.app.studies.arms.run", Run())
     monkeypatch.setattr(Workshop, "finished", lambda shop, folder: (None, None))
-    monkeypatch.setattr(mixed, "measured", lambda recipe, model, planner: made_up())
+    monkeypatch.setattr(mixed, "layer_measures", lambda recipe, model, planner: made_up())
     rows = smoke("sensitivity", tmp_path, "--seeds", "0", "--budget", what, *SMALL)
     assert [row["arm"] for row in rows[:3]] == ["Retrain", "W2A2", "W3A3"] and "mixed" in rows[3]["arm"]
     small, large, between = (float(row[column]) for row in rows[1:])
@@ -105,7 +105,7 @@ def test_mixed_bits_of_a_run(tmp_path, monkeypatch, digits_run):
     """At its recipe, from where it started: three budgets between 2, 3 and 4 bits."""
     run = Run()
     monkeypatch.setattr("spequant.app.studies.arms.run", run)
-    monkeypatch.setattr(mixed, "measured", lambda recipe, model, planner: made_up())
+    monkeypatch.setattr(mixed, "layer_measures", lambda recipe, model, planner: made_up())
     command = ["study", "sensitivity", "--seeds", "0", "--out", str(tmp_path)]
     main([*command, str(digits_run)])
     rows = rows_of(tmp_path, "sensitivity")

@@ -17,7 +17,7 @@ import tyro
 from spequant.app.cli import main
 from spequant.app.recipes.serial import from_json
 from spequant.app.runs import load_run
-from spequant.app.studies.arms import folder_of
+from spequant.app.studies.arms import arm_folder
 from spequant.app.studies.page import StudyReport
 from spequant.app.studies.study import STUDIES, run_study, study_command
 from spequant.app.studies.tables import CIFAR
@@ -59,7 +59,7 @@ def test_table2(tmp_path, monkeypatch):
     assert [p for p in again if again[p] != finished[p]] == [lost / "result.json"]
     command = shlex.split(rows[1]["command"])
     trained = parsed_train(command[2], command[3:])
-    assert isinstance(trained.recipe.method, SPEQ.Settings) and trained.out == folder_of(
+    assert isinstance(trained.recipe.method, SPEQ.Settings) and trained.out == arm_folder(
         trained.recipe, Path("study/runs")
     )
     start = trained.recipe.network.weights

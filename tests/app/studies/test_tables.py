@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from spequant.app.recipes import RECIPES
-from spequant.app.studies.arms import Arm, command_of, digest, equal_terms
+from spequant.app.studies.arms import Arm, command_of, equal_terms, recipe_digest
 from spequant.app.studies.tables import CIFAR, IMAGENET, Family, longer, table2, table3, table4, table5
 from spequant.app.studies.workshop import Study, Workshop
 from spequant.app.train import parsed_train
@@ -24,7 +24,7 @@ def every_arm(*families: Family) -> list[Arm]:
 def test_all_arms_are_on_equal_terms():
     arms = every_arm()
     equal_terms(arms)
-    assert len({(a.group, a.label, digest(a.recipe, RUNS)) for a in arms}) > 100
+    assert len({(a.group, a.label, recipe_digest(a.recipe, RUNS)) for a in arms}) > 100
     firsts = {a.group: a for a in reversed(arms)}
     for arm in (a for a in arms if a.label != "Retrain" and "train.lr" not in a.changes):  # whatever its note says
         other = replace(arm, recipe=replace(arm.recipe, train=replace(arm.recipe.train, lr=1.0)))
@@ -35,9 +35,9 @@ def test_all_arms_are_on_equal_terms():
 
 def their_commands_say_what_they_are(arms: list[Arm]) -> None:
     """Equal commands are parsed once."""
-    for command, wanted in {command_of(a.base, a.recipe): digest(a.recipe, RUNS) for a in arms}.items():
+    for command, wanted in {command_of(a.base, a.recipe): recipe_digest(a.recipe, RUNS) for a in arms}.items():
         words = shlex.split(command)
-        assert digest(parsed_train(words[2], words[3:]).recipe, RUNS) == wanted, command
+        assert recipe_digest(parsed_train(words[2], words[3:]).recipe, RUNS) == wanted, command
 
 
 def test_the_commands_of_arms_say_what_they_are():

@@ -7,7 +7,7 @@ import pytest
 
 from spequant.app.recipes import RECIPES
 from spequant.app.recipes.serial import to_json
-from spequant.app.studies.arms import folder_of, folders_of
+from spequant.app.studies.arms import arm_folder, folders_of
 from spequant.app.studies.tables import method
 from spequant.app.studies.workshop import Study, Workshop, about, about_one, low_bits
 from spequant.methods import Retrain
@@ -72,7 +72,7 @@ def test_networks_to_measure_are_those_that_did_not_diverge(tmp_path, monkeypatc
     found = low_bits(shop, labels)
     assert {label: list(network.folders) for label, network in found.items()} == {"Retrain": [3], "SPEQ": [0, 3]}
     ours = found["SPEQ"]
-    assert ours.folders[0] == folder_of(ours.arm.recipe, shop.runs) and ours.results[3]["test_accuracy"] == 70.0
+    assert ours.folders[0] == arm_folder(ours.arm.recipe, shop.runs) and ours.results[3]["test_accuracy"] == 70.0
     assert ours.command.endswith(f"--out {ours.folders[0]}") and len(folders_of(found.values())) == 3
     assert len(run.trained) == len(set(run.trained)) == 5  # the float network once
     with pytest.raises(FloatingPointError, match=r"Retrain diverged.*not finite"):

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spequant.deploy.c.rounding import code_sum, rounding, steps
+from spequant.deploy.c.rounding import code_sum, rounding, thresholds
 from spequant.deploy.c.tensors import Call
 from spequant.deploy.c.text import dot, kernels_of
 from spequant.deploy.c.weights import lanes_for, packed, weights_of
@@ -68,7 +68,7 @@ def test_scales_that_are_powers_of_two_have_no_tie_of_their_own(power):
 
 
 def test_steps_are_where_a_code_begins():
-    at = steps(lambda s: s.astype(np.float32) * np.float32(0.3), np.asarray([0]), np.asarray([9]), 0, 4)
+    at = thresholds(lambda s: s.astype(np.float32) * np.float32(0.3), np.asarray([0]), np.asarray([9]), 0, 4)
     assert at.tolist() == [[2, 5, 9, 10]]  # 0.6, 1.5 to the even code, 2.7; 3.5 is never reached
 
 

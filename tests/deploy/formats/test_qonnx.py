@@ -9,7 +9,7 @@ from torch import nn
 
 from spequant.deploy import Twin, lower, model_costs, quant_graph, read_onnx, write_onnx
 from spequant.deploy.engines import ENGINES
-from spequant.deploy.formats.qonnx import fewest_bits
+from spequant.deploy.formats.qonnx import bits_of_range
 from spequant.quantizers import LSQ, PACT, SAWB
 from support.integer_networks import QUANTIZED, lowered, prepared
 
@@ -51,7 +51,7 @@ def test_qonnx_answers_alike_and_its_cost_tool_reads_it(name, tmp_path):
     ],
 )
 def test_the_smallest_integer_type(low, high, expected):
-    assert fewest_bits(low, high) == expected
+    assert bits_of_range(low, high) == expected
 
 
 def transformed(path, *names):

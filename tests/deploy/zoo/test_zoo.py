@@ -10,7 +10,7 @@ import spequant
 from spequant.app.runs import evaluate_source, export_source
 from spequant.deploy import FORMATS
 from spequant.deploy.formats import format_named
-from spequant.deploy.zoo import FOLDER, card_of, file_of, names, network_of, of_zoo
+from spequant.deploy.zoo import ZOO_FOLDER, card_of, file_of, names, network_of, of_zoo
 
 MOST = 5_000_000  # bytes of all files
 
@@ -32,8 +32,8 @@ def test_a_file_is_the_one_of_its_card(name):
 
 
 def test_the_zoo_is_small():
-    assert sum(path.stat().st_size for path in FOLDER.iterdir() if path.suffix != ".py") < MOST
-    assert {path.stem for path in FOLDER.glob("*.packed")} == set(names())
+    assert sum(path.stat().st_size for path in ZOO_FOLDER.iterdir() if path.suffix != ".py") < MOST
+    assert {path.stem for path in ZOO_FOLDER.glob("*.packed")} == set(names())
 
 
 def test_the_smallest_is_as_accurate_as_its_card_says():
@@ -82,5 +82,5 @@ def test_an_unknown_name_is_refused(path):
 
 
 def test_cards_are_json_of_one_form():
-    keys = [list(json.loads(path.read_text())) for path in FOLDER.glob("*.json")]
+    keys = [list(json.loads(path.read_text())) for path in ZOO_FOLDER.glob("*.json")]
     assert all(entry == keys[0] for entry in keys)

@@ -18,7 +18,7 @@ from spequant.app.bench.static import STATIC, static_int8
 from spequant.app.bench.subjects import check_name, checked_logits
 from spequant.app.bench.workers import seconds_of
 from spequant.app.commands.bench import Clock, Infer
-from spequant.app.runs.evaluation import at_bits
+from spequant.app.runs.evaluation import source_at_bits
 from spequant.app.runs.reporter import Quiet, Reporter
 from spequant.app.runs.samples import Samples
 from spequant.app.runs.sources import Source, example_of, float_network, open_source
@@ -37,7 +37,7 @@ from spequant.quantizers import PACT, SAWB
 
 OPENVINO, LITERT = "openvino", "litert"
 ONNX_ENGINES = ("onnxruntime", OPENVINO)
-Form = TypeVar("Form")
+Variant = TypeVar("Variant")
 
 
 @dataclass(frozen=True)
@@ -239,12 +239,12 @@ def _float_network(settings: Infer, source: Source) -> nn.Module:
     return models.make_network(name, classes=classes, in_channels=channels, size=width)
 
 
-def _at_widths(settings: Infer, source: Source, form: Callable[[nn.Module], Form]) -> dict[str, Form]:
+def _at_widths(settings: Infer, source: Source, form: Callable[[nn.Module], Variant]) -> dict[str, Variant]:
     """{name: form of the model}, one per width of the settings; none: as trained."""
     assert source.model is not None
     forms, weight = {}, "" if source.recipe is None else f"W{source.recipe.quant.weight_bits}"
     for bits in settings.act_bits or (None,):
-        with at_bits(source, bits):
+        with source_at_bits(source, bits):
             forms[f"{weight}A{bits or source.trained or source.act_bits}"] = form(source.model)
     return forms
 

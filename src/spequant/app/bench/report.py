@@ -39,7 +39,7 @@ def print_bench_train(settings: BenchTrain, kinds: Mapping[str, StepKind] = STEP
             print(f"{name}: {settings.at_once} at once take {gain:.2f} times the steps a second of one")
     if "input" in times:
         share = 100 * rows[-1]["ratio_to_float"]
-        print(f"input: {times['input']:.1f} ms a batch, {share:.1f} % of the float step")
+        print(f"input: {times['input']:.1f} ms per batch, {share:.1f} % of the float step")
     place = f"{rows[0]['device']}, {rows[0]['threads']} thread(s)"
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     subject = f"{settings.network}, W{settings.bits}A{settings.bits}, batch {settings.batch}, {settings.dtype}"

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from spequant.app.bench.subjects import BERT, Subject, make_subject
-from spequant.app.bench.workers import Step, WorkerGroup, seconds_of
+from spequant.app.bench.workers import TimedStep, WorkerGroup, seconds_of
 from spequant.app.commands.bench import BenchTrain
 from spequant.app.recipes.training import check_device, device_named
 from spequant.app.runs.reporter import Quiet, Reporter
@@ -194,7 +194,7 @@ def _times(name: str, times: Mapping[str, float]) -> dict[str, Any]:
     return {"name": name, "step_ms": round(1000 * times[name], 3), "ratio_to_float": round(ratio, 4)}
 
 
-def ready(kind: StepKind, settings: BenchTrain) -> tuple[Step, Callable[[], int]]:
+def ready(kind: StepKind, settings: BenchTrain) -> tuple[TimedStep, Callable[[], int]]:
     """A training step, ready to run.
 
     Returns:

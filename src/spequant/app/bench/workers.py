@@ -17,8 +17,8 @@ from spequant.train import keep_freed_memory
 WARM_UP_STEPS = 3
 """steps that compile and fill caches"""
 
-Step = Callable[[], Any]
-MakeStep = Callable[[], tuple[Step, Callable[[], int]]]
+TimedStep = Callable[[], Any]
+MakeStep = Callable[[], tuple[TimedStep, Callable[[], int]]]
 """returns (a training step, a function that gives the bytes of all tensors that exist between steps); picklable"""
 
 
@@ -129,7 +129,7 @@ def _graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
 
-def seconds_of(step: Step, device: str = "cpu") -> float:
+def seconds_of(step: TimedStep, device: str = "cpu") -> float:
     """The time that `step` takes on `device`, seconds."""
     begun = time.perf_counter()
     step()

@@ -7,7 +7,7 @@ from typing import Any
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
-from spequant.app.commands.explain import Row, rows
+from spequant.app.commands.explain import SettingRow, rows
 from spequant.app.commands.index import index, rows_of_recipe
 from spequant.app.commands.shell import Completion
 from spequant.app.commands.table import COMMANDS, Command
@@ -49,7 +49,7 @@ def _options_of(command: Command) -> Options:
     return every
 
 
-def options(content: Sequence[Row], prefix: str = "--") -> Options:
+def options(content: Sequence[SettingRow], prefix: str = "--") -> Options:
     """Return the options of settings, as tyro names them."""
     every: Options = {}
     for row in content:

@@ -25,7 +25,7 @@ METAVARS: dict[Any, str] = {
 """{type: what help calls a value of it}; the text of an option says what None stands for"""
 
 
-class Row(NamedTuple):
+class SettingRow(NamedTuple):
     """A field of settings. value: its default, the rows of settings inside, or MISSING, where it has to be given."""
 
     name: str
@@ -34,14 +34,14 @@ class Row(NamedTuple):
     value: Any
 
 
-def rows(kind: type, settings: Any = None) -> list[Row]:
+def rows(kind: type, settings: Any = None) -> list[SettingRow]:
     """Return the fields of the dataclass `kind`; values: of `settings`, or the defaults if it is None."""
     hints, texts = typing.get_type_hints(kind, include_extras=True), field_texts(kind)
     content = []
     for f in fields(kind):
         value = f.default if settings is None else getattr(settings, f.name)
         inside = rows(type(value), value) if is_dataclass(value) else value
-        content.append(Row(f.name, hints[f.name], texts.get(f.name, ""), inside))
+        content.append(SettingRow(f.name, hints[f.name], texts.get(f.name, ""), inside))
     return content
 
 
@@ -61,7 +61,7 @@ def field_texts(kind: type) -> dict[str, str]:
     return texts
 
 
-def print_help(prog: str, about: str, content: Sequence[Row]) -> None:
+def print_help(prog: str, about: str, content: Sequence[SettingRow]) -> None:
     """Print what a command does, and what it takes.
 
     Args:
@@ -78,7 +78,7 @@ def print_help(prog: str, about: str, content: Sequence[Row]) -> None:
         tyro.cli(_stand_in(content), args=["--help"], prog=prog, description="")
 
 
-def _stand_in(content: Sequence[Row]) -> type:
+def _stand_in(content: Sequence[SettingRow]) -> type:
     """Return a dataclass with these fields, of which tyro makes the help."""
     entries: list[Any] = []
     for row in content:

@@ -9,7 +9,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from spequant.app.commands.index import index
 
 FORMATS, ENGINES = index()["formats"], index()["engines"]
-Network = Annotated[
+NetworkArgument = Annotated[
     str | None,
     arg(help="of a packed file made in Python: what makes its float network, package.module:Object or file.py:Object"),
 ]
@@ -49,7 +49,7 @@ class Export:
     """verify on the first so many test images; None: on all"""
     root: Path | None = None
     """folder of the data set; None: the recipe's, or SPEQUANT_DATA"""
-    network: Network = None
+    network: NetworkArgument = None
     arrays: Arrays = None
     verbose: FlagCreatePairsOff[bool] = False
     """print the comparison layer by layer, too, and what is computed in float"""
@@ -72,7 +72,7 @@ class Evaluate:
     """threads of the engine; None: as many as torch uses"""
     json: Path | None = None
     """a file for the rows as JSON"""
-    network: Network = None
+    network: NetworkArgument = None
     arrays: Arrays = None
 
 
@@ -86,7 +86,7 @@ class Inspect:
     """folder of the data set, for a run; None: the recipe's, or SPEQUANT_DATA"""
     json: Path | None = None
     """a file for layers and totals as JSON"""
-    network: Network = None
+    network: NetworkArgument = None
     arrays: Annotated[Path | None, arg(help="with --network: an .npz with the array inputs, or inputs by name")] = None
 
 

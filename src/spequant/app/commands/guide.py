@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 from rich.table import Table
 
-from spequant.app.commands.explain import Row, parts_in_words, print_help, prose, rows
+from spequant.app.commands.explain import SettingRow, parts_in_words, print_help, prose, rows
 from spequant.app.commands.index import index, parts_of_recipe, rows_of_recipe
 from spequant.app.commands.screen import print_table
 from spequant.app.commands.table import HELP, Command
@@ -52,7 +52,7 @@ def explain(command: Command, words: Sequence[str]) -> bool:
         print_help(prog, about, rows(kind))
         return True
     parts = parts_in_words(parts_of_recipe(entry), index()["choices"])
-    recipe = Row("recipe", Annotated[object, tyro.conf.arg(name="")], "", rows_of_recipe(entry))
+    recipe = SettingRow("recipe", Annotated[object, tyro.conf.arg(name="")], "", rows_of_recipe(entry))
     prog = " ".join(["spequant", command.name, *names])
     print_help(prog, f"{entry['about']}\n\n{about}\n\n{parts}".lstrip(), [*rows(kind), recipe])
     return True

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from spequant.app.commands.explain import Row
+from spequant.app.commands.explain import SettingRow
 
 FILE = Path(__file__).with_name("index.json")
 
@@ -25,19 +25,19 @@ def index() -> dict[str, Any]:
     return json.loads(FILE.read_text(encoding="utf-8"))
 
 
-def rows_of_recipe(entry: dict[str, Any]) -> list[Row]:
+def rows_of_recipe(entry: dict[str, Any]) -> list[SettingRow]:
     """Return the fields of a recipe in `index`, as `explain.rows` would."""
     return _rows(entry["settings"])
 
 
-def _rows(values: dict[str, Any]) -> list[Row]:
+def _rows(values: dict[str, Any]) -> list[SettingRow]:
     fields = index()["settings"][values["is"]]
     hints = typing.get_type_hints(
         type("Fields", (), {"__annotations__": {name: kind for name, (kind, *_) in fields.items()}}),
         {**vars(typing), "Path": Path, "Settings": object},
     )
     return [
-        Row(name, hints[name], text, _value(values.get(name, default), hints[name]))
+        SettingRow(name, hints[name], text, _value(values.get(name, default), hints[name]))
         for name, (_, text, default) in fields.items()
     ]
 

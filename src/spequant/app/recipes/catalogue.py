@@ -8,7 +8,7 @@ from spequant.app.recipes.catalogue_squad import SQUAD_RECIPES
 from spequant.app.recipes.quantization import Quantization
 from spequant.app.recipes.recipe import Network, Recipe
 from spequant.app.recipes.training import Training
-from spequant.app.recipes.variants import FLOAT, RETRAIN, beyond, retrain
+from spequant.app.recipes.variants import FLOAT_QUANTIZATION, RETRAIN, beyond, retrain
 from spequant.data import CIFAR10, CIFAR100, DataSettings, Digits, FashionMNIST, Folder, Torchvision
 from spequant.methods import SPEQ
 from spequant.quantizers import PACT, LSQPlus
@@ -57,7 +57,7 @@ def cifar10_5k_resnet20_float() -> Recipe:
     return Recipe(
         name="cifar10-5k-resnet20-float",
         data=CIFAR10(images=5120, held_out=0),
-        quant=FLOAT,
+        quant=FLOAT_QUANTIZATION,
         method=RETRAIN,
         train=Training(epochs=40, lr=0.1, weight_decay=5e-4),
     )
@@ -95,7 +95,7 @@ def digits_float() -> Recipe:
         name="digits-float",
         data=Digits(held_out=0, augment=False),
         network=Network(name="resnet8"),
-        quant=FLOAT,
+        quant=FLOAT_QUANTIZATION,
         method=RETRAIN,
         train=Training(epochs=12, batch_size=64, lr=0.1, precision="fp32", compile=False),
     )
@@ -122,7 +122,9 @@ def digits_w2a2_retrain() -> Recipe:
 def _floating(name: str, data: DataSettings, network: Network, epochs: int = 200) -> Recipe:
     """A float network from scratch, for data without published weights."""
     train = Training(epochs=epochs, lr=0.1, schedule="cosine", weight_decay=5e-4)
-    return Recipe(name=f"{name}-float", data=data, network=network, quant=FLOAT, method=RETRAIN, train=train)
+    return Recipe(
+        name=f"{name}-float", data=data, network=network, quant=FLOAT_QUANTIZATION, method=RETRAIN, train=train
+    )
 
 
 def _speq(floating: Recipe, bits: int = 2) -> Recipe:
@@ -275,7 +277,7 @@ def transfer_resnet20_float() -> Recipe:
         name="transfer-resnet20-float",
         data=Folder(held_out=0, size=32, crop_scale=0.35, workers=0),
         network=Network(name="resnet20", new_head=True),
-        quant=FLOAT,
+        quant=FLOAT_QUANTIZATION,
         method=RETRAIN,
         train=Training(epochs=8, batch_size=64, lr=0.02, precision="fp32"),
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from spequant.app.recipes.quantization import Quantization
 from spequant.app.recipes.recipe import Network, Recipe
 from spequant.app.recipes.training import Training
-from spequant.app.recipes.variants import FLOAT, RETRAIN, distill, retrain, speq_distill
+from spequant.app.recipes.variants import FLOAT_QUANTIZATION, RETRAIN, distill, retrain, speq_distill
 from spequant.data import Squad
 from spequant.methods import SPEQ
 from spequant.quantizers import LSQ, LSQPlus
@@ -19,7 +19,7 @@ def squad_bert_float() -> Recipe:
         name="squad-bert-float",
         data=Squad(held_out=0),
         network=Network(name="transformers/bert-base-uncased", pretrained=True, new_head=True),
-        quant=FLOAT,
+        quant=FLOAT_QUANTIZATION,
         method=RETRAIN,
         train=Training(epochs=2, batch_size=16, optimizer=AdamW(), lr=5e-5, weight_decay=0.01, clip_norm=1.0),
     )

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar, cast
 from spequant import data, methods, quantizers
 from spequant.data import DataSettings, ImageSet, ImagesInMemory, Torchvision
 from spequant.methods import Method, MethodSettings, Start
-from spequant.names import called_with, chosen, reference_to
+from spequant.names import called_with, named_or_imported, reference_to
 from spequant.quantizers import Quantizer, QuantizerSettings
 from spequant.train import OptimizerSettings
 from spequant.train.optimizers import optimizers
@@ -23,7 +23,7 @@ class Choice(Generic[Settings]):
     Args:
         argument: what error messages call the name.
         base: the class that these settings derive from.
-        known: the library's classes of settings, by name.
+        library: the library's classes of settings, by name.
         adopt: makes a class of settings from a user's object that is no such class, or raises ValueError.
     """
 
@@ -31,11 +31,11 @@ class Choice(Generic[Settings]):
         self,
         argument: str,
         base: type[Settings],
-        known: Mapping[str, type[Settings]],
+        library: Mapping[str, type[Settings]],
         adopt: Callable[[Any, str], type[Settings]],
     ):
-        self.argument, self.base, self.known, self.adopt = argument, base, known, adopt
-        self.names: dict[type, str] = {settings: name for name, settings in known.items()}
+        self.argument, self.base, self.library, self.adopt = argument, base, library, adopt
+        self.names: dict[type, str] = {settings: name for name, settings in library.items()}
 
     def named(self, name: str, argument: str | None = None) -> type[Settings]:
         """Return the class of settings that `name` stands for.
@@ -54,7 +54,7 @@ class Choice(Generic[Settings]):
     def _named(self, name: str, argument: str) -> type[Settings]:
         if self.base is DataSettings and name.startswith(TORCHVISION):
             return Torchvision.named(name.removeprefix(TORCHVISION))  # type: ignore[return-value]
-        thing = chosen(argument, name, self.known)
+        thing = named_or_imported(argument, name, self.library)
         if inspect.isclass(thing):  # inherited settings would make the base class
             thing = vars(thing).get("Settings", thing)
         if inspect.isclass(thing) and issubclass(thing, self.base):
@@ -63,8 +63,8 @@ class Choice(Generic[Settings]):
             if missing := getattr(thing, "__abstractmethods__", None):
                 raise ValueError(f"{argument} is {name!r}; {thing.__name__} has no {', '.join(sorted(missing))}")
             return thing
-        known = next((made for made, n in self.names.items() if n == name), None)
-        return known or self.adopt(thing, name)  # type: ignore[return-value]
+        kind = next((made for made, n in self.names.items() if n == name), None)
+        return kind or self.adopt(thing, name)  # type: ignore[return-value]
 
     def name_of(self, settings: Settings) -> str:
         """Return the name that stands for the class of `settings`."""

@@ -14,7 +14,7 @@ from spequant.app.recipes.serial import content_of, flat, from_json
 from spequant.names import called_with, imported, nearest
 from spequant.quantizers import LSQPlus
 
-PARTS: dict[str, Choice[Any]] = {
+CHOICES_BY_OPTION: dict[str, Choice[Any]] = {
     "data": DATA,
     "method": METHOD,
     "quant.weight": QUANTIZER,
@@ -67,7 +67,7 @@ def parts_chosen(recipe: Recipe, words: Sequence[str]) -> tuple[Recipe, list[str
         word = words.pop(0)
         option, equals, value = word.removeprefix("--").partition("=")
         option = option.replace("_", "-")
-        if not word.startswith("--") or option not in PARTS:
+        if not word.startswith("--") or option not in CHOICES_BY_OPTION:
             left.append(word)
             continue
         if not equals:
@@ -80,23 +80,23 @@ def parts_chosen(recipe: Recipe, words: Sequence[str]) -> tuple[Recipe, list[str
 
 def _compile_in_words(words: Sequence[str]) -> list[str]:
     """Return `words` with --train.compile and --train.no-compile as tyro reads a field that has a third value."""
-    made: list[str] = []
+    words_left: list[str] = []
     for word, following in pairwise([*words, "--"]):
-        made.append("--train.compile" if word == "--train.no-compile" else word)
+        words_left.append("--train.compile" if word == "--train.no-compile" else word)
         if word == "--train.no-compile" or (word == "--train.compile" and following.startswith("--")):
-            made.append(str(word == "--train.compile"))
-    return made
+            words_left.append(str(word == "--train.compile"))
+    return words_left
 
 
 def _with_part(recipe: Recipe, option: str, name: str) -> Recipe:
-    choice, (*above, field) = PARTS[option], option.split(".")
+    choice, (*above, field) = CHOICES_BY_OPTION[option], option.split(".")
     owner: Any = getattr(recipe, above[0]) if above else recipe
     kind, before = choice.named(name, option), getattr(owner, field)
     if type(before) is kind:
         return recipe
     kept = {f.name: getattr(before, f.name) for f in fields(kind) if choice is DATA and hasattr(before, f.name)}
-    made = _draft(owner, **{field: kind(**kept)})
-    return _draft(recipe, **{above[0]: made}) if above else made
+    draft = _draft(owner, **{field: kind(**kept)})
+    return _draft(recipe, **{above[0]: draft}) if above else draft
 
 
 def _draft(settings: Any, **changes: Any) -> Any:
@@ -110,13 +110,13 @@ def _draft(settings: Any, **changes: Any) -> Any:
 def options_of(recipe: Recipe, base: Recipe) -> list[str]:
     """The words of a command line that make `recipe` of `base`, but for its name."""
     words: list[str] = []
-    for option, choice in PARTS.items():
+    for option, choice in CHOICES_BY_OPTION.items():
         ours, theirs = (_part(r, option) for r in (recipe, base))
         if type(ours) is not type(theirs):
             words += [f"--{option}", choice.name_of(ours)]
     start, _ = parts_chosen(base, words)
     before = dict(flat(content_of(start)))
-    chosen = {"format", "name", *(f"{option}.name" for option in PARTS)}
+    chosen = {"format", "name", *(f"{option}.name" for option in CHOICES_BY_OPTION)}
     for name, value in flat(content_of(recipe)):
         if name not in chosen and value != before[name]:
             words += option_words(name, value)
@@ -140,14 +140,15 @@ def option_words(name: str, value: Any) -> list[str]:
 
 
 def parts_of(recipe: Recipe) -> dict[str, str]:
-    """Return {part: the name that is chosen} of `PARTS`."""
-    return {option: choice.name_of(_part(recipe, option)) for option, choice in PARTS.items()}
+    """Return {part: the name that is chosen} of `CHOICES_BY_OPTION`."""
+    return {option: choice.name_of(_part(recipe, option)) for option, choice in CHOICES_BY_OPTION.items()}
 
 
 def choices() -> dict[str, list[str]]:
-    """Return {part: the library's names for it} of `PARTS`."""
+    """Return {part: the library's names for it} of `CHOICES_BY_OPTION`."""
     return {
-        option: [name for name, kind in choice.known.items() if _fits(option, kind)] for option, choice in PARTS.items()
+        option: [name for name, kind in choice.library.items() if _fits(option, kind)]
+        for option, choice in CHOICES_BY_OPTION.items()
     }
 
 

@@ -36,7 +36,7 @@ def distinctions(recipes: Sequence[Recipe], besides: Collection[str] = ()) -> li
     ]
 
 
-def in_words(fields: Mapping[str, Any]) -> str:
+def changes_in_words(fields: Mapping[str, Any]) -> str:
     """Return "quant.weight_bits=3 method=speq"."""
     return " ".join(f"{name}={value}" for name, value in fields.items())
 

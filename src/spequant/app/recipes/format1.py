@@ -7,7 +7,7 @@ from typing import Any
 from spequant import data, methods
 from spequant.data import ImagesInFiles, QuestionSettings
 
-SPEQ = ("high_bits", "probability", "mix", "loss", "temperature", "weight", "batch_norm", "passes")
+SPEQ_FIELDS = ("high_bits", "probability", "mix", "loss", "temperature", "weight", "batch_norm", "passes")
 ADDED = {"probability_end": None, "temperature_end": None, "average": None, "feature_weight": 0.0}
 
 
@@ -58,7 +58,7 @@ def _method(old: dict[str, Any]) -> dict[str, Any]:
     if name not in methods.by_name:
         return {"name": name}
     old = {key: value for key, value in old.items() if value is not None}  # None was the method's default
-    speq = {key: old[key] for key in SPEQ if key in old}
+    speq = {key: old[key] for key in SPEQ_FIELDS if key in old}
     if name == "speq":
         added = {key: old.get(key, default) for key, default in ADDED.items()}
         return {"name": "speq", **speq} if added == ADDED else {"name": "extended-speq", "speq": speq, **added}

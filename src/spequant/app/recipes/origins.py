@@ -11,12 +11,12 @@ def float_recipe(recipe: Recipe) -> Recipe | None:
     It is the one of the same data and as many images, if there is one, else the first of the same network.
     """
     floats = [
-        made
-        for made in (make() for make in RECIPES.values())
-        if made.network.name == recipe.network.name
-        and not made.quantized
-        and made.network.random
-        and not made.network.new_head
+        one
+        for one in (make() for make in RECIPES.values())
+        if one.network.name == recipe.network.name
+        and not one.quantized
+        and one.network.random
+        and not one.network.new_head
     ]
     like = [r for r in floats if (type(r.data), r.data.images) == (type(recipe.data), recipe.data.images)]
     return next(iter(like or floats), None)

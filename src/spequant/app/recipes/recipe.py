@@ -9,7 +9,7 @@ from spequant.data import CIFAR10, DataSettings, ImageSettings, QuestionSettings
 from spequant.methods import SPEQ, MethodSettings, tasks
 from spequant.methods.tasks import AnyTask
 from spequant.models import TRANSFORMERS, check_network
-from spequant.names import called_with, chosen
+from spequant.names import called_with, named_or_imported
 
 OF_IMAGES, OF_QUESTIONS = ("classification", "multi-label", "regression", "segmentation"), ("span-extraction",)
 """Names of the tasks that a recipe's images, and its questions, can have."""
@@ -94,14 +94,14 @@ class Recipe:
     @property
     def chosen_task(self) -> AnyTask | None:
         """The task that `task` names (an object of a class that it names); None: that of the data."""
-        thing = None if self.task is None else chosen("task", self.task, tasks.by_name)
+        thing = None if self.task is None else named_or_imported("task", self.task, tasks.by_name)
         return called_with(thing, {}, f"task {self.task}") if isinstance(thing, type) else thing
 
     def with_seed(self, seed: int) -> "Recipe":
         return replace(self, train=replace(self.train, seed=seed))
 
     def _check_task(self, name: str) -> None:
-        thing, fitting = chosen("task", name, tasks.by_name), OF_QUESTIONS if self.asks else OF_IMAGES
+        thing, fitting = named_or_imported("task", name, tasks.by_name), OF_QUESTIONS if self.asks else OF_IMAGES
         if name in tasks.by_name and name not in fitting:
             raise ValueError(
                 f"task is {name!r} and data are {type(self.data).__name__}; expected {', '.join(fitting)}, or a task "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from spequant.names import chosen
+from spequant.names import named_or_imported
 from spequant.processes import world
 from spequant.train import SGD, OptimizerSettings, keep_freed_memory, make_accelerator, make_deterministic
 from spequant.train.optimizers import schedules
@@ -77,7 +77,7 @@ class Training:
         for name, holds, expected in self._rules():
             if not holds:
                 raise ValueError(f"train.{name} is {getattr(self, name)!r}; expected {expected}")
-        chosen("train.schedule", self.schedule, schedules)
+        named_or_imported("train.schedule", self.schedule, schedules)
 
     def start(self, folder: Path) -> "Accelerator":
         """Join the other processes, if a launcher started some; set threads, kernels and memory.

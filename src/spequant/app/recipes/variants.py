@@ -8,7 +8,7 @@ from spequant.app.recipes.recipe import Recipe
 from spequant.methods import SPEQ, Distill, ExtendedSPEQ, MethodSettings, Retrain, SPEQDistill
 from spequant.quantizers import LSQ
 
-FLOAT = Quantization(weight_bits=None, act_bits=None)
+FLOAT_QUANTIZATION = Quantization(weight_bits=None, act_bits=None)
 RETRAIN = Retrain.Settings()
 
 

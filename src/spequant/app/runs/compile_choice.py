@@ -12,7 +12,7 @@ from spequant.methods import SPEQDistill
 from spequant.quantizers import Quantizer
 from spequant.train import Compiled
 
-TIMED = 5
+TIMED_EAGER = 5
 """uncompiled steps that are timed, after a first one that fills caches"""
 SAVED = {True: 0.4, False: 0.03}
 """share of an uncompiled step that compiling saves, of a network with quantizers and of one without (ResNet-20 on two
@@ -22,7 +22,7 @@ SECONDS_EACH = {True: 1.5, False: 1.0}
 
 
 @dataclass(frozen=True)
-class Choice:
+class CompileChoice:
     """What the first steps say.
 
     Args:
@@ -61,21 +61,21 @@ class Trial:
         self.assembly, self.seconds = assembly, list[float]()
         pause(assembly, True)
 
-    def step(self, seconds: float) -> Choice | None:
+    def step(self, seconds: float) -> CompileChoice | None:
         """Note the time of one step; return the choice once there are enough."""
         self.seconds.append(seconds)
-        if len(self.seconds) <= TIMED:
+        if len(self.seconds) <= TIMED_EAGER:
             return None
         recipe, state = self.assembly.recipe, self.assembly.state
         quantized = any(isinstance(m, Quantizer) for m in state.model.modules())
         kind: type[nn.Module] | tuple[type[nn.Module], ...] = Quantizer if quantized else (nn.Linear, nn.Conv2d)
         parts = sum(isinstance(m, kind) for m in state.model.modules())
-        known = last_seconds(recipe, state.device)
-        return Choice(
+        compiling = last_seconds(recipe, state.device)
+        return CompileChoice(
             left=recipe.train.epochs * self.assembly.steps - state.step,
             step=statistics.median(self.seconds[1:]),
             saved=SAVED[quantized],
-            cost=parts * SECONDS_EACH[quantized] if known is None else known,
+            cost=parts * SECONDS_EACH[quantized] if compiling is None else compiling,
         )
 
 

@@ -11,20 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spequant.app.runs.questions import Answer, QuestionSet, answer_by, score
+from spequant.app.runs.questions import AnswerWindows, QuestionSet, answer_by, score
 from spequant.app.runs.reporter import Quiet, Reporter, Track, untracked
 from spequant.app.runs.samples import Samples
 from spequant.app.runs.sources import Source, TestSet, open_source
 from spequant.data import ImageSet
 from spequant.deploy.engines import ENGINES
-from spequant.deploy.running import TORCH, in_engine
-from spequant.deploy.running import at_bits as model_at_bits
+from spequant.deploy.running import TORCH, at_bits, in_engine
 from spequant.methods.tasks import AnyTask, Regression
 from spequant.train import Evaluation, evaluate
 
 BATCH = 500
 
-Logits = Callable[[Any], Tensor]
+LogitsOf = Callable[[Any], Tensor]
 """From uint8 images, or samples as the file takes them, to logits (samples, classes)."""
 NO_LABELS = "the .npz holds no labels; expected the array labels, (samples,), next to inputs"
 
@@ -113,21 +112,21 @@ def first_samples(test: Any, count: int | None) -> Any:
 
 
 def measured(
-    logits: Logits, test: ImageSet | Samples, task: AnyTask | None, track: Track = untracked
+    logits: LogitsOf, test: ImageSet | Samples, task: AnyTask | None, track: Track = untracked
 ) -> dict[str, Any]:
     """Figures, loss and samples over the whole of `test`; task: None: classification, or regression of float labels."""
     if task is None and test.labels is not None and test.labels.is_floating_point():
         task = Regression()
     if task is None:
-        found = measure_logits(logits, test, track)
-        return {"accuracy": found.accuracy, "loss": found.loss, "samples": found.samples}
+        figures = measure_logits(logits, test, track)
+        return {"accuracy": figures.accuracy, "loss": figures.loss, "samples": figures.samples}
     network = nn.Module()
     network.forward = logits  # type: ignore[method-assign]
-    found = evaluate(network, track(_batches(test), ceil(len(test) / BATCH)), task)
-    return {**found.figures, "loss": found.loss, "samples": found.samples}
+    figures = evaluate(network, track(_batches(test), ceil(len(test) / BATCH)), task)
+    return {**figures.figures, "loss": figures.loss, "samples": figures.samples}
 
 
-def measure_logits(logits: Logits, test: ImageSet | Samples, track: Track = untracked) -> Evaluation:
+def measure_logits(logits: LogitsOf, test: ImageSet | Samples, track: Track = untracked) -> Evaluation:
     """Return accuracy and loss on `test`.
 
     Raises:
@@ -159,7 +158,7 @@ def _batches(test: ImageSet | Samples) -> Iterator[tuple[Any, Tensor]]:
 
 def logits_of(
     source: Source, test: ImageSet | Samples, engine: str, bits: int | None, threads: int | None = None
-) -> Logits:
+) -> LogitsOf:
     """Return a function that runs `source` in `engine`, with the activations of its recipe's act_bits at `bits`."""
     answer = in_engine(source.loaded, engine, bits, threads, source.trained)
     if source.loaded.preprocessing is not None:
@@ -180,7 +179,7 @@ def only_output(out: Any) -> Any:
     return out["logits"] if "logits" in out else next(iter(out.values()))
 
 
-def answer_of(source: Source, engine: str, bits: int | None, threads: int | None = None) -> Answer:
+def answer_of(source: Source, engine: str, bits: int | None, threads: int | None = None) -> AnswerWindows:
     """Return a function that answers questions by `source`; arguments and errors as in `logits_of`."""
     if source.loaded.engines:
         return stacked(in_engine(source.loaded, engine, bits, threads))
@@ -191,17 +190,17 @@ def answer_of(source: Source, engine: str, bits: int | None, threads: int | None
     answer = answer_by(source.model, torch.device("cpu"))
 
     def at_width(batch: dict[str, Tensor]) -> Tensor:
-        with at_bits(source, bits):
+        with source_at_bits(source, bits):
             return answer(batch)
 
     return at_width
 
 
-def stacked(answer: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Answer:
+def stacked(answer: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> AnswerWindows:
     """Join an engine's scores of starts and ends to one tensor, (windows, 2, length)."""
     return lambda batch: torch.stack(list(answer(batch).values()), dim=1)
 
 
-def at_bits(source: Source, bits: int | None) -> AbstractContextManager[None]:
+def source_at_bits(source: Source, bits: int | None) -> AbstractContextManager[None]:
     """Set the activations of the recipe's act_bits to `bits` inside the block, for a run or a packed file."""
-    return model_at_bits(source.model, bits, source.trained)
+    return at_bits(source.model, bits, source.trained)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spequant.app.runs.evaluation import BATCH, at_bits, first_samples, stacked
-from spequant.app.runs.folder import ENVIRONMENT, FACTS, METRICS, RECIPE, RESULT, STATE
-from spequant.app.runs.questions import EVAL_BATCH, QuestionSet, answer_by, score
+from spequant.app.runs.evaluation import BATCH, first_samples, source_at_bits, stacked
+from spequant.app.runs.folder import ENVIRONMENT, FACTS, METRICS, MODEL_FILE, RECIPE, RESULT
+from spequant.app.runs.questions import WINDOWS_AT_ONCE, QuestionSet, answer_by, score
 from spequant.app.runs.reporter import Quiet, Reporter
 from spequant.app.runs.samples import Samples
 from spequant.app.runs.sources import Source, TestSet, example_of, open_source
@@ -20,14 +20,14 @@ from spequant.data import ImageSet, eval_windows
 from spequant.deploy import FORMATS, Exported, Parity, export, quantize_biases
 from spequant.deploy.classes import CLASS_NAMES
 from spequant.deploy.formats import Format, check_ending, format_named
-from spequant.deploy.parity import FEW
+from spequant.deploy.parity import FEW_ANSWERS
 from spequant.deploy.running import TORCH, in_engine
 from spequant.deploy.zoo import of_zoo
 from spequant.files import placed
 
-WINDOWS = 512  # windows of questions whose logits are compared; exact match and F1 are compared on all
-POINTS = 0.2  # difference in exact match and F1 that is allowed
-CHOICES: dict[str | None, bool | None] = {
+COMPARED_WINDOWS = 512  # windows of questions whose logits are compared; exact match and F1 are compared on all
+F1_POINTS = 0.2  # difference in exact match and F1 that is allowed
+CHOICES_OF_TASK: dict[str | None, bool | None] = {
     "classification": True,
     "segmentation": True,
     "multi-label": False,
@@ -95,7 +95,7 @@ def export_source(
     pixels = (test.mean, test.std) if preprocessing and isinstance(test, ImageSet) else None
     if preprocessing and pixels is None:
         raise ValueError("preprocessing goes into graphs of a recipe's images; arrays hold what the network takes")
-    with at_bits(source, act_bits):
+    with source_at_bits(source, act_bits):
         example = example_of(source)
         if isinstance(example, dict) and round_biases:
             raise ValueError("round_biases is for integer graphs of images; the network takes tokens")
@@ -130,7 +130,7 @@ def _options(
     """Return arguments of `export`: what the file says of itself, `facts` included, and who is shown the comparison."""
 
     def check(parity: Parity) -> None:
-        parity.choices = CHOICES.get(source.task, parity.choices)
+        parity.choices = CHOICES_OF_TASK.get(source.task, parity.choices)
         show(parity, next(iter(form.engines), TORCH))
 
     about = {name: value for name, value in source.loaded.about.items() if name != CLASS_NAMES}
@@ -148,7 +148,7 @@ def _of_questions(
 ) -> Report:
     """Export a network for questions; if an engine runs the file, exact match and F1 are compared as well."""
     assert source.model is not None
-    few = islice(batches, WINDOWS // EVAL_BATCH) if form.engines else batches
+    few = islice(batches, COMPARED_WINDOWS // WINDOWS_AT_ONCE) if form.engines else batches
     with placed(out) as temporary:
         exported = replace(export(source.model, temporary, few, form.name, **options), path=out)
         figures = {}
@@ -159,10 +159,10 @@ def _of_questions(
             engine = score(test, stacked(in_engine(form.open(temporary, None))), reporter.track)
             figures = {name: (value, engine[name]) for name, value in network.items()}
         for name, (value, other) in figures.items():
-            if abs(value - other) > max(POINTS, 100 * FEW / len(test)):
+            if abs(value - other) > max(F1_POINTS, 100 * FEW_ANSWERS / len(test)):
                 raise ValueError(
                     f"{form.engines[0]}'s {name} is {other:.2f} %, the network's {value:.2f} %; expected at most "
-                    f"{POINTS} points"
+                    f"{F1_POINTS} points"
                 )
     images = exported.parity.images if form.engines else len(test)
     return Report(exported, images, figures, "questions")
@@ -190,7 +190,7 @@ def _check_place(out: Path, form: Format, source: Path) -> None:
     """Refuse, before the work, a name by which the file could not be loaded, and a place that cannot be written."""
     check_ending(form, out, "out")
     taken = {source.resolve(): "what is exported"} if form.engines else {}
-    for name in (STATE, RECIPE, METRICS, RESULT, ENVIRONMENT, FACTS):
+    for name in (MODEL_FILE, RECIPE, METRICS, RESULT, ENVIRONMENT, FACTS):
         taken[(source / name).resolve()] = "a file of the run itself"
     for place in form.destinations(out):
         end = place.resolve()
@@ -206,7 +206,7 @@ def _batches(test: TestSet, normalised: bool) -> Iterator[Any]:
         normalised: whether images are normalised, as the network takes them, or uint8.
     """
     if isinstance(test, QuestionSet):
-        yield from (batch for _, batch in eval_windows(test.windows, min(EVAL_BATCH, len(test.windows))))
+        yield from (batch for _, batch in eval_windows(test.windows, min(WINDOWS_AT_ONCE, len(test.windows))))
         return
     for start in range(0, len(test), BATCH):
         part = test.part(slice(start, start + BATCH))
@@ -220,5 +220,5 @@ def _verifying(batches: Iterator[Any], test: TestSet, form: Format, reporter: Re
     yield from islice(batches, 1)
     what = f"{len(test):,} {'questions' if isinstance(test, QuestionSet) else 'samples'}"
     reporter.phase(f"verifying on {what} in {next(iter(form.engines), TORCH)}")
-    size = len(test.windows) / EVAL_BATCH if isinstance(test, QuestionSet) else len(test) / BATCH
+    size = len(test.windows) / WINDOWS_AT_ONCE if isinstance(test, QuestionSet) else len(test) / BATCH
     yield from reporter.track(batches, max(1, ceil(size) - 1))

@@ -59,12 +59,12 @@ class Field(Protocol):
         """Return the batch on which layers are measured."""
         ...
 
-    def measure(self, model: nn.Module, *, held: bool = False, track: Track = untracked) -> dict[str, float]:
+    def measure(self, model: nn.Module, *, held_out: bool = False, track: Track = untracked) -> dict[str, float]:
         """Return figures of `model`, measured by all processes together, in per cent unless named ..._error.
 
         Args:
             model: in any mode, which it keeps.
-            held: on the held-out samples ({} if there are none) instead of the test set.
+            held_out: on the held-out samples ({} if there are none) instead of the test set.
             track: is called with the batches and their number, and returns them.
         """
         ...

@@ -34,9 +34,9 @@ from spequant.deploy.processor import processor_name
 from spequant.processes import world
 from spequant.train.checkpoint import checkpoints
 
-RECIPE, METRICS, RESULT, STATE = "recipe.json", "metrics.jsonl", "result.json", "model.safetensors"
+RECIPE, METRICS, RESULT, MODEL_FILE = "recipe.json", "metrics.jsonl", "result.json", "model.safetensors"
 ENVIRONMENT, CHECKPOINTS, NETWORK, LOCK = "environment.json", "checkpoints", "network", ".lock"
-DIVERGED, FACTS = "diverged.txt", "data.json"
+DIVERGED_FILE, FACTS = "diverged.txt", "data.json"
 PACKAGES = ("torch", "numpy", "safetensors", "accelerate", "torchvision", "timm", "transformers")
 
 
@@ -46,7 +46,7 @@ def weight_file(path: Path) -> Path:
     Raises:
         FileNotFoundError: there is no such run, of a recipe that there is.
     """
-    file = path / STATE if path.is_dir() else path
+    file = path / MODEL_FILE if path.is_dir() else path
     if (first := run_first(path)) and not file.is_file():
         raise FileNotFoundError(f"{file} does not exist{first}")
     return file
@@ -173,7 +173,7 @@ def state_of(folder: Path) -> str:
         return "finished"
     if in_use(folder):
         return "running"
-    if (folder / DIVERGED).exists():
+    if (folder / DIVERGED_FILE).exists():
         return "diverged"
     return "stopped" if checkpoints(folder / CHECKPOINTS) else "stopped before its first checkpoint"
 

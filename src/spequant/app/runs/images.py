@@ -17,10 +17,10 @@ from spequant.methods.tasks import AnyTask, Classification
 from spequant.processes import portion, rank, world
 from spequant.train import Evaluation, evaluate
 
-EVAL_BATCH = 250  # larger ones leave a CPU's caches
-CALIBRATION = 1024  # images
+MEASURED_AT_ONCE = 250  # larger ones leave a CPU's caches
+CALIBRATION_IMAGES = 1024  # images
 REESTIMATE = 40 * 512  # images, in batches of 512, whose statistics are near those of the whole set
-SAMPLE = 256  # images, fewer if they are large
+SAMPLE_IMAGES = 256  # images, fewer if they are large
 
 
 class Images:
@@ -31,7 +31,7 @@ class Images:
         self.task = recipe.chosen_task or Classification()
         assert isinstance(recipe.data, ImageSettings)
         self.data = recipe.data
-        self.train, self.held, self.test = self.data.parts(recipe.network.name, device)
+        self.train, self.held_out, self.test = self.data.parts(recipe.network.name, device)
         self.soft_labels = self._soft_labels()
 
     def _soft_labels(self) -> SoftLabels | None:
@@ -53,7 +53,7 @@ class Images:
 
     @property
     def sizes(self) -> tuple[int, int, int]:
-        return len(self.train), 0 if self.held is None else len(self.held), len(self.test)
+        return len(self.train), 0 if self.held_out is None else len(self.held_out), len(self.test)
 
     @property
     def augment(self) -> Augment | RandomCrop | None:
@@ -94,7 +94,7 @@ class Images:
         # 91.8 % with statistics of augmented images, and 89.9 % with those of plain ones.
         size = self.recipe.train.batch_size
         batches = train_batches(self.train, size, seed=0, epoch=0, augment=self.augment)
-        return list(islice(batches, -(-CALIBRATION // size)))
+        return list(islice(batches, -(-CALIBRATION_IMAGES // size)))
 
     def statistics(self) -> Iterator[Any]:
         size = images_at_once(self.train, 512)
@@ -102,14 +102,14 @@ class Images:
         return islice(batches, max(1, REESTIMATE // size))
 
     def sample(self) -> tuple[Tensor]:
-        return (self.train.normalise(self.train.images[: images_at_once(self.train, SAMPLE)]),)
+        return (self.train.normalise(self.train.images[: images_at_once(self.train, SAMPLE_IMAGES)]),)
 
     @property
     def example(self) -> Tensor | None:
         return self.train.normalise(self.train.images[:1])
 
-    def measure(self, model: nn.Module, *, held: bool = False, track: Track = untracked) -> dict[str, float]:
-        data = self.held if held else self.test
+    def measure(self, model: nn.Module, *, held_out: bool = False, track: Track = untracked) -> dict[str, float]:
+        data = self.held_out if held_out else self.test
         return {} if data is None else dict(measure(model, data, self.task, track).figures)
 
     def keep(self, folder: Path) -> None:
@@ -135,6 +135,6 @@ def images_at_once(data: ImageSet, most: int) -> int:
 
 def measure(model: nn.Module, data: ImageSet, task: AnyTask | None = None, track: Track = untracked) -> Evaluation:
     """Return figures and loss on `data`, measured by all processes together; default task: classification."""
-    size = images_at_once(data, EVAL_BATCH)
+    size = images_at_once(data, MEASURED_AT_ONCE)
     batches = eval_batches(data, size, turn=rank(), turns=world())
     return evaluate(model, track(batches, -(-len(data) // (size * world()))), task)

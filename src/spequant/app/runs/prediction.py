@@ -14,16 +14,16 @@ from spequant.app.runs.sources import Source, open_source
 from spequant.data import Configuration, configuration_from, list_images, picture_reader
 from spequant.deploy.running import in_engine
 
-BATCH = 32
+IMAGES_AT_ONCE = 32
 """Images at a time, of any size: they are decoded one after the other."""
-OPTIONS = {"mean": "--mean", "std": "--std", "size": "--size", "crop_pct": "--crop-pct"}
+READING_OPTIONS = {"mean": "--mean", "std": "--std", "size": "--size", "crop_pct": "--crop-pct"}
 """{what has to be known to make an input of an image file: the option that says it}"""
 NO_CLASSES = ("regression", "segmentation", "detection")
 """Tasks whose answer is no class of the whole image."""
 
 
 @dataclass(frozen=True)
-class Answer:
+class Prediction:
     """What was answered for one image: the classes and their probabilities, the most probable first."""
 
     image: str
@@ -38,7 +38,7 @@ class Answers:
     names: of all classes, None: nobody says. faults: {image: why it has no answer}.
     """
 
-    answers: tuple[Answer, ...]
+    answers: tuple[Prediction, ...]
     names: tuple[str, ...] | None
     faults: dict[str, str]
 
@@ -91,7 +91,7 @@ def predict_source(
             raise ValueError(f"{path} names {len(called)} classes and gives {shares.shape[1]}; export it anew")
         values, classes = shares.sort(dim=1, descending=True, stable=True)
         rows = zip(names, classes[:, :top].tolist(), values[:, :top].tolist(), strict=True)
-        answers += [Answer(name, tuple(numbers), tuple(best)) for name, numbers, best in rows]
+        answers += [Prediction(name, tuple(numbers), tuple(best)) for name, numbers, best in rows]
     return Answers(tuple(answers), called, faults)
 
 
@@ -102,10 +102,10 @@ def configured(source: Source, options: Mapping[str, Any]) -> Configuration:
         ValueError: neither says the size, the crop, the mean and the deviation; or they do not fit the inputs.
     """
     try:
-        known = configuration_of(source.loaded.about)
+        configuration = configuration_of(source.loaded.about)
     except ValueError as error:
         raise ValueError(f"{source.path}: {error}; export it anew") from error
-    content: dict[str, Any] = {} if known is None else asdict(known)
+    content: dict[str, Any] = {} if configuration is None else asdict(configuration)
     if source.shape is not None and len(source.shape) == 3 and source.shape[1] == source.shape[2]:
         content["size"] = source.shape[1]
     if source.loaded.preprocessing is not None:
@@ -113,7 +113,7 @@ def configured(source: Source, options: Mapping[str, Any]) -> Configuration:
             raise ValueError(f"mean or std is given; {source.path} takes uint8 images, and normalises them itself")
         content["mean"], content["std"] = map(tuple, source.loaded.preprocessing)
     content |= {name: value for name, value in options.items() if value is not None}
-    missing = [option for name, option in OPTIONS.items() if name not in content]
+    missing = [option for name, option in READING_OPTIONS.items() if name not in content]
     if missing:
         raise ValueError(
             f"{source.path} does not say how an image file becomes its input, as files of older versions and those "
@@ -148,7 +148,7 @@ def _batches(
             names.append(str(file))
         except ValueError as error:
             faults[str(file)] = str(error.__cause__ or error)
-        if len(names) == BATCH:
+        if len(names) == IMAGES_AT_ONCE:
             yield names, torch.stack(pixels)
             names, pixels = [], []
     if names:

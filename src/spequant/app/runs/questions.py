@@ -32,11 +32,11 @@ from spequant.models import configuration, load_tokenizer, load_weights, make_an
 from spequant.processes import gathered, portion, rank, world
 
 ORDER_SEED = 2009_14502  # fixed: every run holds out the same questions
-CALIBRATION = 256  # windows
-SAMPLE = 16
-EVAL_BATCH = 32
+CALIBRATION_WINDOWS = 256  # windows
+SAMPLE_WINDOWS = 16
+WINDOWS_AT_ONCE = 32
 
-Answer = Callable[[dict[str, Tensor]], Tensor]
+AnswerWindows = Callable[[dict[str, Tensor]], Tensor]
 """From a batch of windows to logits of start and end, (batch, 2, length)."""
 
 
@@ -68,9 +68,9 @@ class Questions:
         self.tokenizer, self.config = load_tokenizer(name), configuration(name)
         check_tokenizer(self.tokenizer, self.config, max_length=data.max_length)
         train, self.dev = data.load()
-        chosen, held = divided(train, data.images, data.held_out)
+        chosen, held_out = divided(train, data.images, data.held_out)
         self.train = make_windows(chosen, self.tokenizer, max_length=data.max_length, stride=data.stride)
-        self.held = question_set(held, self.tokenizer, data) if held else None
+        self.held_out = question_set(held_out, self.tokenizer, data) if held_out else None
 
     @cached_property
     def test(self) -> QuestionSet:
@@ -84,7 +84,7 @@ class Questions:
 
     @property
     def sizes(self) -> tuple[int, int, int]:
-        return len(self.train), 0 if self.held is None else len(self.held), len(self.dev)
+        return len(self.train), 0 if self.held_out is None else len(self.held_out), len(self.dev)
 
     def network(self) -> nn.Module:
         choice = self.recipe.network
@@ -106,17 +106,17 @@ class Questions:
     def calibration(self) -> list[Any]:
         size = min(self.recipe.train.batch_size, len(self.train))
         batches = train_windows(self.train, size, seed=0, epoch=0)
-        return [on_device(_inputs(batch), self.device) for batch in islice(batches, -(-CALIBRATION // size))]
+        return [on_device(_inputs(batch), self.device) for batch in islice(batches, -(-CALIBRATION_WINDOWS // size))]
 
     def statistics(self) -> Iterator[Any]:
         return iter(self.calibration())
 
     def sample(self) -> dict[str, Tensor]:
-        return {name: values[:SAMPLE] for name, values in self.calibration()[0].items()}
+        return {name: values[:SAMPLE_WINDOWS] for name, values in self.calibration()[0].items()}
 
-    def measure(self, model: nn.Module, *, held: bool = False, track: Track = untracked) -> dict[str, float]:
+    def measure(self, model: nn.Module, *, held_out: bool = False, track: Track = untracked) -> dict[str, float]:
         """Return exact match and F1, in per cent."""
-        chosen = self.held if held else self.test
+        chosen = self.held_out if held_out else self.test
         if chosen is None:
             return {}
         with modes_kept(model):
@@ -168,11 +168,11 @@ def question_set(questions: list[Question], tokenizer: Any, data: QuestionSettin
     return QuestionSet(questions, windows)
 
 
-def score(questions: QuestionSet, answer: Answer, track: Track = untracked) -> dict[str, float]:
+def score(questions: QuestionSet, answer: AnswerWindows, track: Track = untracked) -> dict[str, float]:
     """Return exact match and F1 in per cent of the answers that `answer` marks, by all processes together."""
     rows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     windows = questions.windows
-    lengths, size = windows.lengths, min(EVAL_BATCH, len(windows))
+    lengths, size = windows.lengths, min(WINDOWS_AT_ONCE, len(windows))
     batches = eval_windows(windows, size, turn=rank(), turns=world())
     for numbers, batch in track(batches, -(-len(windows) // (size * world()))):
         logits = answer(batch).float().cpu().numpy()
@@ -190,7 +190,7 @@ def score(questions: QuestionSet, answer: Answer, track: Track = untracked) -> d
     return {"exact_match": exact, "f1": f1}
 
 
-def answer_by(model: nn.Module, device: torch.device) -> Answer:
+def answer_by(model: nn.Module, device: torch.device) -> AnswerWindows:
     """Return a function that answers by `model`, in its present mode, on `device`."""
     task = SpanExtraction()
 

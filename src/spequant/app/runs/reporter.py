@@ -5,7 +5,7 @@ from typing import Any, Protocol, TypeVar
 
 from spequant.train import Progress
 
-Batch = TypeVar("Batch")
+Item = TypeVar("Item")
 Track = Callable[[Iterable[Any], int], Iterable[Any]]
 """`Reporter.track`"""
 
@@ -17,7 +17,7 @@ class Reporter(Protocol):
         """Note what begins now, which may take more than two seconds, e.g. "calibrating"."""
         ...
 
-    def track(self, batches: Iterable[Batch], count: int) -> Iterable[Batch]:
+    def track(self, batches: Iterable[Item], count: int) -> Iterable[Item]:
         """Return the same batches, `count` of them, and note how many of the present phase are done."""
         ...
 
@@ -28,7 +28,7 @@ class Reporter(Protocol):
     def say(self, line: str) -> None: ...
 
 
-def untracked(batches: Iterable[Batch], count: int) -> Iterable[Batch]:
+def untracked(batches: Iterable[Item], count: int) -> Iterable[Item]:
     """Return `batches` as they are."""
     return batches
 
@@ -39,7 +39,7 @@ class Quiet:
     def phase(self, text: str) -> None:
         pass
 
-    def track(self, batches: Iterable[Batch], count: int) -> Iterable[Batch]:
+    def track(self, batches: Iterable[Item], count: int) -> Iterable[Item]:
         return untracked(batches, count)
 
     def step(self, progress: Progress) -> None:

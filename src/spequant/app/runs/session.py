@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from spequant.app.runs.assembly import Assembly
-from spequant.app.runs.compile_choice import Choice, Trial, pause
+from spequant.app.runs.compile_choice import CompileChoice, Trial, pause
 from spequant.app.runs.compile_time import last_seconds, remember
 from spequant.app.runs.reporter import Reporter
 from spequant.app.runs.writer import Writer
@@ -112,8 +112,8 @@ class Session:
 
     def _compiling(self) -> None:
         """Say that the next step compiles, and how long that took the last time."""
-        known = last_seconds(self.recipe, self.state.device)
-        time_it_takes = "which can take a minute" if known is None else f"about {known:.0f} s, as the last time"
+        seconds = last_seconds(self.recipe, self.state.device)
+        time_it_takes = "which can take a minute" if seconds is None else f"about {seconds:.0f} s, as the last time"
         self.reporter.phase(f"compiling the training step, {time_it_takes}")
         self.compiling_since = time.perf_counter()
 
@@ -126,7 +126,7 @@ class Session:
         if choice is not None:
             self._choose(choice)
 
-    def _choose(self, choice: Choice) -> None:
+    def _choose(self, choice: CompileChoice) -> None:
         self.trial, self.chosen = None, bool(anyone(choice.pays))  # the same in every process
         self.reporter.say(choice.line())
         if self.chosen:
@@ -149,11 +149,13 @@ class Session:
 
     def _measure(self, model: nn.Module, part: str) -> dict[str, float]:
         """Figures of the part "held_out" or "test", with its name before theirs; {} if nothing is held out."""
-        held = part == "held_out"
-        count = self.field.sizes[1 if held else 2]
+        on_held_out = part == "held_out"
+        count = self.field.sizes[1 if on_held_out else 2]
         if count:
-            self.reporter.phase(f"measuring on {count:,} held-out samples" if held else f"testing on {count:,} samples")
-        figures = self.field.measure(model, held=held, track=self.reporter.track)
+            self.reporter.phase(
+                f"measuring on {count:,} held-out samples" if on_held_out else f"testing on {count:,} samples"
+            )
+        figures = self.field.measure(model, held_out=on_held_out, track=self.reporter.track)
         return {f"{part}_{name}": figure for name, figure in figures.items()}
 
     def _epoch(self, progress: Progress) -> None:

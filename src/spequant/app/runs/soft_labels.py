@@ -8,8 +8,8 @@ import torch
 from spequant.app.recipes import Recipe
 from spequant.app.recipes.origins import weights_origin
 from spequant.app.recipes.training import device_named
-from spequant.app.recipes.variants import FLOAT, RETRAIN
-from spequant.app.runs.images import EVAL_BATCH, Images, images_at_once
+from spequant.app.recipes.variants import FLOAT_QUANTIZATION, RETRAIN
+from spequant.app.runs.images import MEASURED_AT_ONCE, Images, images_at_once
 from spequant.app.runs.reporter import Reporter
 from spequant.data import SoftLabels, make_soft_labels
 
@@ -41,7 +41,7 @@ def write_soft_labels(
         raise ValueError(f"data are {type(recipe.data).__name__}; expected images of classes")
     if recipe.train.threads is not None:
         torch.set_num_threads(recipe.train.threads)
-    recipe = replace(recipe, quant=FLOAT, method=RETRAIN)
+    recipe = replace(recipe, quant=FLOAT_QUANTIZATION, method=RETRAIN)
     reporter.phase("loading data")
     images = Images(recipe, device_named(recipe.train.device))
     teacher = images.network().eval()
@@ -55,6 +55,6 @@ def write_soft_labels(
         top=top,
         temperature=temperature,
         seed=recipe.train.seed,
-        batch_size=images_at_once(images.train, EVAL_BATCH),
+        batch_size=images_at_once(images.train, MEASURED_AT_ONCE),
         track=reporter.track,
     )

@@ -18,7 +18,7 @@ from spequant.app.recipes.recipe import Network, Recipe
 from spequant.app.recipes.serial import from_json, to_json, without_paths
 from spequant.app.recipes.training import device_named
 from spequant.app.runs.facts import facts_of, read_facts, shape_of
-from spequant.app.runs.folder import NETWORK, RECIPE, STATE, run_first
+from spequant.app.runs.folder import MODEL_FILE, NETWORK, RECIPE, run_first
 from spequant.app.runs.images import channels_last
 from spequant.app.runs.questions import QuestionSet, dev_questions
 from spequant.app.runs.samples import EXPECTED, Samples, read_samples
@@ -179,13 +179,15 @@ def _run(folder: Path, root: Path | None, samples: Samples | None) -> Source:
     facts = read_facts(folder)
     if facts is None:
         recipe, model, test = load_run(folder, root, "cpu")
-        about, known = about_run(recipe, test, model), test
+        about, samples_of_run = about_run(recipe, test, model), test
     else:
         recipe = _recipe_in(folder)
         model = _trained(recipe, _network_of(recipe, facts), folder, torch.device("cpu"))
-        about, known = _about(recipe.network.without_weights(), recipe, facts), None
+        about, samples_of_run = _about(recipe.network.without_weights(), recipe, facts), None
     loaded = Loaded(folder, RUN, about=about, model=model.eval())
-    return Source(loaded, recipe, () if recipe.asks else shape_of(about), recipe.quant.act_bits, samples or known)
+    return Source(
+        loaded, recipe, () if recipe.asks else shape_of(about), recipe.quant.act_bits, samples or samples_of_run
+    )
 
 
 def float_network(reference: str) -> nn.Module:
@@ -209,7 +211,7 @@ def float_network(reference: str) -> nn.Module:
 def _network_of(recipe: Any, about: Any) -> nn.Module:
     """Return the float network that `about_run` described, with random weights."""
     if recipe.asks:
-        return models.network_of(models.configuration_from(about["network"]))
+        return models.answering_from(models.transformers_configuration(about["network"]))
     shape = about["shape"]
     return models.make_network(recipe.network.name, classes=about["classes"], in_channels=shape[0], size=shape[-1])
 
@@ -302,13 +304,13 @@ def load_run(folder: Path, root: Path | None = None, device: str | None = None) 
     if isinstance(test, ImageSet):
         network = build_network(recipe.network.without_weights(), test)
     else:
-        network = models.network_of(models.configuration(str(folder / NETWORK)))
+        network = models.answering_from(models.configuration(str(folder / NETWORK)))
     return recipe, _trained(recipe, network, folder, place), test
 
 
 def _recipe_in(folder: Path) -> Recipe:
     """Return the recipe of the finished run in `folder`."""
-    for name in (RECIPE, STATE):
+    for name in (RECIPE, MODEL_FILE):
         if not (folder / name).is_file():
             raise FileNotFoundError(
                 f"{folder / name} does not exist; expected the folder of a finished run{run_first(folder)}"
@@ -322,5 +324,5 @@ def _recipe_in(folder: Path) -> Recipe:
 def _trained(recipe: Recipe, network: nn.Module, folder: Path, device: torch.device) -> nn.Module:
     """Return the network of a run, with its weights."""
     model = recipe.quant.build(network)
-    models.load_weights(model, folder / STATE)
+    models.load_weights(model, folder / MODEL_FILE)
     return channels_last(model, device)

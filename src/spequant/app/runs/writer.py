@@ -16,13 +16,13 @@ from spequant.app.recipes.recipe import Recipe
 from spequant.app.recipes.serial import differences, from_json, to_json
 from spequant.app.runs.folder import (
     CHECKPOINTS,
-    DIVERGED,
+    DIVERGED_FILE,
     ENVIRONMENT,
     LOCK,
     METRICS,
+    MODEL_FILE,
     RECIPE,
     RESULT,
-    STATE,
     environment,
     read_result,
 )
@@ -73,7 +73,7 @@ class Writer:
         earlier = json.loads(path.read_text()) if path.exists() else []
         write_whole(path, json.dumps([*earlier, entry], indent=2))
         write_whole(self.folder / RECIPE, to_json(self.recipe))
-        (self.folder / DIVERGED).unlink(missing_ok=True)
+        (self.folder / DIVERGED_FILE).unlink(missing_ok=True)
         self.rows = (self.folder / METRICS).open("a")
         self.rows.truncate(min(metrics_bytes, self.rows.tell()))
         self.rows.seek(0, os.SEEK_END)
@@ -99,14 +99,14 @@ class Writer:
             return
         # safetensors takes no two names of one storage: shared quantizers appear twice
         state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
-        with placed(self.folder / STATE) as path:
+        with placed(self.folder / MODEL_FILE) as path:
             path.write_bytes(save(state))
         write_whole(self.folder / RESULT, json.dumps(result, indent=2))
 
     def diverged(self, reason: str) -> None:
         """Write why the run ended without a result."""
         if self.writes:
-            write_whole(self.folder / DIVERGED, f"{reason}\n")
+            write_whole(self.folder / DIVERGED_FILE, f"{reason}\n")
 
     def close(self) -> None:
         """Close metrics.jsonl."""

@@ -15,13 +15,13 @@ from spequant.app.recipes import RECIPES, Recipe
 from spequant.app.recipes.command_line import options_of, recipe_named
 from spequant.app.recipes.serial import ELSEWHERE, content_of, differences, flat, from_json
 from spequant.app.runs import run
-from spequant.app.runs.folder import DIVERGED, ENVIRONMENT, METRICS, RECIPE, RESULT, main_figure, read_result
+from spequant.app.runs.folder import DIVERGED_FILE, ENVIRONMENT, METRICS, RECIPE, RESULT, main_figure, read_result
 from spequant.app.studies.page import Row, StudyReport
 from spequant.app.studies.side_by_side import Job, all_finished, side_by_side, threads_each
 from spequant.app.terminal import Terminal, title_of
 from spequant.comparison import compare, deviation, paired
 from spequant.data import Folder
-from spequant.data.settings import folder_of as data_folder
+from spequant.data.settings import data_folder as data_folder
 
 BASELINE = "Retrain"
 """label of the arm that the others of its group are compared with"""
@@ -90,7 +90,7 @@ class Trained:
         return {seed: float(result[name]) for seed, result in self.results.items() if name in result}
 
 
-def chosen(arms: Sequence[Arm], patterns: Sequence[str]) -> list[Arm]:
+def chosen_arms(arms: Sequence[Arm], patterns: Sequence[str]) -> list[Arm]:
     """The arms whose "GROUP/LABEL" matches one of `patterns`; all where there are no patterns.
 
     Raises:
@@ -103,7 +103,7 @@ def chosen(arms: Sequence[Arm], patterns: Sequence[str]) -> list[Arm]:
     return [a for a in arms if not patterns or any(fnmatchcase(f"{a.group}/{a.label}", p) for p in patterns)]
 
 
-def digest(recipe: Recipe, runs: Path) -> str:
+def recipe_digest(recipe: Recipe, runs: Path) -> str:
     """A hash of all fields that determine what is trained: recipes with one digest have one run.
 
     Weights of a run below `runs`, and images next to that folder, count by their name. So the folder of a study may be
@@ -131,9 +131,9 @@ def _place(path: str | Path | None, folder: Path) -> str | None:
     return resolved.name if resolved.parent == folder.resolve() else str(resolved)
 
 
-def folder_of(recipe: Recipe, runs: Path) -> Path:
+def arm_folder(recipe: Recipe, runs: Path) -> Path:
     """The folder of the run of `recipe`, below `runs`: equal recipes have one folder."""
-    return runs / f"{recipe.name}-{digest(recipe, runs)}"
+    return runs / f"{recipe.name}-{recipe_digest(recipe, runs)}"
 
 
 def carry_out(
@@ -153,10 +153,10 @@ def carry_out(
     Raises:
         FloatingPointError: the run diverges, or has diverged before.
     """
-    folder = folder_of(recipe, runs)
+    folder = arm_folder(recipe, runs)
     if (folder / RESULT).exists():
         return read_result(folder), folder
-    if (folder / DIVERGED).exists():
+    if (folder / DIVERGED_FILE).exists():
         raise FloatingPointError(f"{folder} has diverged: {reason(folder)}; remove it to train it again")
     with Terminal(title or title_of(recipe.name, recipe.train.seed), *place) as reporter:
         return run(recipe, folder, reporter, resume=True), folder
@@ -164,7 +164,7 @@ def carry_out(
 
 def reason(folder: Path) -> str:
     """Why the run in `folder` diverged."""
-    return (folder / DIVERGED).read_text().strip()
+    return (folder / DIVERGED_FILE).read_text().strip()
 
 
 def train_at_once(recipes: Sequence[Recipe], runs: Path, at_once: int, titles: Sequence[str] = ()) -> None:
@@ -183,7 +183,7 @@ def train_at_once(recipes: Sequence[Recipe], runs: Path, at_once: int, titles: S
     """
     jobs = {}
     for recipe, title in zip(recipes, titles or [title_of(r.name, r.train.seed) for r in recipes], strict=True):
-        folder = folder_of(recipe, runs)
+        folder = arm_folder(recipe, runs)
         words = shlex.split(command_of(recipe.name, recipe))[1:]
         threads = threads_each(at_once) if recipe.train.threads is None else []
         if not _ended(folder):
@@ -193,7 +193,7 @@ def train_at_once(recipes: Sequence[Recipe], runs: Path, at_once: int, titles: S
 
 
 def _ended(folder: Path) -> bool:
-    return (folder / RESULT).exists() or (folder / DIVERGED).exists()
+    return (folder / RESULT).exists() or (folder / DIVERGED_FILE).exists()
 
 
 def command_of(base: str, recipe: Recipe, out: Path | None = None) -> str:
@@ -217,7 +217,7 @@ def train_arms(arms: Sequence[Arm], seeds: Sequence[int], runs: Path, at_once: i
     titles = {(i, seed): title_of(f"{arms[i].group}/{arms[i].label}", seed) for i, seed in recipes}
     if at_once > 1:
         train_at_once(list(recipes.values()), runs, at_once, list(titles.values()))
-    folders = {key: folder_of(recipe, runs) for key, recipe in recipes.items()}
+    folders = {key: arm_folder(recipe, runs) for key, recipe in recipes.items()}
     ahead = [folder for folder in dict.fromkeys(folders.values()) if not _ended(folder)]
     trained = [Trained(arm, {}) for arm in arms]
     for (i, seed), recipe in recipes.items():
@@ -264,13 +264,15 @@ def arms_report(title: str, about: str, arms: Sequence[Trained], against: Sequen
                 "held out": mean(held_out) if held_out else None,
                 **arm.more,
                 "paper": arm.paper,
-                "seconds a run": _mean(list(trained.figures("seconds").values())),
+                "seconds per run": _mean(list(trained.figures("seconds").values())),
                 "note": "; ".join(notes),
                 "command": trained.command,
             }
         )
     rows = same_columns(rows)
-    return StudyReport(title, about, rows, lambda picture: _draw(picture, arms, figure), facts_of(folders_of(arms)))
+    return StudyReport(
+        title, about, rows, lambda picture: _draw(picture, arms, figure), facts_of_runs(folders_of(arms))
+    )
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -322,7 +324,7 @@ def folders_of(arms: Iterable[Trained]) -> list[Path]:
     return [folder for arm in arms for folder in arm.folders.values()]
 
 
-def facts_of(folders: Sequence[Path]) -> dict[str, Any]:
+def facts_of_runs(folders: Sequence[Path]) -> dict[str, Any]:
     """Machine, commit and versions of the runs in `folders` and of the runs that they start from; hashes of logs."""
     every = list(dict.fromkeys(f for folder in folders for f in _line(folder)))
     facts = ran_on([start for f in every for start in json.loads((f / ENVIRONMENT).read_text())])
@@ -352,11 +354,11 @@ def _draw(figure: Any, arms: Sequence[Trained], name: str) -> None:
     """Draw each group's arms, one group below the other: seeds, means with intervals, differences to the first arm."""
     groups = list(dict.fromkeys(a.arm.group for a in arms))
     values = {g: {a.arm.label: a.figures(name) for a in arms if a.arm.group == g} for g in groups}
-    lines = [2 + sum(1 for found in values[g].values() if found) for g in groups]
+    lines = [2 + sum(1 for points in values[g].values() if points) for g in groups]
     figure.set_size_inches(9, 0.6 + 0.45 * sum(lines))
     panels = figure.subplots(len(groups), 2, squeeze=False, width_ratios=(3, 2), height_ratios=lines)
     for (left, right), group in zip(panels, groups, strict=True):
-        drawn = {label: found for label, found in values[group].items() if found}
+        drawn = {label: points for label, points in values[group].items() if points}
         missing = [label for label in values[group] if label not in drawn]
         left.set_title(f"{group}{'; all runs diverged: ' * bool(missing)}{', '.join(missing)}", fontsize=10, loc="left")
         if drawn:

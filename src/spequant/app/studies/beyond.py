@@ -19,11 +19,11 @@ from spequant.app.runs.folder import main_figure
 from spequant.app.studies.arms import (
     BASELINE,
     Arm,
+    arm_folder,
     arms_report,
     carry_out,
     equal_terms,
-    facts_of,
-    folder_of,
+    facts_of_runs,
     folders_of,
 )
 from spequant.app.studies.page import StudyReport
@@ -78,12 +78,12 @@ class Tried:
     Args:
         method: how it is trained.
         parts: {what is changed: the change}, in the order in which the changes are made.
-        held: accuracy on held-out images, %; `NO_ACCURACY` where there is none.
+        accuracy: on held-out images, %; `NO_ACCURACY` where there is none.
     """
 
     method: str
     parts: Mapping[str, Change]
-    held: float
+    accuracy: float
 
     @property
     def label(self) -> str:
@@ -189,8 +189,8 @@ def beyond_study(shop: Workshop) -> StudyReport:
         {
             "search": name,
             "trial": i,
-            "held out": None if t.held == NO_ACCURACY else t.held,
-            "what": f"{t.label} (diverged)" if t.held == NO_ACCURACY else t.label,
+            "held out": None if t.accuracy == NO_ACCURACY else t.accuracy,
+            "what": f"{t.label} (diverged)" if t.accuracy == NO_ACCURACY else t.label,
         }
         for name, trials in tried.items()
         for i, t in enumerate(trials)
@@ -208,7 +208,7 @@ def beyond_study(shop: Workshop) -> StudyReport:
         )
     done = shop.train(arms)
     report = arms_report("Beyond the paper's settings", text, done, [f"{name}, best" for name in SEARCHES])
-    facts = facts_of([*folders_of(done), *_folders(base, tried, shop)])
+    facts = facts_of_runs([*folders_of(done), *_folders(base, tried, shop)])
     return replace(report, facts=facts, more={"trials": table})
 
 
@@ -242,12 +242,12 @@ def search(name: str, base: Recipe, shop: Workshop) -> list[Tried]:
         shop.ahead(_recipes(base, changes, shop, shop.seeds[:1]))
         for trial, change in zip(batch, changes, strict=True):
             number = f"trial {len(done) + 1} of {trials} for {name}"
-            held = _held(change, base, shop, shop.seeds[0], number)
-            done.append(replace(change, held=held))
-            if held == NO_ACCURACY:
+            accuracy = _held(change, base, shop, shop.seeds[0], number)
+            done.append(replace(change, accuracy=accuracy))
+            if accuracy == NO_ACCURACY:
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
             else:
-                study.tell(trial, held)
+                study.tell(trial, accuracy)
     return done
 
 
@@ -262,10 +262,10 @@ def winner(trials: Sequence[Tried], base: Recipe, shop: Workshop) -> Tried:
     Raises:
         FloatingPointError: every trial diverged.
     """
-    finite = [t for t in trials if t.held > NO_ACCURACY]
+    finite = [t for t in trials if t.accuracy > NO_ACCURACY]
     if not finite:
         raise FloatingPointError(f"all of {len(trials)} trials diverged; expected a lower rate in {base.name}")
-    finalists = sorted(finite, key=lambda t: -t.held)[:FINALISTS]
+    finalists = sorted(finite, key=lambda t: -t.accuracy)[:FINALISTS]
     shop.ahead(_recipes(base, finalists, shop, shop.seeds))
     return max(finalists, key=lambda t: mean(_held(t, base, shop, seed, "finalist") for seed in shop.seeds))
 
@@ -292,7 +292,7 @@ def _recipes(base: Recipe, tried: Sequence[Tried], shop: Workshop, seeds: Sequen
 def _folders(base: Recipe, tried: Mapping[str, Sequence[Tried]], shop: Workshop) -> list[Path]:
     """The folders of all runs of the trials."""
     recipes = [r for trials in tried.values() for r in _recipes(base, trials, shop, shop.seeds)]
-    return [folder for r in recipes if (folder := folder_of(r, shop.runs)).exists()]
+    return [folder for r in recipes if (folder := arm_folder(r, shop.runs)).exists()]
 
 
 def _recipe(base: Recipe, tried: Tried, shop: Workshop) -> Recipe:

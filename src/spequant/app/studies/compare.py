@@ -11,7 +11,7 @@ from rich.table import Table
 from spequant.app.commands.screen import print_table
 from spequant.app.commands.studies import Compare
 from spequant.app.recipes import Recipe
-from spequant.app.recipes.distinctions import distinctions, in_words
+from spequant.app.recipes.distinctions import changes_in_words, distinctions
 from spequant.app.recipes.serial import from_json
 from spequant.app.runs.folder import RECIPE, RESULT, figures, main_figure, read_result, state_of
 from spequant.comparison import Comparison, compare, students_t
@@ -19,7 +19,7 @@ from spequant.extras import needs
 from spequant.files import destination, write_whole
 from spequant.names import nearest
 
-STARTS = ("network.weights", "method.teacher", "method.distill.teacher")
+START_SETTINGS = ("network.weights", "method.teacher", "method.distill.teacher")
 """fields in which the runs of an arm may differ: each seed may have a float run of its own"""
 
 
@@ -54,12 +54,12 @@ def print_comparison(settings: Compare) -> None:
     }
     files = {kind: path for kind in writers if (path := getattr(settings, kind)) is not None}
     _check_files(files)
-    runs, left_out = read(settings.runs)
+    runs, left_out = read_runs(settings.runs)
     arms = arms_of(runs)
     comparison = compared(arms, settings.metric)
     comparison = replace(comparison, notes=(*comparison.notes, *_other_starts(arms), *left_out))
     header, *rows = comparison.rows()
-    table = Table(*header, "seconds a run")
+    table = Table(*header, "seconds per run")
     for row in rows:
         seconds = [run.result["seconds"] for run in arms[row[0]].values() if "seconds" in run.result]
         table.add_row(*row, f"{mean(seconds):.0f}" if seconds else "-")
@@ -85,7 +85,7 @@ def _check_files(files: Mapping[str, Path]) -> None:
         students_t()
 
 
-def read(folders: Sequence[Path]) -> tuple[list[FinishedRun], list[str]]:
+def read_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], list[str]]:
     """Read runs.
 
     Returns:
@@ -116,7 +116,7 @@ def arms_of(runs: Sequence[FinishedRun]) -> dict[str, dict[int, FinishedRun]]:
     Raises:
         ValueError: two runs are of one recipe and one seed.
     """
-    names = _names(runs, ("train.seed", *STARTS))
+    names = _names(runs, ("train.seed", *START_SETTINGS))
     seeds = [(name, run.recipe.train.seed) for name, run in zip(names, runs, strict=True)]
     again = {run.recipe.name for key, run in zip(seeds, runs, strict=True) if seeds.count(key) > 1}
     if again:  # where the start is all that tells two runs of one seed apart
@@ -139,7 +139,7 @@ def _names(runs: Sequence[FinishedRun], besides: Sequence[str]) -> list[str]:
     for name in set(names):
         places = [i for i, run in enumerate(runs) if run.recipe.name == name]
         for i, fields in zip(places, distinctions([runs[i].recipe for i in places], besides), strict=True):
-            names[i] = f"{name} {in_words(fields)}".strip()
+            names[i] = f"{name} {changes_in_words(fields)}".strip()
     return names
 
 
@@ -165,15 +165,15 @@ def compared(arms: Mapping[str, Mapping[int, FinishedRun]], metric: str | None =
     """
     runs = [run for arm in arms.values() for run in arm.values()]
     measured = {run.folder: [*figures(run.result, "test_"), *figures(run.result, "held_out_")] for run in runs}
-    known = list(dict.fromkeys(name for names in measured.values() for name in names))
-    if not known:
+    all_figures = list(dict.fromkeys(name for names in measured.values() for name in names))
+    if not all_figures:
         raise ValueError(f"{runs[0].folder} has no figure; expected test_accuracy or another one in its {RESULT}")
-    figure = main_figure(known) if metric is None else metric if metric in known else f"test_{metric}"
+    figure = main_figure(all_figures) if metric is None else metric if metric in all_figures else f"test_{metric}"
     if without := [str(run.folder) for run in runs if figure not in measured[run.folder]]:
-        hint = "" if figure in known else f" {nearest(str(metric), known)};"
+        hint = "" if figure in all_figures else f" {nearest(str(metric), all_figures)};"
         raise ValueError(
             f"metric is {metric or figure!r}, not measured by {', '.join(without)};{hint} the runs have "
-            f"{', '.join(known)} (held_out_... where they are trained with --data.held-out)"
+            f"{', '.join(all_figures)} (held_out_... where they are trained with --data.held-out)"
         )
     error = figure.endswith("_error")  # errors are in the unit of the targets, others in percent
     return compare(

@@ -19,11 +19,11 @@ from spequant.comparison import compare, deviation, students_t
 from spequant.extras import needs
 from spequant.files import make_folder, remove
 
-MARK = ".demo"
+DEMO_MARK = ".demo"
 """a file that says that a demo made this folder"""
 ARMS = {"float": "digits-float", "Retrain W2A2": "digits-w2a2-retrain", "SPEQ W2A2": "digits-w2a2-speq"}
 """{arm: its recipe}; the low-bit arms start from the float one"""
-HELD_OUT = 200
+DEMO_HELD_OUT = 200
 """training images that the curves of accuracy are measured on, and nothing is trained on"""
 DEMO_FILES = ("digits-float", "digits-w2a2-retrain-seed*", "digits-w2a2-speq-seed*", "curves.png")
 
@@ -39,12 +39,12 @@ def run_demo(settings: Demo) -> None:
     needs("matplotlib.figure", "report")  # which the curves need at the end
     if len(settings.seeds) > 1:
         students_t()
-    if settings.out.exists() and not (settings.out / MARK).exists() and any(settings.out.iterdir()):
+    if settings.out.exists() and not (settings.out / DEMO_MARK).exists() and any(settings.out.iterdir()):
         raise ValueError(
             f"out is {settings.out}, which holds something and was not made by a demo; name an empty or new folder"
         )
     make_folder(settings.out)
-    (settings.out / MARK).touch()
+    (settings.out / DEMO_MARK).touch()
     for path in [path for pattern in DEMO_FILES for path in settings.out.glob(pattern)]:
         remove(path) if path.is_dir() else path.unlink()
     start = settings.out / "digits-float"
@@ -53,7 +53,7 @@ def run_demo(settings: Demo) -> None:
     for arm, name in ARMS.items():
         for seed in (0,) if arm == "float" else settings.seeds:
             recipe, folder = RECIPES[name]().with_seed(seed), start
-            recipe = replace(recipe, data=replace(recipe.data, held_out=HELD_OUT))
+            recipe = replace(recipe, data=replace(recipe.data, held_out=DEMO_HELD_OUT))
             if settings.epochs is not None:
                 recipe = replace(recipe, train=replace(recipe.train, epochs=settings.epochs))
             if recipe.quantized:
@@ -70,7 +70,7 @@ def run_demo(settings: Demo) -> None:
 
 
 def _table(runs: Mapping[str, Mapping[Path, dict[str, Any]]]) -> Table:
-    table = Table("network", "test accuracy, %", "deviation", "weights, KiB", "seconds a run")
+    table = Table("network", "test accuracy, %", "deviation", "weights, KiB", "seconds per run")
     for arm, folders in runs.items():
         results = list(folders.values())
         accuracy = [r["test_accuracy"] for r in results]

@@ -9,7 +9,7 @@ from torch import nn
 
 from spequant.app.recipes.training import device_named
 from spequant.app.runs.images import Images, measure
-from spequant.app.studies.arms import BASELINE, facts_of
+from spequant.app.studies.arms import BASELINE, facts_of_runs
 from spequant.app.studies.page import StudyReport
 from spequant.app.studies.pictures import draw_lines
 from spequant.app.studies.tables import method
@@ -29,10 +29,10 @@ def fig2(shop: Workshop) -> StudyReport:
     network = low_bits(shop, {BASELINE: method("retrain")}, shop.seeds[:1])[BASELINE]
     recipe, model = shop.finished(network.folder)
     images = Images(recipe, device_named(recipe.train.device))
-    data = (images.test if images.held is None else images.held).part(slice(0, GREEDY_IMAGES))
+    data = (images.test if images.held_out is None else images.held_out).part(slice(0, GREEDY_IMAGES))
     with shop.phase("raising layers to 8 bits, one after another"):
         order = greedy_order(model, data)
-        soft = soft_labels(model, data, shop.widths)
+        soft = soft_label_rows(model, data, shop.widths)
     rows = [{**vars(step), "loss": f"{step.loss:.4f}", "command": network.command} for step in order]
 
     def draw(figure: Any) -> None:
@@ -46,8 +46,10 @@ def fig2(shop: Workshop) -> StudyReport:
         right.set_xlabel("activation bits of all layers")
         right.set_ylabel("of soft labels, 0 to 1")
 
-    about = f"{about_one(shop)} {len(data)} {'test' if images.held is None else 'held-out'} images, chosen by the loss."
-    title, facts = "Greedy order of layers, and soft labels (figure 2)", facts_of([network.folder])
+    about = (
+        f"{about_one(shop)} {len(data)} {'test' if images.held_out is None else 'held-out'} images, chosen by the loss."
+    )
+    title, facts = "Greedy order of layers, and soft labels (figure 2)", facts_of_runs([network.folder])
     return StudyReport(title, about, rows, draw, facts, {"soft labels": soft})
 
 
@@ -94,7 +96,7 @@ def greedy_order(model: nn.Module, data: ImageSet) -> list[GreedyStep]:
 
 
 @torch.no_grad()
-def soft_labels(model: nn.Module, data: ImageSet, widths: Sequence[int]) -> list[dict[str, Any]]:
+def soft_label_rows(model: nn.Module, data: ImageSet, widths: Sequence[int]) -> list[dict[str, Any]]:
     """What the soft labels of `model` on `data` are at each activation width.
 
     Returns:

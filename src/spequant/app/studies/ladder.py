@@ -73,7 +73,7 @@ def run_ladder(settings: LadderRecipe) -> None:
     if recipe.train.threads is not None:
         torch.set_num_threads(recipe.train.threads)
     images = Images(recipe, device_named(recipe.train.device))
-    if images.held is None:
+    if images.held_out is None:
         raise ValueError("data.held_out is 0; the ladder needs held-out images to name the worst layer")
     network, batches, rows = images.network(), images.calibration(), []
     for number, (weight, act) in enumerate(RUNGS, 1):
@@ -82,12 +82,12 @@ def run_ladder(settings: LadderRecipe) -> None:
             reporter.phase("calibrating the network as a whole")
             model = rung.quant.calibrated(network, batches)
             reporter.phase("measuring each layer alone")
-            costs = losses_alone(model, images.held.part(slice(0, LAYER_IMAGES)))[1]
+            costs = losses_alone(model, images.held_out.part(slice(0, LAYER_IMAGES)))[1]
             layer = max(costs, key=costs.__getitem__)
             reporter.phase("measuring the calibrated network")
             row = {
                 "rung": rung.name,
-                "calibrated": measure(model, images.held, track=reporter.track).accuracy,
+                "calibrated": measure(model, images.held_out, track=reporter.track).accuracy,
                 "calibrated_test": measure(model, images.test, track=reporter.track).accuracy,
                 "worst_layer": layer,
                 "worst_layer_loss": costs[layer],
@@ -95,7 +95,7 @@ def run_ladder(settings: LadderRecipe) -> None:
             result = run(rung, settings.out / rung.name, reporter)
         rows.append({**row, "trained": result["held_out_accuracy"], "trained_test": result["test_accuracy"]})
     table = Table("", "calibrated: held out", "test", "trained: held out", "test", "worst layer (loss if alone)")
-    floating = {"held": measure(network, images.held).accuracy, "test": measure(network, images.test).accuracy}
+    floating = {"held": measure(network, images.held_out).accuracy, "test": measure(network, images.test).accuracy}
     table.add_row("float", f"{floating['held']:.2f}", f"{floating['test']:.2f}")
     for row in rows:
         figures = [f"{row[k]:.2f}" for k in ("calibrated", "calibrated_test", "trained", "trained_test")]

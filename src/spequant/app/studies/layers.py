@@ -20,7 +20,7 @@ from spequant.train.freezing import MAX_BITS
 CLIPPED, USED, CHANGED = 0.05, 0.5, 0.01
 """a layer is marked if it clips a larger share, uses a smaller share of its levels, or, with `MAX_BITS` bits or fewer,
 has a larger share of codes that still change"""
-LEAST = 1e-4
+LEAST_SHARE = 1e-4
 """the share of changed codes at which the picture's colours begin"""
 MOST_EPOCHS = 12
 """the largest number of epochs whose agreement is printed"""
@@ -132,7 +132,7 @@ def draw_layers(looks: Looks, out: Path, about: str = "") -> None:
     panels: tuple[tuple[str, np.ndarray, Any, str], ...] = (
         ("clipped, %", clipped, colors.Normalize(0, most), "magma_r"),
         ("levels in use, %", 100 * looks.values["levels"] / of, colors.Normalize(0, 100), "magma"),
-        ("codes changed, %", 100 * np.maximum(changed, LEAST), colors.LogNorm(100 * LEAST, 100), "magma_r"),
+        ("codes changed, %", 100 * np.maximum(changed, LEAST_SHARE), colors.LogNorm(100 * LEAST_SHARE, 100), "magma_r"),
     )
     rows, columns = clipped.shape
     names = max(map(len, looks.names))

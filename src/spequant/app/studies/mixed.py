@@ -13,14 +13,14 @@ from spequant.app.recipes.quantization import Quantization
 from spequant.app.recipes.training import device_named
 from spequant.app.runs.fields import make_field
 from spequant.app.runs.images import Images
-from spequant.app.studies.arms import BASELINE, Arm, Trained, arms_report, equal_terms, facts_of, folders_of
+from spequant.app.studies.arms import BASELINE, Arm, Trained, arms_report, equal_terms, facts_of_runs, folders_of
 from spequant.app.studies.page import StudyReport
 from spequant.app.studies.pictures import draw_lines
 from spequant.app.studies.planned import PLANNED, Plans, planned
 from spequant.app.studies.sensitivity import LAYER_IMAGES, assign, losses_alone, losses_raised, low_bit_layers
 from spequant.app.studies.tables import method
 from spequant.app.studies.workshop import Workshop, about, low_bits
-from spequant.comparison.pictures import fit, write_outliers
+from spequant.comparison.pictures import fit_limits, write_outliers
 from spequant.deploy import LayerCost, model_costs
 from spequant.methods import SPEQ
 from spequant.preparation.placement import unprepare
@@ -85,7 +85,7 @@ def sensitivity(shop: Workshop) -> StudyReport:
     """What each layer costs at few bits; mixed precision from it, by SPEQ, against uniform bits. Takes a RUN."""
     base, recipe, folder = _subject(shop)
     with shop.phase("measuring each layer alone"):
-        layers = measured(recipe, shop.finished(folder)[1], planner=shop.settings.budget in PLANNED)
+        layers = layer_measures(recipe, shop.finished(folder)[1], planner=shop.settings.budget in PLANNED)
     arms = _arms(base, recipe, layers, shop)
     equal_terms(arms)
     done = shop.train(arms)
@@ -108,7 +108,7 @@ def sensitivity(shop: Workshop) -> StudyReport:
     return replace(
         report,
         about=text,
-        facts=facts_of([folder, *folders_of(done)]),
+        facts=facts_of_runs([folder, *folders_of(done)]),
         more={"layers": table},
         draw=lambda f: _draw(f, layers, done, shop.settings.budget),
     )
@@ -132,7 +132,7 @@ def _subject(shop: Workshop) -> tuple[str, Recipe, Path]:
     return recipe.name, shop.shared()(recipe), folder
 
 
-def measured(recipe: Recipe, model: nn.Module, *, planner: bool = False) -> LayerMeasures:
+def layer_measures(recipe: Recipe, model: nn.Module, *, planner: bool = False) -> LayerMeasures:
     """Measure the layers of a trained network, on held-out images of `recipe`, or else on training images.
 
     Args:
@@ -148,7 +148,7 @@ def measured(recipe: Recipe, model: nn.Module, *, planner: bool = False) -> Laye
     names = low_bit_layers(model, recipe.quant.weight_bits, recipe.quant.act_bits)
     if not names:
         raise ValueError("run is a network no layer of which has the bits of its recipe; expected low bits")
-    kind, data = ("training", field.train) if field.held is None else ("held-out", field.held)
+    kind, data = ("training", field.train) if field.held_out is None else ("held-out", field.held_out)
     data = data.part(slice(0, LAYER_IMAGES))
     from_float = recipe.network.weights is not None or recipe.network.pretrained
     floating = field.network() if from_float else unprepare(model)
@@ -207,14 +207,14 @@ def _draw(figure: Any, layers: LayerMeasures, done: Sequence[Trained], what: str
     names = list(layers.raised)
     figure.set_size_inches(12, max(4.5, 1.5 + 0.17 * len(names)))
     left, middle, right = figure.subplots(1, 3)
-    limits = fit(left, [0.0, *(layers.alone[bits][n] for bits in LAYER_WIDTHS[:3] for n in names)])
+    limits = fit_limits(left, [0.0, *(layers.alone[bits][n] for bits in LAYER_WIDTHS[:3] for n in names)])
     for bits, mark in zip(LAYER_WIDTHS[:3], "osD", strict=True):
         left.plot([layers.alone[bits][n] for n in names], range(len(names)), mark, markersize=4, label=f"{bits} bits")
     for place, n in enumerate(names):
         write_outliers(left, place, [layers.alone[bits][n] for bits in LAYER_WIDTHS[:3]], limits, "x", 2)
     left.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     left.set_xlabel("loss above float's, quantized alone")
-    limits = fit(middle, [0.0, *layers.raised.values()])
+    limits = fit_limits(middle, [0.0, *layers.raised.values()])
     middle.barh(range(len(names)), list(layers.raised.values()))
     for place, n in enumerate(names):
         write_outliers(middle, place, [layers.raised[n]], limits, "x", 2)

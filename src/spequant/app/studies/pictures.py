@@ -7,7 +7,7 @@ from typing import Any
 
 from spequant.app.runs.folder import figures, main_figure, rows_of
 from spequant.comparison import half_width
-from spequant.comparison.pictures import blank, fit, save, within, write_outliers
+from spequant.comparison.pictures import blank, fit_limits, save, within, write_outliers
 
 Points = Sequence[tuple[float, Sequence[float]]]
 """[(place on the x axis, one value per seed)]"""
@@ -27,7 +27,7 @@ def draw_lines(axes: Any, lines: Mapping[str, Points], *, band: bool = False, di
     late = {label: len(lines[label]) // 3 if band and axes.get_yscale() == "linear" else 0 for label in lines}
     values = [v for label, points in lines.items() for _, values in points[late[label] :] for v in values]
     ends = [m + s * half for label in lines for _, m, half in stats[label][late[label] :] for s in (-1, 1)]
-    low, high = limits = fit(axes, values, ends, along="y")
+    low, high = limits = fit_limits(axes, values, ends, along="y")
     outside: dict[float, list[float]] = {}
     for i, (label, points) in enumerate(lines.items()):
         places, means, halves = map(list, zip(*stats[label], strict=True))

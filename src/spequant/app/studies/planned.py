@@ -31,7 +31,7 @@ class Plans:
 
     plan: Planner
     widths: tuple[int, ...]
-    known: dict[tuple[tuple[str, int], ...], Footprint] = field(default_factory=dict)
+    footprints: dict[tuple[tuple[str, int], ...], Footprint] = field(default_factory=dict)
 
     def cost(self, widths: Mapping[str, int], what: str) -> int:
         """Return the bytes of flash or ram (`what`) with layers of these bits."""
@@ -79,9 +79,9 @@ class Plans:
 
     def _of(self, widths: Mapping[str, int]) -> Footprint:
         key = tuple(sorted(widths.items()))
-        if key not in self.known:
-            self.known[key] = self.plan(widths)
-        return self.known[key]
+        if key not in self.footprints:
+            self.footprints[key] = self.plan(widths)
+        return self.footprints[key]
 
     def _bytes(self, widths: Mapping[str, int], what: str, steps: int | None = None) -> np.ndarray:
         """What is limited, (1,) of flash, (steps,) of ram. steps: None: those of the program; another that has more or

@@ -17,9 +17,9 @@ from spequant.app.studies.arms import (
     BASELINE,
     Arm,
     arms_report,
-    chosen,
+    chosen_arms,
     equal_terms,
-    facts_of,
+    facts_of_runs,
     folders_of,
     over_seeds,
     same_columns,
@@ -61,7 +61,9 @@ def _compared(
             )
         networks = families if families is not None and not one else [shop.family(families or CIFAR)]
         plain = {family: table(family, lambda recipe: recipe) for family in networks}
-        names = {(a.group, a.label) for a in chosen([a for arms in plain.values() for a in arms], shop.settings.only)}
+        names = {
+            (a.group, a.label) for a in chosen_arms([a for arms in plain.values() for a in arms], shop.settings.only)
+        }
         networks = [family for family, arms in plain.items() if any((a.group, a.label) in names for a in arms)]
         shared = once(shop.shared(size, one=one))  # which trains the float networks, only of the chosen arms
         arms = [a for family in networks for a in table(family, shared) if (a.group, a.label) in names]
@@ -101,7 +103,7 @@ def table1(shop: Workshop) -> StudyReport:
         for label, column in product(networks, TABLE1_COLUMNS)
     }
     text = f"{about(shop)} Test accuracy, %, of trained networks at other widths; ends and addends keep theirs."
-    facts = facts_of(folders_of(networks.values()))
+    facts = facts_of_runs(folders_of(networks.values()))
 
     def draw(figure: Any) -> None:
         draw_grids(figure, panels, widths, "test accuracy, %")
@@ -140,7 +142,7 @@ def any_precision(shop: Workshop) -> StudyReport:
         axes.set_xlabel("activation bits")
         axes.set_ylabel("test accuracy, %: mean, 95 % interval")
 
-    facts = facts_of(folders_of(networks.values()))
+    facts = facts_of_runs(folders_of(networks.values()))
     for label in measured:
         facts[f"command of the one network, {label}"] = networks[label].command
     text = f'{about(shop)} Test accuracy, %; "it" is a network trained at the width.'

@@ -8,7 +8,7 @@ import numpy as np
 from spequant.app.recipes import Recipe
 from spequant.data import Folder
 
-CLASS_NAMES, IMAGES_PER_CLASS = ("dark", "light"), {"train": 24, "val": 8}
+TINY_CLASSES, IMAGES_PER_CLASS = ("dark", "light"), {"train": 24, "val": 8}
 
 
 def write_images(folder: Path, size: int) -> Path:
@@ -17,7 +17,7 @@ def write_images(folder: Path, size: int) -> Path:
 
     rng = np.random.default_rng(0)
     for part, count in IMAGES_PER_CLASS.items():
-        for number, name in enumerate(CLASS_NAMES):
+        for number, name in enumerate(TINY_CLASSES):
             (folder / part / name).mkdir(parents=True, exist_ok=True)
             for i in range(count):
                 pixels = rng.integers(0, 128, (size, size, 3)) + 127 * number

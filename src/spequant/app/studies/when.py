@@ -18,11 +18,12 @@ from spequant.app.studies.pictures import draw_lines
 from spequant.app.studies.tables import EQUAL_TIME, Change, Family, arm, longer, method, speq_and_kd
 from spequant.app.studies.workshop import Workshop, about
 from spequant.data import ImageSettings
+from spequant.data.soft_labels import SLOTS
 
-LABELS = (BASELINE, "Retrain, equal time", "SPEQ", "KD", "KD, soft labels", "SPEQ and KD")
-TEMPERATURE, SLOTS = 2.0, 8
-"""of distillation; crops per image whose soft labels are written once"""
-FEW = "cifar10-5k-resnet20-w2a2-speq"
+ARM_LABELS = (BASELINE, "Retrain, equal time", "SPEQ", "KD", "KD, soft labels", "SPEQ and KD")
+TEMPERATURE = 2.0
+"""of distillation"""
+DEFAULT_RECIPE = "cifar10-5k-resnet20-w2a2-speq"
 HELD_OUT = 20_000  # images, where the settings name no number
 
 
@@ -34,15 +35,15 @@ def when(shop: Workshop) -> StudyReport:
         raise ValueError(f"sizes is {sizes!r}; expected numbers of images, each once, in ascending order")
     labels = {size: _chosen_labels(shop, size) for size in sizes}
     for pattern in shop.settings.only:
-        if not any(fnmatchcase(f"{_group(size)}/{label}", pattern) for size in sizes for label in LABELS):
+        if not any(fnmatchcase(f"{_group(size)}/{label}", pattern) for size in sizes for label in ARM_LABELS):
             raise ValueError(
                 f"only has {pattern!r}, which matches no GROUP/ARM; groups are {', '.join(map(_group, sizes))}, arms "
-                f"{', '.join(LABELS)}"
+                f"{', '.join(ARM_LABELS)}"
             )
     trained = shop.train([one for size in sizes if labels[size] for one in _arms(shop, size, labels[size])])
     gaps = {t.arm.group: float_gap(Path(str(t.arm.recipe.network.weights))) for t in trained}
     trained = [replace(t, arm=replace(t.arm, more={"float gap": gaps[t.arm.group]})) for t in trained]
-    text = f"{about(shop, shop.settings.recipe or FEW)} The float gap is training minus held-out accuracy."
+    text = f"{about(shop, shop.settings.recipe or DEFAULT_RECIPE)} The float gap is training minus held-out accuracy."
     report = arms_report("When it helps: gain by how far the float network overfits", text, trained)
     return replace(report, draw=lambda figure: _draw(figure, trained, gaps))
 
@@ -53,14 +54,14 @@ def _group(size: int) -> str:
 
 def _chosen_labels(shop: Workshop, size: int) -> list[str]:
     """The labels of the arms on `size` images that the settings choose; the baseline is among them."""
-    patterns, names = shop.settings.only or ("*",), {label: f"{_group(size)}/{label}" for label in LABELS}
+    patterns, names = shop.settings.only or ("*",), {label: f"{_group(size)}/{label}" for label in ARM_LABELS}
     labels = [label for label, name in names.items() if any(fnmatchcase(name, pattern) for pattern in patterns)]
     return labels if not labels or BASELINE in labels else [BASELINE, *labels]
 
 
 def _arms(shop: Workshop, size: int, labels: Sequence[str]) -> list[Arm]:
     """The arms `labels` on `size` training images, which start from a float network of these images alone."""
-    settings, name = shop.settings, shop.settings.recipe or FEW
+    settings, name = shop.settings, shop.settings.recipe or DEFAULT_RECIPE
     base = recipe_named(name)
     images = settings.train_images or base.data.images
     if images is None or not isinstance(base.data, ImageSettings):
@@ -126,9 +127,9 @@ def _float(shop: Workshop, share: float, run: Path | None) -> Path:
 def float_gap(folder: Path) -> float:
     """Return how far the float run in `folder` overfits, in points: training accuracy in its last epoch, on augmented
     images, minus held-out accuracy."""
-    held = {name: value for name, value in read_result(folder).items() if name.startswith("held_out_")}
+    held_out = {name: value for name, value in read_result(folder).items() if name.startswith("held_out_")}
     last = list(rows_of(folder, "epoch"))[-1]
-    return float(last["train_accuracy"]) - float(held[main_figure(held)])
+    return float(last["train_accuracy"]) - float(held_out[main_figure(held_out)])
 
 
 def _draw(figure: Any, trained: Sequence[Trained], gaps: dict[str, float]) -> None:

@@ -52,10 +52,10 @@ def every_pair(recipe: Recipe, model: nn.Module, widths: Sequence[int]) -> dict[
     accuracies = {}
     for weight, act in product(widths, widths):
         with weights_at(model, weight, trained), precision(model, LowBit(act, act_bits)):
-            held = _accuracy(field, model)
+            kept_bounds = _accuracy(field, model)
         again = replace(recipe.quant, weight_bits=weight, act_bits=act).calibrated(plain, field.calibration())
         reestimate_batch_norm(again, field.statistics())
-        accuracies[weight, act] = {"bounds held": held, "refitted": _accuracy(field, again)}
+        accuracies[weight, act] = {"bounds held": kept_bounds, "refitted": _accuracy(field, again)}
     return accuracies
 
 

@@ -15,7 +15,7 @@ from spequant.app.recipes import RECIPES, Recipe
 from spequant.app.recipes.command_line import recipe_named
 from spequant.app.recipes.readiness import check_ready
 from spequant.app.recipes.serial import from_json
-from spequant.app.recipes.variants import FLOAT, RETRAIN
+from spequant.app.recipes.variants import FLOAT_QUANTIZATION, RETRAIN
 from spequant.app.runs import Reporter, load_run
 from spequant.app.runs.folder import RECIPE
 from spequant.app.studies.arms import Arm, Trained, carry_out, reason, train_arms, train_at_once
@@ -78,12 +78,12 @@ class Workshop:
         if self.settings.at_once > 1:
             train_at_once(recipes, self.runs, self.settings.at_once)
 
-    def family(self, known: Sequence[Family] = CIFAR) -> Family:
-        """The network of a study of one network; its published figures where it is one of `known`."""
+    def family(self, families: Sequence[Family] = CIFAR) -> Family:
+        """The network of a study of one network; its published figures where it is one of `families`."""
         name = self.settings.recipe or RESNET20
         if not isinstance(recipe_named(name).method, SPEQ.Settings):
             raise ValueError(f"recipe is {name!r}; expected a recipe of SPEQ's, e.g. {RESNET20} or {RESNET20}-200")
-        alike = (f for f in known if f.speq.removesuffix(LONG) == name.removesuffix(LONG))  # at whatever length
+        alike = (f for f in families if f.speq.removesuffix(LONG) == name.removesuffix(LONG))  # at whatever length
         return replace(next(alike, Family(name.removesuffix("-speq"), name)), speq=name)
 
     def shared(self, size: int = 16, *, one: bool = True) -> Callable[[Recipe], Recipe]:
@@ -121,7 +121,7 @@ class Workshop:
             weights = Path("runs") / name
         name = "" if weights is None else weights.name
         if self.settings.smoke:  # of two classes: no other weights fit
-            floating = replace(recipe, name=f"{recipe.name}-float", quant=FLOAT, method=RETRAIN)
+            floating = replace(recipe, name=f"{recipe.name}-float", quant=FLOAT_QUANTIZATION, method=RETRAIN)
             floating = replace(floating, network=replace(recipe.network, weights=None))
         elif weights is not None and weights == Path("runs") / name and name in RECIPES and not weights.exists():
             data = replace(RECIPES[name]().data, **_root(recipe.data))

@@ -9,7 +9,7 @@ import numpy as np
 
 from spequant.deploy.arena import Buffer, Plan, plan
 from spequant.deploy.c.bounds import largest_float
-from spequant.deploy.c.fusion import Fused, fusions
+from spequant.deploy.c.fusion import FusedGroup, fusions
 from spequant.deploy.c.rounding import Rounding
 from spequant.deploy.c.tensors import WORD, Call, Storage, Tensor, tensor
 from spequant.deploy.operations import Add, Operation, Quantize, Weighted
@@ -17,7 +17,7 @@ from spequant.deploy.program import Program
 
 CWriters = Mapping[type[Operation], Callable[[Any, Any], Tensor]]
 ON_A_GRID = "prepare with residual=8 and between=8, which put it on a grid"
-WORDS = 2.0**29
+STEPS_IN_INT32 = 2.0**29
 """Of int32: what the largest float value of a program becomes."""
 
 
@@ -41,7 +41,7 @@ class CEmitter:
         self.writers, self.program, self.pixels = writers, program, pixels
         self.tensors: dict[Operation, Tensor] = {}
         self.calls: list[Call] = []
-        self.fused: dict[Operation, Fused] = fusions(program)
+        self.fused: dict[Operation, FusedGroup] = fusions(program)
         self.unequal: dict[str, int] = {}
         self.outputs: dict[str, Tensor] = {}
         for op in program.ops[1:]:
@@ -56,15 +56,15 @@ class CEmitter:
     @cached_property
     def word(self) -> float:
         """What 1 stands for in all int32 tensors, so that they may stand in one."""
-        return largest_float(self.program) / WORDS
+        return largest_float(self.program) / STEPS_IN_INT32
 
     def value(self, op: Operation) -> Tensor:
         """The tensor of `op`, which is computed now if it is not yet there."""
         if op not in self.tensors:
             if type(op) not in self.writers:
                 raise ValueError(f"{op.name}: {op.WORD} is computed in float, which the format c has not; {ON_A_GRID}")
-            made = self.writers[type(op)](self, op)
-            self.tensors.setdefault(op, made)
+            result = self.writers[type(op)](self, op)
+            self.tensors.setdefault(op, result)
         return self.tensors[op]
 
     def parted(self, layer: Operation) -> list[tuple[Weighted, Add | None]]:
@@ -117,13 +117,13 @@ class CEmitter:
             buffers.append(Buffer(root.name, root.size, first, last))
         scratches = [(i, call) for i, call in enumerate(self.calls) if call.scratch]
         buffers += [Buffer(f"{call.name}: window", call.scratch, i, i) for i, call in scratches]
-        made = plan(buffers)
-        offsets = dict(zip(roots, made.offsets, strict=False))
+        layout = plan(buffers)
+        offsets = dict(zip(roots, layout.offsets, strict=False))
         for storage in ends:
             storage.offset = offsets[together[storage]]
-        for (_, call), offset in zip(scratches, made.offsets[len(roots) :], strict=True):
+        for (_, call), offset in zip(scratches, layout.offsets[len(roots) :], strict=True):
             call.scratch_offset = offset
-        return made
+        return layout
 
     def _lifetimes(self) -> tuple[dict[Storage, Storage], dict[Storage, tuple[int, int]]]:
         """({storage: that whose bytes it takes}, {storage: its first and last call})."""

@@ -12,7 +12,7 @@ CODE = 8192
 """Bytes that are reserved for the kernels. ResNet-8 W2A2 has 5.2 KB of them on a Cortex-M4, 5.0 on an M0 (-Os)."""
 STACK = 1024
 """Bytes that are reserved for the stack; manifest.json has what a program needs where it was compiled."""
-SCORE = 4
+SCORE_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,11 @@ def footprint(program: Program, preprocessing: Preprocessing | None = None) -> F
     Raises:
         ValueError: It has no form in C; the text names what is computed in float.
     """
-    made = c_project(program, preprocessing=preprocessing)
-    _, buffers = peak(made.plan.buffers)
-    numbers = sum(prod(output["shape"]) for output in made.head["outputs"])
-    layers = {layer["name"]: -(-layer["weights"] * layer["weight_bits"] // 8) for layer in made.head["layers"]}
+    project = c_project(program, preprocessing=preprocessing)
+    _, buffers = peak(project.plan.buffers)
+    numbers = sum(prod(output["shape"]) for output in project.head["outputs"])
+    layers = {layer["name"]: -(-layer["weights"] * layer["weight_bits"] // 8) for layer in project.head["layers"]}
     largest = tuple((b.name, b.size) for b in buffers if b.size)
-    return Footprint(made.flash, made.head["arena"], SCORE * numbers, largest, layers, alive(made.plan.buffers))
+    return Footprint(
+        project.flash, project.head["arena"], SCORE_BYTES * numbers, largest, layers, alive(project.plan.buffers)
+    )

@@ -9,13 +9,13 @@ from spequant.deploy.program import Program
 
 
 @dataclass(eq=False)
-class Fused:
+class FusedGroup:
     """Layers of equal sums. results: each with the addition that it ends in, or None: it is stored itself."""
 
     results: list[tuple[Weighted, Add | None]]
 
 
-def fusions(program: Program) -> dict[Operation, Fused]:
+def fusions(program: Program) -> dict[Operation, FusedGroup]:
     """{layer, or addition: what it is computed with}."""
     readers: dict[Operation, list[Operation]] = {op: [] for op in program.ops}
     before: dict[Operation, set[Operation]] = {}
@@ -24,12 +24,12 @@ def fusions(program: Program) -> dict[Operation, Fused]:
         for source in op.inputs:
             readers[source].append(op)
     outputs, taken = set(program.outputs.values()), set[Operation]()
-    groups: list[Fused] = []
-    made: dict[Operation, Fused] = {}
+    groups: list[FusedGroup] = []
+    by_operation: dict[Operation, FusedGroup] = {}
     for op in program.weighted:
         group = next((g for g in groups if _same(g.results[0][0], op)), None)
         if group is None:
-            groups.append(group := Fused([]))
+            groups.append(group := FusedGroup([]))
         additions: list[Add | None] = [None]
         if op not in outputs and op.grid is not None and all(_ends_in(r, op, taken) for r in readers[op]):
             additions = [r for r in readers[op] if isinstance(r, Add)] or [None]
@@ -40,8 +40,8 @@ def fusions(program: Program) -> dict[Operation, Fused]:
         others = [i for _, a in group.results if a is not None for i in a.inputs if i not in layers]
         if any(before[i] & {*layers, *(a for _, a in group.results if a)} for i in others):
             group.results = list(dict.fromkeys((op, None) for op, _ in group.results))
-        made |= {key: group for op, added in group.results for key in (op, added) if key is not None}
-    return made
+        by_operation |= {key: group for op, added in group.results for key in (op, added) if key is not None}
+    return by_operation
 
 
 def _same(a: Weighted, b: Weighted) -> bool:

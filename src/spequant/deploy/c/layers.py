@@ -41,25 +41,25 @@ def weighted(e: CEmitter, op: Weighted | Add) -> Tensor:
     else:
         source = e.value(flat)
     w = weights_of(layer, window)
-    roundings = {own: layer_rounding(e, own, w, source) for own, _ in group}
-    if any(added is not None and roundings[own].unequal for own, added in group):
+    roundings = {conv: layer_rounding(e, conv, w, source) for conv, _ in group}
+    if any(added is not None and roundings[conv].unequal for conv, added in group):
         group = e.parted(layer)
-    others = {added: _other(e, own, added) for own, added in group if added is not None}
+    others = {added: _other(e, conv, added) for conv, added in group if added is not None}
     results = []
-    for own, added in group:
-        how, last = e.rounded(own, roundings[own]), added or own
+    for conv, added in group:
+        how, last = e.rounded(conv, roundings[conv]), added or conv
         e.tensors[last] = to = e.new(last)
         if added is None:
             results.append(Result(to, how))
         else:
-            results.append(Result(to, how, _sum_of(e, added, own), others[added]))
+            results.append(Result(to, how, _sum_of(e, added, conv), others[added]))
     results.sort(key=lambda r: r.other is not None and r.other.bits == r.to.bits)  # the last may lie on its addend
     _call(e, layer, source, w, results)
     return e.value(op)
 
 
-def _other(e: CEmitter, own: Operation, added: Add) -> Tensor:
-    return e.value(next(i for i in added.inputs if i is not own))
+def _other(e: CEmitter, conv: Operation, added: Add) -> Tensor:
+    return e.value(next(i for i in added.inputs if i is not conv))
 
 
 def _call(e: CEmitter, op: Weighted, source: Tensor, w: Weights, results: list[Result]) -> None:
@@ -219,10 +219,10 @@ def _sum_of(e: CEmitter, op: Add, first: Operation) -> Sum:
     if op.grid is not None and all(g is not None for g in grids):
         units = [np.float32(g.step) / np.float32(op.grid.step) for g in grids if g is not None]
         ends = tuple((g.low, g.high) for g in (*grids, op.grid) if g is not None)
-        made = code_sum((units[0], units[1]), ends)
-        if made.unequal:
-            e.unequal[op.name] = e.unequal.get(op.name, 0) + made.unequal
-        return made
+        coded = code_sum((units[0], units[1]), ends)
+        if coded.unequal:
+            e.unequal[op.name] = e.unequal.get(op.name, 0) + coded.unequal
+        return coded
     if op.grid is not None:
         raise ValueError(f"{op.name}: an addition of float values to codes has no form in the format c; {ON_A_GRID}")
     units = [e.word if g is None else g.step for g in grids]

@@ -88,7 +88,7 @@ def moved(
     )
 
 
-def copied(e: CEmitter, op: Operation, source: Tensor, out: Tensor, more: int | None = None) -> None:
+def copy_call(e: CEmitter, op: Operation, source: Tensor, out: Tensor, more: int | None = None) -> None:
     """All numbers of `source` in their order."""
     moved(e, op, source, out, [(source.channels * source.positions, 1)], more=more)
 
@@ -108,7 +108,7 @@ def reshape(e: CEmitter, op: Reshape | Flatten) -> Tensor:
     if (source.channels, source.positions) == (shape[0], prod(shape[1:])):
         return source.viewed(shape)
     out = e.new(op)
-    copied(e, op, source, out)
+    copy_call(e, op, source, out)
     return out
 
 
@@ -160,7 +160,7 @@ def concat(e: CEmitter, op: Concat) -> Tensor:
 def pad(e: CEmitter, op: Pad) -> Tensor:
     """One number everywhere, or its own numbers at its sides; then `source` in the middle."""
     source, out = e.value(op.inputs[0]), e.new(op)
-    steps, own = steps_of(out.shape), steps_of(source.shape)
+    steps, source_steps = steps_of(out.shape), steps_of(source.shape)
     if op.mode == "constant":
         value = int(op.filling) - out.low if op.grid is not None else round(op.filling / out.unit)
         sizes = {"positions": out.positions, "channels": out.channels}
@@ -170,8 +170,8 @@ def pad(e: CEmitter, op: Pad) -> Tensor:
         parts = [_sides(op.mode, b, a, n) for b, a, n in zip(op.before, op.after, source.shape, strict=True)]
     for part in np.ndindex(*(len(p) for p in parts)):
         chosen = [p[i] for p, i in zip(parts, part, strict=True)]
-        digits = [(n, s * step) for (_, _, n, step), s in zip(chosen, own, strict=True)]
-        first = sum(f * s for (f, _, _, _), s in zip(chosen, own, strict=True))
+        digits = [(n, s * step) for (_, _, n, step), s in zip(chosen, source_steps, strict=True)]
+        first = sum(f * s for (f, _, _, _), s in zip(chosen, source_steps, strict=True))
         to_first = sum(t * s for (_, t, _, _), s in zip(chosen, steps, strict=True))
         moved(e, op, source, out, digits, first, to_first=to_first, to_steps=steps)
     return out
@@ -190,7 +190,7 @@ def reshaped_as(e: CEmitter, op: Operation, source: Tensor, shape: tuple[int, ..
     if (source.channels, source.positions) == (shape[0], prod(shape[1:])):
         return source.viewed(shape)
     out = copy_like(source, shape)
-    copied(e, op, source, out)
+    copy_call(e, op, source, out)
     return out
 
 
@@ -203,5 +203,5 @@ def given_out(e: CEmitter, name: str, op: Operation) -> Tensor:
     unit = source.unit if op.grid is None else op.grid.step
     storage = Storage(name, 4 * source.channels * source.positions, True, e.scores_size)
     out = Tensor(storage, source.shape, WORD, unit=unit)
-    copied(e, op, source, out, source.low)
+    copy_call(e, op, source, out, source.low)
     return out

@@ -108,7 +108,7 @@ def _pool(
     e.call("pool", op, (source,), (out,), **sizes, **more)
 
 
-def quantize(e: CEmitter, op: Quantize) -> Tensor:
+def quantize_call(e: CEmitter, op: Quantize) -> Tensor:
     if op.inputs[0] is e.program.input:
         return _entered(e, op)
     source, out = e.value(op.inputs[0]), e.new(op)

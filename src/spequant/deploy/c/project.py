@@ -191,17 +191,17 @@ def _test(e: CEmitter, ops: tuple[Operation, ...], shared: str, head: dict[str, 
     entry = head["input"]
     channels, *positions = entry["shape"]
     low, high = (0, 255) if entry["kind"] == "uint8" else (entry["low"] + entry["zero"], entry["high"] + entry["zero"])
-    given = made_up(low, high, channels * int(np.prod(positions)))
-    given = np.moveaxis(given.reshape(VECTORS, *positions, channels), -1, 1)
+    inputs = made_up(low, high, channels * int(np.prod(positions)))
+    inputs = np.moveaxis(inputs.reshape(VECTORS, *positions, channels), -1, 1)
     if e.pixels is None:
-        x = torch.from_numpy(given - entry["zero"]).float() * torch.tensor(entry["scale"], dtype=torch.float32)
+        x = torch.from_numpy(inputs - entry["zero"]).float() * torch.tensor(entry["scale"], dtype=torch.float32)
     else:
-        x = torch.from_numpy(np.stack([e.pixels[c][given[:, c]] for c in range(channels)], 1))
+        x = torch.from_numpy(np.stack([e.pixels[c][inputs[:, c]] for c in range(channels)], 1))
     twin = Twin(e.program)
     values = twin.everything(x)
     sums = [_checksum(values[op][i].numpy(), e.tensors[op].low) for i in range(VECTORS) for op in ops]
     outputs = twin.outputs(x)
-    scores = [last(outputs[o["name"]][i].numpy()) / o["unit"] for i in range(VECTORS) for o in head["outputs"]]
+    scores = [last_channels(outputs[o["name"]][i].numpy()) / o["unit"] for i in range(VECTORS) for o in head["outputs"]]
     expected = np.rint(np.concatenate(scores)).astype(np.int64)
     texts = {
         "TAPS": shared,
@@ -218,7 +218,7 @@ def _test(e: CEmitter, ops: tuple[Operation, ...], shared: str, head: dict[str, 
     return text
 
 
-def last(x: np.ndarray) -> np.ndarray:
+def last_channels(x: np.ndarray) -> np.ndarray:
     """(channels, *positions) with its channels last, as one row."""
     return np.moveaxis(x, 0, -1).reshape(-1)
 
@@ -226,17 +226,17 @@ def last(x: np.ndarray) -> np.ndarray:
 def _checksum(codes: np.ndarray, low: int) -> int:
     """Fowler, Noll and Vo's, of what is stored, channels last."""
     state = 2166136261
-    for code in (last(codes) - low).tolist():
+    for code in (last_channels(codes) - low).tolist():
         state = (state ^ code) * 16777619 % 2**32
     return state
 
 
-def write_project(folder: Path, name: str, made: Project, facts: Mapping[str, Any]) -> None:
-    """The files of `made` in `folder`. facts: more for the manifest."""
-    texts = made.files(name)
+def write_project(folder: Path, name: str, content: Project, facts: Mapping[str, Any]) -> None:
+    """The files of `content` in `folder`. facts: more for the manifest."""
+    texts = content.files(name)
     for file, text in texts.items():
         (folder / file).write_text(text, encoding="utf-8")
     digest = sha256("".join(texts.values()).encode()).hexdigest()
-    head = {**made.head, "name": name, "sha256": digest, **facts, "seal": OPEN}
+    head = {**content.head, "name": name, "sha256": digest, **facts, "seal": OPEN}
     data = json.dumps(head, indent=2).encode()
     (folder / MANIFEST).write_bytes(sealed(data, *(texts[file].encode() for file in sorted(texts))))

@@ -12,21 +12,22 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-FEW = 16
+from spequant.deploy.integers import INT16_MAX
+
+THRESHOLD_LEVELS = 16
 """Codes, up to which there is a table."""
 MULTIPLIER = 30
 """Bits of a multiplier below its first."""
 LARGEST_SHIFT = 52
 LARGEST_SHIFT_OF_WORDS = 32
 NEVER = 2**31 - 1
-SHORT = 2**15 - 1
 TRIED = (0, *(sign * 2**power for power in range(9) for sign in (1, -1)))
 """What is added to a multiplier until an offset fits: the twin's sums have the 24 bits of fp32, multipliers have 31."""
 
 LISTED = 64
 """Pairs of codes, up to which exceptions are listed."""
 
-Twin = Callable[[np.ndarray], np.ndarray]
+TwinFunction = Callable[[np.ndarray], np.ndarray]
 """From sums, int64 (outputs, n), to codes before they are rounded, fp32."""
 
 
@@ -59,10 +60,10 @@ class Rounding:
     @property
     def short(self) -> bool:
         """Whether int16 holds the steps."""
-        return self.steps is not None and bool((np.abs(self.steps[self.steps != NEVER]) < SHORT).all())
+        return self.steps is not None and bool((np.abs(self.steps[self.steps != NEVER]) < INT16_MAX).all())
 
 
-def steps(twin: Twin, first: np.ndarray, last: np.ndarray, low: int, high: int) -> np.ndarray:
+def thresholds(twin: TwinFunction, first: np.ndarray, last: np.ndarray, low: int, high: int) -> np.ndarray:
     """The smallest of the sums first .. last, int64 (outputs,), with each of the codes low + 1 .. high or a higher one;
     last + 1: there is none. int64 (outputs, codes), by halving."""
     codes = np.arange(low + 1, high + 1)[None, :]
@@ -77,7 +78,7 @@ def steps(twin: Twin, first: np.ndarray, last: np.ndarray, low: int, high: int) 
 
 
 def rounding(
-    twin: Twin, slope: np.ndarray, first: np.ndarray, last: np.ndarray, low: int, high: int, moved: np.ndarray
+    twin: TwinFunction, slope: np.ndarray, first: np.ndarray, last: np.ndarray, low: int, high: int, moved: np.ndarray
 ) -> Rounding:
     """Codes low .. high, stored less low.
 
@@ -88,9 +89,9 @@ def rounding(
         low, high: codes.
         moved: by how much these sums are larger than those that the kernel has, int64 (outputs,).
     """
-    at = steps(twin, first, last, low, high)
+    at = thresholds(twin, first, last, low, high)
     scaled = _multiplied(at, twin, slope, first, last, low, high, moved)
-    if high - low >= FEW:
+    if high - low >= THRESHOLD_LEVELS:
         return scaled
     bits = max(1, (high - low).bit_length())
     table = np.full((len(at), 2**bits - 1), NEVER, np.int64)
@@ -101,7 +102,7 @@ def rounding(
 
 def _multiplied(
     at: np.ndarray,
-    twin: Twin,
+    twin: TwinFunction,
     slope: np.ndarray,
     first: np.ndarray,
     last: np.ndarray,
@@ -109,11 +110,11 @@ def _multiplied(
     high: int,
     moved: np.ndarray,
 ) -> Rounding:
-    """By multiplier, offset and shift. at: of `steps`; all others: of `rounding`."""
+    """By multiplier, offset and shift. at: of `thresholds`; all others: of `rounding`."""
     ends = np.arange(low + 1, high + 1)[None, :]
     exact = _even(at, ends, slope, np.asarray(twin(np.zeros((len(at), 1), np.int64)), np.float64)[:, 0], first, last)
     fitted = exact if not exact[3].any() else _fitted(at, ends, slope, first, last)
-    multipliers, offsets, shifts, unequal = min(exact, fitted, key=lambda found: int(found[3].sum()))
+    multipliers, offsets, shifts, unequal = min(exact, fitted, key=lambda fit: int(fit[3].sum()))
     offsets = offsets + moved * multipliers
     even = fitted is exact or unequal is exact[3]
     return Rounding(8, None, multipliers, offsets, shifts, low, high, even, int(unequal.sum()))
@@ -148,8 +149,8 @@ def _even(
 
     def code(sums: np.ndarray) -> np.ndarray:
         value = sums * multipliers[:, None] + offsets[:, None]
-        found = value >> shifts[:, None]
-        return found - (((value & ((np.int64(1) << shifts[:, None]) - 1)) == 0) & (found & 1 == 1))
+        shifted = value >> shifts[:, None]
+        return shifted - (((value & ((np.int64(1) << shifts[:, None]) - 1)) == 0) & (shifted & 1 == 1))
 
     late = (code(at) < codes) & (at <= last[:, None])
     early = (code(at - 1) >= codes) & (at > first[:, None])

@@ -8,6 +8,7 @@ import numpy as np
 
 from spequant.deploy.c.emitter import CEmitter, Table
 from spequant.deploy.c.manifest import kernel
+from spequant.deploy.c.moves import DIGITS
 from spequant.deploy.c.rounding import Rounding, Sum
 from spequant.deploy.c.tensors import Call, Tensor
 
@@ -24,8 +25,7 @@ NEEDS = {
     "sum": ("floor",),
 }
 """{kernel: parts that have to stand before it}"""
-PARTS = ("types", "floor", "words", "rounding", "sum")
-DIGITS = 8
+PRELUDE = ("types", "floor", "words", "rounding", "sum")
 LINE = 116
 
 
@@ -58,7 +58,7 @@ def gather(lanes: int) -> str:
 
 def dot(lanes: int, sums: int, bits: int) -> str:
     """The kernel of products of weights of `bits` with codes of `lanes` positions, whose sums have `sums` bits."""
-    if not paired(lanes, bits):
+    if not paired_lanes(lanes, bits):
         return _plain(lanes, bits)
     per = 32 // bits
     half, load = per // 2, _loaded(4, "uint32_t")
@@ -83,10 +83,10 @@ def named(lanes: int, sums: int, bits: int) -> str:
 
 def total_of(lanes: int, sums: int, bits: int) -> str:
     """The kernel of sums of codes that belongs to one of `dot`, without its first word."""
-    return f"total2_{named(lanes, sums, bits)}" if paired(lanes, bits) else f"total{lanes}"
+    return f"total2_{named(lanes, sums, bits)}" if paired_lanes(lanes, bits) else f"total{lanes}"
 
 
-def paired(lanes: int, bits: int) -> bool:
+def paired_lanes(lanes: int, bits: int) -> bool:
     """Whether a kernel of `dot` makes two products at once where the core can."""
     return lanes == 2 and 8 % bits == 0
 
@@ -137,10 +137,10 @@ class Constants:
         """The name of a constant of this type and content."""
         key = f"{kind} {body}"
         if key not in self.names:
-            self.names[key] = own = f"net_{kind.removeprefix('net_').removesuffix('_t')}_{self.count}"
+            self.names[key] = constant = f"net_{kind.removeprefix('net_').removesuffix('_t')}_{self.count}"
             self.count += 1
             self.size += size
-            self.lines.append(f"static const {kind} {own}{'[]' if array else ''} = {body};")
+            self.lines.append(f"static const {kind} {constant}{'[]' if array else ''} = {body};")
         return self.names[key]
 
     def table(self, table: Table) -> str:
@@ -214,11 +214,11 @@ def kernels_of(calls: Iterable[Call]) -> list[str]:
     while new:
         needed |= new
         new = {part for name in new for part in NEEDS.get(name, ())} - needed
-    texts = [kernel(name) for name in PARTS if name in needed]
+    texts = [kernel(name) for name in PRELUDE if name in needed]
     texts += [kernel(name).replace("@DIGITS@", str(DIGITS)) for name in called]
     dots: Any = sorted({call.fields["dot"] for call in calls if call.kernel == "conv"})  # type: ignore[type-var]
     lanes = sorted({how[0] for how in dots})
-    texts += [gather(n) for n in lanes] + [kernel("pairs")] * any(paired(n, bits) for n, _, bits in dots)
+    texts += [gather(n) for n in lanes] + [kernel("pairs")] * any(paired_lanes(n, bits) for n, _, bits in dots)
     return texts + [dot(*how) for how in dots]
 
 
@@ -232,9 +232,9 @@ def source(e: CEmitter, arena: int) -> tuple[str, int]:
             values |= {"gather": Name(f"net_gather{how[0]}"), "total": Name(f"net_{total_of(*how)}")}
             values |= {"dot": Name(f"net_{named(*how)}"), "scratch": call.scratch_offset}
         body = constants.record(values)
-        own = f"net_call_{i}"
-        constants.lines.append(f"/* {call.name} */\nstatic const net_{call.kernel} {own} = {body};")
-        lines.append(f"    net_run_{call.kernel}(&{own}, &memory);\n    NET_DONE({i})")
+        constant = f"net_call_{i}"
+        constants.lines.append(f"/* {call.name} */\nstatic const net_{call.kernel} {constant} = {body};")
+        lines.append(f"    net_run_{call.kernel}(&{constant}, &memory);\n    NET_DONE({i})")
     parts = [*kernels_of(e.calls), "\n".join(constants.lines), _entry("\n".join(lines))]
     return "\n".join(parts), constants.size
 

@@ -6,10 +6,9 @@ from math import gcd
 
 import numpy as np
 
+from spequant.deploy.integers import INT16_MAX, INT32_MAX
 from spequant.deploy.operations import Weighted
 
-SUM = 2**31 - 1
-SHORT = 2**15 - 1
 INDEX = 2**16 - 1
 
 
@@ -71,19 +70,19 @@ def weights_of(op: Weighted, window: tuple[int, ...] | None = None) -> Weights:
     step = max(1, int(np.gcd.reduce(apart, axis=None)))
     stored = apart // step
     bits = max(1, int(stored.max()).bit_length())
-    made = Weights(values, stored, lows, step, bits, unit, bias, np.abs(scale))
+    weights = Weights(values, stored, lows, step, bits, unit, bias, np.abs(scale))
     codes = op.source.high - op.source.low
-    largest = values.shape[1] * codes * max(step * made.largest, int(np.abs(lows).max()))
-    if largest > SUM:
+    largest = values.shape[1] * codes * max(step * weights.largest, int(np.abs(lows).max()))
+    if largest > INT32_MAX:
         raise ValueError(
-            f"{op.name}: its sums of stored codes may reach {largest:,}; expected at most {SUM:,}, an int32. Give it "
-            "fewer bits or inputs"
+            f"{op.name}: its sums of stored codes may reach {largest:,}; expected at most {INT32_MAX:,}, an int32. "
+            "Give it fewer bits or inputs"
         )
-    if values.shape[1] > INDEX or max(step, int(np.abs(lows).max())) > SHORT:
+    if values.shape[1] > INDEX or max(step, int(np.abs(lows).max())) > INT16_MAX:
         raise ValueError(
             f"{op.name}: {values.shape[1]:,} products for each output; expected at most {INDEX:,}: --to onnx takes it"
         )
-    return made
+    return weights
 
 
 def packed(w: Weights) -> np.ndarray:

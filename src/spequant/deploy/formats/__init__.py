@@ -46,9 +46,9 @@ def format_to_write(path: Path, name: str | None) -> Format:
     endings = {n: len(f.suffix) for n, f in FORMATS.items() if path.name.lower().endswith(f.suffix)}
     longest = [n for n, length in endings.items() if length == max(endings.values())]
     if len(longest) != 1:
-        known = ", ".join(f"{f.suffix} ({n})" for n, f in FORMATS.items())
+        suffixes = ", ".join(f"{f.suffix} ({n})" for n, f in FORMATS.items())
         what = "may be " + " or ".join(longest) if longest else "has an ending of no format"
-        raise ValueError(f"path is {str(path)!r}, which {what}; give format=, or one of the endings {known}")
+        raise ValueError(f"path is {str(path)!r}, which {what}; give format=, or one of the endings {suffixes}")
     return FORMATS[longest[0]]
 
 

@@ -15,7 +15,7 @@ from spequant.deploy.c.engine import HOST, bundle, compiler, stack_size
 from spequant.deploy.c.layers import add, mul, weighted
 from spequant.deploy.c.manifest import MANIFEST, identifier, read_manifest, renamed
 from spequant.deploy.c.moves import concat, cut, given_out, pad, pixel_shuffle, repeat, reshape, transpose
-from spequant.deploy.c.pools import amax, avg_pool, clamp, function, max_pool, mean, quantize
+from spequant.deploy.c.pools import amax, avg_pool, clamp, function, max_pool, mean, quantize_call
 from spequant.deploy.c.project import Project, project, write_project
 from spequant.deploy.c.tensors import Tensor
 from spequant.deploy.code_graphs import CodedGraph, CodeGraphs
@@ -61,7 +61,7 @@ def _no_tensor(e: CEmitter, op: Operation) -> Any:
 WRITERS: CWriters = MappingProxyType(
     {
         Input: _no_tensor,
-        Quantize: quantize,
+        Quantize: quantize_call,
         Weighted: weighted,
         Add: add,
         Mul: mul,
@@ -114,24 +114,24 @@ def c_graph(
     program: Program, *, preprocessing: Preprocessing | None = None, taps: Sequence[Operation] = ()
 ) -> CodedGraph:
     """The program for `engine.cc`, with the codes of all operations that have a tensor of their own."""
-    made = c_project(program, preprocessing=preprocessing)
-    files = {**made.files("net"), HOST: renamed(made.host, "net")}
-    shapes = [op.shape[1:] for op in made.taps] if taps else []
-    return CodedGraph(bundle(files, made.head, shapes), made.zero, np.dtype(np.uint8), made.taps)
+    sources = c_project(program, preprocessing=preprocessing)
+    files = {**sources.files("net"), HOST: renamed(sources.host, "net")}
+    shapes = [op.shape[1:] for op in sources.taps] if taps else []
+    return CodedGraph(bundle(files, sources.head, shapes), sources.zero, np.dtype(np.uint8), sources.taps)
 
 
 class _Trying(CEmitter):
-    """found: (name, why not) of each operation that cannot be written, in whose place stands a tensor of its form."""
+    """refusals: (name, why not) of each operation that cannot be written, with a tensor of its form in its place."""
 
     def __init__(self, program: Program) -> None:
-        self.found: list[tuple[str, str]] = []
+        self.refusals: list[tuple[str, str]] = []
         super().__init__(WRITERS, program)
 
     def value(self, op: Operation) -> Tensor:
         try:
             return super().value(op)
         except ValueError as error:
-            self.found.append((op.name, str(error).removeprefix(f"{op.name}: ")))
+            self.refusals.append((op.name, str(error).removeprefix(f"{op.name}: ")))
             return self.tensors.setdefault(op, self.new(op))
 
 
@@ -160,14 +160,14 @@ class C(ProgramFormat):
     ) -> Draft:
         """FileNotFoundError: there is no C compiler."""
         compiler()
-        made = super().draft(model, example, preprocessing, about)
-        return Draft(made.content, made.program, [], [], 1, made.content.flash)
+        writing = super().draft(model, example, preprocessing, about)
+        return Draft(writing.content, writing.program, [], [], 1, writing.content.flash)
 
     def content(self, program: Program, preprocessing: Preprocessing | None, about: Mapping[str, Any] | None) -> Any:
         return c_project(program, preprocessing=preprocessing, about=about)
 
     def faults(self, program: Program) -> list[tuple[str, str]]:
-        return _Trying(program).found
+        return _Trying(program).refusals
 
     @contextmanager
     def placed(self, draft: Draft, path: Path) -> Iterator[Path]:

@@ -20,7 +20,7 @@ from spequant.deploy.engines import Run
 from spequant.deploy.loaded import Loaded, Preprocessing
 from spequant.deploy.lowering import lower
 from spequant.deploy.operations import Operation
-from spequant.deploy.parity import Batch, Parity
+from spequant.deploy.parity import Parity, ParityBatch
 from spequant.deploy.program import Program
 from spequant.files import destination, destination_folder, placed
 
@@ -96,7 +96,9 @@ class Format(ABC):
         """Write `draft` to the one file `path`; a format of several files has its own `placed`."""
         raise TypeError(f"{type(self).__name__} writes no file; define `write` or `placed`")
 
-    def answers(self, model: nn.Module, draft: Draft, path: Path, run: Run | None, batches: Iterable[Batch]) -> Parity:
+    def answers(
+        self, model: nn.Module, draft: Draft, path: Path, run: Run | None, batches: Iterable[ParityBatch]
+    ) -> Parity:
         """The network's answers and those of the written file; a format without a program has its own."""
         raise TypeError(f"{type(self).__name__} drafts no program and compares no answers; define `answers`")
 
@@ -150,13 +152,13 @@ class ProgramFormat(Format):
 
     def faults(self, program: Program) -> list[tuple[str, str]]:
         """(name, why not) of each operation of a kind that it has a form for, but which itself has none."""
-        found = []
+        refusals = []
         for op in program.weighted:
             try:
                 _ = op.integers
             except ValueError as error:
-                found.append((op.name, str(error).removeprefix(f"{op.name}: ")))
-        return found
+                refusals.append((op.name, str(error).removeprefix(f"{op.name}: ")))
+        return refusals
 
     @abstractmethod
     def content(self, program: Program, preprocessing: Preprocessing | None, about: Mapping[str, Any] | None) -> Any:

@@ -20,14 +20,14 @@ from spequant.deploy import engines
 from spequant.deploy.checks import check_dtype, check_forwards, check_hooks, on_no_integers, quantized_modules
 from spequant.deploy.draws import run_without_draws
 from spequant.deploy.formats.format import Draft, Format
-from spequant.deploy.integer_modules import Codes, IntegerModule, integer_form, summands
+from spequant.deploy.integer_modules import CodesOf, IntegerModule, integer_form, summands
 from spequant.deploy.last_bits import other_last_bits
 from spequant.deploy.loaded import Loaded, Preprocessing
 from spequant.deploy.onnx_file import check_size, loaded_onnx, metadata, numbers_in, read_onnx, write_onnx
 from spequant.deploy.onnx_versions import declare_lowest
-from spequant.deploy.outputs import by_name
-from spequant.deploy.parity import Batch, Parity
-from spequant.deploy.torch_graph import islands_of, reached, traced
+from spequant.deploy.outputs import outputs_by_name
+from spequant.deploy.parity import Parity, ParityBatch
+from spequant.deploy.torch_graph import exported_program, islands_of, reached
 from spequant.extras import needs
 from spequant.functional import without_autocast
 from spequant.layers import act_quantizers
@@ -86,14 +86,14 @@ def mixed_graph(
     check_size(sum(x.numel() * x.element_size() for x in (*network.parameters(), *network.buffers())))
     integers = {name: m for name, m in network.named_modules() if isinstance(m, IntegerModule)}
     places = network.named_modules(remove_duplicate=False)  # a module may stand in several
-    on_codes = {name for name, m in places if isinstance(m, IntegerModule | Codes)}
+    on_codes = {name for name, m in places if isinstance(m, IntegerModule | CodesOf)}
     if not on_codes:
         raise on_no_integers(model)
-    trace = traced(network, example, out, preprocessing)
+    trace = exported_program(network, example, out, preprocessing)
     if not reached(trace.nodes, on_codes):
         raise on_no_integers(model)
     graph, islands = declare_lowest(trace.graph), islands_of(trace.nodes, on_codes)
-    act_bits = sorted({m.grid.bits for m in network.modules() if isinstance(m, Codes)})
+    act_bits = sorted({m.grid.bits for m in network.modules() if isinstance(m, CodesOf)})
     content = {"islands": islands, "batch": trace.batch, "preprocessing": preprocessing, "act_bits": act_bits}
     needs("onnx", "deploy").helper.set_model_props(graph, metadata("mixed", content, about))
     clipped = [name for name, m in integers.items() if m.saturates]
@@ -116,7 +116,7 @@ def _copied(model: nn.Module) -> nn.Module:
     return network
 
 
-def answers(model: nn.Module, mixed: Mixed, run: engines.Run, batches: Iterable[Batch]) -> Parity:
+def answers(model: nn.Module, mixed: Mixed, run: engines.Run, batches: Iterable[ParityBatch]) -> Parity:
     """The logits of `model` and of an engine's `run` of its graph on the same images; of inputs by name, those of each
     output, padding (where attention_mask is 0) left out, and the network's own with other last bits."""
     parity = Parity(saturating=mixed.saturating)
@@ -128,7 +128,7 @@ def answers(model: nn.Module, mixed: Mixed, run: engines.Run, batches: Iterable[
         feed = {"input": feed} if isinstance(feed, np.ndarray) else feed
         with other_last_bits(model):
             moved = answer(model, x)
-        out, moved = by_name(out), by_name(moved)
+        out, moved = outputs_by_name(out), outputs_by_name(moved)
         for name, value in out.items():
             if value.dim() == 0:
                 raise ValueError(
@@ -160,7 +160,7 @@ class MixedFormat(Format):
     def write(self, draft: Draft, path: Path) -> None:
         write_onnx(draft.content.graph, path)
 
-    def answers(self, model: nn.Module, draft: Draft, path: Path, run: Any, batches: Iterable[Batch]) -> Parity:
+    def answers(self, model: nn.Module, draft: Draft, path: Path, run: Any, batches: Iterable[ParityBatch]) -> Parity:
         return answers(model, draft.content, run, batches)
 
     def recognised(self, path: Path) -> bool:

@@ -19,7 +19,7 @@ from spequant.deploy.code_graphs import CodedGraph, CodeGraphs
 from spequant.deploy.formats.format import Draft, ProgramFormat
 from spequant.deploy.grids import Grid
 from spequant.deploy.loaded import Loaded, Preprocessing
-from spequant.deploy.onnx_file import describe, loaded_onnx, metadata, program_in, read_onnx, write_onnx
+from spequant.deploy.onnx_file import described, loaded_onnx, metadata, program_in, read_onnx, write_onnx
 from spequant.deploy.onnx_function import codes, float_step
 from spequant.deploy.onnx_graph import ALIKE, Emitter, Writers, avg_pool, conv_attributes, gemm, mean, pad
 from spequant.deploy.operations import (
@@ -228,7 +228,7 @@ def integer_graph(
     inputs = [e.end(source, "input", "batch", kinds.FLOAT if preprocessing is None else kinds.UINT8)]
     outputs = e.ends(program, "batch")
     outputs |= {e.names[op]: e.tap(op, f"tap{i}") for i, op in enumerate(taps)}
-    content = {"program": describe(program, e.tensors), "preprocessing": preprocessing, "act_bits": program.act_bits}
+    content = {"program": described(program, e.tensors), "preprocessing": preprocessing, "act_bits": program.act_bits}
     return e.model(inputs, outputs, metadata("integer", content, about))
 
 
@@ -261,7 +261,7 @@ def code_graphs(form: type[IntegerGraph]) -> CodeGraphs:
     )
 
 
-GRAPHS = code_graphs(IntegerGraph)
+CODE_GRAPHS = code_graphs(IntegerGraph)
 
 
 class Onnx(ProgramFormat):
@@ -272,7 +272,7 @@ class Onnx(ProgramFormat):
     engines = "onnxruntime", "openvino"
     runs_in = "onnxruntime, OpenVINO, torch (the integer twin)"
     preprocessing = any_width = True
-    graphs = GRAPHS
+    graphs = CODE_GRAPHS
     writers = WRITERS
 
     def content(self, program: Program, preprocessing: Preprocessing | None, about: Mapping[str, Any] | None) -> Any:

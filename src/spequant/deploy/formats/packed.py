@@ -20,20 +20,20 @@ from spequant.deploy.engines import Run
 from spequant.deploy.formats.format import Draft, Format
 from spequant.deploy.grids import act_bounds, weight_codes
 from spequant.deploy.loaded import Loaded, Preprocessing
-from spequant.deploy.outputs import by_name
+from spequant.deploy.outputs import outputs_by_name
 from spequant.deploy.packed_file import (
     CODES,
     FLOATS,
     FORMAT,
     KEY,
     OUTPUTS,
-    PRODUCTS,
-    digest,
+    PRODUCT_SUFFIX,
+    content_digest,
     floats_of,
     others_of,
     read_packed,
 )
-from spequant.deploy.parity import Batch, Parity
+from spequant.deploy.parity import Parity, ParityBatch
 from spequant.files import placed
 from spequant.functional import dequantize
 from spequant.layers import OUTPUT, QuantizedAdd, QuantizedLayer, QuantizedProduct, Wrapper, act_slots, quantize_output
@@ -93,7 +93,7 @@ def pack(model: nn.Module, path: str | Path, about: Mapping[str, Any] | None = N
         "floats": [[name, list(t.shape)] for name, t in floats],
         "about": dict(about or {}),
     }
-    head = {"format": FORMAT, "digest": digest(tensors, content), **content}
+    head = {"format": FORMAT, "digest": content_digest(tensors, content), **content}
     with placed(Path(path)) as temporary:
         temporary.write_bytes(save(tensors, {KEY: json.dumps(head, separators=(",", ":"))}))
 
@@ -123,11 +123,11 @@ def load_packed(path: str | Path, network: nn.Module) -> nn.Module:
     outputs: dict[str, Quantizer] = {}
     for key, numbers in head["slots"].items():
         quantizers: list[Any] = [None if n is None else acts[n] for n in numbers]
-        name = key.removesuffix(OUTPUTS).removesuffix(PRODUCTS)
+        name = key.removesuffix(OUTPUTS).removesuffix(PRODUCT_SUFFIX)
         module = _layer(path, model, name)
         if key.endswith(OUTPUTS):
             outputs[name] = quantizers[0]
-        elif key.endswith(PRODUCTS):
+        elif key.endswith(PRODUCT_SUFFIX):
             wrappers[id(module)] = QuantizedProduct(module, *quantizers)
         elif name in head["layers"]:
             wrappers[id(module)] = QuantizedLayer(module, _weight(name, head, tensors, floats, module), *quantizers)
@@ -142,7 +142,7 @@ def load_packed(path: str | Path, network: nn.Module) -> nn.Module:
 def _adapted(network: nn.Module, head: Mapping[str, Any]) -> nn.Module:
     """A copy of the float `network` with the layers that the file speaks of."""
     model = copied(network)
-    adapt(model, products=any(key.endswith(PRODUCTS) for key in head["slots"]))
+    adapt(model, products=any(key.endswith(PRODUCT_SUFFIX) for key in head["slots"]))
     return model
 
 
@@ -153,10 +153,10 @@ def check_packed(path: str | Path, network: nn.Module) -> None:
 
 
 def _check_fit(path: Path, tensors: Mapping[str, Tensor], head: Mapping[str, Any], network: nn.Module) -> None:
-    held = {n: (tuple(shape), torch.float32) for n, shape in head["floats"] if ":" not in n}
-    held |= {n: (tuple(t.shape), t.dtype) for n, t in others_of(tensors).items()}
+    contents = {n: (tuple(shape), torch.float32) for n, shape in head["floats"] if ":" not in n}
+    contents |= {n: (tuple(t.shape), t.dtype) for n, t in others_of(tensors).items()}
     network = _adapted(network, head)
-    _compare(path, held, {n: (tuple(t.shape), t.dtype) for n, t in _state(network, head["layers"]).items()})
+    _compare(path, contents, {n: (tuple(t.shape), t.dtype) for n, t in _state(network, head["layers"]).items()})
     for name, spec in head["layers"].items():
         shape = tuple(_layer(path, network, name).weight.shape)
         if spec is not None and tuple(spec[0]) != shape:
@@ -180,9 +180,9 @@ def _acts(model: nn.Module) -> tuple[list[Quantizer], dict[str, list[int | None]
     slots: dict[str, list[int | None]] = {}
     for name, module in model.named_modules():
         if isinstance(module, Wrapper):
-            held = [getattr(module, attribute) for attribute in module.ACTS]
-            key = name + PRODUCTS if isinstance(module, QuantizedProduct) else name
-            slots[key] = [None if q is None else number[id(q)] for q in held]
+            in_order = [getattr(module, attribute) for attribute in module.ACTS]
+            key = name + PRODUCT_SUFFIX if isinstance(module, QuantizedProduct) else name
+            slots[key] = [None if q is None else number[id(q)] for q in in_order]
         if OUTPUT in module._modules:
             slots[name + OUTPUTS] = [number[id(module._modules[OUTPUT])]]
     return acts, slots
@@ -203,14 +203,14 @@ def _state(network: nn.Module, layers: Mapping[str, Any]) -> dict[str, Tensor]:
     return state
 
 
-def _compare(path: Path, held: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    for name in [*expected, *held]:
-        if name not in held:
+def _compare(path: Path, contents: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    for name in [*expected, *contents]:
+        if name not in contents:
             raise ValueError(f"{path} lacks {name}, which the network has: it is the file of another network")
         if name not in expected:
             raise ValueError(f"{path} holds {name}, which the network does not have: it is the file of another network")
-        if held[name] != expected[name]:
-            raise ValueError(f"{path}: {name} is {held[name]}; expected {expected[name]}, as in the network")
+        if contents[name] != expected[name]:
+            raise ValueError(f"{path}: {name} is {contents[name]}; expected {expected[name]}, as in the network")
 
 
 def _layer(path: Path, model: nn.Module, name: str) -> Any:
@@ -262,7 +262,9 @@ class Packed(Format):
     def write(self, draft: Draft, path: Path) -> None:
         pack(draft.content[0], path, draft.content[1])
 
-    def answers(self, model: nn.Module, draft: Draft, path: Path, run: Run | None, batches: Iterable[Batch]) -> Parity:
+    def answers(
+        self, model: nn.Module, draft: Draft, path: Path, run: Run | None, batches: Iterable[ParityBatch]
+    ) -> Parity:
         """ValueError: an answer that is not equal, bit for bit."""
         weights = list(model.parameters())
         loaded = load_packed(path, unprepare(model)).to(weights[0].device)
@@ -270,7 +272,7 @@ class Packed(Format):
             loaded = loaded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         parity = Parity()
         for x, _, labels in batches:
-            expected, got = (by_name(answer(m, x)) for m in (model, loaded))
+            expected, got = (outputs_by_name(answer(m, x)) for m in (model, loaded))
             for output, a in expected.items():
                 if not torch.equal(a, got[output]):
                     wrong = int((a != got[output]).sum())

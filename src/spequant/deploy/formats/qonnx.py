@@ -45,7 +45,7 @@ from spequant.deploy.program import Program
 DOMAIN = "qonnx.custom_op.general"
 
 
-def fewest_bits(low: int, high: int) -> tuple[int, int, int]:
+def bits_of_range(low: int, high: int) -> tuple[int, int, int]:
     """(bits, signed, narrow) of the smallest `Quant` integer type that holds low .. high; narrow: without -2^(b-1)."""
     if low >= 0:
         return max(1, high.bit_length()), 0, 0
@@ -94,7 +94,7 @@ class QuantGraph(Emitter):
 
     def rounded(self, value: str, grid: Grid, name: str) -> str:
         """To codes of `grid`; where the type has codes that the grid has not, they are clipped off first."""
-        bits, signed, narrow = fewest_bits(grid.low, grid.high)
+        bits, signed, narrow = bits_of_range(grid.low, grid.high)
         least = -(2 ** (bits - 1)) + narrow if signed else 0
         if (grid.low, grid.high) != (least, 2 ** (bits - signed) - 1):
             ends = [self.constant(np.float32(end), f"{name}.end") for end in (grid.low, grid.high)]
@@ -114,7 +114,7 @@ def _weighted(e: QuantGraph, op: Weighted) -> str:
     if (np.abs(codes) == 1).all():
         weight = e.node("BipolarQuant", [weight, e.constant(np.float32(1), f"{name}.scale")], name, domain=DOMAIN)
     else:
-        bits, _, narrow = fewest_bits(min(-1, int(codes.min())), max(1, int(codes.max())))
+        bits, _, narrow = bits_of_range(min(-1, int(codes.min())), max(1, int(codes.max())))
         weight = e.quant(weight, bits, 1, narrow, name)
     inputs = [e.names[op.inputs[0]], weight]
     sums = e.node("Conv", inputs, op.name, **conv_attributes(op)) if op.spatial else e.node("MatMul", inputs, op.name)

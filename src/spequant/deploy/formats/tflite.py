@@ -20,13 +20,13 @@ from spequant.deploy.formats.format import Draft, ProgramFormat
 from spequant.deploy.loaded import Loaded, Preprocessing
 from spequant.deploy.operations import FloatLayer, Input, Operation, Quantize, Weighted
 from spequant.deploy.program import Program
-from spequant.deploy.tflite_emitter import NONE, TfliteEmitter, TfliteWriters, channels_last, end_shape
+from spequant.deploy.tflite_emitter import NONE, TfliteEmitter, TfliteWriters, end_shape, nhwc
 from spequant.deploy.tflite_file import metadata, read_head, read_tflite, with_labels, write_tflite
 from spequant.deploy.tflite_layers import float_layer, weighted
-from spequant.deploy.tflite_moves import MOVES
+from spequant.deploy.tflite_moves import MOVE_WRITERS
 from spequant.deploy.tflite_nodes import FLOAT, INT8, UINT8
 from spequant.deploy.tflite_pointwise import POINTWISE
-from spequant.deploy.tflite_windows import WINDOWS
+from spequant.deploy.tflite_windows import WINDOW_WRITERS
 
 
 def _quantize(e: TfliteEmitter, op: Quantize) -> int:
@@ -42,8 +42,8 @@ WRITERS: TfliteWriters = {
     Weighted: weighted,
     FloatLayer: float_layer,
     **POINTWISE,
-    **WINDOWS,
-    **MOVES,
+    **WINDOW_WRITERS,
+    **MOVE_WRITERS,
 }
 
 
@@ -62,7 +62,7 @@ def _coarser(e: TfliteEmitter, op: Operation, fine: Operation) -> int:
 
 def _entered(e: TfliteEmitter, op: Operation, end: int) -> int:
     """An input of the graph, of `end_shape`, as the graph has it."""
-    return e.reshaped(op, end, channels_last(op.shape)) if len(op.shape) == 3 else end
+    return e.reshaped(op, end, nhwc(op.shape)) if len(op.shape) == 3 else end
 
 
 def _left(e: TfliteEmitter, op: Operation, tensor: int, ends: Iterable[int]) -> int:
@@ -158,12 +158,12 @@ def op_graph(op: Operation, fine: Operation | None = None, micro: bool = False) 
 
 
 class _Trying(TfliteEmitter):
-    """found: (name, why not) of each operation that cannot be written, in whose place stands a tensor like its
+    """refusals: (name, why not) of each operation that cannot be written, in whose place stands a tensor like its
     result."""
 
     def __init__(self, program: Program, micro: bool) -> None:
         super().__init__(WRITERS, program.ops, program.outputs.values(), micro)
-        self.found: list[tuple[str, str]] = []
+        self.refusals: list[tuple[str, str]] = []
         end = self.graph.tensor("input", end_shape(program.input.shape), FLOAT)
         self.tensors[program.input] = _entered(self, program.input, end)
 
@@ -172,7 +172,7 @@ class _Trying(TfliteEmitter):
             if type(op) in self.writers:
                 return super().emit(op)
         except ValueError as error:
-            self.found.append((op.name, str(error).removeprefix(f"{op.name}: ")))
+            self.refusals.append((op.name, str(error).removeprefix(f"{op.name}: ")))
         self.tensors[op] = self.like(op) if op.grid is None else self.codes(op, np.float32(op.grid.step))
 
 
@@ -196,7 +196,7 @@ class Tflite(ProgramFormat):
         e = _Trying(program, self.micro)
         for op in program.ops[1:]:
             e.emit(op)
-        return e.found
+        return e.refusals
 
     def write(self, draft: Draft, path: Path) -> None:
         write_tflite(draft.content, path)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spequant.deploy.operations.moving import Same
 from spequant.deploy.operations.operation import Operation, Step
-from spequant.deploy.operations.shaping import Reshape, Transpose, batch_of, reshaped, transposed
+from spequant.deploy.operations.shaping import Reshape, Transpose, batch_of, reshape_step, transposed
 from spequant.deploy.operations.slicing import Parts, Slice, sliced
 
 
@@ -119,5 +119,5 @@ def _gathered(step: Step, source: Step, places: Tensor, batch: int, why: Elsewhe
     whole = torch.arange(size).reshape(digits)[tuple(slice(*r) for r in ranges[1:])].permute([d - 1 for d in order[1:]])
     if not torch.equal(whole.reshape(places.shape), places):
         raise why
-    cut = sliced(reshaped(source, (batch, *digits), step.name), ranges, (batch, *counts), step.name)
-    return reshaped(transposed(cut, order, step.name), step.shape, step.name)
+    cut = sliced(reshape_step(source, (batch, *digits), step.name), ranges, (batch, *counts), step.name)
+    return reshape_step(transposed(cut, order, step.name), step.shape, step.name)

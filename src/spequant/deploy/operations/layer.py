@@ -178,7 +178,7 @@ class FloatLayer(Operation):
 
     @classmethod
     def floating(cls, step: Step, at: Lowering) -> Operation:
-        weight, bias = float_weights(step)
+        weight, bias = float_parameters(step)
         return at.add(cls(step.name, (at.value(step.inputs[0]),), None, step.shape, weight, bias, **step.attributes))
 
     @classmethod
@@ -187,7 +187,7 @@ class FloatLayer(Operation):
         return cls(**fields, weight=weight, bias=bias)
 
 
-def float_weights(step: Step) -> tuple[Tensor, Tensor]:
+def float_parameters(step: Step) -> tuple[Tensor, Tensor]:
     """(weight, bias) of a layer whose weight or input is float, as they are used. ValueError: only the input is
     quantized."""
     quantizer = None

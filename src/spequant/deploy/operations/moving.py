@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spequant.deploy.operations.operation import Operation, Read, Step
-from spequant.deploy.operations.shaping import reshaped
+from spequant.deploy.operations.shaping import reshape_step
 
 
 def _listed(dim: int = 0, axis: int | None = None, **_: Any) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class Stack(Operation):
     def settled(cls, step: Step) -> Step:
         dim, shape = step.attributes["dim"] % len(step.shape), list(step.shape)
         shape[dim] = 1
-        inputs = tuple(reshaped(i, tuple(shape), step.name) for i in step.inputs)
+        inputs = tuple(reshape_step(i, tuple(shape), step.name) for i in step.inputs)
         return Concat.settled(Step(step.name, Concat, inputs, step.shape, {"dim": dim}))
 
 

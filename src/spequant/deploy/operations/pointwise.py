@@ -56,8 +56,8 @@ class Clamp(Operation):
 
     @classmethod
     def own_grid(cls, step: Step) -> Grid | None:
-        own = step.inputs[0].own_grid
-        return None if own is None else own.clamped(**step.attributes)
+        grid = step.inputs[0].own_grid
+        return None if grid is None else grid.clamped(**step.attributes)
 
     @classmethod
     def carried(cls, step: Step, grid: Grid, at: Lowering) -> Operation | None:
@@ -114,8 +114,8 @@ def _numbered(function: str, *names: str) -> Read:
 def _called(function: str, **defaults: float) -> Read:
     """Of a call with arguments as in `defaults`; behind them `inplace`."""
 
-    def read(*args: float, inplace: bool = False, **given: float) -> dict[str, Any]:
-        values = defaults | dict(zip(defaults, args, strict=False)) | given
+    def read(*args: float, inplace: bool = False, **options: float) -> dict[str, Any]:
+        values = defaults | dict(zip(defaults, args, strict=False)) | options
         if set(values) != set(defaults):
             raise TypeError(f"{', '.join(values)} are given; expected {', '.join(defaults)}")
         return {"function": function, "numbers": tuple(float(v) for v in values.values())}

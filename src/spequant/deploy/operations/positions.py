@@ -13,7 +13,7 @@ from spequant.deploy.grids import Grid
 from spequant.deploy.operations.layer import Weighted
 from spequant.deploy.operations.moving import repeated
 from spequant.deploy.operations.operation import Lowering, Operation, Read, Step
-from spequant.deploy.operations.shaping import reshaped
+from spequant.deploy.operations.shaping import reshape_step
 from spequant.deploy.operations.windows import grown, joined, last_window, padded, sides
 
 POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -259,7 +259,7 @@ def _settled(kind: type[Operation], step: Step) -> Step:
         full = [1 if d in dims else n for d, n in enumerate(source.shape)]
         if not keep and len(step.shape) != len(source.shape) - len(dims):
             kept = Step(step.name, kind, (source,), tuple(full), {"keep": True, "dims": dims})
-            return reshaped(_positions(kept), step.shape, step.name)
+            return reshape_step(_positions(kept), step.shape, step.name)
     return _positions(Step(step.name, kind, (source,), step.shape, {"keep": keep, "dims": dims}))
 
 

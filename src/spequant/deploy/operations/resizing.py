@@ -16,8 +16,8 @@ from spequant.deploy.operations.operation import Lowering, Operation, Read, Step
 from spequant.deploy.operations.positions import Adaptive, AvgPool
 from spequant.deploy.operations.shaping import PixelShuffle
 from spequant.deploy.operations.slicing import Pad, Range, sliced
+from spequant.preparation.between import NEAREST
 
-NEAREST = ("nearest", "nearest-exact")
 LINES = ("linear", "bilinear", "trilinear")
 
 

@@ -67,7 +67,7 @@ class Flatten(Operation):
         return self.values(inputs)[0].flatten(1)
 
 
-def reshaped(source: Step, shape: tuple[int, ...], name: str) -> Step:
+def reshape_step(source: Step, shape: tuple[int, ...], name: str) -> Step:
     """`source` in another shape, by a step called `name`."""
     return Reshape.settled(Step(name, Reshape, (source,), shape))
 
@@ -123,7 +123,7 @@ class Transpose(Operation):
             raise ValueError(f"dimensions {order} put the batch elsewhere; expected 0 as the first")
         moved = [d for d in order if step.inputs[0].shape[d] > 1]
         if moved == sorted(moved):  # dimensions of one number change places with others, which moves nothing
-            return reshaped(step.inputs[0], step.shape, step.name)
+            return reshape_step(step.inputs[0], step.shape, step.name)
         step.attributes = {"order": order}
         return step
 
@@ -191,8 +191,8 @@ class PixelUnshuffle(Operation):
     def settled(cls, step: Step) -> Step:
         r, source = step.attributes["factor"], step.inputs[0]
         batch, channels, h, w = _image(source.shape)
-        apart = reshaped(source, (batch, channels, h // r, r, w // r, r), step.name)
-        return reshaped(transposed(apart, (0, 1, 3, 5, 2, 4), step.name), step.shape, step.name)
+        apart = reshape_step(source, (batch, channels, h // r, r, w // r, r), step.name)
+        return reshape_step(transposed(apart, (0, 1, 3, 5, 2, 4), step.name), step.shape, step.name)
 
 
 def _image(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -213,5 +213,5 @@ class ChannelShuffle(Operation):
     def settled(cls, step: Step) -> Step:
         source, groups = step.inputs[0], step.attributes["groups"]
         batch, channels, *sizes = source.shape
-        apart = reshaped(source, (batch, groups, channels // groups, math.prod(sizes)), step.name)
-        return reshaped(transposed(apart, (0, 2, 1, 3), step.name), step.shape, step.name)
+        apart = reshape_step(source, (batch, groups, channels // groups, math.prod(sizes)), step.name)
+        return reshape_step(transposed(apart, (0, 2, 1, 3), step.name), step.shape, step.name)

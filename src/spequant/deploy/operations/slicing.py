@@ -13,7 +13,7 @@ from spequant.deploy.grids import Grid
 from spequant.deploy.operations.layer import Weighted
 from spequant.deploy.operations.moving import Concat
 from spequant.deploy.operations.operation import Lowering, Operation, Read, Step
-from spequant.deploy.operations.shaping import reshaped
+from spequant.deploy.operations.shaping import reshape_step
 from spequant.deploy.operations.windows import Sides
 
 Range = tuple[int, int, int]
@@ -101,10 +101,10 @@ def sliced(source: Step, ranges: Sequence[Range], shape: tuple[int, ...], name: 
         start, stop, step = zip(*ranges[1:], strict=True)
         sizes = (len(range(*r)) for r in ranges)
         source = Step(name, Slice, (source,), tuple(sizes), {"start": start, "stop": stop, "step": step})
-    return reshaped(source, shape, name)
+    return reshape_step(source, shape, name)
 
 
-PIECES = 256
+MOST_PIECES = 256
 """The most that a dimension is put together of."""
 
 
@@ -125,15 +125,15 @@ def taken(step: Step, by: Callable[[Tensor], Tensor]) -> Step:
         indices = places[:, 0].tolist()
         if dim == 0 and indices != list(range(size)):
             raise ValueError("this takes samples of the batch, which has no form here; expected those of one")
-        source = gathered(source, dim, indices, name)
+        source = gather_step(source, dim, indices, name)
     return source
 
 
-def gathered(source: Step, dim: int, indices: Sequence[int], name: str) -> Step:
-    """What `source` has at `indices` of dimension `dim`, in their order. ValueError: more than `PIECES` pieces."""
+def gather_step(source: Step, dim: int, indices: Sequence[int], name: str) -> Step:
+    """What `source` has at `indices` of dimension `dim`, in their order. ValueError: more than `MOST_PIECES` pieces."""
     pieces = _runs(indices)
-    if len(pieces) > PIECES:
-        raise ValueError(f"an order of {len(pieces)} pieces has no form here; expected at most {PIECES}")
+    if len(pieces) > MOST_PIECES:
+        raise ValueError(f"an order of {len(pieces)} pieces has no form here; expected at most {MOST_PIECES}")
     parts, shape = [], list(source.shape)
     for piece in pieces:
         ranges: list[Range] = [(0, size, 1) for size in source.shape]
@@ -161,7 +161,7 @@ def _split(split_size_or_sections: Any = None, dim: int = 0, **_: Any) -> dict[s
     return {"dim": dim}
 
 
-SPLITS = {"chunk": _split, "split": _split, "split_with_sizes": _split, "tensor_split": _split}
+SPLIT_READERS = {"chunk": _split, "split": _split, "split_with_sizes": _split, "tensor_split": _split}
 
 
 @dataclass(eq=False)
@@ -170,10 +170,10 @@ class Parts(Operation):
 
     WORD = "split"
     FUNCTIONS: ClassVar[dict[Any, Read]] = {
-        **{getattr(torch, name): read for name, read in SPLITS.items()},
+        **{getattr(torch, name): read for name, read in SPLIT_READERS.items()},
         torch.unbind: lambda dim=0: {"dim": dim},
     }
-    METHODS: ClassVar[dict[str, Read]] = {**SPLITS, "unbind": lambda dim=0: {"dim": dim}}
+    METHODS: ClassVar[dict[str, Read]] = {**SPLIT_READERS, "unbind": lambda dim=0: {"dim": dim}}
 
     @staticmethod
     def part(parts: Step, index: Any, step: Step) -> Step:
@@ -191,12 +191,12 @@ class Parts(Operation):
         return sliced(source, ranges, step.shape, step.name)
 
 
-MODES = ("constant", "reflect", "replicate", "circular")
+PAD_MODES = ("constant", "reflect", "replicate", "circular")
 
 
 def _pad(pad: Any, mode: str = "constant", value: float | None = None) -> dict[str, Any]:
-    if mode not in MODES:
-        raise ValueError(f"padding by {mode!r} has no integer form here; expected {', '.join(MODES)}")
+    if mode not in PAD_MODES:
+        raise ValueError(f"padding by {mode!r} has no integer form here; expected {', '.join(PAD_MODES)}")
     return {"sides": tuple(pad), "mode": mode, "value": float(value or 0.0)}
 
 
@@ -277,7 +277,7 @@ def wrapped(source: Step, sides: Sequence[tuple[int, int]], name: str) -> Step:
     """`source` with its other end before and after it along each dimension: `sides`."""
     for dim, (before, after) in enumerate(sides):
         size = source.shape[dim]
-        source = gathered(source, dim, [i % size for i in range(-before, size + after)], name)
+        source = gather_step(source, dim, [i % size for i in range(-before, size + after)], name)
     return source
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from spequant.deploy.grids import Grid, act_grid, weight_grid
-from spequant.deploy.operations.layer import After, FloatLayer, Weighted, float_weights, layer_of, rescaled
+from spequant.deploy.operations.layer import After, FloatLayer, Weighted, float_parameters, layer_of, rescaled
 from spequant.deploy.operations.operation import Lowering, Operation, Step
 from spequant.deploy.operations.shaping import PixelShuffle
 from spequant.deploy.operations.slicing import Slice
@@ -76,7 +76,7 @@ def as_convolution(weight: Tensor, layer: Any, phases: Phases) -> Tensor:
         at = [j * d for j, d in zip(tap, layer.dilation, strict=True)]
         phase = [p % s for p, s in zip(at, phases.strides, strict=True)]
         delay = [p // s for p, s in zip(at, phases.strides, strict=True)]
-        place = [m - own for m, own in zip(phases.delays, delay, strict=True)]
+        place = [m - shift for m, shift in zip(phases.delays, delay, strict=True)]
         out[(..., *phase, slice(None), *place)] = apart[(..., *tap)]
     return out.reshape(-1, apart.shape[2], *taps) if spatial else out
 
@@ -107,7 +107,7 @@ class Transposed(Operation):
     @classmethod
     def floating(cls, step: Step, at: Lowering) -> Operation:
         layer, phases = layer_of(step), _phases(step)
-        weight, bias = float_weights(step)
+        weight, bias = float_parameters(step)
         weight, bias = as_convolution(weight, layer, phases), bias.repeat_interleave(phases.count)
         shape = (step.shape[0], len(weight), *phases.positions)
         inputs = (at.value(step.inputs[0]),)

@@ -24,7 +24,7 @@ def joined(before: Sequence[int], after: Sequence[int]) -> tuple[int, ...]:
 def grown(padding: Sequence[int], margins: Sides) -> tuple[int, ...]:
     """`padding` with `margins` more."""
     both = zip(sides(padding, len(margins[0])), margins, strict=True)
-    return joined(*(tuple(a + b for a, b in zip(own, more, strict=True)) for own, more in both))
+    return joined(*(tuple(a + b for a, b in zip(pads, more, strict=True)) for pads, more in both))
 
 
 def padded(x: Tensor, padding: Sequence[int], value: float = 0.0) -> Tensor:

@@ -14,12 +14,12 @@ from spequant.names import imported, nearest
 
 PREFIX = "zoo/"
 """How a path begins that names one of these networks."""
-FOLDER = Path(__file__).parent
+ZOO_FOLDER = Path(__file__).parent
 
 
 def names() -> list[str]:
     """Return the names, without the prefix, in alphabetical order."""
-    return sorted(path.stem for path in FOLDER.glob("*.json"))
+    return sorted(path.stem for path in ZOO_FOLDER.glob("*.json"))
 
 
 def of_zoo(path: str | Path) -> bool:
@@ -36,7 +36,7 @@ def card_of(path: str | Path) -> dict[str, Any]:
     name = Path(path).as_posix().removeprefix(PREFIX)
     if name not in names():
         raise ValueError(f"{PREFIX}{name} is no network of the zoo; {nearest(name, names())}")
-    return json.loads((FOLDER / f"{name}.json").read_text())
+    return json.loads((ZOO_FOLDER / f"{name}.json").read_text())
 
 
 def file_of(path: str | Path) -> Path:
@@ -45,7 +45,7 @@ def file_of(path: str | Path) -> Path:
     Raises:
         ValueError: There is no such network.
     """
-    return FOLDER / f"{card_of(path)['name']}.packed" if of_zoo(path) else Path(path)
+    return ZOO_FOLDER / f"{card_of(path)['name']}.packed" if of_zoo(path) else Path(path)
 
 
 def network_of(path: str | Path) -> nn.Module:

@@ -32,11 +32,11 @@ class BoxMeter:
 
     @torch.no_grad()
     def update(self, logits: Tensor, batch: Any) -> None:
-        found = self.boxes(logits)
-        if isinstance(found, dict):
+        boxes = self.boxes(logits)
+        if isinstance(boxes, dict):
             raise ValueError("the detector is in training, where it returns losses and no boxes; expected model.eval()")
         names = ("boxes", "labels", "scores")
-        answers = [{name: answer[name].detach().float().cpu() for name in names} for answer in found]
+        answers = [{name: answer[name].detach().float().cpu() for name in names} for answer in boxes]
         targets = [{name: target[name].detach().float().cpu() for name in names[:2]} for target in batch[1]]
         for answer, target in zip(answers, targets, strict=True):
             self.counts += _counted(answer, target)

@@ -15,7 +15,7 @@ from spequant.processes import unwrapped
 
 BOX = 4
 """Numbers of a box: how it differs from its anchor."""
-OUTPUT = "spequant_detector_output"
+DETECTOR_OUTPUT = "spequant_detector_output"
 """Attribute of the logits: (the detector, what it returned)."""
 
 
@@ -84,7 +84,7 @@ class Detection:
             raise TypeError(f"the head of {type(detector).__name__} did not run; expected torchvision's forward")
         self.centerness = not first_stage and "bbox_ctrness" in answers[-1]
         logits = _first_stage(*answers[-1]) if first_stage else _one_stage(answers[-1])
-        setattr(logits, OUTPUT, (detector, output))
+        setattr(logits, DETECTOR_OUTPUT, (detector, output))
         return logits
 
     def loss(self, logits: Tensor, batch: Any) -> Tensor:
@@ -141,7 +141,7 @@ class Detection:
         return BoxMeter(lambda logits: self._output(logits)[1])
 
     def _output(self, logits: Tensor) -> tuple[Any, Any]:
-        output = getattr(logits, OUTPUT, None)
+        output = getattr(logits, DETECTOR_OUTPUT, None)
         if output is None:
             raise ValueError("logits were detached or changed; expected the tensor that Detection.logits returned")
         return output

@@ -21,7 +21,7 @@ from spequant.preparation.description import check_description, describe, place_
 from spequant.preparation.placement import unprepare
 from spequant.preparation.states import QUANTIZERS, load_quantizers, stored_state
 
-METHOD = "spequant"
+QUANT_METHOD = "spequant"
 
 
 class Prepared(QuantizationConfigMixin):
@@ -29,7 +29,7 @@ class Prepared(QuantizationConfigMixin):
     the weight that lies flat in the file, or None."""
 
     def __init__(self, **content: Any):
-        vars(self).update(content, quant_method=METHOD)
+        vars(self).update(content, quant_method=QUANT_METHOD)
 
 
 class PreparedNetworks(HfQuantizer):
@@ -113,8 +113,8 @@ class PreparedNetworks(HfQuantizer):
         return unprepare(model).to(dtype)
 
 
-register_quantization_config(METHOD)(Prepared)
-register_quantizer(METHOD)(PreparedNetworks)
+register_quantization_config(QUANT_METHOD)(Prepared)
+register_quantizer(QUANT_METHOD)(PreparedNetworks)
 
 
 def adapt(module: Any) -> None:

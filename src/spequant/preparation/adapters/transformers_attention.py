@@ -13,7 +13,7 @@ from transformers.masking_utils import eager_mask
 
 from spequant.preparation.adapters.products import add_products, attend, remove_products
 
-NAME = "spequant"
+ATTENTION_NAME = "spequant"
 UNSUPPORTED = ("position_bias", "softcap", "s_aux", "head_mask")
 """Arguments that change the result and that `attention` does not support."""
 
@@ -60,8 +60,8 @@ def attention(
     return attend(module, query, key, value, mask=attention_mask, dropout=dropout).transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(NAME, attention)
-AttentionMaskInterface.register(NAME, eager_mask)
+AttentionInterface.register(ATTENTION_NAME, attention)
+AttentionMaskInterface.register(ATTENTION_NAME, eager_mask)
 
 
 def adapt(module: Any) -> None:
@@ -70,12 +70,12 @@ def adapt(module: Any) -> None:
     Modules may share a configuration: then only the first of them stores the name that it had before.
     """
     module.attention_before = module.config._attn_implementation
-    module.config._attn_implementation = NAME
+    module.config._attn_implementation = ATTENTION_NAME
     add_products(module)
 
 
 def restore(module: Any) -> None:
     remove_products(module)
-    if module.attention_before != NAME:
+    if module.attention_before != ATTENTION_NAME:
         module.config._attn_implementation = module.attention_before
     del module.attention_before
