@@ -75,3 +75,33 @@ def test_where_it_cannot_be_traced_a_warning_says_so():
 
     with pytest.warns(UserWarning, match="between=None"):
         spequant.prepare(Branching(), weight=SAWB(4), act=PACT(4), residual=None, between=8)
+
+
+class Grown(nn.Module):
+    """A shortcut to the first channels only, as of ReXNet: a sum that no module makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.block, self.head = nn.Conv2d(3, 4, 1), Widening(), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.head(self.block(F.relu(self.stem(x))).mean((2, 3)))
+
+
+class Widening(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 6, 3, padding=1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return torch.cat([y[:, :4] + x, y[:, 4:]], 1)
+
+
+def test_where_no_module_makes_what_is_concatenated_the_concatenation_is_found():
+    assert ["block"] in groups_between(Grown())
+    x = torch.randn(64, 3, 8, 8)
+    model = spequant.prepare(Grown(), weight=SAWB(4), act=PACT(4), between=8)
+    spequant.calibrate(model, [x], samples=64)
+    found = spequant.check_export(model, x[:1], "onnx")
+    assert found.ok and not found.floats

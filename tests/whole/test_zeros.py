@@ -279,6 +279,23 @@ def test_so_they_are_in_the_engines(kind, per_channel, engine, tmp_path):
     torch.testing.assert_close(torch.from_numpy(got), model(x).detach(), rtol=1e-4, atol=1e-4)
 
 
+@NEEDS_ONNXRUNTIME
+@pytest.mark.parametrize("format", ["onnx", "tflite", "c"])
+def test_a_branch_that_starts_at_zero_is_exported(format):
+    """As a residual branch does whose last batch norm has the factor 0: all weights and biases are 0."""
+    if format == "tflite":
+        pytest.importorskip("ai_edge_litert")
+    norm = nn.BatchNorm2d(4)
+    nn.init.zeros_(norm.weight)
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, bias=False), norm, nn.ReLU())
+    model = spequant.prepare(
+        nn.Sequential(network, nn.Conv2d(4, 3, 4), nn.Flatten()), weight=SAWB(4), act=PACT(4), between=8
+    )
+    x = torch.randn(16, 2, 8, 8)
+    spequant.calibrate(model, [x], samples=16)
+    assert spequant.check_export(model.eval(), x[:1], format).ok
+
+
 def pruned(share: float = 0.3) -> nn.Sequential:
     network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
     with torch.no_grad():

@@ -118,7 +118,7 @@ def rounding_steps(form: Integers, factor: Tensor, source: tuple[int, int], low:
 
 def spread_of(op: Weighted) -> int:
     """How many times as large the codes that `op` reads may be stored, by one QUANTIZE, and its sums are an int32."""
-    return min(255 // max(1, op.source.high - op.source.low), 127, INT32_MAX // op.integers.bound)
+    return min(255 // max(1, op.source.high - op.source.low), 127, INT32_MAX // max(1, op.integers.bound))
 
 
 def factor_of(op: Weighted) -> Tensor:

@@ -201,8 +201,9 @@ class _Between:
             if one in seen:
                 continue
             seen.add(one)
-            name = None if self._is(one, (), CONCATENATIONS) else self.tracer.maker(one)
-            if self._moves(one) and not self._makes(one, name):
+            joins = self._is(one, (), CONCATENATIONS)
+            name = None if joins and self._all_made(one) else self.tracer.maker(one)
+            if self._moves(one) and not (name if joins else self._makes(one, name)):
                 ahead += self._inputs(one)
             elif name is not None:
                 makers.append(name)
@@ -218,4 +219,11 @@ class _Between:
         """Whether the move `node` has to be quantized itself: what it moves no module makes."""
         return name is not None and not any(
             self.tracer.maker(i) or self._moves(i) or self._is(i, CLAMPS, CLAMP_NAMES) for i in self._inputs(node)
+        )
+
+    def _all_made(self, node: fx.Node) -> bool:
+        """Whether modules make all that the concatenation `node` puts together: no sum, say, that none gives."""
+        return all(
+            self.tracer.maker(one) or self._is(one, CLAMPS, {*CLAMP_NAMES, *CONCATENATIONS}) or self._is_affine(one)
+            for one in self._sources(node)
         )
