@@ -144,7 +144,7 @@ def compare_answers(
         if first:
             first = False
             entry = None if preprocessing is None else (feed[:FORCED], preprocessing)
-            some = {op: value[:FORCED] for op, value in values.items()}
+            some = {op: value[: FORCED * op.shape[0]] for op, value in values.items()}
             wrong = forced(program, x[:FORCED].cpu(), start, graphs, entry, some)
             for op, codes in zip(ops, parity.codes, strict=True):
                 codes.forced, codes.ties = wrong[op].unequal, wrong[op].ties

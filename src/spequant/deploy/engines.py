@@ -3,6 +3,7 @@
 Each engine is imported when used; none computes anything here.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
@@ -70,7 +71,6 @@ def qonnx(model: bytes | Path, threads: int | None = None) -> Run:
     """A QONNX model by the qonnx package, node by node: to check a graph, not for speed."""
     wrap = needs("qonnx.core.modelwrapper", "deploy").ModelWrapper
     execute = needs("qonnx.core.onnx_exec", "deploy").execute_onnx
-    resize = needs("qonnx.transformation.change_batchsize", "deploy").ChangeBatchSize
     shapes = needs("qonnx.transformation.infer_shapes", "deploy").InferShapes
     graph = wrap(str(model)) if isinstance(model, Path) else wrap(needs("onnx", "deploy").load_model_from_string(model))
     names = [out.name for out in graph.graph.output]
@@ -79,11 +79,23 @@ def qonnx(model: bytes | Path, threads: int | None = None) -> Run:
     def run(feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         batch = len(next(iter(feed.values())))
         if batch not in sized:
-            sized[batch] = graph.transform(resize(batch)).transform(shapes())
+            sized[batch] = _of_batch(graph, batch).transform(shapes())
         results = execute(sized[batch], dict(feed))
         return [results[out] for out in names]
 
     return run
+
+
+def _of_batch(graph: Any, batch: int) -> Any:
+    """A copy of the qonnx graph for that many samples. Its reshapes say so themselves; qonnx's `ChangeBatchSize` would
+    write the number into those, too, that mix samples."""
+    sized = copy.deepcopy(graph)
+    del sized.graph.value_info[:]
+    for end in (*sized.graph.input, *sized.graph.output):
+        shape = sized.get_tensor_shape(end.name)
+        assert shape is not None
+        sized.set_tensor_shape(end.name, [batch * shape[0], *shape[1:]])
+    return sized
 
 
 ENGINES: dict[str, Callable[..., Run]] = {

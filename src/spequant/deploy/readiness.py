@@ -121,6 +121,9 @@ def check_export(model: nn.Module, example: Tensor | Mapping[str, Tensor], forma
     except (ValueError, RuntimeError) as error:
         check.refused.append(Finding("", str(error)))
         return check
+    except Exception as error:  # the network's own, of a sample that it cannot take
+        check.refused.append(Finding("", f"the network fails for the example: {type(error).__name__}: {error}"))
+        return check
     check.refused += [Finding(name, what, MIXED) for name, what in problems]
     for op in program.ops:
         if isinstance(op, Unread):

@@ -145,6 +145,7 @@ class TfliteEmitter:
 
     def emit(self, op: Operation) -> None:
         """Add `op`, whose inputs are there."""
+        op.check_one_row("tflite")
         self.tensors[op] = self.writers[type(op)](self, op)
 
     def unequal_by_name(self) -> dict[str, dict[str, int]]:

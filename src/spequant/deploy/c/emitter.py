@@ -63,6 +63,7 @@ class CEmitter:
         if op not in self.tensors:
             if type(op) not in self.writers:
                 raise ValueError(f"{op.name}: {op.WORD} is computed in float, which the format c has not; {ON_A_GRID}")
+            op.check_one_row("c")
             result = self.writers[type(op)](self, op)
             self.tensors.setdefault(op, result)
         return self.tensors[op]

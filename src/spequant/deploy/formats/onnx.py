@@ -48,6 +48,10 @@ class IntegerGraph(Emitter):
     def value(self, op: Operation) -> str:
         return self.valued(self.names[op], op)
 
+    def pooled(self, op: Operation) -> str:
+        """The value of `op` for an average pooling that does not count its padding."""
+        return self.value(op)
+
     def valued(self, name: str, op: Operation) -> str:
         """The values of what is stored under `name`, in the form of the result of `op`."""
         if op.grid is None:
@@ -190,7 +194,7 @@ WRITERS: Writers = {
     Add: _add,
     Mul: _mul,
     Mean: lambda e, op: mean(e, op, e.value(op.inputs[0]), lambda out: e.result(out, op)),
-    AvgPool: lambda e, op: e.result(avg_pool(e, op, e.value(op.inputs[0])), op),
+    AvgPool: lambda e, op: e.result(avg_pool(e, op, e.pooled(op.inputs[0])), op),
     Pad: _pad,
 }
 

@@ -53,6 +53,15 @@ class Operation(ABC):
         """Whether it computes on float values, where engines are no faster than in fp32."""
         return self.grid is None and not self.MOVES
 
+    def check_one_row(self, format: str) -> None:
+        """For formats whose tensors are of one sample. ValueError: it takes a sample apart into several, as by
+        `x.view(-1, 8)`, or reads such parts."""
+        if any(one.shape[0] != 1 for one in (self, *self.inputs)):
+            raise ValueError(
+                f"{self.name}: {self.WORD} works on parts of a sample as on samples, which the format {format} has "
+                "not; --to onnx takes it"
+            )
+
     def values(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """`inputs`, codes (int32) or float, as the numbers it computes on: codes where its result is codes."""
         if self.grid is not None:
