@@ -20,7 +20,7 @@ from spequant.deploy import (
     write_onnx,
 )
 from spequant.deploy.engines import ENGINES
-from spequant.deploy.operations import Weighted
+from spequant.deploy.operations import Function, Weighted
 from spequant.layers import QuantizedLayer
 from spequant.quantizers import LSQ, PACT, SAWB, percentile
 from support.integer_networks import NEEDS_ONNXRUNTIME, Shared, prepared, small
@@ -158,3 +158,13 @@ def test_on_powers_of_two_without_batch_norm_every_factor_is_a_shift_and_all_for
         assert torch.equal(torch.from_numpy(got), model(x)), name
     pack(model, tmp_path / "net.packed")
     assert torch.equal(load_packed(tmp_path / "net.packed", network)(x), model(x))
+
+
+def test_shapes_are_those_of_one_sample_in_functions_too():
+    network = nn.Sequential(nn.Conv2d(2, 4, 1), nn.SiLU(), nn.Conv2d(4, 2, 1), nn.Flatten(), nn.Linear(32, 3))
+    x = torch.randn(8, 2, 4, 4)
+    model = spequant.prepare(network, weight=SAWB(4), act=PACT(4), between=8)
+    spequant.calibrate(model, [x], samples=8)
+    ops = lower(model.eval(), x).ops
+    parts = [part for op in ops if isinstance(op, Function) for part in op.parts]
+    assert parts and all(op.shape[0] == 1 for op in [*ops, *parts])

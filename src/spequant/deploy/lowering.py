@@ -58,7 +58,8 @@ def lower_all(model: nn.Module, example: Tensor) -> tuple[Program, list[tuple[st
 def _of_one_sample(program: Program) -> Program:
     """`program`, which was read off two samples, to see what mixes them; one may be several rows."""
     samples = program.input.shape[0]
-    for op in program.ops:
+    parts = [part for op in program.ops if isinstance(op, Function) for part in op.parts]
+    for op in dict.fromkeys([*program.ops, *parts]):
         op.shape = (*(n // samples for n in op.shape[:1]), *op.shape[1:])
     return program
 

@@ -141,13 +141,11 @@ class TfliteEmitter:
         self.wholes: dict[Operation, int] = {}
         self.spreads: dict[tuple[int, int], int] = {}
         self.unequal: dict[Operation, dict[str, int]] = {}
-        self.ops = set(ops)
         self.sums = {i: op for op in ops if isinstance(op, Add) and op.grid is not None for i in op.inputs}
 
     def emit(self, op: Operation) -> None:
         """Add `op`, whose inputs are there."""
-        if op in self.ops:  # parts of functions are of one code after the other
-            op.check_one_row("tflite")
+        op.check_one_row("tflite")
         self.tensors[op] = self.writers[type(op)](self, op)
 
     def unequal_by_name(self) -> dict[str, dict[str, int]]:
