@@ -10,7 +10,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+import torchvision
 from torch import Tensor, nn
 
 import spequant
@@ -55,6 +57,14 @@ UNMEASURED = (
 )
 """Networks that have no row in the docs, which say why; they run where rows are written."""
 RUN = [name for name in EDGES if name not in UNMEASURED or os.environ.get("SPEQUANT_WRITE")]
+MORE = (
+    *("torchvision/efficientnet_b0", "torchvision/mnasnet0_5", "torchvision/regnet_x_400mf"),
+    *("torchvision/regnet_y_400mf", "timm/dla34", "timm/ese_vovnet19b_dw", "timm/fbnetc_100", "timm/hardcorenas_a"),
+    *("timm/inception_v3", "timm/lcnet_050", "timm/mobilenet_edgetpu_v2_xs", "timm/mobilenetv3_large_100"),
+    *("timm/repghostnet_050", "timm/resnet18d", "timm/resnet26t", "timm/rexnet_100", "timm/selecsls42b"),
+    *("timm/spnasnet_100", "timm/tinynet_e", "timm/xception41"),
+)
+"""Networks of which only that is asked: whether anything would be refused or left in float."""
 STEPS = 150, 40
 """Of float training, and of training at each width after it."""
 
@@ -129,6 +139,26 @@ def test_a_network_of_edges_is_integers_throughout(name, tmp_path):
             assert min(shares) == 1, (bits, shares)
             cells.append(per_cent(shares))
     judge(f"| {name} | {', '.join(sorted(islands)) or 'nothing'} | {' | '.join(cells)} |", islands, HEAD)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", MORE)
+def test_a_check_finds_nothing_in_float_in_more_networks(name):
+    """Random weights, W4A4: their answers are not compared."""
+    torch.manual_seed(0)
+    library = torchvision.models.get_model if name.startswith("torchvision/") else timm.create_model
+    network, x = library(name.partition("/")[2], num_classes=10).eval(), torch.randn(8, 3, 96, 96)
+    spequant.reestimate_batch_norm(network, [x])
+    model = low_bit(network.eval(), 4, x)
+    for format in ("onnx", "tflite", "c"):
+        found = spequant.check_export(model, x[:1], format)
+        assert found.ok and not found.floats, found
+
+
+def test_the_docs_name_these():
+    text = DOCS.read_text()
+    assert all(f"`{name}`" in text for name in MORE)
 
 
 @cache
