@@ -50,9 +50,9 @@ class Report:
 
 
 def export_source(
-    path: Path,
+    path: str | Path,
     to: str,
-    out: Path | None = None,
+    out: str | Path | None = None,
     *,
     act_bits: int | None = None,
     round_biases: bool = False,
@@ -67,7 +67,7 @@ def export_source(
     """Export a run or a packed file, and verify the new file on the test set.
 
     Args:
-        path: the run's folder, or the packed file.
+        path: the run's folder, the packed file, or zoo/NAME.
         to: a name in `FORMATS`.
         out: the new file; None: model.SUFFIX in the run's folder, or next to the packed file; of zoo/NAME, NAME.SUFFIX
             in the working folder.
@@ -83,13 +83,13 @@ def export_source(
     Raises:
         ValueError: the network has no such form, an option does not fit, or answers differ. No file is left then.
     """
-    form, reporter = format_named(to), reporter or Quiet()
+    form, reporter, path = format_named(to), reporter or Quiet(), Path(path)
     reporter.phase("loading network and data")
     source = open_source(path, root, network=network, arrays=arrays)
     if source.model is None:
         raise source.network_needed("export it")
     _check_options(source, form, act_bits, round_biases, preprocessing)
-    out = out or _place(path).with_suffix(form.suffix)
+    out = _place(path).with_suffix(form.suffix) if out is None else Path(out)
     _check_place(out, form, path)
     test = first_samples(first_samples(source.test_set(root), images), form.images)
     pixels = (test.mean, test.std) if preprocessing and isinstance(test, ImageSet) else None
