@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from spequant.calibration.batches import answer
 from spequant.deploy.outputs import outputs_by_name
-from spequant.layers import QuantizedLayer
+from spequant.layers import Wrapper
 
 Again = Callable[[Tensor], Iterator[Mapping[str, Tensor]]]
 """From numbers of samples to what a network gives for these, by output, several times."""
@@ -19,16 +19,17 @@ DRAWS = 8
 
 @contextmanager
 def other_last_bits(model: nn.Module, seed: int = 0) -> Iterator[None]:
-    """Inside, what quantized layers return is off by up to 2^-21 of itself, as it may be in another engine, whose float
-    parts round otherwise. Where a value lies near the middle of two codes that is one code, and more a layer on: of a
-    deep network every engine gives somewhat other logits, and so does the network itself. seed: of these."""
+    """Inside, what quantized layers, additions and products return is off by up to 2^-21 of itself, as it may be in
+    another engine, whose float parts round otherwise. Where a value lies near the middle of two codes that is one code,
+    and more a layer on: of a deep network every engine gives somewhat other logits, and so does the network itself.
+    seed: of these."""
     generator = torch.Generator().manual_seed(seed)
 
     def moved(layer: nn.Module, inputs: Any, out: Tensor) -> Tensor:
         noise = torch.rand(out.shape, generator=generator).to(out.device, out.dtype)
         return out * (1 + (2 * noise - 1) * 2**-21)
 
-    hooks = [m.register_forward_hook(moved) for m in model.modules() if isinstance(m, QuantizedLayer)]
+    hooks = [m.register_forward_hook(moved) for m in model.modules() if isinstance(m, Wrapper)]
     try:
         yield
     finally:
