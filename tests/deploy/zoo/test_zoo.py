@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -84,3 +85,19 @@ def test_an_unknown_name_is_refused(path):
 def test_cards_are_json_of_one_form():
     keys = [list(json.loads(path.read_text())) for path in ZOO_FOLDER.glob("*.json")]
     assert all(entry == keys[0] for entry in keys)
+
+
+def row(card) -> str:
+    """Of the table in docs/zoo.md."""
+    accuracies = ", ".join(f"{value:.2f}" for value in card["test_accuracy"].values())
+    epochs = f"{card['epochs']['low-bit']} after {card['epochs']['float'] or 'published weights'}"
+    width = f"W{card['weight_bits']}A{card['act_bits']}"
+    return (
+        f"| `{card['name']}` | {width} | {accuracies} | {card['float_test_accuracy']:.2f} | {epochs} | "
+        f"{card['bytes']:,} | {card['float_bytes']:,} |"
+    )
+
+
+def test_the_docs_have_each_card():
+    text = (Path(__file__).parents[3] / "docs" / "zoo.md").read_text().splitlines()
+    assert [line for line in text if line.startswith("| `")] == [row(card_of(name)) for name in names()]
