@@ -335,7 +335,7 @@ def test_samples_that_are_taken_apart_are_exported_where_tensors_may_have_severa
     model, x = lowered(FORMS[name], between=False)
     assert spequant.export(model, tmp_path / "net.onnx", [x]).parity.agreement == 1
     for format, file in (("tflite", "net.tflite"), ("c", "net")):
-        with pytest.raises(ValueError, match=rf"works on parts of a sample as on samples, .*{format}"):
+        with pytest.raises(ValueError, match=rf"parts of a sample.*{format}"):
             spequant.export(model, tmp_path / file, [x], format=format)
         assert not spequant.check_export(model, x[:1], format).ok
 
