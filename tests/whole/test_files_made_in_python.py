@@ -152,7 +152,7 @@ def test_bench_infer(folder, monkeypatch):
     pytest.importorskip("onnxscript")
     for source in ("plain.onnx", *NETWORK), ("net.packed", *NETWORK, "--arrays", "inputs.npz"):
         rows = ran(folder, monkeypatch, "bench", "infer", *source, "--rounds", "1", "--engines", "onnxruntime")
-        assert [row["name"] for row in rows] == ["fp32", "A2"] and all(row["ms"] > 0 for row in rows)
+        assert [row["name"] for row in rows] == ["fp32", "static int8", "A2"] and all(row["ms"] > 0 for row in rows)
 
 
 @pytest.mark.parametrize(
