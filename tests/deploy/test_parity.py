@@ -142,35 +142,6 @@ def test_an_engine_may_differ_twice_as_often_as_the_network_with_other_last_bits
 
 
 @pytest.mark.parametrize(
-    ("images", "differ", "in_two_ways", "refused"),
-    [
-        (1000, 8, 4, None),
-        (1000, 8, 2, "on 2 of them"),
-        (200, 20, 20, "20 of 200 images"),
-        (1000, 8, 0, r"0\.5 %, or 2$"),
-    ],
-)
-def test_an_image_that_the_network_itself_answers_in_two_ways_decides_nothing(images, differ, in_two_ways, refused):
-    """But for no more than 2 % of them."""
-    logits, theirs = with_others(images, differ)
-    asked = []
-
-    def again(rows):
-        asked.append(rows.tolist())
-        yield {"output": logits[rows]}
-        yield {"output": torch.cat([theirs[:in_two_ways], logits[in_two_ways:]])[rows]}
-
-    parity = Parity()
-    parity.add(logits, theirs.numpy(), None, logits, again=again)
-    assert asked == [list(range(differ))] and parity.undecided == in_two_ways
-    assert ("in several ways" in str(parity)) == bool(in_two_ways)
-    if refused is None:
-        return parity.check("an engine")
-    with pytest.raises(ValueError, match=refused):
-        parity.check("an engine")
-
-
-@pytest.mark.parametrize(
     ("found", "told"), [("avx2", True), ("avx2 avx512_vnni", False), ("neon dot", False), ("", False)]
 )
 def test_layers_whose_sums_this_processor_clips_are_told(found, told, monkeypatch):

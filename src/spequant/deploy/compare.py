@@ -19,7 +19,7 @@ from spequant.deploy.biases import off_grid
 from spequant.deploy.code_graphs import CodeGraphs
 from spequant.deploy.engines import Run
 from spequant.deploy.formats.onnx import CODE_GRAPHS
-from spequant.deploy.last_bits import asked_again, other_last_bits
+from spequant.deploy.last_bits import other_last_bits
 from spequant.deploy.loaded import Preprocessing
 from spequant.deploy.operations import Add, Operation, Weighted
 from spequant.deploy.outputs import outputs_by_name
@@ -137,7 +137,7 @@ def compare_answers(
                 moved = outputs_by_name(answer(model, x), ("input",))
         seen += len(x)
         for (name, value), got in zip(expected.items(), run({"input": feed}), strict=True):
-            parity.add(value, got, labels, moved.get(name), output=name, choices=False, again=asked_again(model, x))
+            parity.add(value, got, labels, moved.get(name), output=name, choices=False)
         if tapped is None or coded is None or start is None:
             continue
         values = twin.everything(x.cpu())

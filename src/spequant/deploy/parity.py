@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spequant.deploy.last_bits import Again
 from spequant.deploy.processor import clips
 from spequant.deploy.values import CONSTANT, LIMITS, Values
 from spequant.names import some_of
@@ -20,10 +19,6 @@ POINTS = 0.1
 """Points of accuracy that it may differ by."""
 FEW_ANSWERS = 2
 """Images that may differ in any case, ties, but no more than half of them."""
-UNDECIDED = 0.02
-"""Share of images that may differ where the network itself, with other last bits, does not stay with its answer."""
-ASKED_AGAIN = 64
-"""Samples that differ of which that is asked, of one batch."""
 NEAR_TIE = 0.25
 """Deviations of the network's values that a single one an image, which has no arg-max, may be off by."""
 
@@ -59,8 +54,6 @@ class Parity:
     values: of each output, how far all its numbers are from the network's, and the limit of that. right: (network,
     engine) of those with labels; codes by op.
 
-    undecided: images that differ, and that the network itself answers in more than one way if it is asked again, with
-    other last bits.
     unstable: images that the network itself answers otherwise where its float values change by their last bits, of
     `looked_at` images: of all with inputs by name, else of the first ones.
     choices: whether the largest number is the answer, as of classes; None: it is where there are labels, or inputs
@@ -71,7 +64,6 @@ class Parity:
 
     images: int = 0
     equal: int = 0
-    undecided: int = 0
     unstable: int = 0
     looked_at: int = 0
     labelled: int = 0
@@ -119,12 +111,11 @@ class Parity:
         output: str = "output",
         padding: Tensor | None = None,
         choices: bool = True,
-        again: Again | None = None,
     ) -> None:
         """One batch of an output: (samples,), (samples, channels) or (samples, channels, ...), the network's and the
         engine's. labels: whole numbers, one an answer; others are left out. moved: the network's with other last bits.
         padding: where True, nothing is compared. choices: whether the largest number is the answer though there are no
-        labels, but `moved`. again: as of `last_bits.asked_again`. ValueError: another shape."""
+        labels, but `moved`. ValueError: another shape."""
         a, b = expected.detach().float().cpu(), torch.from_numpy(np.asarray(got)).float()
         moved = None if moved is None else moved.detach().float().cpu()
         if a.shape != b.shape:
@@ -144,14 +135,6 @@ class Parity:
         other = differ(a, b, apart)
         self.images += other.numel()
         self.equal += int((~other).sum())
-        rows = other.reshape(len(other), -1).any(1).nonzero().flatten()[:ASKED_AGAIN]
-        if again is not None and len(rows):
-            changed = torch.zeros_like(other[rows])
-            for answers_again in again(rows):
-                third = answers_again[output].detach().float().cpu()
-                third = third if padding is None else third.masked_fill(padding[rows], -inf)
-                changed |= differ(a[rows], third, apart)
-            self.undecided += int((changed & other[rows]).sum())
         if moved is not None:
             self.unstable += int(differ(a, moved, apart).sum())
             self.looked_at += other.numel()
@@ -170,9 +153,8 @@ class Parity:
 
     def check(self, engine: str) -> None:
         """ValueError: a value that is NaN or infinite; an op that computes other codes; more answers that differ than
-        `AGREEMENT` leaves, but for `UNDECIDED` ones, and than twice as many as the network's own do with other last
-        bits; accuracies apart by more than `POINTS`; an output whose values are farther from the network's than its
-        `Values.limit`."""
+        `AGREEMENT` leaves, or twice as many as the network's own do with other last bits; accuracies apart by more than
+        `POINTS`; an output whose values are farther from the network's than its `Values.limit`."""
         for fault in self._faults(engine):
             raise ValueError(fault)
 
@@ -192,14 +174,11 @@ class Parity:
         few = min(FEW_ANSWERS, self.images // 2)
         advice = self._biases() + self._clipped()
         unstable = self.unstable * self.images // max(1, self.looked_at)
-        differ = self.images - self.equal
-        decided = differ - min(self.undecided, int(UNDECIDED * self.images))
-        if decided > max(few, (1 - AGREEMENT) * self.images) and differ > 2 * unstable:
+        if self.images - self.equal > max(few, (1 - AGREEMENT) * self.images, 2 * unstable):
             twice = f", or twice the {unstable} on which the network does with other last bits" if unstable else ""
-            twice += f"; on {self.undecided} of them the network has more than one" if self.undecided else ""
             yield (
                 f"{engine} gives another arg-max (of one number: another value) than the network on "
-                f"{differ} of {self.images} images; expected at most {100 * (1 - AGREEMENT):.1f} %, "
+                f"{self.images - self.equal} of {self.images} images; expected at most {100 * (1 - AGREEMENT):.1f} %, "
                 f"or {few}{twice}{advice}"
             )
         if abs(self.right[0] - self.right[1]) > max(FEW_ANSWERS, POINTS / 100 * self.labelled):
@@ -218,10 +197,6 @@ class Parity:
         lines = [f"refused: {fault}" if fault else f"the engine answers as the network: {self.answers}"]
         lines += [self.answers] if fault else []
         lines += [str(v) for v in self.values]
-        if self.undecided:
-            lines.append(
-                f"undecided: {self.undecided:,} of those that differ, which the network answers in several ways"
-            )
         if self.unstable:
             lines.append(f"the network's own with other last bits differs on {self.unstable:,} of {self.looked_at:,}")
         if self.labelled:

@@ -21,7 +21,7 @@ from spequant.deploy.checks import check_dtype, check_forwards, check_hooks, on_
 from spequant.deploy.draws import run_without_draws
 from spequant.deploy.formats.format import Draft, Format
 from spequant.deploy.integer_modules import CodesOf, IntegerModule, integer_form, summands
-from spequant.deploy.last_bits import asked_again, other_last_bits
+from spequant.deploy.last_bits import other_last_bits
 from spequant.deploy.loaded import Loaded, Preprocessing
 from spequant.deploy.onnx_file import check_size, loaded_onnx, metadata, numbers_in, read_onnx, write_onnx
 from spequant.deploy.onnx_versions import declare_lowest
@@ -123,8 +123,7 @@ def answers(model: nn.Module, mixed: Mixed, run: engines.Run, batches: Iterable[
     for x, feed, labels in batches:
         out = answer(model, x)
         if isinstance(feed, np.ndarray) and isinstance(out, Tensor):
-            got = engines.run_in_parts(run, {"input": feed}, mixed.batch)[0]
-            parity.add(out, got, labels, again=asked_again(model, x, ()))
+            parity.add(out, engines.run_in_parts(run, {"input": feed}, mixed.batch)[0], labels)
             continue
         feed = {"input": feed} if isinstance(feed, np.ndarray) else feed
         with other_last_bits(model):
@@ -139,7 +138,7 @@ def answers(model: nn.Module, mixed: Mixed, run: engines.Run, batches: Iterable[
         results = engines.run_in_parts(run, feed, mixed.batch)
         for name, value, other, got in zip(mixed.outputs, out.values(), moved.values(), results, strict=True):
             unread = torch.from_numpy(padding) if padding is not None and padding.shape == got.shape else None
-            parity.add(value, got, labels, other, output=name, padding=unread, again=asked_again(model, x, ()))
+            parity.add(value, got, labels, other, output=name, padding=unread)
     return parity
 
 
