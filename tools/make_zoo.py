@@ -55,8 +55,8 @@ class Entry:
     published: str | None = None
 
 
-def _resnet8(bits: int) -> Entry:
-    """ResNet-8 on CIFAR-10: 30 float epochs, then 15 by SPEQ."""
+def _resnet8(bits: int, epochs: int) -> Entry:
+    """ResNet-8 on CIFAR-10: 30 float epochs, then `epochs` by SPEQ."""
 
     def floating() -> Recipe:
         recipe = RECIPES["cifar10-resnet20-float"]()
@@ -65,7 +65,7 @@ def _resnet8(bits: int) -> Entry:
             name="cifar10-resnet8-float",
             data=CIFAR10(held_out=0),
             network=replace(recipe.network, name="resnet8"),
-            train=replace(recipe.train, epochs=30, schedule="one-cycle", precision="fp32"),
+            train=replace(recipe.train, epochs=30, schedule="one-cycle"),
         )
 
     def low_bit() -> Recipe:
@@ -75,7 +75,7 @@ def _resnet8(bits: int) -> Entry:
             name=f"cifar10-resnet8-w{bits}a{bits}-speq",
             network=floating().network,
             quant=replace(recipe.quant, weight_bits=bits, act_bits=bits),
-            train=replace(recipe.train, epochs=15, precision="fp32"),
+            train=replace(recipe.train, epochs=epochs),
         )
 
     return Entry(f"ResNet-8, W{bits}A{bits} by SPEQ, on CIFAR-10", "cifar10", floating, low_bit)
@@ -106,7 +106,7 @@ ZOO = {
         RECIPES["digits-float"],
         RECIPES["digits-w2a2-speq"],
     ),
-    **{f"resnet8-cifar10-w{bits}a{bits}": _resnet8(bits) for bits in (2, 3, 4)},
+    **{f"resnet8-cifar10-w{bits}a{bits}": _resnet8(bits, epochs) for bits, epochs in ((2, 15), (3, 8), (4, 5))},
     **{f"resnet20-cifar10-w{bits}a{bits}": _resnet20(bits, epochs) for bits, epochs in ((2, 6), (3, 3), (4, 2))},
 }
 
