@@ -1,58 +1,19 @@
-"""Tensors that two quantizers read: ranges made to agree, and one rounding in exports where they do."""
+"""Tensors that two quantizers read: one rounding in exports where their ranges agree."""
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-import spequant
-from spequant.deploy import FORMATS, Twin, align_ranges, integer_graph, lower, quantize_biases, read_program, write_onnx
+from spequant.deploy import FORMATS, Twin, align_ranges, integer_graph, read_program, write_onnx
 from spequant.deploy.alignment import computed, finer, steps_in
 from spequant.deploy.compare import forced
 from spequant.deploy.engines import ENGINES
 from spequant.deploy.formats.onnx import CODE_GRAPHS
 from spequant.deploy.grids import Grid, stored
 from spequant.deploy.operations import Add, MaxPool, Weighted
-from spequant.models.residual import ResidualAdd
-from spequant.quantizers import PACT, SAWB, DoReFa
 from support.integer_networks import NEEDS_ONNXRUNTIME, session
+from support.residual import X, prepared, program_of
 from support.tflite_alone import operators
-
-X = torch.randn(16, 1, 12, 12, generator=torch.Generator().manual_seed(0))
-
-
-class Residual(nn.Module):
-    """A first layer and a sum that are read on few codes by a layer, and on many by an addition."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.a, self.b = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
-        self.c, self.d = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
-        self.pool, self.last, self.sum, self.sums = nn.MaxPool2d(2), nn.Linear(4 * 25, 3), ResidualAdd(), ResidualAdd()
-
-    def forward(self, x):
-        y = self.pool(torch.relu(self.first(x)))
-        y = torch.relu(self.sum(self.b(torch.relu(self.a(y))), y))
-        y = torch.relu(self.sums(self.d(torch.relu(self.c(y))), y))
-        return self.last(torch.flatten(y, 1))
-
-
-def prepared(bits=2, act=PACT):
-    """Calibrated, its ranges as they come."""
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = spequant.prepare(Residual(), weight=SAWB(bits), act=act(bits)).eval()
-        spequant.calibrate(model, [X], samples=len(X))
-    return model
-
-
-def program_of(model):
-    quantize_biases(model, X[:1])
-    return lower(model, X[:1])
-
-
-def addends(model):
-    return {name: q for name, q in model.named_modules() if name.endswith("shortcut_quantizer")}
 
 
 @pytest.mark.parametrize(
@@ -74,40 +35,6 @@ def test_an_odd_number_of_steps_keeps_all_codes(coarse, fine, count):
     codes = [np.rint(x / grid.step).clip(grid.low, grid.high) for grid in (coarse, fine)]
     through = np.rint(codes[1] / round(coarse.step / fine.step)).clip(coarse.low, coarse.high)
     assert np.array_equal(codes[0], through) == (count is not None)
-
-
-def test_ranges_move_to_the_nearest_that_agree():
-    model = prepared()
-    before = {name: float(q.clip.detach()) for name, q in addends(model).items()}
-    others = {n: p.clone() for n, p in model.named_parameters() if "shortcut" not in n}
-    assert not finer(program_of(model))
-    moved = align_ranges(model, X[:1])
-    factors = [float(q.clip.detach()) / before[name] for name, q in addends(model).items()]
-    assert list(moved.values()) == pytest.approx(factors, rel=1e-5) and len(moved) == 2
-    assert all(0 < abs(factor - 1) < 1 / 8 for factor in factors)
-    assert all(torch.equal(p, others[n]) for n, p in model.named_parameters() if n in others and "bias" not in n)
-    assert align_ranges(model, X[:1]) == {}
-    assert len(finer(program_of(model))) == 3
-
-
-def test_ranges_far_from_each_other_stay():
-    model = prepared()
-    layer, addend = model.get_submodule("a").act_quantizer, next(iter(addends(model).values()))
-    for ratio, moves in ((8.0, True), (4.0, False)):
-        addend.set_clip(255 * layer.clip.detach() / 3 / ratio)
-        clip = addend.clip.clone()
-        assert (addend.name in align_ranges(model, X[:1])) == moves
-        assert torch.equal(clip, addend.clip) != moves
-
-
-def test_quantizers_without_a_range_of_their_own_stay():
-    model = prepared(3, DoReFa)
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    moved = align_ranges(model, X[:1])
-    assert all(q.name not in moved for q in model.modules() if isinstance(q, DoReFa))
-    assert {n for n, v in model.state_dict().items() if not torch.equal(v, state[n])} <= {
-        f"{name}.clip" for name in addends(model)
-    }
 
 
 def test_a_graph_leaves_out_what_follows():

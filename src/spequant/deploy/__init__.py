@@ -3,7 +3,6 @@
 Needs the extra `deploy` where a function writes or runs a graph; importing it here needs nothing.
 """
 
-from spequant.deploy.alignment import align_ranges
 from spequant.deploy.biases import quantize_biases
 from spequant.deploy.compare import compare_answers
 from spequant.deploy.cost import LayerCost, model_costs, packed_costs, program_costs, tflite_costs, totals
@@ -20,6 +19,7 @@ from spequant.deploy.lowering import lower
 from spequant.deploy.onnx_file import read_onnx, read_program, write_onnx
 from spequant.deploy.parity import Parity
 from spequant.deploy.program import Program
+from spequant.deploy.ranges import align_ranges
 from spequant.deploy.readiness import ExportCheck, check_export
 from spequant.deploy.twin import Twin
 from spequant.deploy.width import at_width

@@ -5,91 +5,17 @@ between fine codes, too: rounding to the fine grid first changes no code of the 
 function of the fine codes, and what they come from need not be computed twice.
 """
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from spequant.deploy.grids import Grid, act_grid
+from spequant.deploy.grids import Grid
 from spequant.deploy.operations import Function, Operation, Quantize
 from spequant.deploy.program import Program
-from spequant.deploy.trace import trace
-from spequant.functional import without_autocast
-from spequant.quantizers import Quantizer
 
 SAME = 2.0**-20
 """Share by which a step may be off an odd number of others: some last bits of fp32."""
-MOVED = 1 / 8
-"""Share by which `align_ranges` changes a range, at most."""
-
-
-@without_autocast
-@torch.no_grad()
-def align_ranges(model: nn.Module, example: Tensor) -> dict[str, float]:
-    """Let one rounding do for two quantizers that read the same tensor, in place: an export computes it once.
-
-    In a residual network the next layer reads a sum on few codes, the next addition on many. Where a step of the first
-    is an odd number of steps of the second, rounding to the second does not change the first. So the range of the
-    quantizer with the smaller step is changed to the nearest one of which that is true, by at most 1/8; where that
-    is not enough, both stay, and an export rounds twice. Call it before the accuracy is measured and before
-    `quantize_biases`. A second call changes nothing.
-
-    Args:
-        model: a prepared and calibrated network; only ranges of activation quantizers change.
-        example: an input, batch first; only its shape counts.
-
-    Returns:
-        {name of a quantizer: new range / old range} of those that were changed.
-
-    Raises:
-        RuntimeError: not calibrated.
-        ValueError: the network cannot be traced, as for `lower`.
-    """
-    moved = {}
-    for quantizers in _read_together(model, example):
-        coarse = act_grid(quantizers[0])
-        for q in quantizers[1:]:
-            if (factor := _aligned(q, coarse)) is not None:
-                moved[q.name] = factor
-    return moved
-
-
-def _read_together(model: nn.Module, example: Tensor) -> Iterator[list[Quantizer]]:
-    """Quantizers that read the same tensor and no other, the one with the largest step first."""
-    readers: dict[object, dict[Quantizer, None]] = {}
-    for step in trace(model, example).steps:
-        for source, quantizer in step.kind.reads(step):
-            readers.setdefault(source, {})[quantizer] = None
-    everywhere = [q for group in readers.values() for q in group if _is_grid(q)]
-    for group in readers.values():
-        once = [q for q in group if everywhere.count(q) == 1]
-        yield from [sorted(once, key=lambda q: -act_grid(q).step)] if len(once) > 1 else []
-
-
-def _is_grid(quantizer: Quantizer) -> bool:
-    try:
-        act_grid(quantizer)
-    except ValueError:
-        return False
-    return True
-
-
-def _aligned(quantizer: Quantizer, coarse: Grid) -> float | None:
-    """Change the range of `quantizer` so that `coarse` follows from its codes; by how much. None: it stays."""
-    fine = act_grid(quantizer)
-    count = max(1, 2 * round((coarse.step / fine.step - 1) / 2) + 1)
-    factor = coarse.step / fine.step / count
-    if not SAME < abs(factor - 1) <= MOVED:
-        return None
-    before = {name: value.clone() for name, value in quantizer.state_dict().items() if isinstance(value, Tensor)}
-    try:
-        quantizer.set_clip(torch.full(quantizer.shape, fine.high * coarse.step / count))
-    except TypeError:  # its range is not its own
-        return None
-    if steps_in(coarse, act_grid(quantizer)) is None:
-        quantizer.load_state_dict(before, strict=False)
-        return None
-    return factor
 
 
 def steps_in(coarse: Grid, fine: Grid) -> int | None:

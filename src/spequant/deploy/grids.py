@@ -17,6 +17,9 @@ from spequant.quantizers.base import Quantizer
 
 DIVERGED = "the training diverged. Go back to an earlier checkpoint, or train at a lower rate"
 
+NEARLY = 2.0**-22
+"""Share by which a step that is given may be off: some last bits of fp32."""
+
 
 @dataclass(frozen=True)
 class Home:
@@ -138,6 +141,22 @@ def grid_of(home: Home, levels: int) -> Grid:
     if not zero.is_integer():
         raise ValueError(f"its grid of {levels} levels leaves zero out; it has no integer form")
     return Grid(float((high - low) / (levels - 1)), -int(zero), levels - 1 - int(zero), home)
+
+
+def set_step(q: Quantizer, step: float) -> bool:
+    """Give the grid in use of an activation quantizer this step, or nearly, in place; False: it stays as it is, since
+    its range is not its own or it would have other codes."""
+    old = act_grid(q)
+    before = {name: value.clone() for name, value in q.state_dict().items() if isinstance(value, Tensor)}
+    try:
+        q.set_clip(torch.full(q.shape, step * old.high, device=q.home_levels.device))
+        new = act_grid(q)
+        if (new.low, new.high) == (old.low, old.high) and abs(new.step / step - 1) <= NEARLY:
+            return True
+    except (TypeError, ValueError):
+        pass
+    q.load_state_dict(before, strict=False)
+    return False
 
 
 def weight_grid(layer: QuantizedLayer) -> tuple[Tensor, Tensor]:

@@ -47,11 +47,17 @@ def lower(model: nn.Module, example: Tensor) -> Program:
 def lower_all(model: nn.Module, example: Tensor) -> tuple[Program, list[tuple[str, str]]]:
     """As much of the program of `model` as there is, and (name, why not) of each step that has no form. Arguments and
     errors as `lower`'s; errors are those of the network as a whole."""
+    program, problems = lower_what_can_be(model, example)
+    if not problems and not any(on_integers(op) for op in program.ops):
+        raise on_no_integers(model)
+    return program, problems
+
+
+def lower_what_can_be(model: nn.Module, example: Tensor) -> tuple[Program, list[tuple[str, str]]]:
+    """As `lower_all`, of a network without layers on integers, too."""
     problems: list[tuple[str, str]] = []
     with weights_once(model):
         program = _Lowering(trace(model, example, problems), problems).program()
-    if not problems and not any(on_integers(op) for op in program.ops):
-        raise on_no_integers(model)
     return _of_one_sample(program), list(dict.fromkeys(problems))
 
 
