@@ -108,6 +108,13 @@ def low_bit(network: nn.Module, bits: int, x: Tensor) -> nn.Module:
     return model.eval()
 
 
+def finish(model: nn.Module, x: Tensor) -> None:
+    """What recipes do at the end of a run."""
+    spequant.align_ranges(model, x[:1])
+    spequant.reestimate_batch_norm(model, x[:256].split(64))
+    quantize_biases(model, x[:1])
+
+
 def exported(name: str, bits: int, path: Path) -> tuple[list[str], list[float]]:
     """(float islands, shares of answers that are the network's in onnxruntime, in OpenVINO, and of the twin), of random
     weights and made-up samples."""
@@ -116,7 +123,7 @@ def exported(name: str, bits: int, path: Path) -> tuple[list[str], list[float]]:
     network, x = edge.make(), made_up(IMAGES, edge.shape)
     spequant.reestimate_batch_norm(network, [x])  # which random weights leave as if they were trained
     model = low_bit(network.eval(), bits, x)
-    quantize_biases(model, x[:1])
+    finish(model, x)
     reports = [spequant.export(model, path.with_suffix(end), x.split(16)) for end in (".onnx", ".xml")]
     with torch.no_grad():
         expected = outputs_by_name(model(x))
@@ -207,8 +214,7 @@ def test_a_network_that_has_learned_something_is_integers_throughout(name, tiny_
         for bits in WIDTHS:
             model = low_bit(copy.deepcopy(network), bits, x[:128])
             learn(model, x, y, STEPS[1], 1e-3)
-            spequant.reestimate_batch_norm(model, x[:256].split(64))
-            quantize_biases(model, x[:1])
+            finish(model, x)
             inside, shares, rate = compared(model, tmp_path / "net", held_out, labels)
             islands |= set(inside)
             assert min(shares) >= AGREEMENT, (bits, shares)

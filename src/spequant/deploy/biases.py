@@ -9,28 +9,37 @@ from spequant.deploy.bias_choice import agreeing_biases
 from spequant.deploy.lowering import lower
 from spequant.deploy.operations import Weighted
 from spequant.deploy.program import Program
+from spequant.deploy.scales import keep_layers_off_ties
 
 
 @torch.no_grad()
 def quantize_biases(model: nn.Module, example: Tensor) -> None:
-    """Round the bias of each integer layer of a prepared and calibrated `model`, in place, to an int32 code.
+    """Round the bias of each integer layer of a prepared and calibrated `model`, in place, to an int32 code, and its
+    scale to a ratio at which no sum lies near a tie.
 
     An engine adds up products of codes; its bias is a whole number of their unit, input step * weight step, which at
     2 bits is some per cent of an output code. A low-bit network answers several per cent of images otherwise after
     such a change: so make it before the accuracy is measured, not in the export. What is moved is the bias of the batch
     norm that follows the layer, or of the layer itself; a batch norm without parameters (affine=False) is left as it
     is. Of the codes near a bias the nearest is taken with which engines that round a sum once or twice give it the same
-    code, where there is one. A second call changes nothing.
+    code, where there is one.
+
+    The weight of a batch norm changes by a thousandth at most (`scales.py`), so that no result of the layer before it
+    is nearly the middle between two codes: PyTorch and engines then give it the same one. A second call changes
+    nothing.
 
     Args:
-        model: the network; only its biases change.
+        model: the network; only its biases and the weights of its batch norms change.
         example: an input, batch first; only its shape counts.
 
     Raises:
         ValueError: as `lower`: no integer form.
     """
     layers: dict[int, list[Weighted]] = {}  # one that two quantizers read is there twice
-    for op in lower(model, example).weighted:
+    program = lower(model, example)
+    if keep_layers_off_ties(program):
+        program = lower(model, example)
+    for op in program.weighted:
         if op.bias is not None:
             layers.setdefault(id(op.bias), []).append(op)
     for ops in layers.values():

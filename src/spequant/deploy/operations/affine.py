@@ -92,7 +92,8 @@ def _behind(step: Step) -> tuple[Step, After]:
         times, plus, last = _numbers(one)
         factor, shift = factor * times, shift * times + plus
         bias = last if last is not None or bool((times != 1).any()) else bias
-    return base, After(factor, shift, step.shape, bias)
+    gain = None if step.module is None else getattr(step.module, "weight", None)
+    return base, After(factor, shift, step.shape, bias, gain)
 
 
 def _on_codes(name: str, source: Operation, grid: Grid, after: After, at: Lowering) -> Operation | None:
@@ -107,7 +108,7 @@ def _on_codes(name: str, source: Operation, grid: Grid, after: After, at: Loweri
     factor, shift = (t.expand(channels).contiguous() for t in (after.factor, after.shift))
     window = (1,) * spatial, (0,) * spatial, (1,) * spatial
     full = (*shape[:2], *[1] * (3 - len(shape)), *shape[2:])
-    op = at.add(Weighted(name, (source,), grid, full, ones, factor, shift, *window, channels, after.bias))
+    op = at.add(Weighted(name, (source,), grid, full, ones, factor, shift, *window, channels, after.bias, after.gain))
     return op if len(shape) > 2 else at.add(Flatten(name, (op,), grid, shape))
 
 

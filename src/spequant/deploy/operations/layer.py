@@ -48,13 +48,15 @@ def layer_of(step: Step) -> Any:
 
 @dataclass(frozen=True)
 class After:
-    """What is linear behind a layer: y * factor + shift, float64 (channels,) or one number; the shape of that; and the
-    parameter that `shift` grows with, one to one, if there is one."""
+    """What is linear behind a layer: y * factor + shift, float64 (channels,) or one number; the shape of that; the
+    parameter that `shift` grows with, one to one, and the one that `factor` and all but that of `shift` are multiples
+    of, if there are such."""
 
     factor: Tensor
     shift: Tensor
     shape: tuple[int, ...]
     bias: Tensor | None
+    gain: Tensor | None = None
 
 
 def rescaled(layer: Any, scale: Tensor, after: After | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -74,7 +76,7 @@ class Weighted(Operation):
     weight: int16, or int8 where it was made for int8 arithmetic, (outputs, inputs / groups, *kernel) or (outputs,
     inputs); scale, offset: float64 (outputs,); scale may be negative or zero. Without stride: a linear layer, of the
     last dimension. padding: of zeros, as `windows.sides` reads it. bias: the parameter that `offset` grows with, one to
-    one.
+    one. gain: the one that `scale` and all but that of `offset` are multiples of.
     """
 
     weight: Tensor
@@ -85,6 +87,7 @@ class Weighted(Operation):
     dilation: tuple[int, ...] = ()
     groups: int = 1
     bias: Tensor | None = None
+    gain: Tensor | None = None
 
     WORD = "layer"
 
@@ -138,8 +141,9 @@ class Weighted(Operation):
         for source, quantizer in cls.reads(step):  # none of a layer with one side float
             inside, (codes, scale) = at.codes(source, act_grid(quantizer)), weight_grid(step.module)  # type: ignore[arg-type]
             scale, offset, bias = rescaled(layer_of(step), scale, after)
-            shape = step.shape if after is None else after.shape
-            return at.add(cls(step.name, (inside,), grid, shape, codes, scale, offset, bias=bias, **step.attributes))
+            shape, gain = (step.shape, None) if after is None else (after.shape, after.gain)
+            numbers = {"bias": bias, "gain": gain, **step.attributes}
+            return at.add(cls(step.name, (inside,), grid, shape, codes, scale, offset, **numbers))
         return None
 
     @classmethod

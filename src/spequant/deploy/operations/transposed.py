@@ -100,7 +100,9 @@ class Transposed(Operation):
             weight = as_convolution(codes, layer, phases)
             scale, offset = (t.repeat_interleave(phases.count) for t in (scale, offset))
             shape = (step.shape[0], len(weight), *phases.positions)
-            op = Weighted(step.name, (inside,), grid, shape, weight, scale, offset, *phases.window, layer.groups, bias)
+            parameters = bias, None if after is None else after.gain
+            window = (*phases.window, layer.groups)
+            op = Weighted(step.name, (inside,), grid, shape, weight, scale, offset, *window, *parameters)
             return _woven(at.add(op), phases, at)
         return None
 
