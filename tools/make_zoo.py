@@ -19,19 +19,22 @@ from typing import Any
 import torch
 
 from spequant.app.recipes import RECIPES, Recipe
-from spequant.app.runs import export_source, run
+from spequant.app.runs import evaluate_source, export_source, run
 from spequant.app.runs.folder import ENVIRONMENT
 from spequant.app.runs.images import Images, measure
 from spequant.app.terminal import Terminal
 from spequant.data import CIFAR10
 from spequant.deploy.zoo import ZOO_FOLDER
 from spequant.files import write_whole
+from spequant.methods import JointBits
 
 PUBLISHED = "the float weights that it starts from: BSD-2-Clause (akamaster/pytorch_resnet_cifar10)"
 LICENCES = {
     "digits": "scikit-learn's handwritten digits (UCI, Optical Recognition of Handwritten Digits): CC BY 4.0",
     "cifar10": "CIFAR-10 (Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009): no licence stated",
 }
+
+TITLES = {"resnet8": "ResNet-8", "mobilenet_v1_025": "MobileNetV1 at a quarter of its width"}
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Entry:
         low_bit: Makes the recipe of the low-bit network.
         seeds: Of the low-bit runs.
         published: File of float weights below ROOT/weights, which are taken in place of a float run.
+        widths: Activation bits at which the file is measured, too.
     """
 
     title: str
@@ -53,32 +57,43 @@ class Entry:
     low_bit: Callable[[], Recipe]
     seeds: tuple[int, ...] = (0, 1, 2)
     published: str | None = None
+    widths: tuple[int, ...] = ()
 
 
-def _resnet8(bits: int, epochs: int) -> Entry:
-    """ResNet-8 on CIFAR-10: 30 float epochs, then `epochs` by SPEQ."""
+def _from_scratch(network: str, bits: int, epochs: int, float_epochs: int = 30) -> Entry:
+    """A network on CIFAR-10: float epochs, then `epochs` by SPEQ."""
 
     def floating() -> Recipe:
         recipe = RECIPES["cifar10-resnet20-float"]()
         return replace(
             recipe,
-            name="cifar10-resnet8-float",
+            name=f"cifar10-{network}-float",
             data=CIFAR10(held_out=0),
-            network=replace(recipe.network, name="resnet8"),
-            train=replace(recipe.train, epochs=30, schedule="one-cycle"),
+            network=replace(recipe.network, name=network),
+            train=replace(recipe.train, epochs=float_epochs, schedule="one-cycle"),
         )
 
     def low_bit() -> Recipe:
         recipe = RECIPES["cifar10-resnet20-w2a2-speq"]()
         return replace(
             recipe,
-            name=f"cifar10-resnet8-w{bits}a{bits}-speq",
+            name=f"cifar10-{network}-w{bits}a{bits}-speq",
             network=floating().network,
             quant=replace(recipe.quant, weight_bits=bits, act_bits=bits),
             train=replace(recipe.train, epochs=epochs),
         )
 
-    return Entry(f"ResNet-8, W{bits}A{bits} by SPEQ, on CIFAR-10", "cifar10", floating, low_bit)
+    return Entry(f"{TITLES[network]}, W{bits}A{bits} by SPEQ, on CIFAR-10", "cifar10", floating, low_bit)
+
+
+def _any_precision(of: Entry, name: str, widths: tuple[int, ...]) -> Entry:
+    """The network of `of`, trained at its own and at 4 and 8 bits at once."""
+
+    def low_bit() -> Recipe:
+        return replace(of.low_bit(), name=name, method=JointBits.Settings(widths=(4, 8)))
+
+    title = f"ResNet-8, W2, activations at {widths[0]} to {widths[-1]} bits from one file, on CIFAR-10"
+    return replace(of, title=title, low_bit=low_bit, widths=widths)
 
 
 def _resnet20(bits: int, epochs: int) -> Entry:
@@ -106,9 +121,13 @@ ZOO = {
         RECIPES["digits-float"],
         RECIPES["digits-w2a2-speq"],
     ),
-    **{f"resnet8-cifar10-w{bits}a{bits}": _resnet8(bits, epochs) for bits, epochs in ((2, 15), (3, 8), (4, 5))},
+    **{f"resnet8-cifar10-w{b}a{b}": _from_scratch("resnet8", b, epochs) for b, epochs in ((2, 15), (3, 8), (4, 5))},
+    "mobilenet-v1-025-cifar10-w4a4": _from_scratch("mobilenet_v1_025", 4, 8),
     **{f"resnet20-cifar10-w{bits}a{bits}": _resnet20(bits, epochs) for bits, epochs in ((2, 6), (3, 3), (4, 2))},
 }
+ZOO["resnet8-cifar10-w2-any"] = _any_precision(
+    ZOO["resnet8-cifar10-w2a2"], "cifar10-resnet8-w2-joint-bits", (2, 3, 4, 5, 6, 7, 8)
+)
 
 
 def make(name: str, work: Path, root: Path | None) -> dict[str, Any]:
@@ -121,6 +140,7 @@ def make(name: str, work: Path, root: Path | None) -> dict[str, Any]:
     folder = work / f"{base.name}-seed{entry.seeds[0]}"
     path = ZOO_FOLDER / f"{name}.packed"
     report = export_source(folder, "packed", path)
+    rows = evaluate_source(folder, root=root, act_bits=entry.widths) if entry.widths else []
     facts = json.loads((folder / "data.json").read_text())
     environment = json.loads((folder / ENVIRONMENT).read_text())[-1]
     card = {
@@ -140,6 +160,7 @@ def make(name: str, work: Path, root: Path | None) -> dict[str, Any]:
         "bytes": path.stat().st_size,
         "float_bytes": report.exported.float_size,
         "test_accuracy": {str(seed): result["test_accuracy"] for seed, result in results.items()},
+        "accuracy_at": {str(row["act_bits"]): row["accuracy"] for row in rows},
         "seed": entry.seeds[0],
         "float_test_accuracy": plain["test_accuracy"],
         "test_images": report.images,

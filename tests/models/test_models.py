@@ -16,6 +16,7 @@ PARAMETERS = {
     "resnet44": 658_586,
     "resnet56": 853_018,
     "vgg16_bn": 14_724_042,
+    "mobilenet_v1_025": 215_642,
     "mobilenet_v2": 2_236_682,
 }
 IMAGENET = {"resnet18": 11_689_512, "resnet34": 21_797_672}

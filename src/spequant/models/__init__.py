@@ -9,6 +9,7 @@ from spequant.models.answering import (
     make_answering,
     transformers_configuration,
 )
+from spequant.models.mobilenet_v1_cifar import CifarMobileNetV1, mobilenet_v1_025
 from spequant.models.mobilenet_v2_cifar import CifarMobileNetV2, mobilenet_v2
 from spequant.models.named import check_network, make_network
 from spequant.models.residual import ResidualAdd
@@ -19,6 +20,7 @@ from spequant.models.weights import load_weights
 
 __all__ = [
     "TRANSFORMERS",
+    "CifarMobileNetV1",
     "CifarMobileNetV2",
     "CifarResNet",
     "CifarVGG",
@@ -31,6 +33,7 @@ __all__ = [
     "load_weights",
     "make_answering",
     "make_network",
+    "mobilenet_v1_025",
     "mobilenet_v2",
     "resnet8",
     "resnet18",

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from spequant.extras import needs
-from spequant.models import mobilenet_v2_cifar, resnet_cifar, resnet_imagenet, vgg_cifar
+from spequant.models import mobilenet_v1_cifar, mobilenet_v2_cifar, resnet_cifar, resnet_imagenet, vgg_cifar
 from spequant.models.answering import TRANSFORMERS
 from spequant.models.weights import load_state
 from spequant.names import called_with, imported
@@ -22,6 +22,7 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "resnet44": resnet_cifar.resnet44,
     "resnet56": resnet_cifar.resnet56,
     "vgg16_bn": vgg_cifar.vgg16_bn,
+    "mobilenet_v1_025": mobilenet_v1_cifar.mobilenet_v1_025,
     "mobilenet_v2": mobilenet_v2_cifar.mobilenet_v2,
     "resnet18": resnet_imagenet.resnet18,
     "resnet34": resnet_imagenet.resnet34,

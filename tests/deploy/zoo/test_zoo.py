@@ -52,6 +52,15 @@ def test_each_is_as_accurate_as_its_card_says(name, root):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in names() if card_of(name)["accuracy_at"]])
+def test_one_file_is_as_accurate_at_each_width(name, root):
+    expected = card_of(name)["accuracy_at"]
+    rows = evaluate_source(f"zoo/{name}", root=root, act_bits=[int(bits) for bits in expected])
+    for row in rows:
+        assert row["accuracy"] == pytest.approx(expected[str(row["act_bits"])], abs=0.05)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [form for form in FORMATS if form != "packed"])
 @pytest.mark.parametrize("name", names())
 def test_each_is_exported_to_every_format(name, form, root, tmp_path, monkeypatch):

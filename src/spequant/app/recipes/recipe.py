@@ -20,8 +20,8 @@ class Network:
     """The float network that a run starts from."""
 
     name: str = "resnet20"
-    """for small images resnet8, resnet20, resnet32, resnet44, resnet56, vgg16_bn or mobilenet_v2; for larger ones
-    resnet18 or resnet34; torchvision/NAME; timm/NAME; for questions transformers/NAME (of the hub) or
+    """for small images resnet8, resnet20, resnet32, resnet44, resnet56, vgg16_bn, mobilenet_v1_025 or mobilenet_v2;
+    for larger ones resnet18 or resnet34; torchvision/NAME; timm/NAME; for questions transformers/NAME (of the hub) or
     transformers/FOLDER; or your own class or function, package.module:Object or file.py:Object, which is called with
     those of classes, in_channels and size that it names"""
     weights: Path | None = None
