@@ -1,5 +1,5 @@
 """Ranges of activation quantizers, moved a little before a network is measured, so that its exports are fast and agree:
-one rounding where two quantizers read a tensor (`alignment.py`), no sums near a tie (`sums.py`)."""
+one rounding where two quantizers read a tensor (`alignment.py`), nothing near a tie (`ties.py`)."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from spequant.deploy.alignment import SAME, steps_in
 from spequant.deploy.grids import Grid, act_grid, set_step
-from spequant.deploy.sums import MOST, keep_sums_off_ties
+from spequant.deploy.ties import MOST, keep_off_ties
 from spequant.deploy.trace import trace
 from spequant.functional import without_autocast
 from spequant.quantizers import Quantizer
@@ -18,7 +18,7 @@ from spequant.quantizers import Quantizer
 @without_autocast
 @torch.no_grad()
 def align_ranges(model: nn.Module, example: Tensor) -> dict[str, float]:
-    """Let one rounding do for two quantizers that read the same tensor, and no sum of codes lie on a tie, in place.
+    """Let one rounding do for two quantizers that read a tensor, and nothing made of codes lie near a tie, in place.
 
     In a residual network the next layer reads a sum on few codes, the next addition on many. Where a step of the first
     is an odd number of steps of the second, rounding to the second does not change the first. So the range of the
@@ -26,10 +26,10 @@ def align_ranges(model: nn.Module, example: Tensor) -> dict[str, float]:
     is not enough, both stay, and an export rounds twice.
 
     Where two codes add up to nearly the middle between two codes of the sum, the last bits of fp32 decide, and engines
-    answer differently. So the ranges around a sum are then changed, by a 2,000th or so, until no two codes do.
+    answer differently; so it is with products and means. The ranges around these are then changed, by a thousandth or
+    so, until no codes do (`ties.py`).
 
-    Call it before the accuracy is measured and before
-    `quantize_biases`. A second call changes nothing.
+    Call it before the accuracy is measured and before `quantize_biases`. A second call changes nothing.
 
     Args:
         model: a prepared and calibrated network; only ranges of activation quantizers change.
@@ -48,7 +48,7 @@ def align_ranges(model: nn.Module, example: Tensor) -> dict[str, float]:
         for q in quantizers[1:]:
             if (factor := _aligned(q, coarse)) is not None:
                 moved[q.name] = factor
-    for name, factor in keep_sums_off_ties(model, example).items():
+    for name, factor in keep_off_ties(model, example).items():
         moved[name] = factor * moved.get(name, 1.0)
     return moved
 

@@ -1,4 +1,4 @@
-"""Sums of codes: after `align_ranges` none lies near a tie, and fp32 gives each the same code in whatever order."""
+"""What is made of codes: after `align_ranges` nothing lies near a tie, and fp32 gives it the same code in any order."""
 
 import itertools
 from fractions import Fraction
@@ -12,8 +12,8 @@ from torch import nn
 from spequant.deploy import FORMATS, Twin, align_ranges, lower, quantize_biases
 from spequant.deploy.engines import ENGINES
 from spequant.deploy.grids import Grid
-from spequant.deploy.operations import Add
-from spequant.deploy.sums import near_tie
+from spequant.deploy.operations import Add, AvgPool, Mean, Mul
+from spequant.deploy.ties import Rounding
 from spequant.models.residual import ResidualAdd
 from spequant.quantizers import LSQ, PACT, MinMax
 from support.residual import Residual, X, prepared, program_of
@@ -46,12 +46,25 @@ def exact(a, b, result):
             yield abs(value - value.__floor__() - Fraction(1, 2))
 
 
+def near_tie(a, b, result):
+    return Rounding(Add, (a, b), (result,)).near_tie()
+
+
 def sums(model):
     return [
         (*(i.grid for i in op.inputs), op.grid)
         for op in lower(model, X[:1]).ops
         if isinstance(op, Add) and op.of_codes and op.grid is not None
     ]
+
+
+def products_and_means(model):
+    """As `Rounding`, and the operations' names."""
+    for op in lower(model, X[:1]).ops:
+        if isinstance(op, Mul | Mean | AvgPool) and op.grid is not None and all(i.grid for i in op.inputs):
+            count = 9 if isinstance(op, AvgPool) else 1 if isinstance(op, Mul) else 100
+            kind = Mul if isinstance(op, Mul) else Mean
+            yield Rounding(kind, tuple(i.grid for i in op.inputs), (op.grid,), count)
 
 
 class Chain(nn.Module):
@@ -84,6 +97,44 @@ class Twice(nn.Module):
         c = self.sums[1](self.layers[2](b), b)
         y = self.sums[3](self.sums[2](c, b), b)
         return self.last(y.mean((2, 3)))
+
+
+class Gated(nn.Module):
+    """A product of codes, the mean of all positions in it, and an average pooling."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.reduce, self.expand = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.gate, self.layer, self.last = nn.Sigmoid(), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4 * 9, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        gate = self.gate(self.expand(torch.relu(self.reduce(x.mean((2, 3), keepdim=True)))))
+        x = torch.relu(self.layer(x * gate))
+        return self.last(nn.functional.avg_pool2d(x, 3).flatten(1))
+
+
+def near_ties_of(model):
+    return [rounding for rounding in products_and_means(model) if rounding.near_tie()]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_no_product_and_no_mean_lies_near_a_tie(bits):
+    model = prepared(bits, PACT, Gated, between=8)
+    assert near_ties_of(model)
+    moved = align_ranges(model, X[:1])
+    assert moved and all(abs(factor - 1) < 1 / 8 for factor in moved.values())
+    assert len(list(products_and_means(model))) == 2 and not near_ties_of(model)
+    assert align_ranges(model, X[:1]) == {}
+
+
+def test_a_product_by_fractions():
+    """17 * 15 = 255 of 510 is a half; of 511 nothing is."""
+    a, b = Grid(1 / 17, 0, 17), Grid(0.1, 0, 15)
+    for step, near in ((0.1 * 510 / 17, True), (0.1 * 511 / 17, False)):
+        assert Rounding(Mul, (a, b), (Grid(step, 0, 15),)).near_tie() == near
+    for count, near in ((4, True), (9, False)):
+        assert Rounding(Mean, (Grid(0.5, 0, 3),), (Grid(0.5, 0, 15),), count).near_tie() == near
 
 
 @pytest.mark.parametrize("network", [Residual, Chain])
