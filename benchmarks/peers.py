@@ -4,10 +4,11 @@
     python benchmarks/peers.py --rows retrain speq brevitas "brevitas eager" --dtype fp32 --json rows.json
 
 The options and the measurement are those of `spequant bench train`. A toolkit that is not installed is left out with a
-line that says so: `pip install brevitas`; torch.ao is part of torch.
+line that says so: `pip install brevitas torchao nvidia-modelopt`; torch.ao is part of torch. torchao trains linear
+layers alone, ModelOpt no additions: what a toolkit lacks stays float in its row.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -110,6 +111,47 @@ def torch_ao(network: nn.Module, bits: int) -> nn.Module:
     return low_bit(network, bits, layer, lambda: signed(8))
 
 
+def torchao(network: nn.Module, bits: int) -> nn.Module:
+    """A network with torchao's quantization-aware linear layers: weights per channel, inputs per token; `network` is
+    changed.
+
+    Raises:
+        ModuleNotFoundError: torchao is not installed.
+    """
+    qat, quantize = import_module("torchao.quantization.qat"), import_module("torchao.quantization").quantize_
+    ends = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    for width, among in ((bits, ends[1:-1]), (8, (ends[0], ends[-1]))):
+        ids, dtype = {id(m) for m in among}, getattr(torch, f"int{width}")
+        parts = {
+            "activation_config": qat.IntxFakeQuantizeConfig(dtype, "per_token", is_symmetric=False),
+            "weight_config": qat.IntxFakeQuantizeConfig(dtype, "per_channel", is_symmetric=True),
+        }
+        quantize(network, qat.QATConfig(**parts), filter_fn=lambda m, _, ids=ids: id(m) in ids)
+    return network.train()
+
+
+def modelopt(subject: Subject, bits: int) -> nn.Module:
+    """A network with ModelOpt's fake quantization, one range a tensor, those of activations found on eight samples and
+    then fixed; `subject.network` is changed.
+
+    Raises:
+        ModuleNotFoundError: nvidia-modelopt is not installed.
+    """
+    mtq, network = import_module("modelopt.torch.quantization"), subject.network
+    names = [name for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    rows: list[dict[str, Any]] = [{"quantizer_name": "*", "enable": False}]
+    for name in names:
+        width = 8 if name in (names[0], names[-1]) else bits
+        for part in ("weight", "input"):
+            rows.append({"quantizer_name": f"{name}.{part}_quantizer", "cfg": {"num_bits": width, "axis": None}})
+    x = subject.part(8)
+
+    def seen(model: nn.Module) -> None:
+        model(**x) if isinstance(x, Mapping) else model(x)
+
+    return mtq.quantize(network, {"quant_cfg": rows, "algorithm": "max"}, seen).train()
+
+
 class FakeQuantized(nn.Module):
     """A layer with torch.ao's quantizers for its weight and its input."""
 
@@ -131,7 +173,24 @@ def brevitas_model(subject: Subject, bits: int) -> nn.Module:
     return allow_float(brevitas(subject.network, bits))
 
 
-PEERS = compiled_and_eager({"torch.ao": StepKind(torch_ao_model), "brevitas": StepKind(brevitas_model)})
+def torchao_model(subject: Subject, bits: int) -> nn.Module:
+    """`torchao` of a benchmark's network."""
+    return allow_float(torchao(subject.network, bits))
+
+
+def modelopt_model(subject: Subject, bits: int) -> nn.Module:
+    """`modelopt` of a benchmark's network."""
+    return allow_float(modelopt(subject, bits))
+
+
+PEERS = compiled_and_eager(
+    {
+        "torch.ao": StepKind(torch_ao_model),
+        "torchao": StepKind(torchao_model),
+        "brevitas": StepKind(brevitas_model),
+        "modelopt": StepKind(modelopt_model),
+    }
+)
 """{name of a row: what it trains}, as `STEPS` of `spequant bench train`"""
 
 
