@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from peers import PEERS, brevitas, low_bit, torch_ao
+from peers import PEERS, brevitas, low_bit, modelopt, torch_ao, torchao
 from spequant.app.bench.subjects import make_subject
 from spequant.app.bench.train import STEPS, BenchTrain, ready
 from spequant.methods import Retrain, allow_float
@@ -75,6 +75,32 @@ def test_brevitas_is_low_bit_and_learns():
     assert len(bounds) > len(widths) and all(bounds)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_modelopt_is_low_bit_and_learns():
+    pytest.importorskip("modelopt.torch.quantization")
+    subject = make_subject("resnet8", 4, 8, torch.device("cpu"))
+    model = modelopt(subject, 2)
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    levels = [len(m.weight_quantizer(m.weight).detach().unique()) for m in layers]
+    assert max(levels[1:-1]) <= 4 < min(levels[0], levels[-1]) and all(m.input_quantizer.is_enabled for m in layers)
+    Retrain()(allow_float(model), subject.batch).total.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_torchaos_linear_layers_are_low_bit():
+    pytest.importorskip("torchao.quantization.qat")
+    network = nn.Sequential(*(nn.Linear(16, 16) for _ in range(3)))
+    model = torchao(network, 4)
+    quantizers = [m.weight_fake_quantizer for m in model]
+    rows = [len(q(m.weight)[0].unique()) for q, m in zip(quantizers, model, strict=True)]
+    assert rows[1] <= 16 and all(type(m) is not nn.Linear for m in model)
+    model(torch.randn(2, 16)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
 def takes_a_step(name: str) -> None:
     step, fixed_bytes = ready(pickle.loads(pickle.dumps(PEERS[name])), SETTINGS)  # as a process of its own gets it
     before = fixed_bytes()
@@ -95,7 +121,8 @@ def test_brevitas_takes_a_step():
 
 
 def test_no_peer_stands_for_a_row_of_ours():
-    assert list(PEERS) == ["torch.ao", "brevitas", "torch.ao eager", "brevitas eager"] and not set(PEERS) & set(STEPS)
+    names = ["torch.ao", "torchao", "brevitas", "modelopt"]
+    assert list(PEERS) == [*names, *(f"{name} eager" for name in names)] and not set(PEERS) & set(STEPS)
 
 
 @pytest.mark.slow
