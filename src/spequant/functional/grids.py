@@ -10,7 +10,7 @@ from functools import wraps
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from spequant.functional.graphs import Given, Returned, one_node
 
@@ -172,7 +172,7 @@ class _FakeQuantize(torch.autograd.Function):
     def backward(ctx, grad):
         x, low, high, levels = ctx.saved_tensors
         needs_x, needs_low, needs_high = ctx.needs_input_grad[:3]
-        reached = _reached_by_sign if x.dtype == torch.float32 and x.device.type == "cpu" else _reached
+        reached = _reached_of(x)
         x, grad32, bottom = x.float(), grad.float(), 0.0 if low is None else low
         rounding = _rounding(x, low, high, levels) if ctx.inner or ctx.ewgs else 0.0
         if ctx.ewgs:
@@ -180,13 +180,14 @@ class _FakeQuantize(torch.autograd.Function):
             grad = grad32.to(grad.dtype)
         grad_x = grad if needs_x else None
         if needs_x and ctx.saturate:
-            grad_x = (grad32 * reached(x - bottom) * reached(high - x)).to(grad.dtype)
+            grad_x = (grad32 * reached(x - bottom)).mul_(reached(high - x)).to(grad.dtype)
         if not (needs_low or needs_high):
             return grad_x, None, None, None, None, None, None
-        below, above = reached(bottom - x) if needs_low else 0.0, reached(x - high)
-        rounding = rounding if ctx.inner else 0.0
-        grad_low = (grad32 * (below - rounding)).sum_to_size(low.shape) if needs_low and low is not None else None
-        grad_high = (grad32 * (above + rounding)).sum_to_size(high.shape) if needs_high else None
+        below, above = reached(bottom - x) if needs_low else None, reached(x - high) if needs_high else None
+        if ctx.inner:
+            below, above = None if below is None else below - rounding, None if above is None else above + rounding
+        grad_low = None if below is None or low is None else (grad32 * below).sum_to_size(low.shape)
+        grad_high = None if above is None else (grad32 * above).sum_to_size(high.shape)
         return grad_x, grad_low, grad_high, None, None, None, None
 
 
@@ -208,9 +209,21 @@ def _rounding(x: Tensor, low: Tensor | None, high: Tensor, levels: Tensor) -> Te
     return (torch.round(scaled) - scaled) / steps
 
 
+def _reached_of(x: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return what takes the least time to tell where a tensor like `x` is >= 0; its argument may be changed."""
+    if type(x) in (Tensor, nn.Parameter):  # as it is while nothing is traced
+        return _reached_in_place
+    return _reached_by_sign if x.dtype == torch.float32 and x.device.type == "cpu" else _reached
+
+
 def _reached(x: Tensor) -> Tensor:
     """Return 1.0 where `x` >= 0, else 0.0."""
     return (x >= 0).float()
+
+
+def _reached_in_place(x: Tensor) -> Tensor:
+    """Return the same as `_reached`, in `x` itself: on a CPU in a tenth of the time, as no bools are written."""
+    return x.ge_(0.0)
 
 
 def _reached_by_sign(x: Tensor) -> Tensor:
