@@ -27,7 +27,7 @@ class Mutant:
 
 MUTANTS = {
     "no straight-through estimator": Mutant(
-        "functional/grids.py", "grad32 * reached(x - bottom) * reached(high - x)", "grad32 * 0", METHOD
+        "functional/grids.py", "(grad32 * reached(x - bottom)).mul_(reached(high - x))", "grad32 * 0", METHOD
     ),
     "the teacher's pass moves batch norm": Mutant(
         "calibration/batch_norm.py", 'if mode == "leave" else []', 'if mode == "never" else []', METHOD
@@ -39,7 +39,7 @@ MUTANTS = {
         METHOD,
     ),
     "the wrong sign in LSQ's gradient": Mutant(
-        "functional/grids.py", "grad32 * (above + rounding)", "grad32 * (above - rounding)", QUANTIZERS
+        "functional/grids.py", "above is None else above + rounding", "above is None else above - rounding", QUANTIZERS
     ),
     "student and teacher swapped in the call of the loss": Mutant(
         "methods/speq.py",
