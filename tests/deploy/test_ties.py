@@ -15,7 +15,7 @@ from spequant.deploy.grids import Grid
 from spequant.deploy.operations import Add, AvgPool, Mean, Mul
 from spequant.deploy.ties import Rounding
 from spequant.models.residual import ResidualAdd
-from spequant.quantizers import LSQ, PACT, MinMax
+from spequant.quantizers import LSQ, PACT, DoReFa, MinMax
 from support.residual import Residual, X, prepared, program_of
 
 F = np.float32
@@ -183,6 +183,13 @@ def test_a_near_tie_is_one_by_fractions(a, b, result, near):
     assert near_tie(a, b, result) == near == (min(distances, default=1) < 2**-21 * max(result.high, -result.low))
 
 
+def test_nothing_moves_next_to_a_range_that_is_fixed():
+    model = prepared(8, DoReFa, Gated, between=8)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    assert align_ranges(model, X[:1]) == {}
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
 def test_steps_that_are_powers_of_two_stay():
     model = prepared(4, partial(PACT, power_of_two=True), Chain)
     state = {name: value.clone() for name, value in model.state_dict().items()}
@@ -190,7 +197,7 @@ def test_steps_that_are_powers_of_two_stay():
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
-def test_a_sum_of_sums_stays_where_neither_addend_may_change():
+def test_the_first_sums_of_a_chain_are_settled():
     model = prepared(8, PACT, Twice)
     moved = align_ranges(model, X[:1])
     assert align_ranges(model, X[:1]) == {} and moved

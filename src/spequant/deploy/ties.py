@@ -153,7 +153,7 @@ class _Ranges:
             if isinstance(q, Quantizer) and not q.of_weight and (step := _step(q)) is not None:
                 self.quantizers.setdefault(step, []).append(q)
         self.steps = {step: step for step in self.quantizers}
-        self.settled = {step for step, group in self.quantizers.items() if any(q.power_of_two for q in group)}
+        self.settled = {step for step, group in self.quantizers.items() if any(map(_keeps_its_range, group))}
         self.followers: dict[float, set[float]] = {}
         for op, fine in finer(program).items():
             self.followers.setdefault(_grid(fine).step, set()).add(_grid(op).step)
@@ -168,12 +168,20 @@ class _Ranges:
 
     def change(self, step: float, to: float) -> None:
         """Of the quantizers that had `step`."""
-        if all([set_step(q, to) for q in self.quantizers[step]]):
+        group = self.quantizers[step]
+        if all([set_step(q, to) for q in group]):
             self.steps[step] = to
+        else:  # all or none
+            for q in group:
+                set_step(q, self.steps[step])
 
     def factors(self) -> dict[str, float]:
         changed = {old: new for old, new in self.steps.items() if new != old}
         return {q.name: new / old for old, new in changed.items() for q in self.quantizers[old]}
+
+
+def _keeps_its_range(quantizer: Quantizer) -> bool:
+    return quantizer.power_of_two or not quantizer.stored
 
 
 def _step(quantizer: Quantizer) -> float | None:

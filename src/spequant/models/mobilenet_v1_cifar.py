@@ -17,6 +17,16 @@ STRIDES = (1, 1, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
 """Of the blocks."""
 
 
+def start(network: nn.Module) -> None:
+    """Draw the weights that a MobileNet begins with, in place."""
+    for m in network.modules():
+        if isinstance(m, nn.Conv2d):
+            nn.init.kaiming_normal_(m.weight, mode="fan_out")
+        elif isinstance(m, nn.Linear):
+            nn.init.normal_(m.weight, std=0.01)
+            nn.init.zeros_(m.bias)
+
+
 class Separable(nn.Module):
     """3 x 3 depthwise convolution, then 1 x 1, each with batch norm and ReLU.
 
@@ -53,12 +63,7 @@ class CifarMobileNetV1(nn.Module):
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.blocks = nn.Sequential(*(Separable(*ends, s) for ends, s in zip(pairwise(widths), STRIDES, strict=True)))
         self.linear = nn.Linear(widths[-1], classes)
-        for m in self.modules():
-            if isinstance(m, nn.Conv2d):
-                nn.init.kaiming_normal_(m.weight, mode="fan_out")
-            elif isinstance(m, nn.Linear):
-                nn.init.normal_(m.weight, std=0.01)
-                nn.init.zeros_(m.bias)
+        start(self)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         x = self.blocks(F.relu(self.bn1(self.conv1(x))))

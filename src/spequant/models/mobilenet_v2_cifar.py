@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from spequant.models.mobilenet_v1_cifar import start
 from spequant.models.residual import ResidualAdd
 
 STEM, HEAD = 32, 1280
@@ -74,12 +75,7 @@ class CifarMobileNetV2(nn.Module):
         self.conv2 = nn.Conv2d(width, HEAD, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(HEAD)
         self.linear = nn.Linear(HEAD, classes)
-        for m in self.modules():
-            if isinstance(m, nn.Conv2d):
-                nn.init.kaiming_normal_(m.weight, mode="fan_out")
-            elif isinstance(m, nn.Linear):
-                nn.init.normal_(m.weight, std=0.01)
-                nn.init.zeros_(m.bias)
+        start(self)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         x = F.relu6(self.bn1(self.conv1(x)))
