@@ -22,7 +22,7 @@ FOLDERS = {
     "weights": "weights",
 }
 
-pytest_plugins = ["support.absent"]
+pytest_plugins = ["support.absent", "support.torchlib"]
 pytest.register_assert_rewrite("support")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # what is not there is an error at once, not after a minute of retries
 # xdist runs a worker per core: more threads than cores, here or in a process that a test starts, wait for each other

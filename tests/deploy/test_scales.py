@@ -14,6 +14,8 @@ from spequant.quantizers import LSQ, PACT, SAWB
 from support.integer_networks import small
 from support.residual import Residual, prepared
 
+SLOW = pytest.mark.slow
+
 X = torch.randn(128, 1, 12, 12, generator=torch.Generator().manual_seed(3))
 
 
@@ -70,7 +72,9 @@ def test_a_ratio_becomes_an_odd_part_nearby(ratio):
 
 
 @pytest.mark.parametrize("network", [small, Mixed])
-@pytest.mark.parametrize(("bits", "act"), [(2, PACT), (4, PACT), (3, LSQ)])
+@pytest.mark.parametrize(
+    ("bits", "act"), [(2, PACT), pytest.param(4, PACT, marks=SLOW), pytest.param(3, LSQ, marks=SLOW)]
+)
 def test_ratios_of_layers_before_a_batch_norm_are_odd_parts(network, bits, act):
     model = trained(network, bits, act)
     before = {id(m): m.weight.clone() for m in model.modules() if isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d)}
@@ -88,7 +92,7 @@ def test_ratios_of_layers_before_a_batch_norm_are_odd_parts(network, bits, act):
 
 
 @pytest.mark.parametrize("network", [small, Mixed])
-@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("bits", [2, pytest.param(4, marks=SLOW)])
 def test_other_last_bits_change_no_code(network, bits):
     model = trained(network, bits)
     program = finished(model)

@@ -18,6 +18,8 @@ from spequant.models.residual import ResidualAdd
 from spequant.quantizers import LSQ, PACT, DoReFa, MinMax
 from support.residual import Residual, X, prepared, program_of
 
+SLOW = pytest.mark.slow
+
 F = np.float32
 
 
@@ -138,7 +140,10 @@ def test_a_product_by_fractions():
 
 
 @pytest.mark.parametrize("network", [Residual, Chain])
-@pytest.mark.parametrize(("bits", "act"), [(2, PACT), (4, LSQ), (8, MinMax), (3, PACT), (2, LSQ)])
+@pytest.mark.parametrize(
+    ("bits", "act"),
+    [(2, PACT), (4, LSQ), *(pytest.param(*more, marks=SLOW) for more in ((8, MinMax), (3, PACT), (2, LSQ)))],
+)
 def test_no_sum_lies_near_a_tie(network, bits, act):
     model = prepared(bits, act, network)
     assert any(near_tie(*grids) for grids in sums(model))

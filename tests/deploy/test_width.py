@@ -14,6 +14,8 @@ from spequant.quantizers import PACT, SAWB
 from support.clipping import skip_if_clipped
 from support.integer_networks import NEEDS_ONNXRUNTIME, lowered, prepared, small
 
+SLOW = pytest.mark.slow
+
 
 @pytest.fixture
 def x():
@@ -22,7 +24,12 @@ def x():
 
 @NEEDS_ONNXRUNTIME
 @pytest.mark.parametrize(
-    ("bits", "power_of_two"), [(1, False), (3, False), (4, False), (8, False), (1, True), (8, True)]
+    ("bits", "power_of_two"),
+    [
+        (1, False),
+        (8, True),
+        *(pytest.param(*more, marks=SLOW) for more in ((3, False), (4, False), (8, False), (1, True))),
+    ],
 )
 def test_a_file_at_another_width_is_the_network_at_that_width(x, bits, power_of_two, tmp_path):
     model = prepared(small(), x, act=PACT(2, power_of_two=power_of_two))

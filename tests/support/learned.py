@@ -23,7 +23,8 @@ def images_of(folder: Path) -> tuple[Tensor, Tensor]:
 
 
 def learn(model: nn.Module, x: Tensor, y: Tensor, steps: int, rate: float) -> None:
-    """Train `model` for `steps` of `BATCH` images, half of them mirrored; batches and rates follow from the numbers."""
+    """Train `model` for `steps` of `BATCH` images, half of them mirrored; batches and rates follow from the numbers. A
+    step whose gradient is not finite is left out."""
     draw = torch.Generator().manual_seed(steps)
     optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
@@ -34,7 +35,8 @@ def learn(model: nn.Module, x: Tensor, y: Tensor, steps: int, rate: float) -> No
         loss = F.cross_entropy(model(images), y[chosen], label_smoothing=0.1)
         optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
+        if all(p.grad is None or p.grad.isfinite().all() for p in model.parameters()):
+            optimizer.step()
         schedule.step()
     model.eval()
 

@@ -47,7 +47,7 @@ def test_a_network_of_the_users_own(tmp_path):
 @pytest.mark.parametrize(
     ("name", "size", "named"),
     [
-        ("resnet19", 8, "network is 'resnet19'; .*resnet8, resnet20.*bert6"),
+        ("resnet19", 8, "network is 'resnet19'; .*resnet8, resnet20.*bert6, bert12"),
         ("vgg16_bn", 8, "size is 8: vgg16_bn"),
     ],
 )

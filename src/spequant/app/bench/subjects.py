@@ -13,7 +13,8 @@ from spequant.extras import needs
 from spequant.methods.tasks import Classification
 from spequant.models.named import BUILDERS
 
-BERT = "bert6"
+BERTS = {"bert6": 6, "bert12": 12}
+"""{name: layers of BERT-base}"""
 CLASSES = 10
 TOKENS = 128
 """length of BERT's sequences"""
@@ -50,20 +51,21 @@ def make_subject(name: str, batch: int, size: int, device: torch.device) -> Subj
 
     Args:
         name: a network of the recipes, or of the user's own (package.module:Object or file.py:Object); or
-            "bert6", six layers of BERT-base with a classifier.
+            one of `BERTS`, layers of BERT-base with a classifier.
         batch: number of images, or of sequences of 128 tokens.
         size: side of the images, pixels.
         device: of both.
 
     Raises:
         ValueError: there is no such network, or it does not take these images.
-        ModuleNotFoundError: bert6 without the package transformers.
+        ModuleNotFoundError: one of `BERTS` without the package transformers.
     """
     torch.manual_seed(0)
-    if name == BERT:
+    if name in BERTS:
         ids, labels = (torch.randint(high, size) for high, size in ((1000, (batch, TOKENS)), (CLASSES, (batch,))))
-        return Subject(_bert().to(device).train(), {"input_ids": ids.to(device), "labels": labels.to(device)}, None)
-    check_name(name, (*BUILDERS, BERT))
+        bert = _bert(BERTS[name]).to(device).train()
+        return Subject(bert, {"input_ids": ids.to(device), "labels": labels.to(device)}, None)
+    check_name(name, (*BUILDERS, *BERTS))
     network = channels_last(models.make_network(name, classes=CLASSES, size=size), device)
     images = torch.randn(batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
     logits = checked_logits(network, name, images[:2])
@@ -95,9 +97,9 @@ def checked_logits(network: nn.Module, name: str, images: Tensor) -> Tensor:
     return logits
 
 
-def _bert() -> nn.Module:
+def _bert(layers: int) -> nn.Module:
     transformers = needs("transformers", "text")
     config = transformers.BertConfig(
-        num_hidden_layers=6, num_labels=CLASSES, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+        num_hidden_layers=layers, num_labels=CLASSES, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
     )
     return transformers.BertForSequenceClassification(config)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spequant.app.bench.subjects import BERT, Subject, make_subject
+from spequant.app.bench.subjects import BERTS, Subject, make_subject
 from spequant.app.bench.workers import TimedStep, WorkerGroup, seconds_of
 from spequant.app.commands.bench import BenchTrain
 from spequant.app.recipes.training import check_device, device_named
@@ -155,7 +155,7 @@ def bench_train(
         {**_times(group.label, times), "peak_mib": round(group.peak / 2**20, 1), "graphs": group.graphs}
         for group in groups
     ]
-    if settings.network != BERT:
+    if settings.network not in BERTS:
         rows.append(_times("input", times | {"input": _input_seconds(settings, threads)}))
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return [row | {"threads": threads, "device": place, "dtype": settings.dtype} for row in rows]

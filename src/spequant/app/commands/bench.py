@@ -19,8 +19,8 @@ class BenchTrain:
     """
 
     network: str = "resnet20"
-    """a network of the recipes; one of your own: package.module:Object or file.py:Object; or bert6: six layers of
-    BERT-base on 128 tokens"""
+    """a network of the recipes; one of your own: package.module:Object or file.py:Object; bert6 or bert12: so many
+    layers of BERT-base, which has 12, on 128 tokens"""
     batch: int = 128
     """images, or sequences, per step"""
     size: int = 32
