@@ -12,17 +12,22 @@ from torch import nn
 
 import spequant
 from spequant import Fixed, Stochastic, precision
-from spequant.layers import act_quantizers
+from spequant.layers import act_quantizers, weight_quantizers
 from spequant.models import resnet8
-from spequant.policies import LowBit, Mix
+from spequant.policies import LowBit, Mix, unquantized
 from spequant.quantizers import PACT, SAWB
 
 
-@pytest.fixture
-def model():
+@pytest.fixture(scope="module")
+def calibrated():
     model = spequant.prepare(resnet8(), weight=SAWB(2), act=PACT(2))
     spequant.calibrate(model, [torch.randn(64, 3, 8, 8)], samples=64)
     return model
+
+
+@pytest.fixture
+def model(calibrated):
+    return copy.deepcopy(calibrated)
 
 
 def levels(model):
@@ -30,10 +35,10 @@ def levels(model):
 
 
 def draws_of(model, policy, steps, **seeds):
-    rows = []
+    rows, low = [], [q for q in act_quantizers(model).values() if q.bits == 2]
     for step in range(steps):
         with precision(model, policy, step=step, **seeds):
-            rows.append([n for name, n in levels(model).items() if act_quantizers(model)[name].bits == 2])
+            rows.append([int(q.levels) for q in low])
     return np.array(rows)
 
 
@@ -211,3 +216,25 @@ def test_float_inputs_are_left_alone(model):
             assert quantizer.levels is quantizer.home_levels
     with pytest.raises(ValueError, match="no activation quantizer"), precision(nn.Sequential(PACT(None)), Fixed(8)):
         pass
+
+
+def test_unquantized_tensors_pass_as_they_are_until_the_context_ends(model):
+    x = torch.randn(4, 3, 8, 8)
+    low = model(x)
+    quantizers = {**act_quantizers(model), **weight_quantizers(model)}
+    with unquantized(quantizers.values()):
+        assert all(torch.equal(q(x), x) for q in quantizers.values())
+        free = model(x)
+        with unquantized(list(quantizers.values())[:1]):
+            pass
+        assert torch.equal(model(x), free)  # the context within has not ended this one
+    assert not torch.equal(low, free) and torch.equal(model(x), low)
+    x = torch.randn(2, 3, 8, 8)
+    quantized = model.eval()(x)
+    with unquantized(quantizers.values()):
+        copies = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+        assert not torch.equal(model(x), quantized)
+    assert all(torch.equal(network(x), quantized) for network in (model, *copies))
+    with pytest.raises(KeyError), unquantized(quantizers.values()):
+        raise KeyError
+    assert torch.equal(model(x), low)

@@ -1,6 +1,6 @@
 """Precision of activations for the time of a `with` block: random, as for the SPEQ teacher, or chosen per layer."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -202,3 +202,22 @@ def _switched(quantizers: Sequence[Quantizer], levels: Sequence[Tensor]) -> Iter
     finally:
         for q, (number, home) in zip(quantizers, before, strict=False):
             q.levels = q.home_levels if home else number  # moving the model inside has made home_levels another tensor
+
+
+@contextmanager
+def unquantized(quantizers: Iterable[Quantizer]) -> Iterator[None]:
+    """Inside this context, each of `quantizers` returns its tensor as it is, in every thread. A quantizer that another
+    function stands in for keeps that function. Copies of a model quantize as ever."""
+    free = [q for q in quantizers if q.watch is None]
+    try:
+        with entered_again(lambda: unquantized(free)):
+            for q in free:
+                q.watch = _unchanged
+            yield
+    finally:
+        for q in free:
+            q.watch = None
+
+
+def _unchanged(_: Quantizer, x: Tensor) -> Tensor:
+    return x

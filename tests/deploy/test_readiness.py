@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import spequant
-from spequant.deploy import ExportCheck
+from spequant.deploy import ExportCheck, requantization
 from spequant.quantizers import PACT, SAWB
 
 
@@ -90,6 +90,16 @@ def test_what_only_the_writers_of_a_format_refuse_is_foreseen_layer_by_layer():
         [f.name for f in found.refused] == ["0", "2", "3"] and "3 dimensions" in found.line and "2 more" in found.line
     )
     assert spequant.check_export(nn.Sequential(*layers), x, "c").line == "integers throughout"
+
+
+def test_a_check_does_not_search_biases_which_takes_half_a_minute_of_a_resnet_50(monkeypatch, tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    model = spequant.prepare(Network([nn.ReLU()]), weight=SAWB(4), act=PACT(4))
+    spequant.calibrate(model, [X], samples=4)
+    monkeypatch.setattr(requantization, "requantization", None)
+    assert spequant.check_export(model, X, "tflite").ok
+    with pytest.raises(TypeError, match="not callable"):
+        spequant.export(model.eval(), tmp_path / "a.tflite", [X])
 
 
 def test_what_a_format_has_not_in_float_is_refused_with_what_to_do():

@@ -3,18 +3,25 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+import spequant
+from spequant.deploy import lower
 from spequant.deploy.grids import Grid
 from spequant.deploy.integers import Integers
+from spequant.deploy.operations import Weighted
 from spequant.deploy.requantization import (
     CODE_SUM,
     PRODUCT,
     litert_codes,
     pair_scale,
     requantization,
+    requantized,
     rounding_steps,
     tflm_codes,
+    unsearched,
 )
+from spequant.quantizers import PACT, SAWB
 
 
 def layer(codes: int, factor: int, outputs: int = 8, inputs: int = 30) -> Integers:
@@ -87,6 +94,20 @@ def test_a_channel_without_weights_keeps_the_code_of_its_bias():
     form = Integers(torch.zeros(2, 3, dtype=torch.int8), torch.tensor([700, -700], dtype=torch.int32), torch.ones(2))
     found, wrong = every_sum(form, form.scale / 500, (0, 3), -3, 3)
     assert found.unequal == wrong == {"litert": 0, "tflm": 0}
+
+
+def test_what_is_not_searched_is_near_what_is():
+    torch.manual_seed(0)
+    x = torch.rand(8, 6)
+    model = spequant.prepare(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), weight=SAWB(4), act=PACT(4))
+    spequant.calibrate(model, [x], samples=8)
+    op = next(op for op in lower(model.eval(), x[:1]).ops if isinstance(op, Weighted) and op.grid is not None)
+    for times, divisor in ((1, 1), (3, 1), (6, 2)):
+        units = np.float32(0.5), np.float32(0.25)
+        plain, found = (make(op, *units, times, divisor) for make in (unsearched, requantized))
+        np.testing.assert_allclose(plain.scale, found.scale, rtol=0.1)
+        assert np.abs(plain.bias - found.bias).max() <= 64 and plain.bias.dtype == found.bias.dtype
+        assert plain.unequal == {"litert": 0, "tflm": 0}
 
 
 def test_sums_of_two_codes():

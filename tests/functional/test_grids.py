@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from beartype import beartype
+from jaxtyping import TypeCheckError, jaxtyped
 
 from spequant.functional import (
     LEAST_END,
@@ -122,6 +124,16 @@ def product_dtype(x, *, fail=False):
     if fail:
         raise RuntimeError("failed")
     return (x @ x).dtype
+
+
+def test_the_shapes_in_its_signature_are_those_it_takes():
+    checked = jaxtyped(typechecker=beartype)(fake_quantize)
+    x, levels = torch.randn(4, 3, 2, 2), torch.tensor(4.0)
+    for shape in ((), (3, 1, 1)):
+        low, high = -torch.ones(shape), torch.ones(shape)
+        assert checked(x, low, high, levels).shape == checked(x, None, high, levels).shape == x.shape
+    with pytest.raises(TypeCheckError, match="typechecking parameter 'high'"):
+        checked(x, -torch.ones(()), torch.ones(3, 1, 1), levels)
 
 
 def test_autocast_is_off_inside_and_on_again_after():

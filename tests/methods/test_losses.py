@@ -9,7 +9,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 from reference import losses as literal
-from spequant.methods.losses import cosine, ensemble, kl
+from spequant.methods.losses import cosine, ensemble, kl, squared_error
 
 
 @pytest.fixture
@@ -97,3 +97,20 @@ def test_kl_leaves_out_classes_masked_with_minus_infinity(logits):
     assert float(value.detach()) == pytest.approx(float(kl(student.detach()[:, :8], teacher[:, :8], 2.0)), rel=1e-5)
     value.backward()
     assert torch.isfinite(student.grad).all()
+
+
+def test_features_of_other_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"\(4, 3\), the teacher's \(4, 1\)"):
+        inspect.unwrap(squared_error)(torch.randn(4, 3), torch.randn(4, 1))
+
+
+def test_the_squared_error_is_over_tokens_without_padding():
+    student, teacher = torch.randn(2, 5, 3, requires_grad=True), torch.randn(2, 5, 3)
+    gaps = (student - teacher).detach() ** 2
+    assert float(squared_error(student, teacher).detach()) == pytest.approx(float(gaps.mean()))
+    mask = torch.tensor([[1.0, 1, 1, 0, 0], [1, 0, 0, 0, 0]])[..., None]
+    kept = torch.cat([gaps[0, :3], gaps[1, :1]])
+    error = squared_error(student, teacher, mask)
+    assert float(error.detach()) == pytest.approx(float(kept.mean()))
+    error.backward()
+    assert not student.grad[0, 3:].any() and not student.grad[1, 1:].any()

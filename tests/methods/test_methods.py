@@ -14,6 +14,7 @@ from torch import nn
 import spequant
 from spequant.methods import (
     CMTKD,
+    GPLQ,
     GSLR,
     QFD,
     QKD,
@@ -22,6 +23,7 @@ from spequant.methods import (
     BlockReplacement,
     Dampening,
     ExtendedSPEQ,
+    GoR,
     JointBits,
     MemberEnsemble,
     SPEQDistill,
@@ -110,6 +112,8 @@ def state_of(name, floating, batch, model):
         "gslr": lambda: GSLR(floating, steps=6),
         "block-replacement": lambda: BlockReplacement(floating),
         "dampening": lambda: Dampening(steps=6),
+        "gor": lambda: GoR(floating),
+        "gplq": lambda: GPLQ(floating, steps=6, share=2 / 3),
     }[name]()
     partner = trained_by(method)
     optimizer = make_optimizer(
@@ -119,7 +123,7 @@ def state_of(name, floating, batch, model):
     return TrainingState(model, method, optimizer, make_schedule("cosine", optimizer, 6))
 
 
-@pytest.mark.parametrize("name", ["qkd", "cmt-kd", "gslr", "block-replacement", "dampening"])
+@pytest.mark.parametrize("name", ["qkd", "cmt-kd", "gslr", "block-replacement", "dampening", "gor", "gplq"])
 def test_resuming_from_a_snapshot_gives_identical_weights(name, floating, batch):
     batches = [small_batch() for _ in range(6)]
     accelerator = make_accelerator()
@@ -146,7 +150,7 @@ def test_resuming_from_a_snapshot_gives_identical_weights(name, floating, batch)
 
 COMPILED = """
 import copy, torch, spequant
-from spequant.methods import CMTKD, QFD, JointBits, SQuaT
+from spequant.methods import CMTKD, GPLQ, QFD, JointBits, SQuaT
 from spequant.models import resnet8
 from spequant.policies import Mix, Stochastic
 from spequant.quantizers import LSQ
@@ -165,17 +169,24 @@ for _ in range(2):  # the model is traced once, with its hooks
     losses = method(wrapped, batch)
     torch.testing.assert_close(losses.total, eager.total, rtol=1e-2, atol=1e-3)
     losses.total.backward()
-assert all(p.grad is not None for p in wrapped.parameters())
+assert all(p.grad is not None for n, p in wrapped.named_parameters() if not ASIDE)
 print("done")
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "method", ["QFD(floating)", "SQuaT(floating)", "CMTKD(floating, {8: quantized(8)})", "JointBits()"]
+    ("method", "aside"),
+    [
+        *(
+            (m, "False")
+            for m in ("QFD(floating)", "SQuaT(floating)", "CMTKD(floating, {8: quantized(8)})", "JointBits()")
+        ),
+        ("GPLQ(floating, steps=9)", "('linear.layer' in n or 'weight_quantizer' in n)"),
+    ],
 )
-def test_features_and_widths_of_a_compiled_model(method):
-    code = COMPILED.replace("METHOD", method)
+def test_features_and_widths_of_a_compiled_model(method, aside):
+    code = COMPILED.replace("METHOD", method).replace("ASIDE", aside)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["done"], done.stderr
 
@@ -199,8 +210,8 @@ def test_the_settings_of_each_name_build_a_method_that_trains(name, run_start, b
     method = by_name[name](**OPTIONS.get(name, {})).build(run_start)
     losses = method(run_start.student, batch)
     losses.total.backward()
-    assert losses.total.isfinite() and all(grads(run_start.student))
-    assert (trained_by(method) is not None) == (name in ("apprentice", "qkd", "cmt-kd"))
+    assert losses.total.isfinite() and (all(grads(run_start.student)) or name == "gplq")  # which begins with a part
+    assert (trained_by(method) is not None) == (name in ("apprentice", "qkd", "cmt-kd", "gor"))
 
 
 def test_settings_are_passed_to_the_method(run_start):

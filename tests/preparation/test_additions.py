@@ -337,3 +337,17 @@ def test_additions_of_results_that_no_module_returns_are_listed():
     assert all(missed.startswith("0: ") for missed in inner.missed)
     twice = find_additions(Shared())
     assert len(twice.missed) == 1
+
+
+def test_what_is_added_to_a_size_is_no_second_addend():
+    class Sized(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            y = self.a(x)
+            return self.b(y + y.size(1)) + y.shape[0] * y.dim()
+
+    found = find_additions(Sized())
+    assert not found.pairs and not found.missed

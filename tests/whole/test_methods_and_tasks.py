@@ -16,6 +16,7 @@ REFUSED = {
     "member-ensemble": {"regression", "detection"},
     "qfd": {"detection"},
     "squat": {"detection"},
+    "gplq": {"detection"},
     "cmt-kd": {"detection"},
     "block-replacement": {"detection"},
 }
@@ -61,8 +62,8 @@ def test_a_method_trains_a_network_for_a_task(method, task):
     model = subject.prepared(2)
     trainer = build(method, subject)
     losses = step(trainer, model, subject)
-    weights = [p for p in model.parameters() if p.dim() > 1]
-    assert all(p.grad is not None and p.grad.any() for p in weights)
+    reached = [p.grad is not None and bool(p.grad.any()) for p in model.parameters() if p.dim() > 1]
+    assert all(reached) or (method == "gplq" and sum(reached) == len(reached) - 1)  # GPLQ begins without the head
     if method not in (*WITHOUT_TEACHER, "qkd"):  # QKD begins without its teacher
         assert losses.distill > 0
     partner = trained_by(trainer)

@@ -164,6 +164,16 @@ def requantized(
     return cached[key]
 
 
+def unsearched(
+    op: Weighted, unit_in: np.float32, unit_out: np.float32, times: int = 1, divisor: int = 1
+) -> Requantization:
+    """The twin's own scale and bias, where no choice is to be made: no sum is looked at, and none counts as unequal."""
+    factor = factor_of(op).numpy() / np.float32(times) * np.float32(divisor)
+    scale = (factor.astype(np.float64) * (np.float64(unit_out) / np.float64(unit_in))).astype(np.float32)
+    bias = np.rint(op.integers.bias.numpy().astype(np.int64) * times / divisor).astype(np.int32)
+    return Requantization(scale, bias, dict.fromkeys(TFLITE_ENGINES, 0))
+
+
 def requantization(s: Steps, unit_in: np.float32, unit_out: np.float32) -> Requantization:
     """Scales and biases with which engines step where the twin does, or where that cannot be, with the fewest sums of
     another code. unit_in, unit_out: scales of the codes that are read and written."""

@@ -16,7 +16,7 @@ import numpy as np
 from spequant.deploy.grids import Grid
 from spequant.deploy.operations import Add, Mul, Operation, Weighted
 from spequant.deploy.operations.windows import sides
-from spequant.deploy.requantization import LAST_BITS
+from spequant.deploy.requantization import LAST_BITS, Requantization, requantized
 from spequant.deploy.tflite_nodes import FLOAT, INT8, TfliteGraph
 from spequant.deploy.tflite_order import Order, laid, last, moving, place, regrouped, runs_of_order
 
@@ -120,8 +120,10 @@ class TfliteEmitter:
 
     unequal: {operation: {engine: sums, or pairs of codes, to which it gives another code than the twin}}. scaled: of
     codes that were rounded from float, whole numbers whose ends QUANTIZE clips; wholes: the codes in float. sums: the
-    additions of codes that read an operation's.
+    additions of codes that read an operation's. requantized: makes scales and biases of a layer.
     """
+
+    requantized: Callable[..., Requantization] = staticmethod(requantized)
 
     def __init__(
         self,

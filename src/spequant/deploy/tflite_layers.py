@@ -14,7 +14,6 @@ from spequant.deploy.requantization import (
     Requantization,
     factor_of,
     requantization,
-    requantized,
     rounding_steps,
     spread_of,
 )
@@ -71,11 +70,11 @@ def _arranged(e: TfliteEmitter, op: Weighted | FloatLayer, out: int) -> int:
 def _on_codes(e: TfliteEmitter, op: Weighted) -> int:
     assert op.grid is not None
     unit, source = e.clip(op).unit, _source(e, op)
-    rounding = requantized(op, e.graph.scale(source), unit)
+    rounding = e.requantized(op, e.graph.scale(source), unit)
     times = spread_of(op)
     if rounding.unequal["tflm"] and times > 1:
         source = e.spread(op.inputs[0], source, times)
-        rounding = requantized(op, e.graph.scale(source), unit, times)
+        rounding = e.requantized(op, e.graph.scale(source), unit, times)
     if rounding.unequal["tflm"] and _may_be_float(op):
         return _of_float_sums(e, op)
     return _layer(e, op, source, op.integers.weight.numpy(), rounding)
@@ -114,7 +113,7 @@ def _packed(e: TfliteEmitter, op: Weighted) -> int | None:
         return None
     source = e.spread(op.inputs[0], e.stored(op.inputs[0]), times) if times > 1 else e.stored(op.inputs[0])
     unit = e.clip(op).unit
-    rounding = requantized(op, e.graph.scale(source), unit, times * factor, divisor)
+    rounding = e.requantized(op, e.graph.scale(source), unit, times * factor, divisor)
     if any(rounding.unequal.values()):  # LiteRT has kernels of its own for these, which round as the other engine's do
         return None
     return _layer(e, op, source, (weight * factor).astype(np.int8), rounding, int4=True)

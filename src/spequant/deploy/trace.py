@@ -260,6 +260,14 @@ def _shape(node: fx.Node) -> tuple[int, ...]:
     return tuple(meta.shape)
 
 
+def _check_type(node: fx.Node) -> None:
+    """ValueError: `node` converts floating-point numbers to another type, by whatever form: to(torch.int64), to(other),
+    type_as(other), float(), a function's dtype=."""
+    before, after = (getattr(n.meta.get("tensor_meta"), "dtype", None) for n in (node.all_input_nodes[0], node))
+    if after is not None and before == torch.float32 and after != before:
+        raise ValueError(f"it converts to {after}, which changes numbers; expected torch.float32")
+
+
 def _of_module(module: nn.Module) -> tuple[type[Operation], dict[str, Any]]:
     for module_kind, kind, read in MODULES:
         if isinstance(module, module_kind):
@@ -279,6 +287,7 @@ def _of_call(node: fx.Node, args: Any, kwargs: Any) -> tuple[type[Operation], di
         )
     if "out" in node.kwargs:
         raise ValueError("out= has no integer form; expected the result that the operation returns")
+    _check_type(node)
     kind, read = table[node.target]
     try:
         return kind, read(*args[0 if kind.OPERANDS else 1 :], **kwargs)

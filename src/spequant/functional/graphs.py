@@ -28,7 +28,7 @@ OPERATORS = torch.library.Library(_namespace(), "FRAGMENT")
 
 
 def one_node(
-    schema: str, *, on_cpu: Callable[..., torch.Tensor] | None = None
+    schema: str, *, like: Callable[..., Any] | None = None, called_up_to: int | float = 0
 ) -> Callable[[Callable[Given, Returned]], Callable[Given, Returned]]:
     """Return a decorator: while torch.compile traces, a call of the function is one node of the graph.
 
@@ -39,27 +39,45 @@ def one_node(
     Args:
         schema: arguments and result, as in `torch.library.define`, e.g. "(Tensor x, float factor) -> Tensor"; the
             function must follow from its arguments alone.
-        on_cpu: of a function without gradient on few values: called with the same arguments, it returns an empty tensor
-            like the result. On a CPU the function then is not compiled at all but called at each step, since compiling
-            its kernels would take longer than they could save.
+        like: called with the same arguments, it returns in an operation or two a tensor like the result: of its shape,
+            layout and type, with gradient where the result has it. Tracing, which asks for no more, is then faster.
+        called_up_to: of a function without gradient, with `like`: where its first argument has at most so many values
+            and is on a CPU, it is not compiled but called at each step, since compiling its kernels would take longer
+            than they could save.
     """
 
     def decorate(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
-        compiled = _operator(function.__name__, schema, function, "CompositeImplicitAutograd")
+        traced = function if like is None else _outlined(function, like)
+        compiled = _operator(function.__name__, schema, traced, "CompositeImplicitAutograd")
         called = compiled
-        if on_cpu is not None:
-            called = _operator(f"{function.__name__}_on_cpu", schema, function, "CompositeExplicitAutograd", on_cpu)
+        if called_up_to:
+            called = _operator(f"{function.__name__}_on_cpu", schema, function, "CompositeExplicitAutograd", like)
 
         @wraps(function)
         def call(*args: Given.args, **kwargs: Given.kwargs) -> Returned:
             if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
                 x: Any = args[0]
-                return (called if x.device.type == "cpu" else compiled)(*args, **kwargs)
+                small = called_up_to > 0 and x.device.type == "cpu" and x.numel() <= called_up_to
+                return (called if small else compiled)(*args, **kwargs)
             return function(*args, **kwargs)
 
         return call
 
     return decorate
+
+
+def _outlined(function: Callable[..., Any], like: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function that computes `function`, and `like` where torch.compile follows shapes: its tensors are fake
+    then, and no graph is made of what is done with them."""
+
+    def run(*args: Any) -> Any:
+        from torch._subclasses.fake_tensor import FakeTensor  # torch.compile has imported these
+        from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+        only_shapes = type(args[0]) is FakeTensor and get_proxy_mode() is None
+        return like(*args) if only_shapes else function(*args)
+
+    return run
 
 
 def _operator(name: str, schema: str, function: Any, key: str, shape: Any = None) -> Any:

@@ -126,7 +126,10 @@ class _OnPowerOfTwo(torch.autograd.Function):
         return grad_low * ratio, grad_high * ratio, None, None
 
 
-@one_node("(Tensor low, Tensor high, Tensor home, Tensor levels) -> (Tensor, Tensor)")
+@one_node(
+    "(Tensor low, Tensor high, Tensor home, Tensor levels) -> (Tensor, Tensor)",
+    like=lambda low, high, *_: (low + high, high + low),
+)
 def on_power_of_two(low: Tensor, high: Tensor, home: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the bounds with the same zero point whose step is the power of two nearest to that of [low, high].
 
@@ -191,7 +194,10 @@ class _FakeQuantize(torch.autograd.Function):
         return grad_x, grad_low, grad_high, None, None, None, None
 
 
-@one_node("(Tensor x, Tensor? low, Tensor high, Tensor levels, bool saturate, bool inner, float ewgs) -> Tensor")
+@one_node(
+    "(Tensor x, Tensor? low, Tensor high, Tensor levels, bool saturate, bool inner, float ewgs) -> Tensor",
+    like=lambda x, low, high, *_: (x * (high if low is None else low + high)).to(x.dtype),
+)
 def _fake_quantize(
     x: Tensor, low: Tensor | None, high: Tensor, levels: Tensor, saturate: bool, inner: bool, ewgs: float
 ) -> Tensor:
@@ -279,7 +285,7 @@ class _ScaleGradient(torch.autograd.Function):
         return grad * ctx.factor, None
 
 
-@one_node("(Tensor(a) x, float factor) -> Tensor(a)")
+@one_node("(Tensor(a) x, float factor) -> Tensor(a)", like=lambda x, _: x.view_as(x))
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
     """Return `x` unchanged; in the backward pass its gradient is multiplied by `factor`."""
     return _ScaleGradient.apply(x, factor)

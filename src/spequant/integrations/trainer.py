@@ -211,8 +211,8 @@ def _check_method(method: Any) -> None:
         )
     if trained_by(method) is not None:
         raise ValueError(
-            f"method is a {type(method).__name__} that trains a second network, which the Trainer's optimizer does not "
-            "know; expected a method whose teacher is frozen, or spequant's own loop: spequant train"
+            f"method is a {type(method).__name__} that trains parameters of its own, which the Trainer's optimizer "
+            "does not know; expected a method that has none, or spequant's own loop: spequant train"
         )
     if hasattr(method, "state_dict"):
         try:

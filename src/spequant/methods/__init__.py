@@ -8,6 +8,8 @@ from spequant.methods.cmt_kd import CMTKD
 from spequant.methods.dampening import Dampening
 from spequant.methods.distill import Distill, SPEQDistill
 from spequant.methods.extended_speq import ExtendedSPEQ
+from spequant.methods.gor import GoR
+from spequant.methods.gplq import GPLQ
 from spequant.methods.gslr import GSLR
 from spequant.methods.joint_bits import JointBits
 from spequant.methods.member_ensemble import MemberEnsemble
@@ -36,11 +38,14 @@ by_name: dict[str, type[MethodSettings]] = {
     "squat": SQuaT.Settings,
     "bin-regularization": BinRegularization.Settings,
     "dampening": Dampening.Settings,
+    "gor": GoR.Settings,
+    "gplq": GPLQ.Settings,
 }
 """{name of a method in recipes: its settings}"""
 
 __all__ = [
     "CMTKD",
+    "GPLQ",
     "GSLR",
     "QFD",
     "QKD",
@@ -52,6 +57,7 @@ __all__ = [
     "Dampening",
     "Distill",
     "ExtendedSPEQ",
+    "GoR",
     "JointBits",
     "Losses",
     "MemberEnsemble",

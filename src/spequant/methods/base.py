@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -103,6 +103,12 @@ class MethodSettings(ABC):
         return ()
 
     @property
+    def weights_begin_float(self) -> bool:
+        """Whether weights get their ranges in the course of training, so that neither averages nor frozen weights fit
+        those before."""
+        return False
+
+    @property
     def soft_labels_file(self) -> tuple[Path, float] | None:
         """The file of a teacher's answers that batches are to bring, and T at which they are read; None: none."""
         return None
@@ -161,8 +167,8 @@ def allow_float(network: nn.Module) -> nn.Module:
     return network
 
 
-def penalties(model: nn.Module) -> Tensor | float:
-    """Return the sum of the loss terms of the quantizers, e.g. PACT's L2 term on its clip.
+def penalties(model: nn.Module, leaving: Iterable[Quantizer] = ()) -> Tensor | float:
+    """Return the sum of the loss terms of the quantizers but those of `leaving`, e.g. PACT's L2 term on its clip.
 
     Ranges with the same factor are summed together, so that the number of operations does not grow with the layers.
 
@@ -171,10 +177,12 @@ def penalties(model: nn.Module) -> Tensor | float:
             was not kept.
     """
     ranges: dict[float, list[Tensor]] = {}
-    is_trainable = False
+    is_trainable, left = False, {id(q) for q in leaving}
     for module in model.modules():
         is_trainable = is_trainable or isinstance(module, Quantizer) or hasattr(module, FLOAT_ALLOWED)
-        if isinstance(module, Quantizer) and (decayed := module.decayed()) is not None:
+        if id(module) in left or not isinstance(module, Quantizer):
+            continue
+        if (decayed := module.decayed()) is not None:
             stored: Any = decayed[0]
             parameter = stored.full_tensor() if hasattr(stored, "full_tensor") else stored  # sharded by fully_shard
             ranges.setdefault(decayed[1], []).append(parameter.flatten())

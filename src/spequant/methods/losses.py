@@ -116,6 +116,34 @@ def _gaussian_cosine(gap: Tensor, temperature: float) -> Tensor:
     return temperature**2 * -torch.expm1(-gap.square() / (4 * temperature)).mean()
 
 
+def squared_error(
+    student: Float[Tensor, "batch *places features"],
+    teacher: Float[Tensor, "batch *places features"],
+    mask: Tensor | None = None,
+) -> Float[Tensor, ""]:
+    """Return mean((f_S - f_T)^2) of features, fp32.
+
+    Args:
+        student: f_S.
+        teacher: f_T.
+        mask: fp32 (batch, length, 1), as `parts.tokens` returns it: the mean is then over tokens, without padding.
+            None: over everything.
+
+    Returns:
+        The loss, 0 or more, in squared units of the features.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"the student's features have shape {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}; expected "
+            "the same: a teacher of the same width there"
+        )
+    errors = F.mse_loss(student.float(), teacher.float(), reduction="none")
+    return errors.mean() if mask is None else (errors * mask).sum() / (mask.sum() * errors.shape[-1])
+
+
 gaussian: dict[DistillLoss, Callable[[Tensor, float], Tensor]] = {
     kl: _gaussian_kl,
     cross_entropy: _gaussian_kl,

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from spequant.methods.base import (
@@ -27,6 +26,7 @@ from spequant.methods.base import (
     frozen,
     penalties,
 )
+from spequant.methods.losses import squared_error
 from spequant.methods.parts import Recorder, rounded, tokens
 from spequant.methods.tasks import Classification, Detection, Task, check_task
 from spequant.networks import head_of
@@ -95,6 +95,5 @@ class QFD:
         with self.student_feature.on(model) as student_inputs:
             student = self.task.logits(model, batch)
         task = self.task.loss(student, batch)
-        errors = F.mse_loss(student_inputs[self.head].float(), target, reduction="none")
-        distill = errors.mean() if mask is None else (errors * mask).sum() / (mask.sum() * errors.shape[-1])
+        distill = squared_error(student_inputs[self.head], target, mask)
         return Losses(task + self.weight * distill + penalties(model), task, distill, student.detach())

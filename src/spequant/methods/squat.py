@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from spequant.methods.base import (
     Losses,
@@ -30,7 +29,7 @@ from spequant.methods.base import (
     frozen,
     penalties,
 )
-from spequant.methods.losses import kl
+from spequant.methods.losses import kl, squared_error
 from spequant.methods.parts import Recorder, part_of, tokens
 from spequant.methods.tasks import Classification, Detection, Task, check_task, distilled
 from spequant.networks import QUANTIZABLE
@@ -116,7 +115,7 @@ class SQuaT:
         quantizer = self._quantizer_in(model)
         with torch.no_grad():
             target = quantizer(teacher_inputs[self.layer])
-        feature = _squared_error(quantizer(student_inputs[self.layer]), target, batch)
+        feature = squared_error(quantizer(student_inputs[self.layer]), target, tokens(target, batch))
         divergence = distilled(self.task, kl, student, teacher, batch, self.temperature)
         distill = self.weight * divergence + self.feature_weight * feature
         return Losses(self.label_weight * task + distill + penalties(model), task, distill, student.detach())
@@ -138,10 +137,3 @@ def before_head(network: nn.Module) -> str:
     if len(layers) < 2:
         raise ValueError(f"{type(network).__name__} has the layers {layers}; expected two or more: name one as layer=")
     return layers[-2]
-
-
-def _squared_error(student: Tensor, teacher: Tensor, batch: Any) -> Tensor:
-    """Return the mean squared error between features, without padding, fp32, 0-dim."""
-    mask = tokens(teacher, batch)
-    errors = F.mse_loss(student.float(), teacher.float(), reduction="none")
-    return errors.mean() if mask is None else (errors * mask).sum() / (mask.sum() * errors.shape[-1])

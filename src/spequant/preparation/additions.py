@@ -12,6 +12,15 @@ from spequant.preparation.tracing import Tracer, traced
 ADD = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
+FORM_ATTRIBUTES = {"device", "dtype", "is_cuda", "itemsize", "layout", "nbytes", "ndim", "requires_grad", "shape"}
+FORM_NAMES = {
+    *("dim", "element_size", "is_floating_point", "len", "ndimension", "nelement", "numel", "size", "stride"),
+    *(f"{what}_like" for what in ("empty", "full", "ones", "rand", "randint", "randn", "zeros")),
+    *(f"new_{what}" for what in ("empty", "full", "ones", "tensor", "zeros")),
+}
+"""Attributes, functions and methods that tell of a tensor's shape and type, or make others of these."""
+
+
 @dataclass(frozen=True)
 class Additions:
     """The additions of two activations in a network.
@@ -77,9 +86,18 @@ def _described(node: fx.Node) -> str:
 
 
 def activations_of(graph: fx.Graph) -> set[fx.Node]:
-    """Return the nodes that depend on the network's input."""
+    """Return the nodes that depend on the numbers of the network's input, and not on its shape or type alone."""
     activations: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op == "placeholder" or any(i in activations for i in node.all_input_nodes):
+        follows = not _asks_for_its_form(node) and any(i in activations for i in node.all_input_nodes)
+        if node.op == "placeholder" or follows:
             activations.add(node)
     return activations
+
+
+def _asks_for_its_form(node: fx.Node) -> bool:
+    """Whether `node` is the shape, the type or the like of a tensor."""
+    if node.target is getattr:
+        return node.args[1] in FORM_ATTRIBUTES
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    return node.op in ("call_function", "call_method") and name in FORM_NAMES

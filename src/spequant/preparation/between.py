@@ -20,8 +20,8 @@ CURVE_FUNCTIONS = (
     *(nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Tanh),
 )
 CURVE_NAMES = {
-    *("abs", "celu", "elu", "exp", "gelu", "hardsigmoid", "hardswish", "leaky_relu", "logsigmoid", "mish", "prelu"),
-    *("pow", "selu", "sigmoid", "silu", "softplus", "softsign", "sqrt", "square", "tanh"),
+    *("abs", "celu", "elu", "exp", "gelu", "hardsigmoid", "hardswish", "leaky_relu", "log_sigmoid", "logsigmoid"),
+    *("mish", "pow", "prelu", "selu", "sigmoid", "silu", "softplus", "softsign", "sqrt", "square", "tanh"),
 }
 """Functions of single numbers, as modules, and by the names of functions and methods (in place: with _ behind)."""
 CLAMPS = (nn.ReLU, nn.Hardtanh)
@@ -38,17 +38,27 @@ MOVE_FUNCTIONS = (
     *(nn.Identity, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.Upsample),
     *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
     *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, nn.ReflectionPad1d, nn.ReflectionPad2d),
-    *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.CircularPad1d, nn.CircularPad2d),
+    *(nn.ReflectionPad3d, nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+    *(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
 )
+SAME_NAMES = {
+    *("clone", "contiguous", "detach", "dropout", "dropout1d", "dropout2d", "dropout3d", "float", "stochastic_depth"),
+    *("to", "type_as"),
+}
+"""What leaves numbers as they are, and where they are."""
 MOVE_NAMES = {
-    *("amax", "channel_shuffle", "chunk", "clone", "contiguous", "dropout", "expand", "flatten", "getitem"),
-    *("flip", "hstack", "index_select", "interpolate", "max", "max_pool1d", "max_pool2d", "max_pool3d", "maximum"),
-    *("moveaxis", "movedim", "narrow", "pad", "permute", "pixel_shuffle", "pixel_unshuffle", "repeat"),
-    *("repeat_interleave", "reshape", "reshape_as", "roll", "select", "split", "squeeze", "stochastic_depth"),
-    *("swapaxes", "swapdims", "tensor_split", "tile", "transpose", "unbind", "unflatten", "unsqueeze", "view"),
-    "view_as",
+    *SAME_NAMES,
+    *("amax", "broadcast_to", "channel_shuffle", "chunk", "expand", "expand_as", "flatten", "flip"),
+    *("getitem", "hstack", "index_select", "interpolate"),
+    *(f"{kind}max_pool{n}d" for kind in ("", "adaptive_") for n in (1, 2, 3)),
+    *("max", "maximum", "moveaxis", "movedim", "narrow", "pad", "permute", "pixel_shuffle", "pixel_unshuffle"),
+    *("repeat", "repeat_interleave", "reshape", "reshape_as", "roll", "select", "split", "split_with_sizes"),
+    *("squeeze", "swapaxes", "swapdims", "tensor_split", "tile", "transpose"),
+    *("unbind", "unflatten", "unsqueeze", "view", "view_as"),
 }
 """What puts numbers elsewhere, or takes the largest, and leaves a grid what it is."""
+LIKE_ANOTHER = {"expand_as", "reshape_as", "to", "type_as", "view_as"}
+"""Of these, that read of a second tensor its shape or type, not its numbers."""
 
 
 def groups_between(model: nn.Module) -> list[list[str]]:
@@ -101,7 +111,7 @@ class _Between:
         elif self._is_affine(node):
             if not self._is_layer(inputs[0], (_BatchNorm,), {"batch_norm"} | ARITHMETIC_NAMES):
                 yield inputs[0]
-        elif self._is(node, CURVE_FUNCTIONS, CURVE_NAMES):
+        elif self._is(node, CURVE_FUNCTIONS, CURVE_NAMES) or (len(inputs) == 1 and self._squares(node)):
             roots = self._roots(inputs[0])
             yield from roots if len(roots) == 1 else inputs[:1]
         elif self._is(node, MEANS, MEAN_NAMES) or self._blends(node):
@@ -127,11 +137,17 @@ class _Between:
         )
 
     def _inputs(self, node: fx.Node) -> list[fx.Node]:
-        return [i for i in node.all_input_nodes if i in self.activations]
+        """The activations that `node` reads the numbers of."""
+        nodes = node.args[:1] if self._is(node, (), LIKE_ANOTHER) else node.all_input_nodes
+        return [i for i in nodes if isinstance(i, fx.Node) and i in self.activations]
 
     def _is_affine(self, node: fx.Node) -> bool:
-        """Whether `node` is a tensor plus or times a constant."""
-        return self._is(node, (), ARITHMETIC_NAMES) and len(self._inputs(node)) == 1
+        """Whether `node` is a tensor plus or times a constant, or twice a tensor."""
+        return self._is(node, (), ARITHMETIC_NAMES) and len(self._inputs(node)) == 1 and not self._squares(node)
+
+    def _squares(self, node: fx.Node) -> bool:
+        """Whether `node` is a tensor times, or by, itself."""
+        return self._is(node, (), PRODUCT_FUNCTIONS) and sum(arg in self.activations for arg in node.args) == 2
 
     def _is(self, node: fx.Node, modules: tuple[type, ...], names: Set[str]) -> bool:
         if node.op == "call_module":
@@ -143,7 +159,7 @@ class _Between:
 
     def _is_layer(self, node: fx.Node, modules: tuple[type, ...] = (), names: Set[str] = frozenset()) -> bool:
         """Whether `node` is the result of a layer; through others, `modules` or functions called `names`."""
-        same = (nn.Identity, *modules), {"contiguous", "dropout", *names}
+        same = (nn.Identity, *modules), SAME_NAMES | names
         while (self._is(node, *same) or self._drops(node)) and len(self._inputs(node)) == 1:
             node = self._inputs(node)[0]
         return self._is(node, QUANTIZABLE, set())
@@ -167,12 +183,15 @@ class _Between:
     def _pointwise(self, node: fx.Node) -> bool:
         return self._is(node, (*CURVE_FUNCTIONS, *CLAMPS), CURVE_NAMES | CLAMP_NAMES | ARITHMETIC_NAMES)
 
+    def _is_same(self, node: fx.Node) -> bool:
+        return self._is(node, (nn.Identity,), SAME_NAMES) or self._drops(node)
+
     def _roots(self, node: fx.Node) -> set[fx.Node]:
         """The nodes that `node` is a function of, number by number; itself, if it is on a grid or nothing such."""
         roots, ahead = set(), [node]
         while ahead:
             one = ahead.pop()
-            if one in self.wanted or not self._pointwise(one):
+            if one in self.wanted or not (self._pointwise(one) or self._is_same(one)):
                 roots.add(one)
             else:
                 ahead += self._inputs(one)

@@ -16,7 +16,10 @@ from spequant.networks import QUANTIZABLE
 from spequant.preparation import adapters
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-DROPOUT_NAMES = ("Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "StochasticDepth", "DropPath")
+DROPOUT_NAMES = (
+    *("AlphaDropout", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "DropPath", "FeatureAlphaDropout"),
+    "StochasticDepth",
+)
 """Classes of modules that scale what they do not drop in training, so that a quantizer belongs before them."""
 
 

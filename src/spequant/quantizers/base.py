@@ -386,7 +386,7 @@ class Quantizer(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_switched()
-        return self.__dict__.copy()
+        return {**self.__dict__, "watch": None}  # what stands in here does not in copies
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

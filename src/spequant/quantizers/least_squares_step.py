@@ -11,6 +11,8 @@ from spequant.functional.graphs import one_node
 from spequant.quantizers.base import Quantizer
 from spequant.quantizers.ranges import FEW_VALUES, FIT_ROUNDS, grouped
 
+FEW_TO_SEARCH = 2**14
+"""Values of a weight up to which a search, of .3 to 1 ms, is not worth kernels of its own, of four seconds each."""
 CLIPPING_STEPS = 24
 """Steps to try at which the largest weight lies beyond the last level, down to a clip of rms / 2."""
 FINE_STEPS = 9
@@ -84,7 +86,14 @@ class LeastSquares(Quantizer):
         return {**super().config(), "zero": self.zero}
 
 
-@one_node("(Tensor rows, float half) -> Tensor")
+_searched = one_node(
+    "(Tensor rows, float half) -> Tensor",
+    like=lambda rows, half: rows.new_empty(len(rows), 1),
+    called_up_to=FEW_TO_SEARCH,
+)
+
+
+@_searched
 def nearest_step(rows: Tensor, half: float) -> Tensor:
     """Search, for each range, the step whose grid has the least squared error, or nearly.
 
@@ -113,7 +122,7 @@ def nearest_step(rows: Tensor, half: float) -> Tensor:
     return step * top
 
 
-@one_node("(Tensor rows, float half) -> Tensor")
+@_searched
 def nearest_power_step(rows: Tensor, half: float) -> Tensor:
     """Return what `nearest_step` does among powers of two: of `POWERS` of them, the one of least squared error."""
     top = power_above(rows.abs().amax(1, keepdim=True))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spequant.functional import LEAST_END, fake_quantize, nearest_power, power_above
+from spequant.functional import LEAST_END, dequantize, nearest_power, power_above, quantize
 from spequant.quantizers.base import Quantizer, Rule
 
 FEW_VALUES = 32
@@ -21,7 +21,7 @@ FIT_ROUNDS = 2
 """Rounds of least squares; none raises the error."""
 CLEARLY_LESS = 0.8
 """Factor below which a squared error counts as clearly less than another."""
-SWEEP_VALUES = 2**15
+SWEEP_VALUES = 2**17
 """Values that a sweep holds in memory at once; small tensors are batched, since single operations on them are slow."""
 
 
@@ -89,12 +89,12 @@ def least_squares(quantizer: Quantizer, values: Tensor) -> Tensor:
         """Return the squared errors of each row of `fractions`; a row has the shape of the range."""
         ends = [quantizer.bounds_at(stepped(top * fraction)) for fraction in fractions]
         if len(ends) == 1:
-            rounded = fake_quantize(values, *ends[0], quantizer.levels)
+            rounded = _rounded(values, *ends[0], quantizer.levels)
             return [quantizer.reduce(rounded.sub_(values).div_(unit).square_(), torch.mean)]
         shape, ranges = quantizer.shape, quantizer.shape or [1] * values.dim()
         sides = ([end.expand(shape or end.shape) for end in side] for side in zip(*ends, strict=True))
         low, high = (torch.stack(side).view(-1, *ranges) for side in sides)
-        rounded = fake_quantize(values.expand(len(ends), *values.shape), low, high, quantizer.levels)
+        rounded = _rounded(values.expand(len(ends), *values.shape), low, high, quantizer.levels)
         return [quantizer.reduce((rounding / unit).square(), torch.mean) for rounding in rounded - values]
 
     def best(fractions: Tensor) -> Tensor:
@@ -111,12 +111,17 @@ def least_squares(quantizer: Quantizer, values: Tensor) -> Tensor:
     if quantizer.of_weight:
         fit = best(_fractions_on_levels(quantizer, values).to(top).view(column) * torch.ones_like(top))
         for _ in range(FIT_ROUNDS):
-            rounded = fake_quantize(values, *quantizer.bounds_at(stepped(top * fit)), quantizer.levels) / unit
+            rounded = _rounded(values, *quantizer.bounds_at(stepped(top * fit)), quantizer.levels) / unit
             product = quantizer.reduce(values / unit * rounded, torch.sum)
             fit = fit * torch.where(product > 0, product / quantizer.reduce(rounded.square(), torch.sum), 1.0)
         ((sweep_error,), (fit_error,)) = errors(fraction[None]), errors(fit[None])
         fraction = torch.where(fit_error < CLEARLY_LESS * sweep_error, fit, fraction)
     return stepped(top * fraction)
+
+
+def _rounded(x: Tensor, low: Tensor, high: Tensor, levels: Tensor) -> Tensor:
+    """Return what `fake_quantize` does, without autograd, a call of which takes as long as rounding 20,000 numbers."""
+    return dequantize(quantize(x, low, high, levels), low, high, levels)
 
 
 def _fractions_on_levels(quantizer: Quantizer, values: Tensor) -> Tensor:

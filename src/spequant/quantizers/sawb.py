@@ -1,5 +1,6 @@
 """SAWB: statistics-aware weight binning (Choi et al. 2018, arXiv 1807.06964)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -100,7 +101,8 @@ class SAWB(Quantizer):
 
 @one_node(
     "(Tensor x, int[] shape, int levels, bool power_of_two) -> Tensor",
-    on_cpu=lambda x, shape, levels, power_of_two: x.new_empty(shape).float(),
+    like=lambda x, shape, levels, power_of_two: x.new_empty(shape).float(),
+    called_up_to=math.inf,
 )
 def _clip(x: Tensor, shape: Sequence[int], levels: int, power_of_two: bool) -> Tensor:
     """Return the clip `a` of each range of the weight `x`, fp32, of `shape`, that of the ranges."""

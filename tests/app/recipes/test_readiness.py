@@ -11,7 +11,10 @@ from spequant.app.recipes.recipe import Network
 from spequant.methods import QKD, Apprentice, SPEQDistill, by_name
 
 SPEQ_ON_DIGITS = RECIPES["digits-w2a2-speq"]()
-TAUGHT = ["distill", "speq-distill", "apprentice", "sqakd", "qfd", "gslr", "block-replacement", "squat"]
+TAUGHT = [
+    *("distill", "speq-distill", "apprentice", "sqakd", "qfd", "gslr", "block-replacement", "squat"),
+    *("gor", "gplq"),
+]
 
 
 def taught_by(name, teacher):
@@ -39,3 +42,13 @@ def test_a_new_head_needs_weights_behind_it():
     recipe = replace(SPEQ_ON_DIGITS, method=by_name["retrain"](), network=Network(name="resnet8", new_head=True))
     with pytest.raises(ValueError, match=r"network\.new_head is True; expected False.*--network\.weights"):
         check_ready(recipe)
+
+
+@pytest.mark.parametrize("setting", ["ema", "freeze_threshold"])
+def test_averages_and_frozen_weights_do_not_go_with_ranges_that_come_later(setting):
+    def recipe(name):
+        return replace(SPEQ_ON_DIGITS, method=by_name[name](), train=replace(SPEQ_ON_DIGITS.train, **{setting: 0.5}))
+
+    check_ready(recipe("distill"))
+    with pytest.raises(ValueError, match=rf"train\.{setting} is 0\.5; expected None: GPLQ"):
+        check_ready(recipe("gplq"))

@@ -107,7 +107,7 @@ def test_table4_has_every_arm_on_the_networks_asked_for(tmp_path, made_up):
     rows = smoke("table4", tmp_path, "--seeds", "0", "--only", "VGG16*", "ResNet-20*")
     groups = {row["group"]: [r["arm"] for r in rows if r["group"] == row["group"]] for row in rows}
     assert list(groups) == [family.group + ours for family in CIFAR[:2] for ours in ("", ": ours, from abstracts")]
-    assert len(groups["VGG16, CIFAR-10"]) == 17 and groups["VGG16, CIFAR-10: ours, from abstracts"][0] == "Retrain"
+    assert len(groups["VGG16, CIFAR-10"]) == 19 and groups["VGG16, CIFAR-10: ours, from abstracts"][0] == "Retrain"
     first, *others = (r for r in rows if r["group"].startswith("ResNet-20") and r["arm"] == "Retrain")
     assert [r["test accuracy"] for r in others] == [first["test accuracy"]]  # one run, whose row begins both groups
     joint = next(r for r in rows if r["group"].startswith("ResNet-20") and r["arm"] == "joint bits")

@@ -9,9 +9,17 @@ def check_ready(recipe: Recipe) -> None:
     """Check that `recipe` can be run here, before anything is loaded.
 
     Raises:
-        ValueError: the device is not here; a new head for random weights; a float teacher with random weights.
+        ValueError: the device is not here; a new head for random weights; a float teacher with random weights; averages
+            or frozen weights with a method that gives weights their ranges later.
     """
     check_device(recipe.train.device, "train.device")
+    for setting in ("ema", "freeze_threshold") if recipe.method.weights_begin_float else ():
+        if (value := getattr(recipe.train, setting)) is not None:
+            kind = type(recipe.method).__qualname__.partition(".")[0]
+            raise ValueError(
+                f"train.{setting} is {value!r}; expected None: {kind} gives weights their ranges in the course of "
+                "training"
+            )
     network = recipe.network
     if network.new_head and network.random:
         raise ValueError(

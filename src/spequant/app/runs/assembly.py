@@ -145,16 +145,17 @@ def _method(
 def compile_teacher(method: Method) -> None:
     """Compile the separate teacher of `method`, if it has one that stays the same during training."""
     owner: Any = method.distill if isinstance(method, SPEQDistill) else method
-    learns = trained_by(method) is not None and not isinstance(method, ExtendedSPEQ)
-    changes = learns or isinstance(method, BlockReplacement)  # its teacher is another network at each call
-    if not changes and getattr(owner, "teacher", None) is not None:
-        owner.teacher = Compiled(owner.teacher).train(isinstance(method, ExtendedSPEQ))
+    teacher: nn.Module | None = getattr(owner, "teacher", None)
+    if teacher is None or isinstance(method, BlockReplacement):  # whose teacher is another network at each call
+        return
+    if not any(p.requires_grad for p in teacher.parameters()):
+        owner.teacher = Compiled(teacher).train(isinstance(method, ExtendedSPEQ))
 
 
 def _check_alone(recipe: Recipe, partner: nn.Module | None) -> None:
     """Refuse several processes, if each would train its own `partner`."""
     if partner is not None and world() > 1:
         raise ValueError(
-            f"method {METHOD.name_of(recipe.method)} trains a network of its own next to the student; there are "
+            f"method {METHOD.name_of(recipe.method)} trains parameters of its own next to the student; there are "
             f"{world()} processes, expected one"
         )

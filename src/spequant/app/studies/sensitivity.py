@@ -1,12 +1,11 @@
 """The loss that each layer costs at few bits, and the best widths within a budget."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from spequant.app.runs.images import measure
 from spequant.calibration.batch_norm import batch_norm_mode, dropout_off
@@ -14,7 +13,7 @@ from spequant.calibration.batches import modes_kept
 from spequant.data import ImageSet, eval_batches
 from spequant.extras import needs
 from spequant.layers import QuantizedLayer
-from spequant.policies import Fixed, precision
+from spequant.policies import Fixed, precision, unquantized
 from spequant.quantizers import Quantizer
 
 Cost = float | np.ndarray
@@ -44,11 +43,11 @@ def losses_alone(model: nn.Module, data: ImageSet) -> tuple[float, dict[str, flo
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, QuantizedLayer)}
     quantizers = [q for q in model.modules() if isinstance(q, Quantizer)]
-    with _float(quantizers):
+    with unquantized(quantizers):
         losses = {"": _loss(model, data)}
     for name, layer in layers.items():
         of_layer = (layer.weight_quantizer, layer.act_quantizer)
-        with _float([q for q in quantizers if q not in of_layer]):
+        with unquantized([q for q in quantizers if q not in of_layer]):
             losses[name] = _loss(model, data)
     return losses.pop(""), losses
 
@@ -101,23 +100,6 @@ def assign(
     if solution.x is None:
         raise ValueError(f"no assignment was found: {solution.message}")
     return {name: bits for (name, bits), on in zip(choices, solution.x, strict=True) if on > 0.5}
-
-
-@contextmanager
-def _float(quantizers: Sequence[Quantizer]) -> Iterator[None]:
-    """Inside, `quantizers` return their tensors unquantized."""
-    try:
-        for q in quantizers:
-            q.watch = _pass
-        yield
-    finally:
-        for q in quantizers:
-            q.watch = None
-
-
-def _pass(_: Quantizer, x: Tensor) -> Tensor:
-    """In place of a quantizer: its tensor, unquantized."""
-    return x
 
 
 @torch.no_grad()

@@ -144,6 +144,8 @@ def table4(family: Family, shared: Change) -> list[Arm]:
         ("bin regularization", method("bin-regularization"), {"note": "no teacher; weight from a re-implementation"}),
         ("dampening", method("dampening"), {"note": "no teacher"}),
         ("StatsQ", statsq, {"note": "no teacher; weights per channel", "changes": STATISTICS}),
+        ("GoR", method("gor"), {"note": ABSTRACT}),
+        ("GPLQ", method("gplq", share=1 / 3), {"note": f"{ABSTRACT}; a third of the steps with float weights"}),
         (BASELINE, method("retrain"), {"ours": True}),
         ("block replacement", method("block-replacement"), {"note": ABSTRACT, "ours": True}),
         ("member ensemble", method("member-ensemble"), {"note": ABSTRACT, "ours": True}),

@@ -20,6 +20,7 @@ from spequant.deploy.formats.format import Draft, ProgramFormat
 from spequant.deploy.loaded import Loaded, Preprocessing
 from spequant.deploy.operations import FloatLayer, Input, Operation, Quantize, Weighted
 from spequant.deploy.program import Program
+from spequant.deploy.requantization import unsearched
 from spequant.deploy.tflite_emitter import NONE, TfliteEmitter, TfliteWriters, end_shape, nhwc
 from spequant.deploy.tflite_file import metadata, read_head, read_tflite, with_labels, write_tflite
 from spequant.deploy.tflite_layers import float_layer, weighted
@@ -159,7 +160,9 @@ def op_graph(op: Operation, fine: Operation | None = None, micro: bool = False) 
 
 class _Trying(TfliteEmitter):
     """refusals: (name, why not) of each operation that cannot be written, in whose place stands a tensor like its
-    result."""
+    result. What a layer's bias would be decides no refusal, and takes most of the time: it is not searched."""
+
+    requantized = staticmethod(unsearched)
 
     def __init__(self, program: Program, micro: bool) -> None:
         super().__init__(WRITERS, program.ops, program.outputs.values(), micro)

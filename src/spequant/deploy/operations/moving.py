@@ -66,7 +66,8 @@ class Repeat(Operation):
 
     WORD = "upsample"
     COMMUTES = MOVES = True
-    METHODS: ClassVar[dict[str, Read]] = dict.fromkeys(("expand", "expand_as"), lambda *_: {})
+    FUNCTIONS: ClassVar[dict[Any, Read]] = {torch.broadcast_to: lambda *_, **__: {}}
+    METHODS: ClassVar[dict[str, Read]] = dict.fromkeys(("broadcast_to", "expand", "expand_as"), lambda *_, **__: {})
 
     def compute(self, inputs: Sequence[Tensor]) -> Tensor:
         (x,) = self.values(inputs)
@@ -117,7 +118,7 @@ class Same(Operation):
     MODULES: ClassVar[dict[type, Read]] = dict.fromkeys((nn.Identity, *DROPOUTS), lambda module: {})
     FUNCTIONS: ClassVar[dict[Any, Read]] = dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d), _dropout)
     METHODS: ClassVar[dict[str, Read]] = dict.fromkeys(
-        ("clone", "contiguous", "detach", "float", "type_as"), lambda *_, **__: {}
+        ("clone", "contiguous", "detach", "float", "to", "type_as"), lambda *_, **__: {}
     )
 
     @classmethod
