@@ -23,18 +23,21 @@ from spequant.app.runs import evaluate_source, export_source, run
 from spequant.app.runs.folder import ENVIRONMENT
 from spequant.app.runs.images import Images, measure
 from spequant.app.terminal import Terminal
-from spequant.data import CIFAR10
+from spequant.data import CIFAR10, CIFAR100
 from spequant.deploy.zoo import ZOO_FOLDER
 from spequant.files import write_whole
 from spequant.methods import JointBits
 
 PUBLISHED = "the float weights that it starts from: BSD-2-Clause (akamaster/pytorch_resnet_cifar10)"
+KRIZHEVSKY = "(Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009): no licence stated"
 LICENCES = {
     "digits": "scikit-learn's handwritten digits (UCI, Optical Recognition of Handwritten Digits): CC BY 4.0",
-    "cifar10": "CIFAR-10 (Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009): no licence stated",
+    "cifar10": f"CIFAR-10 {KRIZHEVSKY}",
+    "cifar100": f"CIFAR-100 {KRIZHEVSKY}",
 }
 
-TITLES = {"resnet8": "ResNet-8", "mobilenet_v1_025": "MobileNetV1 at a quarter of its width"}
+SETS = {"cifar10": ("CIFAR-10", CIFAR10(held_out=0)), "cifar100": ("CIFAR-100", CIFAR100(held_out=0))}
+TITLES = {"resnet8": "ResNet-8", "resnet32": "ResNet-32", "mobilenet_v1_025": "MobileNetV1 at a quarter of its width"}
 
 
 @dataclass(frozen=True)
@@ -60,15 +63,16 @@ class Entry:
     widths: tuple[int, ...] = ()
 
 
-def _from_scratch(network: str, bits: int, epochs: int, float_epochs: int = 30) -> Entry:
-    """A network on CIFAR-10: float epochs, then `epochs` by SPEQ."""
+def _from_scratch(network: str, bits: int, epochs: int, float_epochs: int = 30, data: str = "cifar10") -> Entry:
+    """A network on `data`, of `SETS`: float epochs, then `epochs` by SPEQ."""
+    title, images = SETS[data]
 
     def floating() -> Recipe:
         recipe = RECIPES["cifar10-resnet20-float"]()
         return replace(
             recipe,
-            name=f"cifar10-{network}-float",
-            data=CIFAR10(held_out=0),
+            name=f"{data}-{network}-float",
+            data=images,
             network=replace(recipe.network, name=network),
             train=replace(recipe.train, epochs=float_epochs, schedule="one-cycle"),
         )
@@ -77,20 +81,23 @@ def _from_scratch(network: str, bits: int, epochs: int, float_epochs: int = 30) 
         recipe = RECIPES["cifar10-resnet20-w2a2-speq"]()
         return replace(
             recipe,
-            name=f"cifar10-{network}-w{bits}a{bits}-speq",
+            name=f"{data}-{network}-w{bits}a{bits}-speq",
+            data=images,
             network=floating().network,
             quant=replace(recipe.quant, weight_bits=bits, act_bits=bits),
             train=replace(recipe.train, epochs=epochs),
         )
 
-    return Entry(f"{TITLES[network]}, W{bits}A{bits} by SPEQ, on CIFAR-10", "cifar10", floating, low_bit)
+    return Entry(f"{TITLES[network]}, W{bits}A{bits} by SPEQ, on {title}", data, floating, low_bit)
 
 
 def _any_precision(of: Entry, name: str, widths: tuple[int, ...]) -> Entry:
-    """The network of `of`, trained at its own and at 4 and 8 bits at once."""
+    """The network of `of`, trained at its own and at 4 and 8 bits at once, for 8 epochs."""
 
     def low_bit() -> Recipe:
-        return replace(of.low_bit(), name=name, method=JointBits.Settings(widths=(4, 8)))
+        recipe = of.low_bit()
+        train = replace(recipe.train, epochs=8)
+        return replace(recipe, name=name, method=JointBits.Settings(widths=(4, 8)), train=train)
 
     title = f"ResNet-8, W2, activations at {widths[0]} to {widths[-1]} bits from one file, on CIFAR-10"
     return replace(of, title=title, low_bit=low_bit, widths=widths)
@@ -123,6 +130,7 @@ ZOO = {
     ),
     **{f"resnet8-cifar10-w{b}a{b}": _from_scratch("resnet8", b, epochs) for b, epochs in ((2, 15), (3, 8), (4, 5))},
     "mobilenet-v1-025-cifar10-w4a4": _from_scratch("mobilenet_v1_025", 4, 8),
+    "resnet32-cifar100-w2a2": _from_scratch("resnet32", 2, 4, float_epochs=15, data="cifar100"),
     **{f"resnet20-cifar10-w{bits}a{bits}": _resnet20(bits, epochs) for bits, epochs in ((2, 6), (3, 3), (4, 2))},
 }
 ZOO["resnet8-cifar10-w2-any"] = _any_precision(
