@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -63,8 +63,15 @@ class Entry:
     widths: tuple[int, ...] = ()
 
 
-def _from_scratch(network: str, bits: int, epochs: int, float_epochs: int = 30, data: str = "cifar10") -> Entry:
-    """A network on `data`, of `SETS`: float epochs, then `epochs` by SPEQ."""
+def _from_scratch(
+    network: str,
+    bits: int,
+    epochs: int,
+    float_epochs: int = 30,
+    data: str = "cifar10",
+    precision: Literal["bf16", "fp32"] = "bf16",
+) -> Entry:
+    """A network on `data`, of `SETS`: float epochs, in `precision`, then `epochs` by SPEQ."""
     title, images = SETS[data]
 
     def floating() -> Recipe:
@@ -74,7 +81,7 @@ def _from_scratch(network: str, bits: int, epochs: int, float_epochs: int = 30, 
             name=f"{data}-{network}-float",
             data=images,
             network=replace(recipe.network, name=network),
-            train=replace(recipe.train, epochs=float_epochs, schedule="one-cycle"),
+            train=replace(recipe.train, epochs=float_epochs, schedule="one-cycle", precision=precision),
         )
 
     def low_bit() -> Recipe:
@@ -129,7 +136,7 @@ ZOO = {
         RECIPES["digits-w2a2-speq"],
     ),
     **{f"resnet8-cifar10-w{b}a{b}": _from_scratch("resnet8", b, epochs) for b, epochs in ((2, 15), (3, 8), (4, 5))},
-    "mobilenet-v1-025-cifar10-w4a4": _from_scratch("mobilenet_v1_025", 4, 8),
+    "mobilenet-v1-025-cifar10-w4a4": _from_scratch("mobilenet_v1_025", 4, 3, float_epochs=12, precision="fp32"),
     "resnet32-cifar100-w2a2": _from_scratch("resnet32", 2, 4, float_epochs=15, data="cifar100"),
     **{f"resnet20-cifar10-w{bits}a{bits}": _resnet20(bits, epochs) for bits, epochs in ((2, 6), (3, 3), (4, 2))},
 }

@@ -49,6 +49,40 @@ def test_a_layer_computes_on_quantized_weight_and_input(kind, per_channel):
     assert model.weight_quantizer.shape == (tuple(4 if d == axis else 1 for d in range(w.dim())) if per_channel else ())
 
 
+SLOW_IN_BF16 = {
+    "strides": (nn.Conv2d(8, 8, 3, stride=2, groups=8), (2, 8, 9, 9)),
+    "5 x 5": (nn.Conv2d(8, 8, 5, groups=8), (2, 8, 9, 9)),
+    "two results a channel": (nn.Conv2d(8, 16, 3, groups=8), (2, 8, 9, 9)),
+    "1 dimension": (nn.Conv1d(8, 8, 3, stride=2, groups=8), (2, 8, 9)),
+}
+
+
+@pytest.mark.parametrize("kind", SLOW_IN_BF16)
+def test_depthwise_convolutions_that_are_slow_in_bf16_compute_in_fp32(kind):
+    layer, shape = SLOW_IN_BF16[kind]
+    x = torch.randn(shape, requires_grad=True)
+    model = spequant.prepare(layer, weight=SAWB(2), act=LSQPlus(2), ends=4)
+    spequant.calibrate(model, [x.detach()], samples=len(x))
+    exact = model(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(x)
+    assert output.dtype == torch.bfloat16 and torch.equal(output, exact.bfloat16())
+    ours, literal = (torch.autograd.grad(y.float().sum(), (x, model.layer.weight)) for y in (output, exact))
+    assert all(torch.equal(*pair) for pair in zip(ours, literal, strict=True))
+
+
+@pytest.mark.parametrize("options", [{"groups": 8}, {"stride": 2}, {"stride": 2, "groups": 4}])
+def test_other_convolutions_compute_in_bf16_under_autocast(options):
+    layer, x = nn.Conv2d(8, 8, 3, **options), torch.randn(2, 8, 9, 9)
+    model = spequant.prepare(layer, weight=SAWB(2), act=LSQPlus(2), ends=4)
+    spequant.calibrate(model, [x], samples=len(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        weight, codes = model.weight_quantizer(layer.weight), model.act_quantizer(x)
+        literal = layer._conv_forward(codes, weight, layer.bias)
+        assert torch.equal(model(x), literal)
+    assert not torch.equal(literal, model(x).bfloat16())
+
+
 def state(model):
     """Parameters and buffers by name: their identity and a copy of their values."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}

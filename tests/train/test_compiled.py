@@ -23,7 +23,7 @@ def test_where_compiling_fails_the_network_runs_uncompiled(monkeypatch):
         calls.append(args)
         raise BackendCompilerFailed(lambda: None, OSError("no compiler here"), None)
 
-    monkeypatch.setattr(torch, "compile", lambda model, mode=None: fails)
+    monkeypatch.setattr(torch, "compile", lambda model, **options: fails)
     model, x = nn.Linear(3, 3), torch.randn(2, 3)
     compiled = Compiled(model)
     with pytest.warns(RuntimeWarning, match=r"torch\.compile failed .*--train\.no-compile"):
@@ -32,12 +32,24 @@ def test_where_compiling_fails_the_network_runs_uncompiled(monkeypatch):
 
 
 def test_an_error_of_the_network_is_raised_unchanged(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda model, mode=None: model)
+    monkeypatch.setattr(torch, "compile", lambda model, **options: model)
     compiled = Compiled(nn.Linear(3, 3))
     with warnings.catch_warnings(), pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         warnings.simplefilter("error")
         compiled(torch.randn(2, 4))
     assert compiled.fast is not None
+
+
+def test_on_a_cpu_dropout_draws_what_it_draws_uncompiled():
+    model, x = nn.Sequential(nn.Linear(4, 64), nn.Dropout(0.5), nn.Linear(64, 2)), torch.randn(8, 4)
+    gradients = []
+    for network in (model, Compiled(model)):
+        torch.manual_seed(0)
+        logits = [network(x) for _ in range(2)]
+        assert not torch.allclose(*logits)
+        gradients.append(torch.autograd.grad(torch.stack(logits).square().sum(), list(model.parameters())))
+    for eager, compiled in zip(*gradients, strict=True):
+        torch.testing.assert_close(compiled, eager)
 
 
 FALLBACK = """
@@ -76,13 +88,13 @@ def test_with_a_compiler_that_does_not_run(tmp_path):
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda compiled: pickle.loads(pickle.dumps(compiled))])
 def test_a_copy_runs_with_its_own_weights(monkeypatch, copied):
     compilations = []
-    monkeypatch.setattr(torch, "compile", lambda model, mode=None: compilations.append(mode) or model)
+    monkeypatch.setattr(torch, "compile", lambda model, **options: compilations.append(options) or model)
     compiled, x = Compiled(nn.Linear(3, 3), cuda_graphs=True), torch.randn(2, 3)
     other = copied(compiled)
     with torch.no_grad():
         for p in other.parameters():
             p.zero_()
     assert not other(x).any() and compiled(x).any()
-    assert compilations == ["reduce-overhead"] * 2
+    assert compilations == [{"mode": "reduce-overhead"}] * 2
     compiled.fast = None  # compiling failed
     assert copied(compiled).fast is None

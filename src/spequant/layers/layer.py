@@ -96,6 +96,10 @@ def run_with(layer: nn.Module, weight: Tensor, input: Tensor, *args: Any, **kwar
     Raises:
         RuntimeError: a hook writes the weight.
     """
+    if torch.is_autocast_enabled("cpu") and input.device.type == "cpu" and _is_slow_in_bf16(layer):
+        with torch.autocast("cpu", enabled=False):
+            output = run_with(layer, weight.float(), input.float(), *args, **kwargs)
+        return output.to(torch.get_autocast_dtype("cpu"))
     if hasattr(layer, "run_with"):
         return layer.run_with(input, weight)  # type: ignore[operator]
     if torch.compiler.is_compiling():  # there the parameter is only swapped in the graph
@@ -116,6 +120,16 @@ def run_with(layer: nn.Module, weight: Tensor, input: Tensor, *args: Any, **kwar
             "layer float: prepare(..., skip=[...])"
         )
     return output
+
+
+def _is_slow_in_bf16(layer: nn.Module) -> bool:
+    """Return whether `layer` is a depthwise convolution with strides, of more than 3 x 3 weights, or with several
+    results a channel: on a CPU its backward pass takes 2 to 50 times as long in bf16 as in fp32
+    (benchmarks/2026-12-01-amx.md).
+    """
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) or not 1 < layer.groups == layer.in_channels:
+        return False
+    return max(layer.stride) > 1 or max(layer.kernel_size) > 3 or layer.out_channels > layer.in_channels
 
 
 def _hooked(layer: nn.Module) -> bool:

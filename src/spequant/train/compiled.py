@@ -12,7 +12,8 @@ class Compiled(nn.Module):
     """A network that is compiled by torch.compile at its first call.
 
     Where compiling fails (no C++ compiler, no Triton), a RuntimeWarning gives the reason, and the network runs
-    uncompiled from then on.
+    uncompiled from then on. On a CPU dropout draws the numbers that it draws uncompiled, and at their speed:
+    torch.compile's own are drawn one by one, so that a step of a BERT takes longer than uncompiled.
 
     Args:
         model: The network; its parameters are those of this module.
@@ -30,7 +31,11 @@ class Compiled(nn.Module):
         self.fast: Callable[..., Any] | None = self._compiled()
 
     def _compiled(self) -> Callable[..., Any]:
-        fast = torch.compile(self.model, mode="reduce-overhead" if self.cuda_graphs else None)
+        if self.cuda_graphs:
+            fast = torch.compile(self.model, mode="reduce-overhead")
+        else:
+            on_cpu = all(tensor.device.type == "cpu" for tensor in self.model.parameters())
+            fast = torch.compile(self.model, options={"fallback_random": on_cpu})
         return lambda *args, **kwargs: fast(*args, **kwargs)  # `fast` is no child module
 
     def __getstate__(self) -> dict[str, Any]:

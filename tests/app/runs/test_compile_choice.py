@@ -37,7 +37,7 @@ def calls_of(monkeypatch, folder, seconds) -> tuple[int, Said]:
     calls: list[int] = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     monkeypatch.setattr(images, "REESTIMATE", 128)
-    monkeypatch.setattr(torch, "compile", lambda model, mode: lambda *args: calls.append(1) or model(*args))
+    monkeypatch.setattr(torch, "compile", lambda model, **_: lambda *args: calls.append(1) or model(*args))
     remember(recipe(), torch.device("cpu"), seconds)
     run(recipe(), folder / "run", said := Said())
     return len(calls), said
