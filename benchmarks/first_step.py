@@ -28,6 +28,7 @@ from spequant.app.commands.screen import print_table
 from spequant.app.recipes.training import device_named
 
 ROWS = ("retrain", "speq")
+NOT_READ = ("steps", "at_once", "quick", "json")
 
 
 def first_step(pipe: Connection, row: str, settings: BenchTrain, cache: str) -> None:
@@ -75,6 +76,9 @@ def main(settings: FirstStep) -> None:
     settings = replace(settings, device=str(device_named(settings.device)))
     if settings.rounds < 1:
         raise SystemExit(f"--rounds is {settings.rounds}; expected 1 or more")
+    for name in NOT_READ:
+        if getattr(settings, name) != getattr(BenchTrain, name):
+            raise SystemExit(f"--{name.replace('_', '-')} is of spequant bench train; a first step has no such option")
     rows = tuple(dict.fromkeys((FLOAT_ROW, *(settings.rows or ROWS))))
     with tempfile.TemporaryDirectory() as caches:
 

@@ -221,20 +221,26 @@ def test_float_inputs_are_left_alone(model):
 def test_unquantized_tensors_pass_as_they_are_until_the_context_ends(model):
     x = torch.randn(4, 3, 8, 8)
     low = model(x)
-    quantizers = {**act_quantizers(model), **weight_quantizers(model)}
-    with unquantized(quantizers.values()):
-        assert all(torch.equal(q(x), x) for q in quantizers.values())
+    quantizers = [*act_quantizers(model).values(), *weight_quantizers(model).values()]
+    with unquantized(quantizers):
+        assert all(torch.equal(q(x), x) for q in quantizers)
         free = model(x)
-        with unquantized(list(quantizers.values())[:1]):
+        with unquantized(quantizers[:1]):
             pass
         assert torch.equal(model(x), free)  # the context within has not ended this one
     assert not torch.equal(low, free) and torch.equal(model(x), low)
     x = torch.randn(2, 3, 8, 8)
     quantized = model.eval()(x)
-    with unquantized(quantizers.values()):
+    with unquantized(quantizers):
         copies = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
         assert not torch.equal(model(x), quantized)
     assert all(torch.equal(network(x), quantized) for network in (model, *copies))
-    with pytest.raises(KeyError), unquantized(quantizers.values()):
+    with unquantized(quantizers):
+        free = model(x)
+        spequant.calibrate(model, [x], samples=len(x), reestimate=False)
+        assert torch.equal(model(x), free)  # calibration has not ended this context
+    quantized = model(x)
+    assert not torch.equal(quantized, free)
+    with pytest.raises(KeyError), unquantized(quantizers):
         raise KeyError
     assert torch.equal(model(x), quantized)

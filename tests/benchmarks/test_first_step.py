@@ -1,6 +1,7 @@
 """The first step's table: rows with an empty cache, then in turn with a full one, as shares of float's seconds."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +26,13 @@ def test_no_round_is_refused_before_anything_is_measured(monkeypatch):
     monkeypatch.setattr(first_step, "measured", None)
     with pytest.raises(SystemExit, match="rounds is 0; expected"):
         first_step.main(replace(SETTINGS, rounds=0))
+
+
+@pytest.mark.parametrize(("name", "value"), [("steps", 3), ("at_once", 2), ("quick", True), ("json", Path("x.json"))])
+def test_options_of_bench_train_that_a_first_step_has_not_are_refused(monkeypatch, name, value):
+    monkeypatch.setattr(first_step, "measured", None)
+    with pytest.raises(SystemExit, match=f"--{name.replace('_', '-')} is of spequant bench train"):
+        first_step.main(replace(SETTINGS, **{name: value}))
 
 
 @pytest.mark.slow

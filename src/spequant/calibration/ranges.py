@@ -138,7 +138,7 @@ def _watch(
     model: nn.Module, quantizers: list[Quantizer], batches: list[Any], run: Callable[[nn.Module, Any], Any]
 ) -> "_Watcher":
     """Record what reaches each quantizer while the model runs in float, in eval mode."""
-    watcher = _Watcher(len(batches))
+    watcher, before = _Watcher(len(batches)), [q.watch for q in quantizers]
     try:
         for q in quantizers:
             q.watch = watcher
@@ -147,8 +147,8 @@ def _watch(
             for batch in batches:
                 run(model, batch)
     finally:
-        for q in quantizers:
-            q.watch = None
+        for q, stand_in in zip(quantizers, before, strict=True):
+            q.watch = stand_in
     return watcher
 
 
