@@ -99,11 +99,11 @@ def _from_scratch(
 
 
 def _any_precision(of: Entry, name: str, widths: tuple[int, ...]) -> Entry:
-    """The network of `of`, trained at its own and at 4 and 8 bits at once, for 8 epochs."""
+    """The network of `of`, trained at its own and at 4 and 8 bits at once, for 5 epochs."""
 
     def low_bit() -> Recipe:
         recipe = of.low_bit()
-        train = replace(recipe.train, epochs=8)
+        train = replace(recipe.train, epochs=5)
         return replace(recipe, name=name, method=JointBits.Settings(widths=(4, 8)), train=train)
 
     title = f"ResNet-8, W2, activations at {widths[0]} to {widths[-1]} bits from one file, on CIFAR-10"
