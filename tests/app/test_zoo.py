@@ -23,6 +23,13 @@ def test_a_card_says_how_the_network_was_made(name, capsys):
         assert fact in shown
 
 
+def test_a_card_says_how_accurate_one_file_is_at_several_widths(capsys):
+    main(["zoo", "resnet8-cifar10-w2-any"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "resnet8, W2A2 to A8" in shown
+    assert "A2 80.02, A3 82.04, A4 82.09" in shown and "--act-bits" in shown
+
+
 def test_an_unknown_name_is_an_error():
     with pytest.raises(SystemExit, match=r"resnet9-digits-w2a2.*resnet8-digits-w2a2"):
         main(["zoo", "resnet9-digits-w2a2"])

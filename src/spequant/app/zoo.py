@@ -31,7 +31,7 @@ def _listing(cards: list[dict[str, Any]]) -> Table:
     for card in cards:
         table.add_row(
             f"zoo/{card['name']}",
-            f"W{card['weight_bits']}A{card['act_bits']}",
+            _bits(card),
             f"{card['test_accuracy'][str(card['seed'])]:.2f}",
             f"{card['float_test_accuracy']:.2f}",
             f"{card['bytes']:,}",
@@ -45,7 +45,7 @@ def _card(card: dict[str, Any]) -> Table:
     accuracies = card["test_accuracy"]
     seeds = ", ".join(f"{value:.2f}{' (the file)' * (seed == str(card['seed']))}" for seed, value in accuracies.items())
     rows = {
-        "network": f"{card['network']['arguments']['name']}, W{card['weight_bits']}A{card['act_bits']}",
+        "network": f"{card['network']['arguments']['name']}, {_bits(card)}",
         "test accuracy, % by seed": f"{seeds}; mean {mean(accuracies.values()):.2f}, of {card['test_images']:,} images",
         "of the float network": f"{card['float_test_accuracy']:.2f}",
         "bytes": f"{card['bytes']:,}; the float network's tensors {card['float_bytes']:,}",
@@ -55,6 +55,15 @@ def _card(card: dict[str, Any]) -> Table:
         "sha256": card["sha256"],
         "licence": f"{card['licence']}; {card['data']}",
     }
+    if card["accuracy_at"]:
+        widths = ", ".join(f"A{bits} {accuracy:.2f}" for bits, accuracy in card["accuracy_at"].items())
+        rows["test accuracy of the file, %"] = f"{widths} (--act-bits)"
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _bits(card: dict[str, Any]) -> str:
+    """Such as "W2A2", or "W2A2 to A8" of a file that was trained for several widths of activations."""
+    widths = list(card["accuracy_at"])
+    return f"W{card['weight_bits']}A{card['act_bits']}" + (f" to A{widths[-1]}" if widths else "")

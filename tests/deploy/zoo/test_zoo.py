@@ -100,7 +100,8 @@ def row(card) -> str:
     """Of the table in docs/zoo.md."""
     accuracies = ", ".join(f"{value:.2f}" for value in card["test_accuracy"].values())
     epochs = f"{card['epochs']['low-bit']} after {card['epochs']['float'] or 'published weights'}"
-    width = f"W{card['weight_bits']}A{card['act_bits']}"
+    several = "".join(f" to A{bits}" for bits in list(card["accuracy_at"])[-1:])
+    width = f"W{card['weight_bits']}A{card['act_bits']}{several}"
     return (
         f"| `{card['name']}` | {width} | {accuracies} | {card['float_test_accuracy']:.2f} | {epochs} | "
         f"{card['bytes']:,} | {card['float_bytes']:,} |"
@@ -110,3 +111,7 @@ def row(card) -> str:
 def test_the_docs_have_each_card():
     text = (Path(__file__).parents[3] / "docs" / "zoo.md").read_text().splitlines()
     assert [line for line in text if line.startswith("| `")] == [row(card_of(name)) for name in names()]
+    for card in map(card_of, names()):
+        if card["accuracy_at"]:
+            widths = ", ".join(f"{accuracy:.2f} at A{bits}" for bits, accuracy in card["accuracy_at"].items())
+            assert f"- `{card['name']}`, the file: {widths}." in text
