@@ -54,6 +54,8 @@ SLOW_IN_BF16 = {
     "5 x 5": (nn.Conv2d(8, 8, 5, groups=8), (2, 8, 9, 9)),
     "two results a channel": (nn.Conv2d(8, 16, 3, groups=8), (2, 8, 9, 9)),
     "1 dimension": (nn.Conv1d(8, 8, 3, stride=2, groups=8), (2, 8, 9)),
+    "3 dimensions": (nn.Conv3d(8, 8, 3, stride=(1, 2, 1), groups=8), (2, 8, 5, 5, 5)),
+    "transposed": (nn.ConvTranspose2d(8, 8, 3, stride=2, groups=8), (2, 8, 9, 9)),
 }
 
 

@@ -9,7 +9,10 @@ from torch.func import functional_call
 
 from spequant.layers.sealed_weight import SealedWeight, refuse_weight
 from spequant.layers.wrapper import Wrapper
+from spequant.networks import TRANSPOSED
 from spequant.quantizers.base import Quantizer
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 
 
 class QuantizedLayer(Wrapper):
@@ -123,11 +126,11 @@ def run_with(layer: nn.Module, weight: Tensor, input: Tensor, *args: Any, **kwar
 
 
 def _is_slow_in_bf16(layer: nn.Module) -> bool:
-    """Return whether `layer` is a depthwise convolution with strides, of more than 3 x 3 weights, or with several
-    results a channel: on a CPU its backward pass takes 2 to 50 times as long in bf16 as in fp32
-    (benchmarks/2026-12-01-amx.md).
+    """Return whether `layer` is a depthwise convolution, transposed or not, with strides, of more than 3 x 3 weights,
+    or with several results a channel. On a CPU the backward pass of these, of transposed ones the forward too, takes
+    2 to 60 times as long in bf16 as in fp32 (benchmarks/2026-12-01-amx.md).
     """
-    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) or not 1 < layer.groups == layer.in_channels:
+    if not isinstance(layer, CONVOLUTIONS) or not 1 < layer.groups == layer.in_channels:
         return False
     return max(layer.stride) > 1 or max(layer.kernel_size) > 3 or layer.out_channels > layer.in_channels
 
